@@ -1,0 +1,102 @@
+"""Cut a data set into disjoint train, validation and test parts, by group.
+
+A group is what must not be torn apart: the sixteen views of one car, the slices of one patient. Groups are shuffled
+by `split_seed` alone, so the cut is a function of the data and the seed, whatever else the run does.
+"""
+
+from collections.abc import Hashable, Sequence
+
+import numpy as np
+
+from utils.errors import UserError
+
+
+def amount(value: float, total: int, option: str) -> int:
+    """Turn a fraction (0 to 1) or a count (above 1) into a count of `total`.
+
+    >>> amount(0.15, 200, "--val_split"), amount(32, 200, "--val_split"), amount(1, 200, "--val_split")
+    (30, 32, 200)
+    """
+    count = round(value * total) if value <= 1 else int(value)
+    if count > total:
+        raise UserError(f"{option} {value:g} asks for {count} samples, but there are only {total}.")
+    return count
+
+
+def shuffled_groups(
+    groups: Sequence[Hashable], split_seed: int, strata: Sequence[int] | None = None
+) -> list[list[int]]:
+    """Return the sample indices of each group, the groups in random order.
+
+    Args:
+        groups: the group of each sample, (N,).
+        split_seed: the seed of the shuffle.
+        strata: the class of each sample, (N,). When given, the groups are ordered so that every prefix of the list
+            holds the classes in nearly their overall proportions. Meant for groups of one sample.
+    """
+    members: dict[Hashable, list[int]] = {}
+    for index, group in enumerate(groups):
+        members.setdefault(group, []).append(index)
+    lists = list(members.values())
+    order = np.random.default_rng(split_seed).permutation(len(lists))
+    if strata is not None:
+        classes = np.asarray(strata)[[lists[i][0] for i in order]]
+        rank = np.empty(len(order))
+        for value in np.unique(classes):
+            of_class = classes == value
+            rank[of_class] = (np.arange(of_class.sum()) + 0.5) / of_class.sum()
+        order = order[np.argsort(rank, kind="stable")]
+    return [lists[i] for i in order]
+
+
+def take(groups: list[list[int]], count: int) -> tuple[list[list[int]], list[list[int]]]:
+    """Cut a list of groups where it holds nearest to `count` samples: whole groups, and at least one if `count` > 0."""
+    if count <= 0:
+        return [], groups
+    sizes = np.cumsum([len(group) for group in groups])
+    cut = int(np.argmin(np.abs(sizes - count))) + 1
+    return groups[:cut], groups[cut:]
+
+
+def flatten(groups: list[list[int]]) -> list[int]:
+    return sorted(index for group in groups for index in group)
+
+
+def split_by_group(
+    groups: Sequence[Hashable],
+    train_val_sample_rate: float,
+    test_sample_rate: float,
+    val_split: float,
+    split_seed: int,
+    strata: Sequence[int] | None = None,
+) -> dict[str, list[int]]:
+    """Cut N samples into ``{"train": indices, "val": indices, "test": indices}``, disjoint by group.
+
+    The test part is cut first. `train_val_sample_rate` is a share of what the test part left, so 1 always means
+    "all of the rest". Every amount is rounded to whole groups, at least one.
+
+    Args:
+        groups: the group of each sample, (N,).
+        train_val_sample_rate: fraction (0 to 1) or count (above 1) for train and validation together.
+        test_sample_rate: fraction or count of all samples for the test part; 0 when the test part is elsewhere.
+        val_split: fraction or count of the train-and-validation samples for validation.
+        split_seed: the seed of the shuffle.
+        strata: the class of each sample, see `shuffled_groups`.
+
+    Raises:
+        UserError: when a part would be empty, or a count exceeds what there is.
+    """
+    rest = shuffled_groups(groups, split_seed, strata)
+    test, rest = take(rest, amount(test_sample_rate, len(groups), "--test_sample_rate"))
+    left = sum(len(group) for group in rest)
+    pool, _ = take(rest, amount(train_val_sample_rate, left, "--train_val_sample_rate"))
+    pool_size = sum(len(group) for group in pool)
+    val, train = take(pool, amount(val_split, pool_size, "--val_split"))
+    parts = {"train": flatten(train), "val": flatten(val), "test": flatten(test)}
+    for name, option in (("train", "--train_val_sample_rate"), ("val", "--val_split"), ("test", "--test_sample_rate")):
+        if not parts[name] and not (name == "test" and test_sample_rate == 0):
+            raise UserError(
+                f"The {name} part is empty: {len(set(groups))} groups with {len(groups)} samples do not stretch to "
+                f"train, validation and test. Give more data, or other values of {option} and --val_split."
+            )
+    return parts
