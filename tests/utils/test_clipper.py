@@ -1,0 +1,97 @@
+"""Gradients are measured before they are limited, and limited as asked."""
+
+import doctest
+
+import pytest
+import torch
+from torch import nn
+
+from utils import clipper
+from utils.clipper import Clipper
+from utils.errors import UserError
+
+
+def parameters_with(*gradients):
+    parameters = []
+    for gradient in gradients:
+        parameter = nn.Parameter(torch.zeros(len(gradient)))
+        parameter.grad = torch.tensor(gradient)
+        parameters.append(parameter)
+    return parameters
+
+
+@pytest.mark.parametrize("clip", [None, 0, 0.0])
+@pytest.mark.parametrize("clip_type", ["norm", "value"])
+def test_without_a_limit_it_only_measures(clip, clip_type):
+    parameters = parameters_with([3.0, 4.0], [12.0])
+    assert Clipper(clip, clip_type)(parameters) == 13.0
+    assert [p.grad.tolist() for p in parameters] == [[3.0, 4.0], [12.0]]
+
+
+def test_norm_keeps_the_direction_and_returns_the_norm_before():
+    parameters = parameters_with([3.0, 4.0], [12.0])
+    norm = Clipper(1.3)(iter(parameters))  # an iterator, as module.parameters() is
+    assert isinstance(norm, torch.Tensor) and norm == 13.0
+    torch.testing.assert_close(torch.cat([p.grad for p in parameters]), torch.tensor([0.3, 0.4, 1.2]))
+
+
+def test_norm_below_the_limit_changes_nothing():
+    parameters = parameters_with([3.0, 4.0])
+    Clipper(5.1)(parameters)
+    assert parameters[0].grad.tolist() == [3.0, 4.0]
+
+
+def test_value_cuts_every_number():
+    parameters = parameters_with([3.0, -4.0], [0.5])
+    assert Clipper(1.0, "value")(parameters) == pytest.approx((9 + 16 + 0.25) ** 0.5)
+    assert [p.grad.tolist() for p in parameters] == [[1.0, -1.0], [0.5]]
+
+
+@pytest.mark.parametrize("clip_type", ["norm", "value"])
+def test_missing_gradients_do_not_count(clip_type):
+    parameters = [nn.Parameter(torch.zeros(2)), *parameters_with([3.0, 4.0])]
+    assert Clipper(1.0, clip_type)(parameters) == 5.0
+    assert parameters[0].grad is None
+    assert Clipper(1.0, clip_type)([nn.Parameter(torch.zeros(2))]) == 0.0
+    assert Clipper(1.0, clip_type)([]) == 0.0
+
+
+@pytest.mark.parametrize(("clip", "clip_type"), [(None, "norm"), (0.7, "norm"), (0.7, "value")])
+def test_sparse_gradients_are_treated_as_dense_ones(clip, clip_type):
+    norms, gradients = [], []
+    for sparse in (True, False):
+        torch.manual_seed(0)
+        embedding, linear = nn.Embedding(6, 3, sparse=sparse), nn.Linear(3, 2)
+        linear(embedding(torch.tensor([1, 1, 4]))).square().sum().backward()  # row 1 gets its gradient in two parts
+        parameters = [embedding.weight, *linear.parameters()]
+        norms.append(Clipper(clip, clip_type)(parameters))
+        gradients.append([p.grad.to_dense() if p.grad.is_sparse else p.grad for p in parameters])
+    torch.testing.assert_close(norms[0], norms[1])
+    torch.testing.assert_close(gradients[0], gradients[1])
+
+
+def test_measures_as_torch_does():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(9, 5), nn.Linear(5, 3))
+    model(torch.randn(4, 9)).square().sum().backward()
+    gradients = [p.grad.clone() for p in model.parameters()]
+    norm = Clipper(0.5)(model.parameters())
+    clipped = [p.grad.clone() for p in model.parameters()]
+    for parameter, gradient in zip(model.parameters(), gradients, strict=True):
+        parameter.grad = gradient
+    assert torch.equal(norm, nn.utils.clip_grad_norm_(model.parameters(), 0.5))
+    assert all(torch.equal(p.grad, each) for p, each in zip(model.parameters(), clipped, strict=True))
+
+
+def test_unknown_type_is_refused_with_the_nearest():
+    with pytest.raises(UserError, match="did you mean 'value'"):
+        Clipper(1.0, "values")
+
+
+def test_limit_below_zero_is_refused():
+    with pytest.raises(UserError, match="clip=-1 is below 0"):
+        Clipper(-1.0)
+
+
+def test_examples_in_the_docstrings():
+    assert doctest.testmod(clipper).failed == 0

@@ -1,0 +1,69 @@
+"""Limit the gradients before an update."""
+
+from collections.abc import Iterable
+
+from torch import Tensor
+from torch.nn.utils import clip_grad_value_, clip_grads_with_norm_, get_total_norm
+
+from utils.errors import UserError, nearest
+
+CLIP_TYPES = ("norm", "value")
+
+
+class Clipper:
+    """Measure the gradients and limit them, in place.
+
+    Called after the backward pass and, with a gradient scaler, after the gradients are unscaled; before the optimizer
+    steps.
+
+    >>> import torch
+    >>> weight = torch.nn.Parameter(torch.zeros(2))
+    >>> weight.grad = torch.tensor([3.0, 4.0])
+    >>> Clipper(clip=1.0)([weight]), weight.grad
+    (tensor(5.), tensor([0.6000, 0.8000]))
+
+    Args:
+        clip: the limit, above 0. None or 0: only measure.
+        clip_type: "norm" scales all gradients together so that their norm is at most `clip`, and keeps their direction
+            (Pascanu, Mikolov and Bengio 2013). "value" cuts every number of a gradient to [-clip, clip].
+
+    Raises:
+        UserError: when `clip` is below 0, or `clip_type` is neither.
+    """
+
+    def __init__(self, clip: float | None = None, clip_type: str = "norm"):
+        if clip is not None and clip < 0:
+            raise UserError(f"clip={clip:g} is below 0: give the largest gradient allowed, or 0 to clip nothing.")
+        if clip_type not in CLIP_TYPES:
+            raise UserError(f"clip_type={clip_type} is unknown{nearest(clip_type, CLIP_TYPES)}: use norm or value.")
+        self.clip = clip
+        self.clip_type = clip_type
+
+    def __call__(self, parameters: Iterable[Tensor]) -> Tensor:
+        """Limit the gradients and return their total L2 norm before that.
+
+        Parameters without a gradient do not count. The norm is a scalar on the device of the gradients, and is not
+        waited for. When it is infinite or NaN, so are gradients, and clipping cannot mend them.
+        """
+        parameters = [parameter for parameter in parameters if parameter.grad is not None]
+        total_norm = get_total_norm([gradient_values(parameter) for parameter in parameters])
+        if not self.clip:
+            return total_norm
+        if self.clip_type == "norm":
+            clip_grads_with_norm_(parameters, self.clip, total_norm)
+            return total_norm
+        dense = [parameter for parameter in parameters if not parameter.grad.is_sparse]
+        if dense:  # it takes neither sparse gradients nor an empty list
+            clip_grad_value_(dense, self.clip)
+        for parameter in parameters:
+            if parameter.grad.is_sparse:
+                gradient_values(parameter).clamp_(-self.clip, self.clip)
+        return total_norm
+
+
+def gradient_values(parameter: Tensor) -> Tensor:
+    """Return the gradient, or of a sparse one the values that it holds, in the same memory and with the same norm."""
+    if not parameter.grad.is_sparse:
+        return parameter.grad
+    parameter.grad = parameter.grad.coalesce()  # sum what falls on the same row, or the norm is not that of the sum
+    return parameter.grad.values()

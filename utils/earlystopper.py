@@ -1,0 +1,65 @@
+"""Notice that a metric has stopped improving."""
+
+from typing import Any
+
+from utils.errors import UserError
+
+MODES = ("max", "min")
+
+
+class EarlyStopper:
+    """Remember the best value of a metric, and how many validations have passed without a better one.
+
+    >>> stopper = EarlyStopper(mode="max", patience=2)
+    >>> [stopper.update(accuracy) for accuracy in (0.5, 0.7, 0.7, 0.6)]
+    [True, True, False, False]
+    >>> stopper.best, stopper.num_bad, stopper.should_stop
+    (0.7, 2, True)
+
+    Args:
+        mode: "max" when more is better, "min" when less is.
+        patience: validations without an improvement after which to stop; 0 never stops.
+        min_delta: at least 0. An improvement must exceed the best value by more than this. Several small gains add up,
+            since they are all measured from the last value that counted as an improvement.
+
+    Attributes:
+        best: the last value that counted as an improvement; before there is one, the worst there is (-inf or inf).
+        num_bad: validations since then.
+
+    Raises:
+        UserError: when `mode` is neither, or `patience` or `min_delta` is below 0.
+    """
+
+    def __init__(self, mode: str = "max", patience: int = 10, min_delta: float = 0.0):
+        if mode not in MODES:
+            raise UserError(f"mode={mode} is unknown: use max when more is better, min when less is.")
+        if patience < 0 or min_delta < 0:
+            raise UserError(f"patience={patience:g}, min_delta={min_delta:g}: both must be at least 0.")
+        self.mode = mode
+        self.patience = patience
+        self.min_delta = min_delta
+        self.best = float("-inf") if mode == "max" else float("inf")
+        self.num_bad = 0
+
+    def update(self, value: float) -> bool:
+        """Take the metric of one validation, and return whether it is an improvement. NaN never is."""
+        value = float(value)
+        gain = value - self.best if self.mode == "max" else self.best - value
+        improved = gain > self.min_delta  # False when the value is NaN
+        if improved:
+            self.best = value
+            self.num_bad = 0
+        else:
+            self.num_bad += 1
+        return improved
+
+    @property
+    def should_stop(self) -> bool:
+        return self.patience > 0 and self.num_bad >= self.patience
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"best": self.best, "num_bad": self.num_bad}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.best = state["best"]
+        self.num_bad = state["num_bad"]

@@ -1,0 +1,96 @@
+"""Optimizers by name. To add one, write a function and give it a name in `OPTIMIZERS`."""
+
+from collections.abc import Iterable
+from typing import Any
+
+from torch import Tensor, optim
+from torch.optim import Optimizer
+
+from utils.errors import UserError, nearest
+
+# Every function takes all settings and uses those that its method has.
+
+
+def adam(parameters: Iterable, lr: float, weight_decay: float, momentum: float) -> Optimizer:
+    """Kingma and Ba 2015. Here weight decay is an L2 penalty: it is added to the gradient."""
+    return optim.Adam(parameters, lr=lr, weight_decay=weight_decay)
+
+
+def adamw(parameters: Iterable, lr: float, weight_decay: float, momentum: float) -> Optimizer:
+    """Loshchilov and Hutter 2019: Adam whose weight decay acts on the weights, beside the gradient."""
+    return optim.AdamW(parameters, lr=lr, weight_decay=weight_decay)
+
+
+def nadam(parameters: Iterable, lr: float, weight_decay: float, momentum: float) -> Optimizer:
+    """Dozat 2016: Adam with Nesterov momentum."""
+    return optim.NAdam(parameters, lr=lr, weight_decay=weight_decay)
+
+
+def radam(parameters: Iterable, lr: float, weight_decay: float, momentum: float) -> Optimizer:
+    """Liu et al. 2020: Adam that holds back while its variance is not yet known."""
+    return optim.RAdam(parameters, lr=lr, weight_decay=weight_decay)
+
+
+def sgd(parameters: Iterable, lr: float, weight_decay: float, momentum: float) -> Optimizer:
+    """Stochastic gradient descent with momentum (Polyak 1964); momentum 0 is the plain method."""
+    return optim.SGD(parameters, lr=lr, weight_decay=weight_decay, momentum=momentum)
+
+
+def nesterov(parameters: Iterable, lr: float, weight_decay: float, momentum: float) -> Optimizer:
+    """Stochastic gradient descent with Nesterov momentum (Sutskever et al. 2013)."""
+    if momentum <= 0:
+        raise UserError(f"optim=nesterov needs a momentum above 0, not {momentum:g}. Give one, or take optim=sgd.")
+    return optim.SGD(parameters, lr=lr, weight_decay=weight_decay, momentum=momentum, nesterov=True)
+
+
+def rmsprop(parameters: Iterable, lr: float, weight_decay: float, momentum: float) -> Optimizer:
+    """Tieleman and Hinton 2012, without momentum, as they gave it."""
+    return optim.RMSprop(parameters, lr=lr, weight_decay=weight_decay)
+
+
+def adagrad(parameters: Iterable, lr: float, weight_decay: float, momentum: float) -> Optimizer:
+    """Duchi, Hazan and Singer 2011."""
+    return optim.Adagrad(parameters, lr=lr, weight_decay=weight_decay)
+
+
+OPTIMIZERS = {
+    "adam": adam,
+    "adamW": adamw,
+    "nadam": nadam,
+    "radam": radam,
+    "sgd": sgd,
+    "nesterov": nesterov,
+    "rmsprop": rmsprop,
+    "adagrad": adagrad,
+}
+
+
+def build_optimizer(
+    parameters: Iterable[Tensor] | Iterable[dict[str, Any]],
+    optim: str = "adamW",
+    lr: float = 1e-3,
+    weight_decay: float = 0.01,
+    momentum: float = 0.9,
+) -> Optimizer:
+    """Return the optimizer named `optim`.
+
+    What is not named here keeps the default of `torch.optim`.
+
+    Args:
+        parameters: `module.parameters()`, or parameter groups, which may bring their own `lr` and `weight_decay`.
+        optim: a name in `OPTIMIZERS`.
+        lr: learning rate, above 0.
+        weight_decay: at least 0. "adamW" shrinks the weights by it; all others add it to the gradient (an L2 penalty).
+        momentum: from 0 to below 1, for "sgd" and "nesterov"; the others have none to set.
+
+    Raises:
+        UserError: when the name is unknown, or a setting is out of range.
+    """
+    if optim not in OPTIMIZERS:
+        raise UserError(f"optim={optim} is unknown{nearest(optim, OPTIMIZERS)}: use one of {', '.join(OPTIMIZERS)}.")
+    if not (lr > 0 and weight_decay >= 0 and 0 <= momentum < 1):
+        raise UserError(
+            f"lr={lr:g}, weight_decay={weight_decay:g}, momentum={momentum:g}: the learning rate must be above 0, the "
+            f"weight decay at least 0, the momentum from 0 to below 1."
+        )
+    return OPTIMIZERS[optim](parameters, lr=lr, weight_decay=weight_decay, momentum=momentum)

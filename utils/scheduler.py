@@ -1,0 +1,195 @@
+"""Learning rates over a run. The learning rate is a function of the number of updates made, and of nothing else.
+
+The options count in epochs, fractions allowed; `build_scheduler` turns them into a `Plan`, which counts in updates, so
+that everything that must happen at an exact moment is decided between integers. `lr_factor` is the function itself. To
+plot a plan:
+
+    plan = Plan("cosine", num_updates=940, warmup_updates=94)
+    plt.plot([lr_factor(update, plan) for update in range(plan.num_updates)])
+
+To add a schedule, write a function of (update, plan) and give it a name in `SCHEDULERS`.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
+
+from utils.errors import UserError, nearest
+
+
+def check_range(option: str, value: float, allowed: bool, range_in_words: str) -> None:
+    if not allowed:
+        raise UserError(f"{option}={value:g} is out of range: it must be {range_in_words}.")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A schedule, in updates.
+
+    Args:
+        lr_scheduler: a name in `SCHEDULERS`.
+        num_updates: updates of the whole run, at least 1; they are numbered from 0 to num_updates - 1.
+        warmup_updates: the first update at the full learning rate.
+        warmup_multiplier: at least 1. The warm-up starts at this part of the learning rate, 100 for a hundredth.
+        updates_per_epoch: updates of one epoch, for "exponential".
+        decay_updates: the updates from which on the rate is decayed once more, for "step".
+        lr_decay_rate: the factor of one decay, for "step" and "exponential", above 0.
+        floor: the lowest factor after the warm-up.
+
+    Raises:
+        UserError: when the name is unknown or a number out of range.
+    """
+
+    lr_scheduler: str
+    num_updates: int
+    warmup_updates: int = 0
+    warmup_multiplier: float = 100.0
+    updates_per_epoch: int = 1
+    decay_updates: tuple[int, ...] = ()
+    lr_decay_rate: float = 0.1
+    floor: float = 0.0
+
+    def __post_init__(self):
+        if self.lr_scheduler not in SCHEDULERS:
+            raise UserError(
+                f"lr_scheduler={self.lr_scheduler} is unknown{nearest(self.lr_scheduler, SCHEDULERS)}: "
+                f"use one of {', '.join(SCHEDULERS)}."
+            )
+        check_range("warmup_multiplier", self.warmup_multiplier, self.warmup_multiplier >= 1, "at least 1")
+        check_range("lr_decay_rate", self.lr_decay_rate, self.lr_decay_rate > 0, "above 0")
+
+    def progress(self, update: int) -> float:
+        """Return how much of the way from the end of the warm-up to the last update is behind, from 0 to 1."""
+        length = self.num_updates - 1 - self.warmup_updates
+        if length <= 0:  # no way to go: a run of one update makes it at the full rate
+            return 0.0
+        return min(max(update - self.warmup_updates, 0) / length, 1.0)
+
+
+def constant(update: int, plan: Plan) -> float:
+    """Stay at the learning rate."""
+    return 1.0
+
+
+def step(update: int, plan: Plan) -> float:
+    """Multiply by the decay rate at each update of `decay_updates`."""
+    num_decays = sum(update >= decay_update for decay_update in plan.decay_updates)
+    return max(plan.lr_decay_rate**num_decays, plan.floor)
+
+
+def cosine(update: int, plan: Plan) -> float:
+    """Fall along half a cosine to the floor, which the last update has (Loshchilov and Hutter 2017)."""
+    return plan.floor + (1 - plan.floor) * (1 + math.cos(math.pi * plan.progress(update))) / 2
+
+
+def linear(update: int, plan: Plan) -> float:
+    """Fall along a line to the floor, which the last update has."""
+    return plan.floor + (1 - plan.floor) * (1 - plan.progress(update))
+
+
+def exponential(update: int, plan: Plan) -> float:
+    """Multiply by the decay rate once per epoch after the warm-up, in equal parts at every update."""
+    epochs = max(update - plan.warmup_updates, 0) / plan.updates_per_epoch
+    return max(plan.lr_decay_rate**epochs, plan.floor)
+
+
+SCHEDULERS: dict[str, Callable[[int, Plan], float]] = {
+    "constant": constant,
+    "step": step,
+    "cosine": cosine,
+    "linear": linear,
+    "exponential": exponential,
+}
+
+
+def lr_factor(update: int, plan: Plan) -> float:
+    """Return what the learning rate is multiplied with at this update, counted from 0."""
+    factor = SCHEDULERS[plan.lr_scheduler](update, plan)
+    if update < plan.warmup_updates:
+        start = 1 / plan.warmup_multiplier
+        factor *= start + (1 - start) * update / plan.warmup_updates
+    return factor
+
+
+def find_decay_updates(
+    num_epochs: int, updates_per_epoch: int, lr_decay_epochs: Sequence[float] | None, lr_decay_steps: float | None
+) -> tuple[int, ...]:
+    """Return the updates at which "step" decays. Exactly one of the last two arguments must be given."""
+    if bool(lr_decay_epochs) == bool(lr_decay_steps):
+        raise UserError(
+            f"lr_scheduler=step got lr_decay_epochs={lr_decay_epochs} and lr_decay_steps={lr_decay_steps}: give either "
+            f"the epochs of the decays, such as 30 60 90, or the number of epochs between two decays, such as 30."
+        )
+    if lr_decay_steps:
+        check_range("lr_decay_steps", lr_decay_steps, lr_decay_steps > 0, "above 0")
+        num_decays = math.ceil(num_epochs / lr_decay_steps)
+        lr_decay_epochs = [lr_decay_steps * count for count in range(1, num_decays + 1)]
+    for epoch in lr_decay_epochs:
+        check_range("lr_decay_epochs", epoch, epoch > 0, "above 0 (to begin at a lower rate, lower lr)")
+    return tuple(round(epoch * updates_per_epoch) for epoch in lr_decay_epochs)
+
+
+def build_scheduler(
+    optimizer: Optimizer,
+    lr_scheduler: str = "cosine",
+    *,
+    num_epochs: int,
+    updates_per_epoch: int,
+    warmup_epoch: float = 0.0,
+    warmup_multiplier: float = 100.0,
+    lr_decay_epochs: Sequence[float] | None = None,
+    lr_decay_steps: float | None = None,
+    lr_decay_rate: float = 0.1,
+    lr_min: float = 0.0,
+) -> LambdaLR:
+    """Return a scheduler whose `step()` is called once after every update.
+
+    The rates that the optimizer has now are the full rates, one for each parameter group. Every duration is in epochs,
+    fractions allowed, and is rounded to whole updates. The scheduler's state is the position alone: a run that is
+    resumed with other options follows the new ones.
+
+    Args:
+        lr_scheduler: a name in `SCHEDULERS`, see the functions there.
+        num_epochs: epochs of the whole run, at least 1.
+        updates_per_epoch: updates of one epoch, at least 1.
+        warmup_epoch: how long the rate rises in a line to lr (Goyal et al. 2017), at least 0.
+        warmup_multiplier: the warm-up starts at lr / warmup_multiplier; at least 1.
+        lr_decay_epochs: for "step", the epochs of the decays, counted from the start of the run.
+        lr_decay_steps: for "step", instead of `lr_decay_epochs`: decay after every so many epochs.
+        lr_decay_rate: for "step" and "exponential", above 0.
+        lr_min: the lowest learning rate after the warm-up, from 0 to the lowest rate of a group.
+
+    Raises:
+        UserError: when the name is unknown or an option out of range; for "step", unless exactly one of
+            `lr_decay_epochs` and `lr_decay_steps` is given.
+    """
+    check_range("num_epochs", num_epochs, num_epochs >= 1, "at least 1")
+    check_range("updates_per_epoch", updates_per_epoch, updates_per_epoch >= 1, "at least 1")
+    check_range("warmup_epoch", warmup_epoch, warmup_epoch >= 0, "at least 0")
+    plan = Plan(
+        lr_scheduler,
+        num_updates=num_epochs * updates_per_epoch,
+        warmup_updates=round(warmup_epoch * updates_per_epoch),
+        warmup_multiplier=warmup_multiplier,
+        updates_per_epoch=updates_per_epoch,
+        lr_decay_rate=lr_decay_rate,
+    )
+    if lr_scheduler == "step":
+        decay_updates = find_decay_updates(num_epochs, updates_per_epoch, lr_decay_epochs, lr_decay_steps)
+        plan = replace(plan, decay_updates=decay_updates)
+    return LambdaLR(optimizer, [group_function(plan, group, lr_min) for group in optimizer.param_groups])
+
+
+def group_function(plan: Plan, group: dict[str, Any], lr_min: float) -> Callable[[int], float]:
+    """Return the factor of one parameter group as a function of the update.
+
+    A function, since of an object LambdaLR would save the attributes, and a resume would bring the old ones back.
+    """
+    base_lr = float(group.get("initial_lr", group["lr"]))
+    check_range("lr_min", lr_min, 0 <= lr_min <= base_lr, f"from 0 to the learning rate, {base_lr:g}")
+    plan = replace(plan, floor=lr_min / base_lr if lr_min else 0.0)
+    return lambda update: lr_factor(update, plan)
