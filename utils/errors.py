@@ -11,6 +11,10 @@ class UserError(ValueError):
     on stderr and exit status 2, without a traceback. A fault of the programmer is any other exception.
     """
 
+    def __init__(self, message: str):
+        # A loading process hands its error over as a text that has the traceback in it.
+        super().__init__(message.rpartition("utils.errors.UserError: ")[2].strip())
+
 
 def nearest(name: str, known: Iterable[str]) -> str:
     """Return ``" (did you mean 'x'?)"`` for the known name most like `name`, or ``""`` when none is near.

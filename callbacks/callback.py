@@ -1,0 +1,130 @@
+"""The hooks through which a run is watched."""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from utils.errors import nearest
+from utils.seed import preserved_random_state
+
+
+class Callback:
+    """Base class: override the hooks you need.
+
+    A callback may read, log, draw, save, or ask to stop (``trainer.should_stop = True``). It does not touch gradients,
+    weights, the learning rate or random numbers: with every callback removed a run ends with the same weights. To
+    change the computation, override the trainer.
+
+    The order of the calls::
+
+        on_train_start
+        for each epoch:
+            on_epoch_start
+            for each update:
+                on_update_end           every update: keep it cheap, and do not call .item() on a GPU's tensors
+                on_log                  every --log_every updates, with plain numbers
+            on_validation_end           when the epoch was validated
+            on_epoch_end                before the checkpoint is written, so that what it records is in it
+        on_train_end
+        on_exception                    instead of on_train_end, when anything was raised; it is raised again
+
+    A misspelt hook fails when the class is defined, not silently never:
+
+    >>> class Mine(Callback):
+    ...     def on_epoch_ends(self, trainer, row): ...
+    Traceback (most recent call last):
+    TypeError: Mine.on_epoch_ends is no hook (did you mean 'on_epoch_end'?)
+    """
+
+    HOOKS = (
+        "on_train_start", "on_epoch_start", "on_update_end", "on_log", "on_validation_end", "on_epoch_end",
+        "on_train_end", "on_exception",
+    )  # fmt: skip
+
+    def __init_subclass__(cls, **kwargs):
+        super().__init_subclass__(**kwargs)
+        for name in vars(cls):
+            if name.startswith("on_") and name not in cls.HOOKS:
+                raise TypeError(f"{cls.__name__}.{name} is no hook{nearest(name, cls.HOOKS)}")
+
+    def on_train_start(self, trainer) -> None:
+        """Before the first epoch, after a checkpoint was resumed."""
+
+    def on_epoch_start(self, trainer) -> None:
+        """Before the first update of an epoch, or of what is left of it after a resume."""
+
+    def on_update_end(self, trainer, values: Mapping[str, Any]) -> None:
+        """After an update; `values` is what `train_step` returned: detached scalars, still on the device."""
+
+    def on_log(self, trainer, values: Mapping[str, float]) -> None:
+        """After every --log_every-th update; `values` as in `on_update_end` and `lr`, as plain numbers."""
+
+    def on_validation_end(self, trainer, results: Mapping[str, float]) -> None:
+        """After a validation; `results` are the evaluator's, by the names of its meters."""
+
+    def on_epoch_end(self, trainer, row: Mapping[str, float]) -> None:
+        """After an epoch; `row` is its line of metrics.csv."""
+
+    def on_train_end(self, trainer) -> None:
+        """After the last epoch, when nothing was raised."""
+
+    def on_exception(self, trainer, error: BaseException) -> None:
+        """When training is left by an exception, Ctrl-C included; the checkpoint is already written."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed run needs of this callback."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take back what `state_dict` returned."""
+
+
+class CallbackList:
+    """Calls hooks in order, and holds every callback to the contract of `Callback`."""
+
+    def __init__(self, callbacks: Iterable[Callback]):
+        self.callbacks = list(callbacks)
+        self._listeners = {
+            hook: [c for c in self.callbacks if getattr(type(c), hook) is not getattr(Callback, hook)]
+            for hook in Callback.HOOKS
+        }
+
+    def call(self, hook: str, trainer, *arguments) -> None:
+        """Call `hook` of every callback that overrides it.
+
+        Raises:
+            RuntimeError: when a callback changed weights, a learning rate or the train/eval mode.
+        """
+        if not self._listeners[hook]:
+            return  # most runs have no on_update_end, and then it costs nothing
+        with preserved_random_state():
+            for callback in self._listeners[hook]:
+                before = self._watched(trainer)
+                getattr(callback, hook)(trainer, *arguments)
+                if self._watched(trainer) != before:
+                    raise RuntimeError(
+                        f"{type(callback).__name__}.{hook} changed weights, gradients, a learning rate or the "
+                        "train/eval mode. A callback only watches; to change the computation, override the trainer."
+                    )
+
+    @staticmethod
+    def _watched(trainer) -> list:
+        """Cheap witnesses of a change: the version counters that torch keeps for in-place writes, and plain numbers."""
+        seen: list = []
+        for network in trainer.networks.values():
+            seen.append(network.training)
+            for tensor in (*network.parameters(), *network.buffers()):
+                grad = tensor.grad
+                seen.append((id(tensor), tensor._version, id(grad), None if grad is None else grad._version))
+        for optimizer in trainer.optimizers.values():
+            seen += [(group["lr"], group.get("weight_decay")) for group in optimizer.param_groups]
+        return seen
+
+    def state_dict(self) -> dict[str, Any]:
+        """States by class name and place: two callbacks of one class have a state each."""
+        return {f"{place}.{type(c).__name__}": c.state_dict() for place, c in enumerate(self.callbacks)}
+
+    def load_state_dict(self, states: dict[str, Any]) -> None:
+        """Give each callback its state back; one that is new to the run keeps its fresh state."""
+        for place, callback in enumerate(self.callbacks):
+            if state := states.get(f"{place}.{type(callback).__name__}"):
+                callback.load_state_dict(state)

@@ -1,0 +1,35 @@
+"""One row per epoch in a CSV file."""
+
+import csv
+from collections.abc import Mapping
+from pathlib import Path
+
+from callbacks.callback import Callback
+
+
+class CSVLogger(Callback):
+    """Keeps `path` at one row per completed epoch.
+
+    The whole file is written anew each time: it is small, a column that first appears later (a validation every third
+    epoch) gets its place, and rows that a crash left beyond the checkpoint disappear on resume.
+    """
+
+    def __init__(self, path: str | Path):
+        self.path = Path(path)
+        self.rows: list[dict] = []
+
+    def on_train_start(self, trainer) -> None:
+        if not self.path.exists():
+            return
+        with open(self.path, newline="", encoding="utf-8") as file:
+            self.rows = [row for row in csv.DictReader(file) if int(row["epoch"]) <= trainer.progress.epoch]
+
+    def on_epoch_end(self, trainer, row: Mapping[str, float]) -> None:
+        self.rows.append({key: round(v, 6) if isinstance(v := value, float) else v for key, value in row.items()})
+        columns = list(dict.fromkeys(key for row in self.rows for key in row))
+        temporary = self.path.with_suffix(".tmp")
+        with open(temporary, "w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, columns, restval="")
+            writer.writeheader()
+            writer.writerows(self.rows)
+        temporary.replace(self.path)

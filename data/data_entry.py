@@ -1,0 +1,119 @@
+"""Select the data by --data_type.
+
+To add a data set: write a function that returns {"train": ..., "val": ..., "test": ...} in a file of its own, and name
+it here with the task that it is for.
+
+Each part is a map-style `torch.utils.data.Dataset`. What else the template uses, if it is there:
+    names       list of str, one per sample, for messages and file names
+    groups      list of str, one per sample: what must not be torn apart by a split (default: the names)
+    is_random   False when a sample is always the same, so that no seed is set per sample (default: True)
+    collate_fn  how samples become a batch; with `__getitems__`, whole batches are fetched at once
+    summary, report   lines for the log
+"""
+
+import hashlib
+from argparse import Namespace
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from data.sampler import SeededDataset
+from utils.errors import UserError
+
+DATA_TYPES = {
+    "FashionMNISTSample": "classification",
+    "FashionMNIST": "classification",
+    "Carvana": "segmentation",
+}
+PARTS = ("train", "val", "test")
+
+
+def data_types(task: str | None) -> list[str]:
+    """The names for --data_type that fit a task; all of them for None."""
+    return [name for name, of_task in DATA_TYPES.items() if task in (None, of_task)]
+
+
+def build_datasets(opt: Namespace) -> dict[str, Dataset]:
+    """Return the data sets of the three parts, disjoint and none of them empty."""
+    split = {
+        "train_val_sample_rate": opt.train_val_sample_rate,
+        "test_sample_rate": opt.test_sample_rate,
+        "val_split": opt.val_split,
+        "split_seed": opt.split_seed,
+    }
+    if opt.data_type == "Carvana":
+        from data.Carvana import build_carvana
+
+        return build_carvana(
+            opt.data_dir,
+            patch_size=opt.patch_size,
+            n_channels=opt.n_channels,
+            n_classes=opt.n_classes,
+            mode=opt.mode,
+            augment=opt.augment,
+            **split,
+        )
+    if opt.n_channels != 1 or opt.n_classes < 10:
+        raise UserError(
+            f"{opt.data_type} has 1 channel and 10 classes, which --n_channels {opt.n_channels} --n_classes "
+            f"{opt.n_classes} does not fit."
+        )
+    from data.FashionMNIST import build_fashion_mnist, build_fashion_mnist_sample
+
+    if opt.data_type == "FashionMNIST":
+        return build_fashion_mnist(opt.data_dir, **split)
+    return build_fashion_mnist_sample(**split)
+
+
+def build_eval_loader(
+    dataset: Dataset, batch_size: int, num_workers: int = 0, max_batches: int | None = None, pin_memory: bool = False
+) -> DataLoader:
+    """A loader for validation and test: in order, every sample once, the last batch as short as it comes."""
+    num_samples = len(dataset) if max_batches is None else min(len(dataset), max_batches * batch_size)
+    order: Sequence[Any] = range(num_samples)
+    if is_random := getattr(dataset, "is_random", True):
+        order = [(0, index) for index in order]  # the same random choices at every evaluation
+    return DataLoader(
+        SeededDataset(dataset, seed=0) if is_random else dataset,
+        batch_size=batch_size,
+        sampler=order,
+        collate_fn=getattr(dataset, "collate_fn", None),
+        num_workers=num_workers,
+        pin_memory=pin_memory,
+        generator=torch.Generator(),  # else making an iterator draws from the global generator
+    )
+
+
+def sample_names(dataset: Dataset) -> list[str]:
+    return list(getattr(dataset, "names", None) or map(str, range(len(dataset))))
+
+
+def sample_groups(dataset: Dataset) -> list[str]:
+    return list(getattr(dataset, "groups", None) or sample_names(dataset))
+
+
+def group_hashes(dataset: Dataset) -> torch.Tensor:
+    """What a checkpoint remembers of the data it saw: a 64-bit hash per group, sorted, (G,) int64."""
+    digests = {hashlib.blake2b(str(group).encode(), digest_size=8).digest() for group in sample_groups(dataset)}
+    return torch.tensor(sorted(int.from_bytes(digest, "little", signed=True) for digest in digests))
+
+
+def refuse_seen(dataset: Dataset, part: str, seen: dict[str, torch.Tensor]) -> None:
+    """Raise UserError when a test would measure what was learned by heart.
+
+    Args:
+        dataset: what is to be evaluated.
+        part: "test" must not meet training or validation data (which chose the best checkpoint); "val" no training
+            data; "train" is asked for by name, so nothing is refused.
+        seen: the `group_hashes` of the parts "train" and "val" that a checkpoint has seen.
+    """
+    hashes = group_hashes(dataset)
+    for other in {"test": ("train", "val"), "val": ("train",), "train": ()}[part]:
+        if common := int(torch.isin(hashes, seen[other]).sum()):
+            raise UserError(
+                f"{common} of the {len(hashes)} groups of the {part} part were in the {other} part of the checkpoint's "
+                f"run, so the score would flatter.\nLeave the options of the data as they were trained with, or give "
+                f"--allow_seen to evaluate all the same."
+            )

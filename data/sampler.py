@@ -1,0 +1,148 @@
+"""The order of the data: which samples each optimizer update sees.
+
+The order of an epoch is a function of (seed, epoch) alone. An update takes the next `batch_size` samples of that order
+and may be cut into micro-batches. So a position is two numbers, (epoch, samples done), and neither the number of
+workers nor the size of the micro-batches changes what is learned.
+"""
+
+from collections.abc import Iterator
+from itertools import islice
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from utils.seed import mix, seeded
+
+
+def epoch_order(num_samples: int, seed: int, epoch: int) -> list[int]:
+    """The permutation of 0..num_samples-1 for one epoch (counted from 0)."""
+    generator = torch.Generator().manual_seed(mix(seed, epoch))
+    return torch.randperm(num_samples, generator=generator).tolist()
+
+
+class UpdateSampler:
+    """A batch sampler that gives the micro-batches of an epoch from any position on.
+
+    Args:
+        num_samples: size of the data set.
+        batch_size: samples in one optimizer update; the last update of an epoch takes what is left.
+        micro_batch_size: samples that go through the model at once; None for the whole update.
+        seed: seed of the order.
+        max_updates: end an epoch after so many updates; None for all.
+        keyed: give (epoch, index) instead of index, for a `SeededDataset`.
+    """
+
+    def __init__(
+        self,
+        num_samples: int,
+        batch_size: int,
+        micro_batch_size: int | None = None,
+        seed: int = 0,
+        max_updates: int | None = None,
+        keyed: bool = False,
+    ):
+        self.num_samples = num_samples if max_updates is None else min(num_samples, max_updates * batch_size)
+        self.total_samples = num_samples
+        self.batch_size = batch_size
+        self.micro_batch_size = micro_batch_size or batch_size
+        self.seed = seed
+        self.keyed = keyed
+        self.epoch = 0
+        self.start = 0
+
+    def update_sizes(self) -> list[int]:
+        """The number of samples of each update from `start` to the end of the epoch."""
+        return [
+            min(self.batch_size, self.num_samples - first)
+            for first in range(self.start, self.num_samples, self.batch_size)
+        ]
+
+    def num_micro_batches(self, update_size: int) -> int:
+        return -(-update_size // self.micro_batch_size)
+
+    def __len__(self) -> int:
+        return sum(self.num_micro_batches(size) for size in self.update_sizes())
+
+    def __iter__(self) -> Iterator[list]:
+        order = epoch_order(self.total_samples, self.seed, self.epoch)
+        first = self.start
+        for size in self.update_sizes():
+            update = order[first : first + size]
+            first += size
+            for begin in range(0, size, self.micro_batch_size):
+                micro_batch = update[begin : begin + self.micro_batch_size]
+                yield [(self.epoch, index) for index in micro_batch] if self.keyed else micro_batch
+
+
+class SeededDataset(Dataset):
+    """Makes what is random inside a sample a function of (seed, epoch, index), wherever the sample is made.
+
+    Fetched by (epoch, index). The generators of the process that fetches are left as they were.
+    """
+
+    def __init__(self, dataset: Dataset, seed: int):
+        self.dataset = dataset
+        self.seed = seed
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, key: tuple[int, int]) -> Any:
+        epoch, index = key
+        with seeded(mix(self.seed, epoch, index)):
+            return self.dataset[index]
+
+
+class UpdateLoader:
+    """Loads training data one optimizer update at a time: a list of micro-batches.
+
+    Args:
+        dataset: a map-style data set. One that declares ``is_random = False`` is not seeded per sample; one with
+            ``__getitems__`` and ``collate_fn`` is asked for whole batches.
+        batch_size, micro_batch_size, seed, max_updates: see `UpdateSampler`.
+        num_workers: loading processes; 0 loads in this one.
+        pin_memory: put batches in page-locked memory, from which copies to a GPU can overlap with computing.
+    """
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        batch_size: int,
+        micro_batch_size: int | None = None,
+        seed: int = 0,
+        max_updates: int | None = None,
+        num_workers: int = 0,
+        pin_memory: bool = False,
+    ):
+        is_random = getattr(dataset, "is_random", True)
+        self.dataset = dataset
+        self.sampler = UpdateSampler(len(dataset), batch_size, micro_batch_size, seed, max_updates, keyed=is_random)
+        self.loader = DataLoader(
+            SeededDataset(dataset, seed) if is_random else dataset,
+            batch_sampler=self.sampler,
+            collate_fn=getattr(dataset, "collate_fn", None),
+            num_workers=num_workers,
+            persistent_workers=num_workers > 0,
+            pin_memory=pin_memory,
+            generator=torch.Generator().manual_seed(seed),  # else each epoch draws from the global generator
+        )
+
+    @property
+    def num_samples(self) -> int:
+        """Samples in one epoch."""
+        return self.sampler.num_samples
+
+    @property
+    def updates_per_epoch(self) -> int:
+        return -(-self.num_samples // self.sampler.batch_size)
+
+    def updates(self, epoch: int, start: int = 0) -> Iterator[list]:
+        """Yield the micro-batches of each update of `epoch`, leaving out its first `start` samples."""
+        self.sampler.epoch, self.sampler.start = epoch, start
+        sizes = self.sampler.update_sizes()
+        if not sizes:
+            return
+        batches = iter(self.loader)
+        for size in sizes:
+            yield list(islice(batches, self.sampler.num_micro_batches(size)))

@@ -1,0 +1,204 @@
+"""The evaluation loop, for validation and for test.
+
+A task derives from `EvaluatorBase` and says what a prediction is worth (`build_meters`, `eval_step`). The trainer runs
+it for validation; as a program it evaluates a checkpoint. So a metric is defined once.
+"""
+
+import contextlib
+import logging
+from argparse import Namespace
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from base_options import add_common_options, add_test_options
+from data.data_entry import build_datasets, build_eval_loader, refuse_seen
+from loss.loss_entry import build_criterion
+from model.model_entry import NETWORK_OPTIONS, build_networks
+from utils.checkpoint import load_checkpoint, set_state
+from utils.device import place_network, select_devices
+from utils.func import move_to
+from utils.logger import build_logger
+from utils.options import OptionParser, run_main
+from utils.precision import Precision
+from utils.results import compare_with_stored, format_results, save_results
+from utils.seed import preserved_random_state, seed_everything
+from utils.timestamp import make_timestamped_dir
+
+OF_THE_LAUNCH = ("model_path", "gpu_devices", "debug")  # a checkpoint's values for these say nothing about its network
+
+
+class EvaluatorBase:
+    """Measures networks on a part of the data."""
+
+    task: str | None = None  # "classification" or "segmentation": narrows --data_type, --model_type, --loss_type
+
+    def __init__(
+        self,
+        opt: Namespace,
+        networks: Mapping[str, nn.Module],
+        criterion: nn.Module,
+        device: torch.device,
+        precision: Precision,
+    ):
+        self.opt = opt
+        self.networks = networks
+        self.criterion = criterion
+        self.device = device
+        self.precision = precision
+        self.logger = logging.getLogger(__name__)
+        self.output_dir: Path | None = None  # of the evaluation as a program
+        self.num_samples = 0  # that were evaluated by it
+        self.meters = {
+            name: meter.to(device) if hasattr(meter, "to") else meter for name, meter in self.build_meters().items()
+        }
+
+    @property
+    def model(self) -> nn.Module:
+        """The only network, for the common case of one."""
+        (model,) = self.networks.values()
+        return model
+
+    # ---- the task: override --------------------------------------------------------------------------------------
+    @classmethod
+    def add_options(cls, parser: OptionParser) -> None:
+        """Add the task's options that training and evaluation share."""
+
+    @classmethod
+    def add_test_options(cls, parser: OptionParser) -> None:
+        """Add the task's options of the evaluation as a program."""
+
+    def build_meters(self) -> dict[str, Any]:
+        """Return meters by name: anything with `update`, `compute` and `reset`, a torchmetrics metric for example."""
+        raise NotImplementedError(f"{type(self).__name__} must define build_meters()")
+
+    def eval_step(self, batch: Any) -> None:
+        """Predict one batch, which is on the device, and update the meters. No gradients here."""
+        raise NotImplementedError(f"{type(self).__name__} must define eval_step(batch)")
+
+    def draw(self, batch: Any) -> torch.Tensor | None:
+        """Return a picture of predictions on a batch, (3, H, W) uint8, or None when there is nothing to see."""
+        return None
+
+    def report(self, results: Mapping[str, float], loader: Iterable, output_dir: Path) -> None:
+        """Print and save what the numbers do not show; called after the test."""
+
+    @classmethod
+    def eval_batch_size(cls, opt: Namespace) -> int:
+        """Samples that are predicted at once; it does not change a result."""
+        return opt.eval_batch_size
+
+    # ---- the loop ------------------------------------------------------------------------------------------------
+    def evaluate(self, loader: Iterable, before_batch: Callable[[], None] = lambda: None) -> dict[str, float]:
+        """Run every batch through `eval_step` and return the meters' scalars by name.
+
+        Leaves no trace on the training around it: the networks' modes and all random states are put back.
+
+        Args:
+            loader: the batches.
+            before_batch: called before each; may raise, to stop.
+        """
+        for meter in self.meters.values():
+            meter.reset()
+        with self.inference():
+            for batch in loader:
+                before_batch()
+                with self.precision.autocast():
+                    self.eval_step(move_to(batch, self.device))
+        return self.results()
+
+    @contextlib.contextmanager
+    def inference(self) -> Iterator[None]:
+        """Networks in eval mode, no gradients, and afterwards all modes and random states as they were."""
+        modes = {name: network.training for name, network in self.networks.items()}
+        for network in self.networks.values():
+            network.eval()
+        try:
+            with torch.no_grad(), preserved_random_state():
+                yield
+        finally:
+            for name, network in self.networks.items():
+                network.train(modes[name])
+
+    def picture(self, loader: Iterable) -> torch.Tensor | None:
+        """What `draw` makes of the loader's first batch."""
+        with self.inference(), self.precision.autocast():
+            return self.draw(move_to(next(iter(loader)), self.device))
+
+    def results(self) -> dict[str, float]:
+        """The scalars of all meters; a meter that computes a dict gives one per entry, a matrix none."""
+        results = {}
+        for name, meter in self.meters.items():
+            value = meter.compute()
+            entries = {f"{name}/{key}": v for key, v in value.items()} if isinstance(value, dict) else {name: value}
+            for key, entry in entries.items():
+                if not torch.is_tensor(entry) or entry.numel() == 1:
+                    results[key] = float(entry)
+        return results
+
+    def intervals(self) -> dict[str, tuple[float, float]]:
+        """The 95 % intervals of the meters that can tell one."""
+        return {name: meter.interval() for name, meter in self.meters.items() if hasattr(meter, "interval")}
+
+    # ---- as a program --------------------------------------------------------------------------------------------
+    @classmethod
+    def main(cls, argv: list[str] | None = None) -> None:
+        """Evaluate a checkpoint from the command line; ends with status 2 on what the user can mend."""
+        run_main(lambda: cls.run_test(cls.parse_options(argv)))
+
+    @classmethod
+    def parse_options(cls, argv: list[str] | None = None) -> Namespace:
+        """Options: those of the checkpoint, then --config files, then the command line; later ones win."""
+        parser = OptionParser(description=cls.__doc__)
+        add_test_options(parser)
+        add_common_options(parser, cls.task)
+        cls.add_options(parser)
+        cls.add_test_options(parser)
+        model_path = parser.parse_given(argv).get("model_path")
+        if not model_path:
+            parser.error("--model_path is needed: the checkpoint to evaluate, Results/.../..._best_ckpt.pth")
+        trained = load_checkpoint(model_path)["options"]
+        trained = {name: value for name, value in trained.items() if name not in OF_THE_LAUNCH}
+        opt = parser.resolve(argv, [(trained, model_path)])
+        for name in NETWORK_OPTIONS:
+            if getattr(opt, name, None) != trained.get(name):
+                parser.error(
+                    f"--{name} {getattr(opt, name)} contradicts the checkpoint {model_path}, "
+                    f"whose network has {name} {trained.get(name)}; leave the flag out"
+                )
+        return opt
+
+    @classmethod
+    def run_test(cls, opt: Namespace) -> "EvaluatorBase":
+        """Load the checkpoint of `opt.model_path`, evaluate the part `opt.split`, log and save the results."""
+        state = load_checkpoint(opt.model_path)
+        seed_everything(opt.seed or 0, opt.deterministic)
+        devices, device_line = select_devices(opt.gpu_devices)
+        place = partial(place_network, device=devices[0], channels_last=opt.channels_last, compile=opt.compile)
+        networks = {name: place(network) for name, network in build_networks(opt).items()}
+        criterion = build_criterion(opt).to(devices[0])
+        set_state(networks, state["networks"], f"The checkpoint {opt.model_path}")
+        set_state(criterion, state["criterion"], f"The loss of the checkpoint {opt.model_path}")
+        dataset = build_datasets(opt)[opt.split]
+        if not opt.allow_seen:
+            refuse_seen(dataset, opt.split, state["groups"])
+        loader = build_eval_loader(dataset, cls.eval_batch_size(opt), opt.num_workers, 3 if opt.debug else None)
+
+        evaluator = cls(opt, networks, criterion, devices[0], Precision(opt.amp, devices[0]))
+        evaluator.num_samples = len(loader.sampler)
+        evaluator.output_dir, _ = make_timestamped_dir(opt.save_path)
+        evaluator.logger = build_logger(opt.proj_name, evaluator.output_dir / "eval_log.txt")
+        evaluator.logger.info(device_line)
+        results = evaluator.evaluate(loader)
+        evaluator.report(results, loader, evaluator.output_dir)
+        what = f"{opt.model_path} on the {opt.split} part of {opt.data_type}"
+        evaluator.logger.info(format_results(what, results, evaluator.intervals(), evaluator.num_samples))
+        save_results(evaluator.output_dir, what, results, evaluator.intervals(), evaluator.num_samples)
+        evaluator.logger.info(f"Saved in {evaluator.output_dir}")
+        if opt.split == "val":
+            evaluator.logger.info(compare_with_stored(results, evaluator.num_samples, state["score"]))
+        return evaluator

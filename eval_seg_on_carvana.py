@@ -1,0 +1,112 @@
+"""Evaluate a segmentation network: python eval_seg_on_carvana.py --model_path Results/Carvana/.../UNet_best_ckpt.pth"""
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from eval import EvaluatorBase
+from utils.draw import contact_sheet, save_picture
+from utils.func import move_to
+from utils.meter import AvgMeter
+from utils.metrics import Dice, IoU, MeanImageDice
+from utils.options import BoolAction, OptionParser, number, one_of
+
+
+class EvaluatorSeg(EvaluatorBase):
+    """Evaluate a segmentation network on Carvana."""
+
+    task = "segmentation"
+
+    @classmethod
+    def add_options(cls, parser: OptionParser) -> None:
+        add = parser.add_argument_group("segmentation").add_argument
+        add("--patch_size", type=number(int, low=16), default=256, metavar="N",
+            help="side of the square that is trained on, in pixels")
+        add("--mode", type=one_of(("direct", "padding")), default="direct", metavar="MODE",
+            help="validation and test: direct resizes to --patch_size, padding keeps the image's own size")
+        add("--augment", action=BoolAction, default=False, help="train on flipped, brighter and darker images")
+        add("--width", type=number(int, low=1), default=None, metavar="N",
+            help="channels of the first level (default: the paper's)")
+        add("--up", type=one_of(("bilinear", "transposed")), default="bilinear", metavar="HOW",
+            help="up-sampling: bilinear, or transposed convolution")
+        add("--deep_supervision", action=BoolAction, default=False, help="UNet++: a loss at every depth")
+
+    @classmethod
+    def add_test_options(cls, parser: OptionParser) -> None:
+        parser.add_argument_group("pictures").add_argument(
+            "--n_snap", type=number(int, low=1), default=50, metavar="N", help="with --viz, save every N-th image"
+        )
+
+    @classmethod
+    def eval_batch_size(cls, opt) -> int:
+        return 1 if opt.mode == "padding" else opt.eval_batch_size  # images of different sizes make no batch
+
+    def build_meters(self) -> dict[str, Any]:
+        num_classes = self.opt.n_classes
+        return {
+            "loss": AvgMeter(),
+            "dice": Dice(num_classes),
+            "iou": IoU(num_classes),
+            "mean_image_dice": MeanImageDice(num_classes),
+        }
+
+    def eval_step(self, batch: Any) -> None:
+        images, masks = batch  # (N, C, H, W), (N, H, W)
+        logits = self.predict(images)  # (N, n_classes, H, W)
+        self.meters["loss"].update(self.criterion(logits, masks), n=len(masks))
+        for name in ("dice", "iou", "mean_image_dice"):
+            self.meters[name].update(logits, masks)
+
+    def predict(self, images: Tensor) -> Tensor:
+        """Return logits at the images' own size, padded in between to what the network divides."""
+        divisor = self.model.divisor
+        height, width = images.shape[-2:]
+        padded = F.pad(images, (0, -width % divisor, 0, -height % divisor), mode="replicate")
+        return self.model(padded)[..., :height, :width]
+
+    def to_classes(self, logits: Tensor) -> Tensor:
+        """(N, n_classes, H, W) logits to (N, H, W) class indices."""
+        return (logits[:, 0] > 0).long() if self.opt.n_classes == 1 else logits.argmax(dim=1)
+
+    def to_grey(self, classes: Tensor) -> Tensor:
+        """(H, W) class indices to (1, H, W) from black, the background, to white, the last class."""
+        return classes[None].float() / max(self.opt.n_classes - 1, 1)
+
+    def draw(self, batch: Any) -> Tensor:
+        images, masks = batch
+        predicted = self.to_classes(self.predict(images))
+        rows = [
+            (image, self.to_grey(mask), self.to_grey(pred))
+            for image, mask, pred in list(zip(images, masks, predicted, strict=True))[:4]
+        ]
+        return contact_sheet(rows, [("origin", "mask", "prediction")] * len(rows))
+
+    def report(self, results: Mapping[str, float], loader: Iterable, output_dir: Path) -> None:
+        """Save origin, mask and prediction of every --n_snap-th image, and one sheet with all of them."""
+        if not self.opt.viz:
+            return
+        output_dir = output_dir / self.opt.mode / self.opt.data_type
+        output_dir.mkdir(parents=True)
+        names = [loader.dataset.names[i] for i in loader.sampler]
+        rows, captions, place = [], [], 0
+        with self.inference():
+            for batch in loader:
+                images, masks = move_to(batch, self.device)
+                for i in range(len(images)):
+                    if (place + i) % self.opt.n_snap == 0:
+                        predicted = self.to_classes(self.predict(images[i : i + 1]))[0]  # (H, W)
+                        row = (images[i], self.to_grey(masks[i]), self.to_grey(predicted))
+                        for kind, picture in zip(("origin", "mask", "pred"), row, strict=True):
+                            save_picture(picture, output_dir / f"{names[place + i]}_{kind}.png")
+                        rows.append(row)
+                        captions.append((names[place + i], "mask", "prediction"))
+                place += len(images)
+        contact_sheet(rows[:24], captions[:24], path=output_dir / "contact_sheet.png")
+        self.logger.info(f"Pictures of {len(rows)} of {place} images, and contact_sheet.png: {output_dir}")
+
+
+if __name__ == "__main__":
+    EvaluatorSeg.main()

@@ -1,0 +1,81 @@
+"""Evaluate a FashionMNIST classifier: python eval_vanilla.py --model_path Results/Vanilla/.../Vanilla_best_ckpt.pth"""
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from data.FashionMNIST import CLASSES
+from eval import EvaluatorBase
+from utils.draw import captioned_grid, save_confusion_matrix
+from utils.func import move_to
+from utils.meter import AvgMeter
+from utils.metrics import Accuracy, ConfusionMatrix
+
+NUM_PRINTED = 50
+NUM_MISTAKES = 36
+
+
+class EvaluatorVanilla(EvaluatorBase):
+    """Evaluate a FashionMNIST classifier."""
+
+    task = "classification"
+
+    def build_meters(self) -> dict[str, Any]:
+        return {
+            "loss": AvgMeter(),
+            "accuracy": Accuracy(),
+            "confusion": ConfusionMatrix(self.opt.n_classes),
+        }
+
+    def eval_step(self, batch: Any) -> None:
+        images, labels = batch  # (N, 1, 28, 28), (N,)
+        logits = self.model(images)  # (N, 10)
+        self.meters["loss"].update(self.criterion(logits, labels), n=len(labels))
+        self.meters["accuracy"].update(logits, labels)
+        self.meters["confusion"].update(logits, labels)
+
+    def draw(self, batch: Any) -> torch.Tensor:
+        images, labels = batch
+        predicted = self.model(images).argmax(dim=1)  # (N,)
+        captions = [caption(p, a) for p, a in zip(predicted.tolist(), labels.tolist(), strict=True)]
+        return captioned_grid(images, captions, marked=(predicted != labels).tolist(), max_images=16)
+
+    def report(self, results: Mapping[str, float], loader: Iterable, output_dir: Path) -> None:
+        """Print the first predictions and the matrix; save the matrix and the mistakes as pictures."""
+        log = self.logger.info
+        images, predicted, actual = self.predict(loader)
+        for p, a in list(zip(predicted.tolist(), actual.tolist(), strict=True))[:NUM_PRINTED]:
+            log(f'Predicted: "{CLASSES[p]}", Actual: "{CLASSES[a]}"')
+        confusion = self.meters["confusion"]
+        matrix = confusion.compute()  # (10, 10): rows actual, columns predicted
+        log("Accuracy per class, and the confusion matrix (rows: actual, columns: predicted in the same order)")
+        for name, share, row in zip(CLASSES, confusion.per_class_accuracy().tolist(), matrix.tolist(), strict=False):
+            log(f"  {name:<12} {share:6.1%}  " + " ".join(f"{count:5d}" for count in row))
+        if not self.opt.viz:
+            return
+        save_confusion_matrix(matrix, CLASSES, output_dir / "confusion_matrix.png")
+        wrong = (predicted != actual).nonzero().flatten()[:NUM_MISTAKES]
+        captions = [caption(predicted[i], actual[i]) for i in wrong.tolist()]
+        captioned_grid(images[wrong], captions, max_images=NUM_MISTAKES, path=output_dir / "mistakes.png")
+        log(f"Pictures: {output_dir / 'confusion_matrix.png'}, {output_dir / 'mistakes.png'}")
+
+    def predict(self, loader: Iterable) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Return all images (N, 1, 28, 28), the predicted and the actual classes (N,)."""
+        parts = []
+        with self.inference():
+            for batch in loader:
+                images, labels = move_to(batch, self.device)
+                parts.append((images.cpu(), self.model(images).argmax(dim=1).cpu(), labels.cpu()))
+        images, predicted, actual = (torch.cat(column) for column in zip(*parts, strict=True))
+        return images, predicted, actual
+
+
+def caption(predicted: int, actual: int) -> str:
+    """What stands under a picture: the class, or the mistake."""
+    return CLASSES[actual] if predicted == actual else f"{CLASSES[predicted]}, not {CLASSES[actual]}"
+
+
+if __name__ == "__main__":
+    EvaluatorVanilla.main()

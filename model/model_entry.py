@@ -1,0 +1,40 @@
+"""Select the network by --model_type.
+
+To add a model: write it in a file of its own, and name it here with the task that it is for.
+"""
+
+from argparse import Namespace
+
+from torch import nn
+
+from utils.errors import UserError
+
+MODEL_TYPES = {"Vanilla": "classification", "UNet": "segmentation", "UNetpp": "segmentation"}
+
+# The options that decide which weights a network has; a checkpoint fits only a network with the same values.
+NETWORK_OPTIONS = ("model_type", "n_channels", "n_classes", "width", "up", "deep_supervision")
+
+
+def model_types(task: str | None) -> list[str]:
+    """The names for --model_type that fit a task; all of them for None."""
+    return [name for name, of_task in MODEL_TYPES.items() if task in (None, of_task)]
+
+
+def build_networks(opt: Namespace) -> dict[str, nn.Module]:
+    """Return the networks of a run by name; most tasks have one, called "model"."""
+    channels_and_classes = {"n_channels": opt.n_channels, "n_classes": opt.n_classes}
+    if opt.model_type == "Vanilla":
+        from model.vanilla_model import VanillaModel
+
+        return {"model": VanillaModel(**channels_and_classes)}
+
+    shape = {**channels_and_classes, "up": opt.up, **({"width": opt.width} if opt.width else {})}
+    if opt.model_type == "UNetpp":
+        from model.UNetpp import UNetpp
+
+        return {"model": UNetpp(**shape, deep_supervision=opt.deep_supervision)}
+    from model.UNet import UNet
+
+    if opt.deep_supervision:
+        raise UserError("--deep_supervision is a part of UNet++: use it with --model_type UNetpp.")
+    return {"model": UNet(**shape)}

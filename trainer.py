@@ -1,0 +1,351 @@
+"""The training loop.
+
+A task derives from `TrainerBase` and says what a step learns: `compute_loss` is all that most tasks override. Read
+`train`, `train_epoch`, `train_update` and `train_step` in this order: that is the whole loop.
+"""
+
+import time
+from argparse import Namespace
+from collections.abc import Iterator, Mapping
+from functools import partial
+from typing import Any
+
+import torch
+from torch import nn
+
+from base_options import add_common_options, add_train_options
+from callbacks.callback import Callback, CallbackList
+from callbacks.console import Console
+from callbacks.csv_logger import CSVLogger
+from callbacks.tensorboard import TensorBoard
+from data.data_entry import build_datasets, build_eval_loader, group_hashes, sample_names
+from data.sampler import UpdateLoader
+from eval import EvaluatorBase
+from loss.loss_entry import build_criterion
+from model.model_entry import build_networks
+from utils.checkpoint import Checkpointer, get_state, load_checkpoint, set_state
+from utils.clipper import Clipper
+from utils.device import place_network, select_devices, wrap_network
+from utils.earlystopper import EarlyStopper
+from utils.errors import UserError
+from utils.func import count_samples, move_to
+from utils.meter import AvgMeter
+from utils.optimizer import build_optimizer
+from utils.options import OptionParser, run_main, saved_options
+from utils.precision import Precision
+from utils.pretrained import load_pretrained
+from utils.progress import Progress
+from utils.run_dir import RunDir
+from utils.scheduler import build_scheduler
+from utils.seed import draw_seed, random_state, seed_everything, set_random_state
+from utils.signals import StopSignal
+
+DEBUG_BATCHES = 3  # of each part, with --debug
+
+
+class TrainerBase:
+    """Trains networks: the loop and everything around it. The task's part is in the methods under "override"."""
+
+    evaluator_class: type[EvaluatorBase] = EvaluatorBase
+    defaults: Mapping[str, Any] = {}  # the task's values for the options
+
+    def __init__(self, opt: Namespace):
+        self.opt = opt
+        opt.seed = draw_seed() if opt.seed is None else opt.seed
+        seed_everything(opt.seed, opt.deterministic)
+        self.devices, device_line = select_devices(opt.gpu_devices)
+        self.device = self.devices[0]
+        self.precision = Precision(opt.amp, self.device)
+
+        # what learns
+        self.datasets = build_datasets(opt)
+        self.seen_groups = {part: group_hashes(self.datasets[part]) for part in ("train", "val")}
+        self.train_loader, self.val_loader = self.build_loaders()
+        place = partial(place_network, device=self.device, channels_last=opt.channels_last, compile=opt.compile)
+        self.networks = {name: place(network) for name, network in self.build_networks().items()}
+        self.wrapped = {name: wrap_network(net, self.devices, opt.parallel) for name, net in self.networks.items()}
+        self.criterion = self.build_criterion().to(self.device)
+        self.optimizers = self.build_optimizers()
+        self.schedulers = self.build_schedulers()
+        self.clipper = Clipper(opt.clip, opt.clip_type)
+
+        # where it stands
+        self.progress = Progress()
+        self.stopper = EarlyStopper(opt.monitor_mode, opt.patience, opt.min_delta)
+        self.meters: dict[str, AvgMeter] = {}  # of the epoch under way, by the names that train_step returns
+        self.seconds = {"train": 0.0, "data_wait": 0.0}  # of the epoch under way
+        self.used_lr: dict[str, float] = {}  # by the last update
+        self.score: dict[str, Any] | None = None  # of the last validation, with the update it belongs to
+        self.should_stop = False  # a callback may set it
+        self.in_update = False  # weights are between two positions while this holds
+        self.stop_signal = StopSignal()
+
+        # what watches
+        self.evaluator = self.build_evaluator()
+        if opt.monitor.split("/")[0] not in self.evaluator.meters:
+            raise UserError(f"--monitor {opt.monitor!r} is none of the metrics: {', '.join(self.evaluator.meters)}.")
+        self.run_dir = RunDir(opt.output_dir, opt.proj_name, opt.resume)
+        self.logger = self.run_dir.logger
+        self.checkpointer = Checkpointer(self.run_dir.path, opt.model_type)
+        self.callbacks = CallbackList(self.build_callbacks())
+        self.logger.info(device_line)
+        names = {part: sample_names(dataset) for part, dataset in self.datasets.items()}
+        self.run_dir.record(saved_options(opt), self.devices, names, self.networks)
+        if opt.pretrained:
+            for name, network in self.networks.items():
+                self.logger.info(load_pretrained(network, opt.model_path, name))
+
+    # ---- the task: override --------------------------------------------------------------------------------------
+    @classmethod
+    def add_options(cls, parser: OptionParser) -> None:
+        """Add the task's options of training; those that evaluation needs too are added by the evaluator."""
+
+    def compute_loss(self, batch: Any) -> torch.Tensor:
+        """Return the loss of a batch that is on the device: a scalar, the mean over its samples."""
+        raise NotImplementedError(f"{type(self).__name__} must define compute_loss(batch)")
+
+    def build_loaders(self) -> tuple[UpdateLoader, Any]:
+        """Return the loader of the training updates and the loader of the validation batches."""
+        opt, pin_memory = self.opt, self.device.type == "cuda"
+        opt.eval_batch_size = opt.eval_batch_size or opt.micro_batch_size or opt.batch_size
+        limit = DEBUG_BATCHES if opt.debug else None
+        train_loader = UpdateLoader(
+            self.datasets["train"], opt.batch_size, opt.micro_batch_size, opt.seed, limit, opt.num_workers, pin_memory
+        )
+        eval_batch_size = self.evaluator_class.eval_batch_size(opt)
+        val_loader = build_eval_loader(self.datasets["val"], eval_batch_size, opt.num_workers, limit, pin_memory)
+        return train_loader, val_loader
+
+    def build_networks(self) -> dict[str, nn.Module]:
+        """Return the networks by name."""
+        return build_networks(self.opt)
+
+    def build_criterion(self) -> nn.Module:
+        """Return the loss module."""
+        return build_criterion(self.opt)
+
+    def build_optimizers(self) -> dict[str, torch.optim.Optimizer]:
+        """Return an optimizer for each network, by the network's name."""
+        opt = self.opt
+        return {
+            name: build_optimizer(network.parameters(), opt.optim, opt.lr, opt.weight_decay, opt.momentum)
+            for name, network in self.networks.items()
+        }
+
+    def build_schedulers(self) -> dict[str, torch.optim.lr_scheduler.LRScheduler]:
+        """Return a scheduler, to be stepped once per update, for each optimizer, by the same name."""
+        names = ("warmup_epoch", "warmup_multiplier", "lr_decay_epochs", "lr_decay_steps", "lr_decay_rate", "lr_min")
+        settings = {name: getattr(self.opt, name) for name in names}
+        length = {"num_epochs": self.opt.n_epoch, "updates_per_epoch": self.train_loader.updates_per_epoch}
+        return {
+            name: build_scheduler(optimizer, self.opt.lr_scheduler, **length, **settings)
+            for name, optimizer in self.optimizers.items()
+        }
+
+    def build_evaluator(self) -> EvaluatorBase:
+        """Return the evaluator that validates."""
+        return self.evaluator_class(self.opt, self.networks, self.criterion, self.device, self.precision)
+
+    def build_callbacks(self) -> list[Callback]:
+        """Return what watches the run; extend the list by `[*super().build_callbacks(), Mine()]`."""
+        return [
+            Console(self.logger, self.opt.monitor, self.opt.n_epoch),
+            TensorBoard(self.run_dir.path / "summary", vars(self.opt), self.opt.monitor),
+            CSVLogger(self.run_dir.path / "metrics.csv"),
+        ]
+
+    def train_step(self, micro_batches: list) -> dict[str, torch.Tensor]:
+        """Make one optimizer update from its micro-batches; return detached scalars to be logged and averaged."""
+        self.optimizer.zero_grad(set_to_none=True)
+        mean_loss = torch.zeros((), device=self.device)
+        for batch, weight in self.weighted(micro_batches):
+            with self.precision.autocast():
+                loss = self.compute_loss(batch)
+            self.backward(loss, weight)
+            mean_loss += loss.detach() * weight
+        grad_norm = self.optimizer_step("model")
+        return {"loss": mean_loss, "grad_norm": grad_norm}
+
+    # ---- what a step is made of ----------------------------------------------------------------------------------
+    @property
+    def model(self) -> nn.Module:
+        """The only network, for the common case of one; ready to be called."""
+        (model,) = self.wrapped.values()
+        return model
+
+    @property
+    def optimizer(self) -> torch.optim.Optimizer:
+        """The only optimizer, for the common case of one."""
+        (optimizer,) = self.optimizers.values()
+        return optimizer
+
+    def weighted(self, micro_batches: list) -> Iterator[tuple[Any, float]]:
+        """Yield each micro-batch on the device, with its share of the update's samples.
+
+        The sum of the weighted losses is the mean over all samples, also when the last micro-batch is short.
+        """
+        sizes = [count_samples(batch) for batch in micro_batches]
+        for batch, size in zip(micro_batches, sizes, strict=True):
+            yield move_to(batch, self.device, non_blocking=True), size / sum(sizes)
+
+    def backward(self, loss: torch.Tensor, weight: float = 1.0) -> None:
+        """Add the gradients of `weight * loss` to those of the update."""
+        self.precision.backward(loss * weight)
+
+    def optimizer_step(self, name: str) -> torch.Tensor:
+        """Clip the gradients of network `name` and step its optimizer; return their norm before the clipping."""
+        optimizer = self.optimizers[name]
+        self.precision.unscale(optimizer)
+        grad_norm = self.clipper(self.networks[name].parameters())
+        self.precision.step(optimizer)
+        return grad_norm
+
+    # ---- the loop ------------------------------------------------------------------------------------------------
+    def train(self) -> None:
+        """Train to the end, from the start or from where a checkpoint left; leave a checkpoint whatever happens."""
+        if self.opt.resume:
+            self.load_state_dict(load_checkpoint(self.opt.resume))
+        self.call("on_train_start")
+        with self.stop_signal:
+            try:
+                while self.progress.epoch < self.opt.n_epoch and not (self.should_stop or self.stopper.should_stop):
+                    self.train_epoch()
+            except BaseException as error:
+                self.save("InT")
+                self.call("on_exception", error)
+                raise
+        self.call("on_train_end")
+
+    def train_epoch(self) -> None:
+        """Train on what is left of the epoch, validate, and save."""
+        self.call("on_epoch_start")
+        for network in self.networks.values():
+            network.train()
+        asked = time.perf_counter()
+        for micro_batches in self.train_loader.updates(self.progress.epoch, self.progress.sample):
+            self.seconds["data_wait"] += time.perf_counter() - asked
+            self.train_update(micro_batches)
+            self.seconds["train"] += time.perf_counter() - asked
+            asked = time.perf_counter()
+            self.stop_signal.raise_if_set()
+            if self.should_stop:
+                return self.save("last")
+        self.finish_epoch()
+
+    def train_update(self, micro_batches: list) -> None:
+        """Make one update, count it, and tell who watches."""
+        self.in_update = True
+        self.used_lr = {name: optimizer.param_groups[0]["lr"] for name, optimizer in self.optimizers.items()}
+        values = self.train_step(micro_batches)
+        self.precision.finish_update()
+        for scheduler in self.schedulers.values():
+            scheduler.step()
+        num_samples = sum(count_samples(batch) for batch in micro_batches)
+        for name, value in values.items():
+            self.meters.setdefault(name, AvgMeter().to(self.device)).update(value, num_samples)
+        self.progress.finish_update(num_samples)
+        self.in_update = False
+
+        self.call("on_update_end", values)
+        if self.progress.update % self.opt.log_every == 0:
+            self.call("on_log", {**{name: float(value) for name, value in values.items()}, **self.learning_rates()})
+        if self.progress.sample < self.train_loader.num_samples and self.save_is_due():
+            self.save("last")
+
+    def finish_epoch(self) -> None:
+        """Validate, count the epoch, tell who watches, and save: the score of an epoch is in its checkpoint."""
+        row = {f"train/{name}": meter.compute() for name, meter in self.meters.items()} | self.learning_rates()
+        is_last, kinds = self.progress.epoch + 1 == self.opt.n_epoch, []
+        started = time.perf_counter()
+        if is_last or (self.progress.epoch + 1) % self.opt.val_every == 0:
+            results = self.evaluator.evaluate(self.val_loader, before_batch=self.stop_signal.raise_if_set)
+            num_samples = len(self.val_loader.sampler)
+            self.score = {"update": self.progress.update, "num_samples": num_samples, "results": results}
+            row |= {f"val/{name}": value for name, value in results.items()}
+            if self.stopper.update(results[self.opt.monitor]):
+                kinds.append("best")
+            self.call("on_validation_end", results)
+        row |= {f"time/{name}": seconds for name, seconds in self.seconds.items()}
+        row |= {"time/val": time.perf_counter() - started}
+        row |= {"samples_per_second": self.progress.sample / max(self.seconds["train"], 1e-9)}
+
+        self.progress.finish_epoch()
+        self.meters.clear()
+        self.seconds = dict.fromkeys(self.seconds, 0.0)
+        self.call("on_epoch_end", {"epoch": self.progress.epoch, "update": self.progress.update, **row})
+        if self.stopper.should_stop:
+            kinds.append("earlystop")
+        if is_last or self.save_is_due() or self.should_stop or self.stopper.should_stop:
+            kinds.append("last")
+        self.save(*kinds)
+
+    def learning_rates(self) -> dict[str, float]:
+        """The learning rate of the last update; with several optimizers, one each."""
+        if len(self.used_lr) == 1:
+            return {"lr": next(iter(self.used_lr.values()))}
+        return {f"lr/{name}": lr for name, lr in self.used_lr.items()}
+
+    def call(self, hook: str, *arguments: Any) -> None:
+        """Call a hook of every callback."""
+        self.callbacks.call(hook, self, *arguments)
+
+    # ---- checkpoints ---------------------------------------------------------------------------------------------
+    def save_is_due(self) -> bool:
+        every = max(1, round(self.opt.save_every * self.train_loader.updates_per_epoch))
+        return self.progress.update % every == 0
+
+    def save(self, *kinds: str) -> None:
+        """Write the state of now as checkpoints of these kinds."""
+        if kinds:
+            self.checkpointer.save(self.state_dict(), *kinds)
+
+    def stateful(self) -> dict[str, Any]:
+        """Everything that has a state: an object with `state_dict`, or a dictionary of such objects."""
+        return {
+            "networks": self.networks, "criterion": self.criterion, "optimizers": self.optimizers,
+            "schedulers": self.schedulers, "scaler": self.precision, "progress": self.progress,
+            "stopper": self.stopper, "meters": self.meters, "callbacks": self.callbacks,
+        }  # fmt: skip
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a resume and an evaluation need, as data that `torch.load(weights_only=True)` accepts."""
+        return {
+            **{name: get_state(part) for name, part in self.stateful().items()},
+            "random": random_state(), "seconds": self.seconds, "used_lr": self.used_lr, "score": self.score,
+            "options": saved_options(self.opt), "groups": self.seen_groups,
+            "exact": not self.in_update,
+        }  # fmt: skip
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from a state; UserError when it belongs to other networks or optimizers."""
+        self.meters = {name: AvgMeter().to(self.device) for name in state["meters"]}
+        for name, part in self.stateful().items():
+            set_state(part, state[name], f"The {name} of the checkpoint {self.opt.resume}")
+        self.seconds, self.used_lr, self.score = state["seconds"], state["used_lr"], state["score"]
+        set_random_state(state["random"])
+
+    # ---- the command line ----------------------------------------------------------------------------------------
+    @classmethod
+    def main(cls, argv: list[str] | None = None) -> None:
+        """Train from the command line; ends with status 2 on what the user can mend, with 130 on Ctrl-C."""
+        run_main(lambda: cls(cls.parse_options(argv)).train())
+
+    @classmethod
+    def parse_options(cls, argv: list[str] | None = None) -> Namespace:
+        """Options: the defaults, the task's, a resumed run's, --config files, the command line; later ones win."""
+        parser = OptionParser(description=cls.__doc__)
+        add_train_options(parser)
+        add_common_options(parser, cls.evaluator_class.task)
+        cls.evaluator_class.add_options(parser)
+        cls.add_options(parser)
+        parser.apply(cls.defaults, f"defaults of {cls.__name__}")
+        layers, resume = [], parser.parse_given(argv).get("resume")
+        if resume:
+            resume = str(Checkpointer.find(resume))
+            layers = [(load_checkpoint(resume)["options"], resume)]
+        opt = parser.resolve(argv, layers)
+        opt.resume = resume
+        opt.n_epoch = 1 if opt.debug else opt.n_epoch
+        if opt.pretrained and not opt.model_path:
+            parser.error("--pretrained needs --model_path: the file to start from")
+        return opt

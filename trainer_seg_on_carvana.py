@@ -1,0 +1,44 @@
+"""Train a segmentation network: python trainer_seg_on_carvana.py --data_dir ./Dataset/Carvana/"""
+
+from typing import Any
+
+import torch
+
+from eval_seg_on_carvana import EvaluatorSeg
+from trainer import TrainerBase
+
+
+class TrainerSeg(TrainerBase):
+    """Train UNet or UNet++ to find the car in a picture."""
+
+    evaluator_class = EvaluatorSeg
+    defaults = {
+        "proj_name": "SegOnCarvana",
+        "output_dir": "./Results/Carvana/",
+        "model_type": "UNet",
+        "data_type": "Carvana",
+        "data_dir": "./Dataset/Carvana/",
+        "train_val_sample_rate": 0.08,
+        "test_sample_rate": 0.02,
+        "n_channels": 3,
+        "n_classes": 2,
+        "loss_type": "CEDice",
+        "n_epoch": 50,
+        "batch_size": 8,
+        "lr": 1e-3,
+        "warmup_epoch": 1.0,
+        "clip": 1.0,
+        "num_workers": 2,
+        "log_every": 10,
+        "monitor": "dice",
+        "monitor_mode": "max",
+    }
+
+    def compute_loss(self, batch: Any) -> torch.Tensor:
+        images, masks = batch  # (N, 3, H, W), (N, H, W)
+        logits = self.model(images)  # (N, n_classes, H, W), or a list of them with deep supervision
+        return self.criterion(logits, masks)
+
+
+if __name__ == "__main__":
+    TrainerSeg.main()

@@ -1,0 +1,35 @@
+"""Train a FashionMNIST classifier: python trainer_vanilla.py"""
+
+from typing import Any
+
+import torch
+
+from eval_vanilla import EvaluatorVanilla
+from trainer import TrainerBase
+
+
+class TrainerVanilla(TrainerBase):
+    """Train a multilayer perceptron on FashionMNIST."""
+
+    evaluator_class = EvaluatorVanilla
+    defaults = {
+        "proj_name": "Vanilla",
+        "output_dir": "./Results/Vanilla/",
+        "model_type": "Vanilla",
+        "data_type": "FashionMNISTSample",
+        "n_channels": 1,
+        "n_classes": 10,
+        "n_epoch": 12,
+        "batch_size": 64,
+        "lr": 1e-3,
+        "monitor": "accuracy",
+        "monitor_mode": "max",
+    }
+
+    def compute_loss(self, batch: Any) -> torch.Tensor:
+        images, labels = batch  # (N, 1, 28, 28), (N,)
+        return self.criterion(self.model(images), labels)
+
+
+if __name__ == "__main__":
+    TrainerVanilla.main()

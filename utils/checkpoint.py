@@ -1,0 +1,150 @@
+"""Checkpoints that are written whole or not at all, and opened as data only.
+
+A file is what `torch.save` writes (a zip archive), followed by 16 bytes of magic and the SHA-256 of all before it.
+`torch.load` reads such a file as it is; our loader also checks the digest, since torch does not check the archive's own
+checksums: a flipped bit would load as a wrong weight.
+"""
+
+import hashlib
+import io
+import os
+import pickle
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from utils.errors import UserError
+
+MAGIC = b"plainloop-sha256"
+FOOTER_SIZE = len(MAGIC) + hashlib.sha256().digest_size
+FORMAT = 1
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Write a file so that at every moment, even at a crash, `path` holds either the old content or the new.
+
+    The temporary file stands in the same directory, because a rename is atomic only within one file system, and it is
+    flushed to the disk before the rename, because the rename may reach the disk first.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    directory = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(directory)
+    finally:
+        os.close(directory)
+
+
+def save_checkpoint(state: dict[str, Any], *paths: str | Path) -> None:
+    """Serialize `state` once and write it to every path."""
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    data = buffer.getvalue()
+    data += MAGIC + hashlib.sha256(data).digest()
+    for path in paths:
+        write_atomically(Path(path), data)
+
+
+def load_file(path: str | Path) -> Any:
+    """Open any file that `torch.save` wrote, as data only and onto the CPU.
+
+    Raises:
+        UserError: when the file is missing, empty, damaged, no torch file, or holds anything but data.
+    """
+    path = Path(path)
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise UserError(f"Cannot read the checkpoint {path}: {error.strerror}.") from None
+    if not data:
+        raise UserError(f"The checkpoint {path} is empty.")
+    if data[-FOOTER_SIZE:].startswith(MAGIC):
+        body, digest = data[:-FOOTER_SIZE], data[-FOOTER_SIZE + len(MAGIC) :]
+        if hashlib.sha256(body).digest() != digest:
+            raise UserError(f"The checkpoint {path} is damaged: its content does not fit its SHA-256.")
+    try:
+        return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+    except (RuntimeError, pickle.UnpicklingError, EOFError, ValueError, KeyError, AttributeError, IndexError) as error:
+        reason = str(error).strip().splitlines()[0][:120] if str(error).strip() else type(error).__name__
+        raise UserError(f"{path} is not a checkpoint that can be opened as data only: {reason}") from None
+
+
+def load_checkpoint(path: str | Path) -> dict[str, Any]:
+    """Open a checkpoint of this template; UserError for anything else."""
+    state = load_file(path)
+    if not isinstance(state, dict) or state.get("format") != FORMAT:
+        raise UserError(
+            f"{path} holds no run of this template (a bare state dict, perhaps). "
+            f"To start from its weights: --pretrained --model_path {path}"
+        )
+    return state
+
+
+def get_state(part: Any) -> Any:
+    """The state of an object, or of each object in a dictionary."""
+    return {name: entry.state_dict() for name, entry in part.items()} if isinstance(part, dict) else part.state_dict()
+
+
+def set_state(part: Any, state: Any, what: str) -> None:
+    """Give an object, or each object of a dictionary, its state back.
+
+    Raises:
+        UserError: when names, keys or shapes do not fit; the message begins with `what`.
+    """
+    if isinstance(part, dict) and part.keys() != state.keys():
+        raise UserError(f"{what}: it has {', '.join(state) or 'none'}, but this run has {', '.join(part) or 'none'}.")
+    entries = part.items() if isinstance(part, dict) else [(None, part)]
+    for name, entry in entries:
+        try:
+            entry.load_state_dict(state if name is None else state[name])
+        except (RuntimeError, ValueError, KeyError, TypeError) as error:
+            reason = " ".join(str(error).split())[:200]
+            raise UserError(f"{what} does not fit this run's options: {reason}") from None
+
+
+class Checkpointer:
+    """Names, writes and finds the checkpoints of one run directory.
+
+    Args:
+        run_dir: where they go.
+        prefix: the first part of their names, usually the model type.
+    """
+
+    KINDS = ("best", "last", "earlystop", "InT")  # InT: interrupted
+
+    def __init__(self, run_dir: str | Path, prefix: str):
+        self.run_dir = Path(run_dir)
+        self.prefix = prefix
+
+    def path(self, kind: str) -> Path:
+        assert kind in self.KINDS, kind
+        return self.run_dir / f"{self.prefix}_{kind}_ckpt.pth"
+
+    def save(self, state: dict[str, Any], *kinds: str) -> None:
+        save_checkpoint({"format": FORMAT, **state}, *(self.path(kind) for kind in kinds))
+
+    @classmethod
+    def find(cls, source: str | Path) -> Path:
+        """Return the checkpoint to resume from: `source` itself, or the newest usable one of a run directory.
+
+        A checkpoint written in the middle of an update (an exception inside a training step) is kept to be looked at,
+        but is no position of the run, so it is passed over.
+        """
+        source = Path(source)
+        if not source.exists():
+            raise UserError(f"--resume {source}: there is no such run directory or checkpoint.")
+        if source.is_file():
+            return source
+        candidates = [path for kind in cls.KINDS for path in source.glob(f"*_{kind}_ckpt.pth")]
+        for path in sorted(candidates, key=lambda path: path.stat().st_mtime_ns, reverse=True):
+            if load_checkpoint(path).get("exact"):
+                return path
+        raise UserError(f"--resume {source}: there is no checkpoint to resume from in this directory.")

@@ -1,0 +1,60 @@
+"""Choose where to compute: CUDA, then MPS, then CPU."""
+
+import torch
+from torch import nn
+
+from utils.errors import UserError
+
+
+def select_devices(gpu_devices: str = "0") -> tuple[list[torch.device], str]:
+    """Turn ``--gpu_devices`` into devices.
+
+    Args:
+        gpu_devices: ids separated by commas, counted among the visible GPUs (so a ``CUDA_VISIBLE_DEVICES`` that is
+            already set is respected), or "cpu".
+
+    Returns:
+        The devices, the first being the main one, and a line for the log.
+
+    Raises:
+        UserError: when an id is no number, is given twice, or names no visible GPU on a machine that has some.
+    """
+    if gpu_devices.strip().lower() == "cpu":
+        return [torch.device("cpu")], "Device: CPU, as asked for."
+    try:
+        ids = [int(part) for part in gpu_devices.split(",")]
+    except ValueError:
+        raise UserError(f"--gpu_devices {gpu_devices!r} is not a list of ids like 0 or 0,1, and not cpu.") from None
+    if len(set(ids)) < len(ids):
+        raise UserError(f"--gpu_devices {gpu_devices!r} names a GPU twice.")
+
+    if torch.cuda.is_available():
+        available = range(torch.cuda.device_count())
+        for device_id in ids:
+            if device_id not in available:
+                there = ", ".join(f"{i} ({torch.cuda.get_device_name(i)})" for i in available)
+                raise UserError(f"--gpu_devices {gpu_devices}: there is no GPU {device_id}. Visible GPUs: {there}.")
+        names = ", ".join(f"cuda:{i} {torch.cuda.get_device_name(i)}" for i in ids)
+        return [torch.device("cuda", i) for i in ids], f"Device: {names}."
+    if torch.backends.mps.is_available():
+        return [torch.device("mps")], "Device: Apple GPU (MPS); there is no CUDA GPU."
+    return [torch.device("cpu")], f"No GPU found, so --gpu_devices {gpu_devices} has no effect. Device: CPU."
+
+
+def place_network(network: nn.Module, device: torch.device, channels_last: bool, compile: bool) -> nn.Module:
+    """Move a network to its device; `compile` works in place, so its weights keep their names."""
+    network = network.to(device, memory_format=torch.channels_last if channels_last else torch.preserve_format)
+    if compile:
+        network.compile()
+    return network
+
+
+def wrap_network(network: nn.Module, devices: list[torch.device], parallel: str = "none") -> nn.Module:
+    """Return what is to be called in training: the network, or ("dp") one that shares a batch among `devices`.
+
+    `DataParallel` copies the network to every GPU in every step, so it is simple rather than fast.
+    """
+    if parallel == "none":
+        return network
+    gpu_ids = [device.index for device in devices if device.type == "cuda"]
+    return nn.DataParallel(network, device_ids=gpu_ids or None)

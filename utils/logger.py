@@ -1,0 +1,48 @@
+"""The log of a run: coloured on a terminal, plain in a file, and in step with progress bars."""
+
+import logging
+import os
+import sys
+from pathlib import Path
+from typing import TextIO
+
+COLOURS = {logging.WARNING: "\033[33m", logging.ERROR: "\033[31m", logging.CRITICAL: "\033[31m"}
+DIM, RESET = "\033[2m", "\033[0m"
+
+
+def wants_colour(stream: TextIO) -> bool:
+    """Colour only where a person reads it, and not where NO_COLOR asks for none (no-color.org)."""
+    return stream.isatty() and "NO_COLOR" not in os.environ and os.environ.get("TERM") != "dumb"
+
+
+class TerminalHandler(logging.Handler):
+    """Writes to standard output, above a progress bar if one is drawn."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        from tqdm import tqdm
+
+        text, stream = self.format(record), sys.stdout
+        if wants_colour(stream):
+            clock = logging.Formatter().formatTime(record, "%H:%M:%S")
+            text = f"{DIM}{clock}{RESET} {COLOURS.get(record.levelno, '')}{text}{RESET}"
+        try:
+            with tqdm.external_write_mode(stream):
+                print(text, file=stream, flush=True)
+        except BrokenPipeError:  # `... | head` has gone; the log file goes on
+            sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 - lives as long as the process
+        except UnicodeEncodeError:  # a terminal that cannot show ± or ×
+            print(text.encode("ascii", "replace").decode(), file=stream, flush=True)
+
+
+def build_logger(name: str, path: str | Path | None = None) -> logging.Logger:
+    """Return a logger that writes to the terminal and, when `path` is given, appends to that file.
+
+    Its handlers are its own: it does not pass records to the root logger, so nothing is printed twice.
+    """
+    logger = logging.Logger(name, level=logging.INFO)
+    logger.addHandler(TerminalHandler())
+    if path is not None:
+        handler = logging.FileHandler(path, encoding="utf-8", delay=True)
+        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+        logger.addHandler(handler)
+    return logger

@@ -1,0 +1,26 @@
+"""Where training stands, in completed things only."""
+
+from dataclasses import asdict, dataclass
+
+
+@dataclass
+class Progress:
+    """The position of a run. Two numbers (epoch, sample) give the next update; nothing else is needed to resume."""
+
+    epoch: int = 0  # completed epochs
+    update: int = 0  # completed optimizer updates since training began
+    sample: int = 0  # completed samples of the epoch under way
+
+    def finish_update(self, num_samples: int) -> None:
+        self.update += 1
+        self.sample += num_samples
+
+    def finish_epoch(self) -> None:
+        self.epoch += 1
+        self.sample = 0
+
+    def state_dict(self) -> dict[str, int]:
+        return asdict(self)
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        self.epoch, self.update, self.sample = state["epoch"], state["update"], state["sample"]

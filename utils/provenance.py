@@ -1,0 +1,60 @@
+"""What a run was made from: the command, the code, the versions, the machine and the data."""
+
+import json
+import platform
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+
+
+def git(*arguments: str) -> str | None:
+    """The output of a git command in this repository, or None where there is no git or no repository."""
+    root = Path(__file__).resolve().parent.parent
+    try:
+        answer = subprocess.run(
+            ["git", "-C", str(root), *arguments], capture_output=True, text=True, timeout=20, check=True
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return answer.stdout.strip()
+
+
+def write_provenance(path: str | Path, devices: list[torch.device], data: dict[str, str], **more) -> None:
+    """Write a JSON file from which a reader can tell how to make a run again.
+
+    Args:
+        path: the file.
+        devices: where the run computes.
+        data: a fingerprint for each part of the data.
+        more: further entries.
+    """
+    import numpy
+    import PIL
+    import torchvision
+
+    record = {
+        "command": [sys.executable, *sys.argv],
+        "directory": str(Path.cwd()),
+        "git_commit": git("rev-parse", "HEAD"),
+        "git_diff": git("diff", "HEAD"),
+        "versions": {
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "torchvision": torchvision.__version__,
+            "numpy": numpy.__version__,
+            "pillow": PIL.__version__,
+        },
+        "machine": {
+            "system": platform.platform(),
+            "processor": platform.machine(),
+            "torch_threads": torch.get_num_threads(),
+            "devices": [
+                torch.cuda.get_device_name(device) if device.type == "cuda" else device.type for device in devices
+            ],
+        },
+        "data": data,
+        **more,
+    }
+    Path(path).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")

@@ -1,0 +1,56 @@
+"""Say and save what an evaluation found."""
+
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from utils.errors import UserError
+
+Intervals = Mapping[str, tuple[float, float]]
+
+
+def format_results(what: str, results: Mapping[str, float], intervals: Intervals, num_samples: int) -> str:
+    """Return a table: one line per metric, with its 95 % interval where there is one.
+
+    >>> print(format_results("The model", {"accuracy": 0.9}, {"accuracy": (0.88, 0.92)}, 1000))
+    The model, n = 1,000:
+      accuracy               0.9000   95 % interval 0.8800 to 0.9200
+    """
+    lines = [f"{what}, n = {num_samples:,}:"]
+    for name, value in results.items():
+        low, high = intervals.get(name, (None, None))
+        interval = "" if low is None else f"   95 % interval {low:.4f} to {high:.4f}"
+        lines.append(f"  {name:<20} {value:8.4f}{interval}")
+    return "\n".join(lines)
+
+
+def save_results(
+    directory: Path, what: str, results: Mapping[str, float], intervals: Intervals, num_samples: int
+) -> None:
+    """Write `results.json` for programs."""
+    record = {"what": what, "n": num_samples, "results": dict(results), "intervals_95": dict(intervals)}
+    (directory / "results.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+
+
+def compare_with_stored(results: Mapping[str, float], num_samples: int, stored: Mapping[str, Any] | None) -> str:
+    """Hold the results against the score that a checkpoint carries, and return a line that says so.
+
+    Args:
+        results: of an evaluation of the validation part.
+        num_samples: that were evaluated.
+        stored: the score: "results" and "num_samples"; None when the run was never validated.
+
+    Raises:
+        UserError: when they differ by more than rounding does.
+    """
+    if not stored or stored["num_samples"] != num_samples:
+        return "The checkpoint holds no score of these samples to compare with."
+    for name, value in stored["results"].items():
+        if not (math.isclose(value, results[name], rel_tol=1e-4, abs_tol=1e-6) or math.isnan(value + results[name])):
+            raise UserError(
+                f"{name} is {results[name]:.6f}, but {value:.6f} was stored with the checkpoint. "
+                "The data, the code or the precision is not that of the run."
+            )
+    return "The score agrees with the one that is stored in the checkpoint."

@@ -1,0 +1,69 @@
+"""The directory of one run: what it holds besides checkpoints and curves is written here."""
+
+import hashlib
+import json
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from utils.func import count_parameters, layer_table
+from utils.logger import build_logger
+from utils.provenance import write_provenance
+from utils.timestamp import make_timestamped_dir
+
+
+class RunDir:
+    """A new directory ``output_dir/TIMESTAMP``, or that of the run which is resumed.
+
+    Args:
+        output_dir: the parent of a new one.
+        proj_name: the first part of the files' names.
+        resume: a checkpoint. When the directory it stands in is a run's, the run goes on there.
+
+    Attributes:
+        path: the directory.
+        logger: writes to the terminal and to the run's log.
+    """
+
+    def __init__(self, output_dir: str | Path, proj_name: str, resume: str | None = None):
+        if resume and any(Path(resume).parent.glob("config_*.json")):
+            self.path = Path(resume).parent
+        else:
+            self.path, _ = make_timestamped_dir(output_dir)
+        self.name = f"{proj_name}_{self.path.name}"
+        self.logger = build_logger(proj_name, self.path / f"{self.name}_log.txt")
+
+    def record(
+        self,
+        options: Mapping[str, Any],
+        devices: list[torch.device],
+        parts: Mapping[str, list[str]],
+        networks: Mapping[str, nn.Module],
+    ) -> None:
+        """Save the options, the split and the provenance, and log what a reader of the log wants to know first.
+
+        Args:
+            options: the resolved options.
+            devices: where the run computes.
+            parts: the names of the samples of each part of the data.
+            networks: the networks by name.
+        """
+        log = self.logger.info
+        log(f"Run directory: {self.path}")
+        self._write(f"config_{self.name}.json", options)
+        self._write("split.json", parts, indent=None)
+        fingerprints = {part: hashlib.sha256("\n".join(names).encode()).hexdigest() for part, names in parts.items()}
+        write_provenance(self.path / "provenance.json", devices, fingerprints)
+        log("Command: " + " ".join(sys.argv))
+        log("Options: " + ", ".join(f"{name}={value}" for name, value in options.items() if value not in (None, "")))
+        log("Data: " + ", ".join(f"{len(names):,} {part}" for part, names in parts.items()))
+        for name, network in networks.items():
+            total, trainable = count_parameters(network)
+            log(f"Network {name!r}: {total:,} parameters, {trainable:,} trainable\n{network}\n{layer_table(network)}")
+
+    def _write(self, name: str, content: Any, indent: int | None = 2) -> None:
+        (self.path / name).write_text(json.dumps(content, indent=indent) + "\n", encoding="utf-8")

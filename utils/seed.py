@@ -1,0 +1,95 @@
+"""Random numbers that can be repeated: seeding, saving and restoring every generator that a training run draws from."""
+
+import contextlib
+import os
+import random
+import secrets
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+
+
+def draw_seed() -> int:
+    """A fresh seed from the operating system, 0 to 2**31 - 1."""
+    return secrets.randbelow(2**31)
+
+
+def mix(*numbers: int) -> int:
+    """Mix whole numbers >= 0 into one 63-bit seed, so that (seed, epoch, index) gives unrelated streams.
+
+    A sum would not do: seed 1 in epoch 2 would repeat seed 2 in epoch 1.
+    """
+    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> np.uint64(1))
+
+
+def seed_everything(seed: int, deterministic: bool = False) -> None:
+    """Seed Python, NumPy and torch (every device).
+
+    Args:
+        seed: 0 or larger; 0 is a seed like any other.
+        deterministic: let torch use only algorithms that repeat bit for bit. Needed on GPUs only; slower there.
+    """
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
+    torch.use_deterministic_algorithms(deterministic)
+    torch.backends.cudnn.deterministic = deterministic
+    torch.backends.cudnn.benchmark = not deterministic
+    if deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS repeats only with a fixed workspace
+
+
+def random_state() -> dict:
+    """The state of every global generator, in types that ``torch.load(weights_only=True)`` accepts."""
+    numpy_state = np.random.get_state(legacy=False)
+    return {
+        "python": random.getstate(),
+        "numpy": {
+            "key": torch.from_numpy(numpy_state["state"]["key"].astype(np.int64)),
+            "pos": int(numpy_state["state"]["pos"]),
+            "has_gauss": int(numpy_state["has_gauss"]),
+            "gauss": float(numpy_state["gauss"]),
+        },
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else [],
+    }
+
+
+def set_random_state(state: dict) -> None:
+    """Put back what `random_state` returned. States of devices that are not here are left out."""
+    random.setstate(state["python"])
+    saved = state["numpy"]
+    key = saved["key"].numpy().astype(np.uint32)
+    np.random.set_state(("MT19937", key, saved["pos"], saved["has_gauss"], saved["gauss"]))
+    torch.set_rng_state(state["torch"])
+    if state["cuda"] and len(state["cuda"]) == torch.cuda.device_count():
+        torch.cuda.set_rng_state_all(state["cuda"])
+
+
+@contextlib.contextmanager
+def preserved_random_state() -> Iterator[None]:
+    """Whatever is drawn inside leaves the generators as they were."""
+    state = random_state()
+    try:
+        yield
+    finally:
+        set_random_state(state)
+
+
+@contextlib.contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Inside, Python, NumPy and torch's CPU generator start from `seed`; afterwards they are as they were.
+
+    The CPU generators only, since this is for what data sets draw: `torch.manual_seed` would reset the GPU's too.
+    """
+    python, numpy, cpu = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.default_generator.manual_seed(seed)
+    try:
+        yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(numpy)
+        torch.set_rng_state(cpu)
