@@ -1,0 +1,1 @@
+"""Puts the root of the repository on the import path of the tests."""

@@ -1,0 +1,145 @@
+"""Meters: what adds up batch by batch and is read at the end of an epoch."""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from utils.errors import UserError
+
+
+class Meter:
+    """Takes one batch at a time (`update`), gives one answer for all of them (`compute`), and starts again (`reset`).
+
+    A subclass declares in `__init__` what it accumulates, and writes `update` and `compute`. Moving between devices,
+    saving and loading then come for free. There are two kinds of state: a sum, which `update` replaces by a larger
+    one, and rows, a list to which `update` appends one tensor of shape (n, ...) per batch.
+
+    Three habits keep a meter cheap and exact. `update` never reads a number back from the device (no `.item()`), so
+    the device does not wait for it. Sums are replaced rather than changed in place, so that a meter may be reset under
+    `torch.inference_mode()` and used outside of it. Randomness is never drawn from the global generators.
+
+    >>> class Largest(Meter):
+    ...     def __init__(self):
+    ...         super().__init__()
+    ...         self.declare_rows("values", (), torch.float32)
+    ...     def update(self, values):
+    ...         self.values.append(values.detach())
+    ...     def compute(self):
+    ...         return torch.cat(self.values).max().item()
+    >>> meter = Largest()
+    >>> meter.update(torch.tensor([1.0, 5.0]))
+    >>> meter.update(torch.tensor([3.0]))
+    >>> meter.compute()
+    5.0
+    """
+
+    def __init__(self) -> None:
+        self.device = torch.device("cpu")
+        self._initial: dict[str, Tensor] = {}  # what reset() returns to, by the name of the attribute
+        self._row_names: set[str] = set()
+
+    def declare_sum(self, name: str, shape: tuple[int, ...], dtype: torch.dtype) -> None:
+        """Make the attribute `name`: a tensor of zeros."""
+        self._initial[name] = torch.zeros(shape, dtype=dtype)
+        self._assign(name, self._initial[name])
+
+    def declare_rows(self, name: str, row_shape: tuple[int, ...], dtype: torch.dtype) -> None:
+        """Make the attribute `name`: a list of tensors (n, *row_shape).
+
+        Its first entry has no rows (n = 0), so that ``torch.cat`` works before anything was seen.
+        """
+        self._row_names.add(name)
+        self._initial[name] = torch.zeros((0, *row_shape), dtype=dtype)
+        self._assign(name, self._initial[name])
+
+    def update(self, *args, **kwargs) -> None:
+        """Add one batch."""
+        raise NotImplementedError
+
+    def compute(self):
+        """Return the answer for everything since the last `reset`; NaN when that is nothing."""
+        raise NotImplementedError
+
+    def reset(self) -> None:
+        """Forget everything that was seen. The device stays."""
+        for name, initial in self._initial.items():
+            self._assign(name, initial)
+
+    def to(self, device: torch.device | str) -> "Meter":
+        """Move to `device`, where the tensors given to `update` must be, and return the meter itself."""
+        state = self.state_dict()
+        self.device = torch.device(device)
+        self.load_state_dict(state)
+        return self
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Return a snapshot that later updates do not change: one tensor per declared name, rows joined."""
+        return {
+            name: torch.cat(getattr(self, name)) if name in self._row_names else getattr(self, name).clone()
+            for name in self._initial
+        }
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Continue, bit for bit, from what `state_dict` returned. The meter stays on its own device.
+
+        Raises:
+            UserError: when the names or shapes are those of another meter.
+        """
+        if state.keys() != self._initial.keys():
+            raise UserError(
+                f"{type(self).__name__} cannot load the saved state {sorted(state)}: it needs {sorted(self._initial)}. "
+                "Resume with the meters that the state was saved with."
+            )
+        for name, value in state.items():
+            first = 1 if name in self._row_names else 0  # the number of rows is free
+            if value.shape[first:] != self._initial[name].shape[first:]:
+                raise UserError(
+                    f"{type(self).__name__} cannot load '{name}' of shape {tuple(value.shape)}, which does not match "
+                    f"{tuple(self._initial[name].shape)}. Give the meter the arguments that it was saved with."
+                )
+        for name, value in state.items():
+            self._assign(name, value)
+
+    def _assign(self, name: str, value: Tensor) -> None:
+        dtype = dtype_on(self.device, self._initial[name].dtype)
+        value = value.to(self.device, dtype, copy=True)  # a copy: the caller's tensor stays the caller's
+        setattr(self, name, [value] if name in self._row_names else value)
+
+
+def dtype_on(device: torch.device, dtype: torch.dtype) -> torch.dtype:
+    """Return `dtype`, or float32 where the device (Apple's MPS) has no float64."""
+    return torch.float32 if device.type == "mps" and dtype == torch.float64 else dtype
+
+
+class AvgMeter(Meter):
+    """The mean over samples of a value that arrives as a mean over each batch, a loss for example.
+
+    Each batch counts by its number of samples, so a small last batch does not count too much. The sum is kept in
+    float64 (float32 on MPS), whatever the precision of the values.
+
+    >>> meter = AvgMeter()
+    >>> meter.update(1.0, n=3)
+    >>> meter.update(torch.tensor(5.0), n=1)
+    >>> meter.compute()
+    2.0
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.declare_sum("total", (), torch.float64)
+        self.declare_sum("count", (), torch.int64)
+
+    def update(self, value: float | Tensor, n: int = 1) -> None:
+        """Add a batch of `n` samples whose mean is `value`, a number or a scalar tensor on the meter's device."""
+        if n == 0:
+            return  # the mean of no samples is NaN, and NaN × 0 would stay for the whole epoch
+        if isinstance(value, Tensor):
+            assert value.ndim == 0, f"AvgMeter takes one number, the mean of a batch, not shape {tuple(value.shape)}"
+            value = value.detach().to(self.total.dtype)  # before the product, which bfloat16 would round
+        self.total = self.total + value * n
+        self.count = self.count + n
+
+    def compute(self) -> float:
+        """Return the mean over samples, NaN when there were none."""
+        return (self.total / self.count).item()
