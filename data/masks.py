@@ -1,0 +1,227 @@
+"""Read images and segmentation masks from files of any encoding.
+
+A mask may hold 0 and 1, 0 and 255, a palette, or colours. What a pixel means is its colour: `scan_masks` finds the
+distinct colours of a data set, and in sorted order they become the classes 0, 1, 2, ... So black is class 0 and white
+is class 1, whatever their places in a palette.
+
+Inside this file a colour is one integer, its code: 0xRRGGBB, which makes the grey level g the code g * 0x010101. Codes
+sort as grey levels do, and 16-bit grey levels fit the same rule.
+"""
+
+from collections import Counter
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from utils.errors import UserError
+
+GREY = 0x010101
+MAX_VALUES = 256  # distinct colours in one file, above which it is no mask
+HALF = 128  # where the masks that went through JPEG are cut
+SCAN_THREADS = 4
+
+
+@dataclass(frozen=True)
+class ClassMap:
+    """Which colour is which class: `codes[k]`, in ascending order, is class k."""
+
+    codes: tuple[int, ...]
+    threshold_jpeg: bool = False  # cut JPEG masks at half, because JPEG changes the values
+
+    def classes(self, codes: np.ndarray) -> np.ndarray:
+        """Return the class of each code, same shape; -1 for a code that is not in the map."""
+        known = np.array(self.codes)
+        index = np.searchsorted(known, codes).clip(max=len(known) - 1)
+        return np.where(known[index] == codes, index, -1)
+
+
+def image_size(path: str | Path) -> tuple[int, int]:
+    """Return width and height from the header of an image file, without decoding it."""
+    try:
+        with Image.open(path) as image:
+            return image.size
+    except Exception as error:
+        raise unreadable(path, error) from error
+
+
+def read_image(path: str | Path, mode: str | None = None, size: tuple[int, int] | None = None) -> Image.Image:
+    """Return the decoded image.
+
+    Args:
+        path: an image file.
+        mode, size: a hint. A JPEG may be decoded straight to this mode ("RGB" or "L"), and smaller, though no smaller
+            than `size` (width, height), which is several times faster. The caller still converts and resizes.
+
+    Raises:
+        UserError: the file is missing, is no image, is truncated, or is too large (`PIL.Image.MAX_IMAGE_PIXELS`).
+    """
+    try:
+        with Image.open(path) as image:
+            image.draft(mode, size)
+            image.load()
+            image.info.pop("transparency", None)  # not used here, and Pillow warns of some kinds when it converts
+            return image
+    except Exception as error:  # the decoders raise nearly anything on damaged files
+        raise unreadable(path, error) from error
+
+
+def unreadable(path: str | Path, error: Exception) -> UserError:
+    if isinstance(error, (Image.DecompressionBombError, Image.DecompressionBombWarning)):
+        return UserError(f"{path} is too large: {error} Shrink it, or raise PIL.Image.MAX_IMAGE_PIXELS.")
+    return UserError(f"{path} cannot be read as an image ({error}). Replace it, or remove it and its partner.")
+
+
+def load_image(path: str | Path, n_channels: int = 3, size: tuple[int, int] | None = None) -> Tensor:
+    """Return an image file of any mode as float32 (C, H, W) in [0, 1].
+
+    Args:
+        path: an image file: grey, colour, palette, CMYK, 16-bit grey; transparency is dropped.
+        n_channels: C; 3 for RGB, 1 for grey.
+        size: width and height to resize to, averaging over the pixels that fall together; None keeps the size.
+
+    Raises:
+        UserError: the file cannot be read, or holds floating-point values.
+    """
+    mode = {1: "L", 3: "RGB"}[n_channels]
+    image = read_image(path, mode, size)
+    if image.mode == "F":
+        raise UserError(f"{path} holds floating-point values, whose range is unknown. Save it with 8 or 16 bits.")
+    if image.mode.startswith("I"):  # 16-bit grey, which Pillow would clip instead of scale
+        image = Image.fromarray((np.asarray(image) // 256).clip(0, 255).astype(np.uint8))
+    image = image.convert(mode)
+    if size is not None:
+        image = image.resize(size, Image.Resampling.BILINEAR)
+    pixels = torch.from_numpy(np.array(image)).reshape(image.height, image.width, n_channels)  # (H, W, C)
+    return pixels.permute(2, 0, 1).contiguous().float() / 255  # (C, H, W)
+
+
+def load_mask(path: str | Path, class_map: ClassMap, size: tuple[int, int] | None = None) -> Tensor:
+    """Return a mask file as classes, int64 (H, W).
+
+    Args:
+        path: a mask file.
+        class_map: which colour is which class, see `scan_masks`.
+        size: width and height to resize to, taking the nearest pixel; None keeps the size.
+
+    Raises:
+        UserError: the file cannot be read, or holds a colour that is not in the map.
+    """
+    image, _ = read_mask(path, class_map.threshold_jpeg)
+    if size is not None:
+        image = image.resize(size, Image.Resampling.NEAREST)
+    pixels = np.asarray(image)  # (H, W), for RGB (H, W, 3)
+    if image.mode in ("L", "P"):  # look up 256 values instead of every pixel
+        classes = class_map.classes(value_codes(np.arange(256), image))[pixels]
+    else:
+        classes = class_map.classes(value_codes(pixels, image))
+    if classes.min() < 0:
+        code = value_codes(pixels[classes < 0], image)[0]
+        raise UserError(
+            f"{path} holds the value {code_text(code)}, but the masks scanned before hold only "
+            f"{codes_text(class_map.codes)}. Mend the file, or give a larger --n_classes if it is a class of its own."
+        )
+    return torch.from_numpy(classes)
+
+
+def read_mask(path: str | Path, threshold_jpeg: bool = False) -> tuple[Image.Image, str]:
+    """Return a mask in mode L, P, RGB, or I for 16-bit grey, and what the file was, for the report."""
+    image = read_image(path)
+    if threshold_jpeg and image.format == "JPEG":
+        return image.convert("L").point([0] * HALF + [255] * (256 - HALF)), f"JPEG cut at {HALF}"
+    if image.mode == "F":
+        raise UserError(f"The mask {path} holds floating-point values. Save it with whole numbers, as PNG.")
+    kind = f"mode {image.mode}"
+    if image.mode in ("L", "P", "RGB", "I"):
+        return image, kind
+    if image.mode in ("1", "LA", "La"):
+        return image.convert("L"), kind
+    return image.convert("I" if image.mode.startswith("I;") else "RGB"), kind
+
+
+def value_codes(values: np.ndarray, image: Image.Image) -> np.ndarray:
+    """Return the codes of pixel values of `image`: (...) for one channel, (..., 3) for RGB -> int64 (...)."""
+    values = values.astype(np.int64)
+    if image.mode == "P":
+        palette = np.zeros((256, 3), dtype=np.int64)
+        colours = np.array(image.getpalette("RGB")).reshape(-1, 3)
+        palette[: len(colours)] = colours
+        values = palette[values]
+    elif image.mode != "RGB":
+        return values * GREY
+    return values @ np.array([1 << 16, 1 << 8, 1])
+
+
+def scan_file(path: str | Path, threshold_jpeg: bool) -> tuple[str, set[int]]:
+    """Return what a mask file is, such as "mode P", and the codes that occur in it."""
+    image, kind = read_mask(path, threshold_jpeg)
+    counted = image.getcolors(MAX_VALUES)
+    if counted is None:
+        raise UserError(
+            f"{path} holds more than {MAX_VALUES} values, so it is no mask of classes. Is it a photo, or was it "
+            f"compressed or smoothed? Masks keep their values as PNG or GIF."
+        )
+    values = np.array([value for _, value in counted])
+    return kind, set(value_codes(values, image).tolist())
+
+
+def scan_masks(paths: Sequence[str | Path], n_classes: int = 2, max_scan: int = 512) -> tuple[ClassMap, str]:
+    """Find the distinct values of all masks and make them the classes 0 to K - 1, in ascending order.
+
+    Above `max_scan` masks an evenly spaced sample is scanned, and only if it lacks a class, all of them. For two
+    classes, masks that are stored as JPEG are cut at half, because JPEG blurs the values.
+
+    Args:
+        paths: all masks of the data set, so that the map does not depend on a split.
+        n_classes: the most values that may occur; 1 and 2 both mean background and object.
+        max_scan: how many masks to scan.
+
+    Returns:
+        The map, and a line for the log on what was found.
+
+    Raises:
+        UserError: there are more values than classes, or just one value in all masks, or a file that cannot be read.
+    """
+    allowed = max(n_classes, 2)
+    cut = allowed == 2
+    chosen = [paths[i * len(paths) // max_scan] for i in range(max_scan)] if len(paths) > max_scan else paths
+    found = scan_files(chosen, cut)
+    if len(chosen) < len(paths) and len(set().union(*(codes for _, codes in found))) < allowed:
+        chosen, found = paths, scan_files(paths, cut)
+    files_with = Counter(code for _, codes in found for code in codes)
+    codes = tuple(sorted(files_with))
+    kinds = ", ".join(sorted({kind for kind, _ in found}))
+    if len(codes) > allowed:
+        rare = min(codes, key=lambda code: files_with[code])
+        path = next(path for path, (_, held) in zip(chosen, found, strict=True) if rare in held)
+        raise UserError(
+            f"The masks hold {len(codes)} values ({codes_text(codes)}), but --n_classes {n_classes} allows {allowed}; "
+            f"{code_text(rare)} occurs in {path}.\nGive --n_classes {len(codes)} if each value is a class. If some "
+            f"come from smoothed edges or JPEG, save the masks again without them, as PNG."
+        )
+    if len(codes) == 1:
+        raise UserError(f"All {len(paths):,} masks ({kinds}) hold one value, {codes_text(codes)}: nothing to segment.")
+    scanned = f"{len(paths):,} files" if len(chosen) == len(paths) else f"{len(chosen):,} of {len(paths):,} files"
+    classes = ", ".join(str(index) for index in range(len(codes)))
+    report = f"masks: {scanned} scanned, {kinds}, values {codes_text(codes, len(codes))} -> classes {classes}"
+    return ClassMap(codes, cut), report
+
+
+def scan_files(paths: Sequence[str | Path], threshold_jpeg: bool) -> list[tuple[str, set[int]]]:
+    with ThreadPoolExecutor(SCAN_THREADS) as pool:
+        return list(pool.map(scan_file, paths, [threshold_jpeg] * len(paths)))
+
+
+def code_text(code: int) -> str:
+    """Write a code as people know it: a grey level as a number, a colour as '#ff8000'."""
+    return str(code // GREY) if code % GREY == 0 else f"#{code:06x}"
+
+
+def codes_text(codes: Sequence[int], most: int = 8) -> str:
+    texts = [code_text(code) for code in codes]
+    return ", ".join(texts if len(texts) <= most else [*texts[: most - 1], "...", texts[-1]])

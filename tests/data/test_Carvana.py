@@ -1,0 +1,481 @@
+import copy
+import os
+import pickle
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch.utils.data import DataLoader
+
+from data.Carvana import CarvanaDataset, augment_pair, build_carvana, find_pairs
+from data.make_carvana_like import make_carvana_like
+from data.masks import ClassMap, load_image, load_mask, scan_masks
+from utils.errors import UserError
+
+SHARES = {"train_val_sample_rate": 1, "test_sample_rate": 0.2, "val_split": 0.25}
+TRUTH = np.zeros((24, 36), dtype=np.uint8)  # classes of the masks below
+TRUTH[6:18, 8:28] = 1
+GREYS = ClassMap((0, 0xFFFFFF))
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """Ten cars with four views each, 48 x 32 pixels. Tests only read it."""
+    directory = tmp_path_factory.mktemp("made")
+    make_carvana_like(directory, cars=10, views=4, size=(48, 32))
+    return directory
+
+
+def write_pair(directory, name, mask=None, image_end=".png", mask_end="_mask.png", **save):
+    """Write a grey image and a mask, by default 0 and 255."""
+    for folder in ("train", "train_masks"):
+        (directory / folder).mkdir(exist_ok=True)
+    mask = Image.fromarray(TRUTH * 255) if mask is None else mask
+    Image.new("RGB", mask.size, (90, 90, 90)).save(directory / "train" / f"{name}{image_end}")
+    path = directory / "train_masks" / f"{name}{mask_end}"
+    mask.save(path, **save)
+    return path
+
+
+def palette_mask(classes, colours):
+    mask = Image.fromarray(classes).convert("P")
+    mask.putpalette([level for colour in colours for level in colour])
+    return mask
+
+
+def colour_mask(classes, colours):
+    return Image.fromarray(np.array(colours, dtype=np.uint8)[classes])
+
+
+# Pairing
+
+
+def test_images_and_masks_pair_up_by_name_whatever_the_extension(tmp_path):
+    write_pair(tmp_path, "b_01", image_end=".JPG", mask_end="_mask.GIF")
+    write_pair(tmp_path, "a_b_02", image_end=".jpeg", mask_end="_mask.TIFF")
+    write_pair(tmp_path, "a_b_10", image_end=".webp", mask_end="_mask.bmp")
+    write_pair(tmp_path, "alone", image_end=".Png")
+    (tmp_path / "train" / ".DS_Store").write_text("")
+    (tmp_path / "train" / "._b_01.jpg").write_text("")
+    (tmp_path / "train" / "Thumbs.db").write_text("")
+    pairs = find_pairs(tmp_path)
+    assert [pair.name for pair in pairs] == ["a_b_02", "a_b_10", "alone", "b_01"]
+    assert [pair.car for pair in pairs] == ["a_b", "a_b", "alone", "b"]
+    files = [os.path.basename(pair.image_path) for pair in pairs]
+    assert files == ["a_b_02.jpeg", "a_b_10.webp", "alone.Png", "b_01.JPG"]
+    assert os.path.basename(pairs[3].mask_path) == "b_01_mask.GIF"
+
+
+def test_all_that_does_not_pair_up_is_told_in_one_error(tmp_path):
+    for view in range(25):
+        write_pair(tmp_path, f"lost_{view:02d}").unlink()
+    write_pair(tmp_path, "shy_01")
+    (tmp_path / "train" / "shy_01.png").unlink()
+    write_pair(tmp_path, "twin_01")
+    write_pair(tmp_path, "twin_01", image_end=".bmp")
+    write_pair(tmp_path, "echo_01")
+    write_pair(tmp_path, "echo_01", mask_end="_mask.gif")
+    with pytest.raises(UserError) as raised:
+        find_pairs(tmp_path)
+    message = str(raised.value)
+    assert "lost_09.png" in message and "lost_10.png" not in message and "15 more (25 in all)" in message
+    assert "without an image: shy_01_mask.png" in message
+    assert "twin_01.bmp, twin_01.png" in message and "echo_01_mask.gif, echo_01_mask.png" in message
+    assert "<car>_<view>_mask.gif" in message
+
+
+@pytest.mark.parametrize("present", [[], ["train"], ["train_masks"]])
+def test_a_missing_directory_names_both_ways_to_get_data(tmp_path, present):
+    for folder in present:
+        (tmp_path / folder).mkdir()
+    with pytest.raises(UserError) as raised:
+        build_carvana(tmp_path)
+    message = str(raised.value)
+    assert "Carvana Image Masking Challenge" in message and "train_masks.zip" in message
+    assert f"python -m data.make_carvana_like --data_dir {tmp_path} --cars 32 --views 16 --size 480x320" in message
+
+
+def test_an_empty_directory_is_refused(tmp_path):
+    (tmp_path / "train").mkdir()
+    (tmp_path / "train_masks").mkdir()
+    with pytest.raises(UserError, match="no image"):
+        build_carvana(tmp_path)
+
+
+# Encodings of masks
+
+BLACK, WHITE, RED, BLUE = (0, 0, 0), (255, 255, 255), (255, 0, 0), (0, 0, 255)
+TWICE = np.where(np.arange(36) < 4, 2, TRUTH).astype(np.uint8)  # black by index 0 and by index 2
+ENCODINGS = {
+    "0 and 1": (Image.fromarray(TRUTH), "png", "mode L, values 0, 1 -> classes 0, 1"),
+    "0 and 255": (Image.fromarray(TRUTH * 255), "png", "mode L, values 0, 255 -> classes 0, 1"),
+    "one bit": (Image.fromarray(TRUTH * 255).convert("1"), "png", "mode 1, values 0, 255"),
+    "one bit gif": (Image.fromarray(TRUTH * 255).convert("1"), "gif", "values 0, 255"),
+    "grey gif": (Image.fromarray(TRUTH * 255), "gif", "values 0, 255"),
+    "16 bits": (Image.fromarray(TRUTH.astype(np.uint16) * 65535), "png", "mode I;16, values 0, 65535"),
+    "grey and alpha": (Image.fromarray(TRUTH * 255).convert("LA"), "png", "values 0, 255"),
+    "palette": (palette_mask(TRUTH, [BLACK, WHITE]), "gif", "mode P, values 0, 255"),
+    "palette png": (palette_mask(TRUTH, [BLACK, WHITE]), "png", "mode P, values 0, 255"),
+    "swapped palette": (palette_mask(1 - TRUTH, [WHITE, BLACK]), "gif", "mode P, values 0, 255"),
+    "swapped palette png": (palette_mask(1 - TRUTH, [WHITE, BLACK]), "png", "mode P, values 0, 255"),
+    "black twice in the palette": (palette_mask(TWICE, [BLACK, WHITE, BLACK]), "png", "mode P, values 0, 255"),
+    "RGB": (colour_mask(TRUTH, [BLACK, WHITE]), "png", "mode RGB, values 0, 255"),
+    "RGBA": (colour_mask(TRUTH, [BLACK, WHITE]).convert("RGBA"), "png", "mode RGBA, values 0, 255"),
+    "colours": (colour_mask(TRUTH, [BLUE, RED]), "png", "mode RGB, values #0000ff, #ff0000 -> classes 0, 1"),
+    "JPEG": (Image.fromarray(TRUTH * 255), "jpg", "JPEG cut at 128, values 0, 255 -> classes 0, 1"),
+    "colour JPEG": (colour_mask(TRUTH, [BLACK, WHITE]), "jpg", "JPEG cut at 128, values 0, 255"),
+}
+
+
+@pytest.mark.parametrize("encoding", ENCODINGS)
+@pytest.mark.parametrize("n_classes", [1, 2])
+def test_the_car_is_class_1_in_every_encoding(tmp_path, encoding, n_classes):
+    mask, extension, told = ENCODINGS[encoding]
+    path = write_pair(tmp_path, "a_01", mask, mask_end=f"_mask.{extension}")
+    class_map, report = scan_masks([path], n_classes)
+    loaded = load_mask(path, class_map)
+    assert loaded.dtype == torch.int64 and loaded.shape == (24, 36)
+    assert (loaded.numpy() == TRUTH).all()
+    assert told in report and report.startswith("masks: 1 files scanned, ")
+
+
+def test_a_jpeg_mask_really_holds_noise(tmp_path):
+    """Else the two cases of JPEG above would show nothing."""
+    path = write_pair(tmp_path, "a_01", mask_end="_mask.jpg")
+    with Image.open(path) as mask:
+        assert len(mask.getcolors()) > 2
+
+
+@pytest.mark.parametrize(
+    "mask",
+    [
+        Image.fromarray(np.arange(24 * 36, dtype=np.uint8).reshape(24, 36) % 4),
+        palette_mask(np.arange(24 * 36, dtype=np.uint8).reshape(24, 36) % 4, [BLACK, BLUE, RED, WHITE]),
+        colour_mask(np.arange(24 * 36).reshape(24, 36) % 4, [BLACK, BLUE, RED, WHITE]),
+    ],
+)
+def test_more_classes_follow_the_sorted_values(tmp_path, mask):
+    path = write_pair(tmp_path, "a_01", mask)
+    class_map, report = scan_masks([path], n_classes=4)
+    assert (load_mask(path, class_map).numpy() == np.arange(24 * 36).reshape(24, 36) % 4).all()
+    assert report.endswith("-> classes 0, 1, 2, 3")
+
+
+def test_masks_of_different_modes_agree_by_colour(tmp_path):
+    paths = [
+        write_pair(tmp_path, "a_01", palette_mask(1 - TRUTH, [WHITE, BLACK])),
+        write_pair(tmp_path, "a_02", Image.fromarray(TRUTH * 255)),
+        write_pair(tmp_path, "a_03", colour_mask(TRUTH, [BLACK, WHITE])),
+        write_pair(tmp_path, "a_04", mask_end="_mask.jpg"),
+    ]
+    class_map, report = scan_masks(paths)
+    assert all((load_mask(path, class_map).numpy() == TRUTH).all() for path in paths)
+    assert "JPEG cut at 128, mode L, mode P, mode RGB, values 0, 255" in report
+
+
+def test_a_mask_of_background_alone_is_fine_and_stays_background(tmp_path):
+    empty = write_pair(tmp_path, "a_01", Image.new("L", (36, 24), 0))
+    full = write_pair(tmp_path, "a_02", Image.new("L", (36, 24), 255))
+    class_map, _ = scan_masks([full, empty])
+    assert load_mask(empty, class_map).max() == 0 and load_mask(full, class_map).min() == 1
+
+
+@pytest.mark.parametrize("level, extension", [(0, "png"), (255, "png"), (3, "jpg")])
+def test_one_value_in_all_masks_is_refused(tmp_path, level, extension):
+    mask = Image.new("L", (36, 24), level)
+    paths = [write_pair(tmp_path, f"a_{i}", mask, mask_end=f"_mask.{extension}") for i in range(2)]
+    with pytest.raises(UserError, match=r"All 2 masks \(.*\) hold one value, "):
+        scan_masks(paths)
+
+
+@pytest.mark.parametrize("extension", ["png", "gif"])
+@pytest.mark.parametrize("n_classes", [1, 2])
+def test_a_surplus_value_is_named_with_its_file_and_the_mend(tmp_path, extension, n_classes):
+    odd = TRUTH * 255
+    odd[0, 0] = 128
+    paths = [write_pair(tmp_path, f"a_{i}", mask_end=f"_mask.{extension}") for i in range(3)]
+    paths[1] = write_pair(tmp_path, "a_1", Image.fromarray(odd), mask_end=f"_mask.{extension}")
+    with pytest.raises(UserError) as raised:
+        scan_masks(paths, n_classes)
+    assert f"3 values (0, 128, 255), but --n_classes {n_classes} allows 2" in str(raised.value)
+    assert f"128 occurs in {paths[1]}" in str(raised.value) and "--n_classes 3" in str(raised.value)
+
+
+def test_a_jpeg_mask_of_many_classes_and_a_photo_are_refused(tmp_path):
+    rough = Image.fromarray((np.arange(24 * 36).reshape(24, 36) % 3 * 100).astype(np.uint8))
+    with pytest.raises(UserError, match="PNG"):
+        scan_masks([write_pair(tmp_path, "a_01", rough, mask_end="_mask.jpg")], n_classes=3)
+    photo = Image.fromarray(np.random.default_rng(0).integers(0, 256, (24, 36, 3), dtype=np.uint8))
+    path = write_pair(tmp_path, "a_02", photo)
+    with pytest.raises(UserError, match=r"a_02_mask\.png holds more than 256 values"):
+        scan_masks([path])
+
+
+def test_many_masks_are_sampled_evenly_and_a_value_met_later_names_its_file(tmp_path):
+    paths = [write_pair(tmp_path, f"a_{i:02d}", Image.fromarray(TRUTH[:, :9] * 255)) for i in range(20)]
+    Image.fromarray(TRUTH[:, :9] * 128).save(paths[7])
+    class_map, report = scan_masks(paths, max_scan=5)  # 0, 4, 8, 12, 16
+    assert "5 of 20 files scanned" in report
+    with pytest.raises(UserError, match=r"a_07_mask\.png holds the value 128, .*only 0, 255"):
+        load_mask(paths[7], class_map)
+    with pytest.raises(UserError, match="128"):
+        scan_masks(paths, max_scan=20)
+
+
+def test_a_class_that_the_sample_lacks_is_looked_for_in_all_masks(tmp_path):
+    paths = [write_pair(tmp_path, f"a_{i:02d}", Image.fromarray(TRUTH[:, :9])) for i in range(20)]
+    Image.fromarray(TRUTH[:, :9] * 2).save(paths[7])
+    class_map, report = scan_masks(paths, n_classes=3, max_scan=5)
+    assert load_mask(paths[7], class_map).max() == 2 and "masks: 20 files scanned" in report
+
+
+def test_a_resized_mask_holds_no_mixed_classes(tmp_path):
+    classes = (np.arange(24 * 36).reshape(24, 36) // 7 % 3).astype(np.uint8)
+    path = write_pair(tmp_path, "a_01", Image.fromarray(classes * 2))  # 0, 2, 4: a mean of 0 and 4 would be class 1
+    flat = Image.fromarray(np.where(classes == 1, 0, classes * 2).astype(np.uint8))
+    other = write_pair(tmp_path, "a_02", flat)
+    class_map, _ = scan_masks([path, other], n_classes=3)
+    assert load_mask(other, class_map, size=(17, 17)).unique().tolist() == [0, 2]
+
+
+# Images
+
+
+@pytest.mark.parametrize(
+    "mode, colour, rgb",
+    [
+        ("RGB", (255, 51, 0), (1, 0.2, 0)),
+        ("L", 51, (0.2, 0.2, 0.2)),
+        ("1", 1, (1, 1, 1)),
+        ("RGBA", (255, 51, 0, 0), (1, 0.2, 0)),
+        ("LA", (51, 9), (0.2, 0.2, 0.2)),
+        ("CMYK", (0, 204, 255, 0), (1, 0.2, 0)),
+        ("I;16", 51 * 257, (0.2, 0.2, 0.2)),
+    ],
+)
+def test_images_of_any_mode_become_rgb_or_grey(tmp_path, mode, colour, rgb):
+    path = tmp_path / "image.tif"
+    if mode == "I;16":
+        Image.fromarray(np.full((20, 30), colour, dtype=np.uint16)).save(path)
+    else:
+        Image.new(mode, (30, 20), colour).save(path)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        image, grey = load_image(path, 3, (16, 12)), load_image(path, 1)
+    assert image.shape == (3, 12, 16) and image.dtype == torch.float32
+    rgb = torch.tensor(rgb, dtype=torch.float32)
+    assert torch.allclose(image, rgb[:, None, None].expand(3, 12, 16), atol=0.006)
+    assert grey.shape == (1, 20, 30)
+    assert torch.allclose(grey, rgb @ torch.tensor([0.299, 0.587, 0.114]), atol=0.006)
+
+
+@pytest.mark.parametrize("transparency", [1, b"\x80\xff"])
+def test_a_palette_image_gives_its_colours(tmp_path, transparency):
+    path = tmp_path / "image.png"
+    palette_mask(TRUTH, [BLUE, RED]).save(path, transparency=transparency)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        image = load_image(path)
+    assert (image[0].numpy() == TRUTH).all() and (image[2].numpy() == 1 - TRUTH).all()
+
+
+def test_an_image_of_floats_is_refused(tmp_path):
+    Image.new("F", (8, 8), 0.5).save(tmp_path / "image.tif")
+    with pytest.raises(UserError, match=r"image\.tif holds floating-point"):
+        load_image(tmp_path / "image.tif")
+    with pytest.raises(UserError, match=r"image\.tif holds floating-point"):
+        load_mask(tmp_path / "image.tif", GREYS)
+
+
+@pytest.mark.parametrize("extension", ["png", "jpg"])
+def test_shrinking_averages_instead_of_dropping_pixels(tmp_path, extension):
+    stripes = np.zeros((256, 256), dtype=np.uint8)
+    stripes[:, ::8] = 255  # one column in eight
+    Image.fromarray(stripes).save(tmp_path / f"image.{extension}", quality=100)
+    image = load_image(tmp_path / f"image.{extension}", 1, (32, 32))
+    assert image.shape == (1, 32, 32) and torch.allclose(image, torch.tensor(1 / 8), atol=0.05)
+
+
+# The data set
+
+
+def test_samples_have_the_documented_types_and_ranges(made):
+    parts = build_carvana(made, patch_size=16, **SHARES)
+    assert list(parts) == ["train", "val", "test"]
+    image, mask = parts["train"][0]
+    assert image.shape == (3, 16, 16) and image.dtype == torch.float32 and 0 <= image.min() < image.max() <= 1
+    assert mask.shape == (16, 16) and mask.dtype == torch.int64 and mask.unique().tolist() == [0, 1]
+    assert build_carvana(made, patch_size=16, n_channels=1, **SHARES)["test"][0][0].shape == (1, 16, 16)
+
+
+def test_padding_leaves_val_and_test_at_their_own_size(made):
+    parts = build_carvana(made, patch_size=16, mode="padding", **SHARES)
+    assert parts["train"][0][0].shape == (3, 16, 16)
+    for part in ("val", "test"):
+        image, mask = parts[part][0]
+        assert image.shape == (3, 32, 48) and mask.shape == (32, 48)
+        with Image.open(parts[part].pairs[0].mask_path) as file:
+            assert (mask.numpy() * 255 == np.asarray(file.convert("L"))).all()
+
+
+def test_no_car_is_on_two_sides_and_names_fit_the_samples(made):
+    parts = build_carvana(made, patch_size=16, **SHARES)
+    cars = {part: set(dataset.groups) for part, dataset in parts.items()}
+    assert not cars["train"] & cars["val"] and not cars["train"] & cars["test"] and not cars["val"] & cars["test"]
+    assert set.union(*cars.values()) == {pair.car for pair in find_pairs(made)}
+    for dataset in parts.values():
+        assert len(dataset) == len(dataset.names) == len(dataset.groups)
+        for name, car, pair in zip(dataset.names, dataset.groups, dataset.pairs, strict=True):
+            assert name.startswith(f"{car}_") and os.path.basename(pair.image_path) == f"{name}.jpg"
+            assert os.path.basename(pair.mask_path) == f"{name}_mask.gif"
+
+
+def test_the_split_follows_the_split_seed(made):
+    def names(seed):
+        return {part: dataset.names for part, dataset in build_carvana(made, split_seed=seed, **SHARES).items()}
+
+    assert names(0) == names(0) != names(1)
+
+
+def test_summary_and_report_tell_what_is_used(made):
+    all_of_it = build_carvana(made, **SHARES)["val"]
+    assert all_of_it.summary == "40 images of 10 cars; using 24 for train, 8 for val, 8 for test"
+    assert all_of_it.report == "masks: 40 files scanned, mode P, values 0, 255 -> classes 0, 1"
+    some = build_carvana(made, train_val_sample_rate=0.5, test_sample_rate=0.1, val_split=0.25)["train"].summary
+    assert some == "40 images of 10 cars; using 12 for train, 4 for val, 4 for test; --train_val_sample_rate 1 uses all"
+
+
+def test_the_class_map_does_not_depend_on_the_split(tmp_path):
+    for car in range(8):  # one car alone shows class 2
+        write_pair(tmp_path, f"car{car}_01", Image.fromarray(TRUTH * (2 if car == 5 else 1)))
+    shares = {"train_val_sample_rate": 1, "test_sample_rate": 2, "val_split": 2, "n_classes": 3}
+    maps = {part.class_map for seed in range(4) for part in build_carvana(tmp_path, split_seed=seed, **shares).values()}
+    assert len(maps) == 1 and len(maps.pop().codes) == 3
+
+
+@pytest.mark.parametrize(
+    "option, told",
+    [
+        ({"n_channels": 2}, "--n_channels 2"),
+        ({"mode": "pading"}, "--mode pading .*did you mean 'padding'"),
+        ({"patch_size": 0}, "--patch_size 0"),
+        ({"n_classes": 0}, "--n_classes 0"),
+    ],
+)
+def test_options_out_of_range_are_refused(made, option, told):
+    with pytest.raises(UserError, match=told):
+        build_carvana(made, **option)
+
+
+def test_image_and_mask_of_different_sizes_are_named(tmp_path):
+    write_pair(tmp_path, "a_01")
+    Image.new("RGB", (30, 24)).save(tmp_path / "train" / "a_01.png")
+    dataset = CarvanaDataset(find_pairs(tmp_path), GREYS, size=(16, 16))
+    with pytest.raises(UserError, match=r"a_01.png has 30 x 24 .*a_01_mask\.png has 36 x 24"):
+        dataset[0]
+
+
+@pytest.mark.parametrize("extension", ["png", "jpg", "gif", "bmp"])
+@pytest.mark.parametrize("keep", [0, 0.5])
+@pytest.mark.parametrize("folder", ["train", "train_masks"])
+def test_a_broken_file_is_named(tmp_path, extension, keep, folder):
+    noise = Image.fromarray(np.random.default_rng(0).integers(0, 2, (48, 48), dtype=np.uint8) * 255)
+    write_pair(tmp_path, "a_01", noise, image_end=f".{extension}", mask_end=f"_mask.{extension}")
+    noise.save(tmp_path / "train" / f"a_01.{extension}")
+    broken = next((tmp_path / folder).iterdir())
+    content = broken.read_bytes()
+    broken.write_bytes(content[: int(keep * len(content))])
+    with pytest.raises(UserError, match=f"{broken.name} cannot be read as an image"):
+        CarvanaDataset(find_pairs(tmp_path), GREYS, size=(16, 16))[0]
+
+
+def test_a_broken_mask_is_named_by_the_scan(tmp_path):
+    paths = [write_pair(tmp_path, f"a_{i:02d}") for i in range(8)]
+    paths[5].write_bytes(b"")
+    with pytest.raises(UserError, match=r"a_05_mask\.png cannot be read"):
+        scan_masks(paths)
+
+
+def test_a_decompression_bomb_is_named(tmp_path, monkeypatch):
+    path = write_pair(tmp_path, "a_01")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    for read in (load_image, lambda path: load_mask(path, GREYS), lambda path: scan_masks([path])):
+        with pytest.raises(UserError, match=r"a_01_mask\.png is too large.*MAX_IMAGE_PIXELS"):
+            read(path)
+
+
+def test_a_data_set_survives_pickling_and_copying(made):
+    dataset = build_carvana(made, patch_size=16, **SHARES)["train"]
+    content = pickle.dumps(dataset)
+    assert len(content) < 400 * len(dataset) + 2000  # paths and names, no pixels
+    for other in (pickle.loads(content), copy.deepcopy(dataset)):
+        assert other.names == dataset.names and other.is_random is False
+        assert all(torch.equal(a, b) for a, b in zip(other[3], dataset[3], strict=True))
+
+
+def test_workers_by_spawn_read_the_same(made):
+    dataset = build_carvana(made, patch_size=16, **SHARES)["test"]
+    loader = DataLoader(dataset, batch_size=len(dataset), num_workers=1, multiprocessing_context="spawn")
+    images, masks = next(iter(loader))
+    assert torch.equal(images, torch.stack([image for image, _ in dataset]))
+    assert torch.equal(masks, torch.stack([mask for _, mask in dataset]))
+
+
+# Augmentation
+
+
+def test_only_training_is_augmented_and_only_on_request(made):
+    plain, augmented = build_carvana(made, **SHARES), build_carvana(made, augment=True, **SHARES)
+    assert [dataset.is_random for dataset in plain.values()] == [False, False, False]
+    assert [augmented[part].is_random for part in ("train", "val", "test")] == [True, False, False]
+
+
+def test_augmentation_is_a_function_of_the_torch_seed(made):
+    dataset = build_carvana(made, patch_size=16, augment=True, **SHARES)["train"]
+
+    def sample(seed):
+        torch.manual_seed(seed)
+        np.random.seed(None)
+        return dataset[0][0]
+
+    assert torch.equal(sample(1), sample(1)) and not torch.equal(sample(1), sample(2))
+
+
+def test_a_sample_without_augmentation_draws_nothing(made):
+    dataset = build_carvana(made, patch_size=16, **SHARES)["train"]
+    before = torch.get_rng_state()
+    first, again = dataset[0][0], dataset[0][0]
+    assert torch.equal(first, again) and torch.equal(before, torch.get_rng_state())
+
+
+def test_augmentation_flips_both_and_changes_brightness_and_contrast_by_a_fifth_at_most():
+    torch.manual_seed(0)
+    mask = torch.zeros(4, 8, dtype=torch.int64)
+    mask[:, :3] = 1
+    image = 0.3 + 0.2 * mask.float().expand(3, 4, 8)  # mean 0.375
+    flips, means, contrasts = [], [], []
+    for _ in range(400):
+        new_image, new_mask = augment_pair(image, mask)
+        flipped = bool(new_mask[0, -1])
+        assert torch.equal(new_mask, mask.flip(-1) if flipped else mask) and new_mask.sum() == mask.sum()
+        high, low = new_image[:, new_mask == 1], new_image[:, new_mask == 0]
+        assert high.max() - high.min() < 1e-6 and low.max() - low.min() < 1e-6 and high.min() > low.max()
+        flips.append(flipped)
+        means.append(float(new_image.mean() / image.mean()))
+        contrasts.append(float((high.mean() - low.mean()) / 0.2) / means[-1])
+    assert 0.4 < np.mean(flips) < 0.6
+    for factors in (means, contrasts):
+        assert 0.8 - 1e-4 <= min(factors) < 0.82 and 1.18 < max(factors) <= 1.2 + 1e-4
+    assert abs(np.corrcoef(means, contrasts)[0, 1]) < 0.15 and abs(np.corrcoef(flips, means)[0, 1]) < 0.15
+
+
+def test_augmentation_stays_in_range_and_leaves_its_input_alone():
+    torch.manual_seed(0)
+    image, mask = torch.rand(3, 8, 8).round(), torch.randint(0, 2, (8, 8))
+    image_before, mask_before = image.clone(), mask.clone()
+    for _ in range(30):
+        new_image, _ = augment_pair(image, mask)
+        assert new_image.min() >= 0 and new_image.max() <= 1
+    assert torch.equal(image, image_before) and torch.equal(mask, mask_before)
