@@ -1,0 +1,239 @@
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from data.masks import ClassMap, load_image, load_mask, scan_masks
+from utils.errors import UserError
+
+TRUTH = np.zeros((24, 36), dtype=np.uint8)  # classes of the masks below
+TRUTH[6:18, 8:28] = 1
+GREYS = ClassMap((0, 0xFFFFFF))
+
+
+def write_mask(directory, name, mask=None):
+    """Write a mask, by default 0 and 255, and return its path."""
+    path = directory / name
+    (Image.fromarray(TRUTH * 255) if mask is None else mask).save(path)
+    return path
+
+
+def palette_mask(classes, colours):
+    mask = Image.fromarray(classes).convert("P")
+    mask.putpalette([level for colour in colours for level in colour])
+    return mask
+
+
+def colour_mask(classes, colours):
+    return Image.fromarray(np.array(colours, dtype=np.uint8)[classes])
+
+
+# Encodings of masks
+
+BLACK, WHITE, RED, BLUE = (0, 0, 0), (255, 255, 255), (255, 0, 0), (0, 0, 255)
+TWICE = np.where(np.arange(36) < 4, 2, TRUTH).astype(np.uint8)  # black by index 0 and by index 2
+ENCODINGS = {
+    "0 and 1": (Image.fromarray(TRUTH), "png", "mode L, values 0, 1 -> classes 0, 1"),
+    "0 and 255": (Image.fromarray(TRUTH * 255), "png", "mode L, values 0, 255 -> classes 0, 1"),
+    "one bit": (Image.fromarray(TRUTH * 255).convert("1"), "png", "mode 1, values 0, 255"),
+    "one bit gif": (Image.fromarray(TRUTH * 255).convert("1"), "gif", "values 0, 255"),
+    "grey gif": (Image.fromarray(TRUTH * 255), "gif", "values 0, 255"),
+    "16 bits": (Image.fromarray(TRUTH.astype(np.uint16) * 65535), "png", "mode I;16, values 0, 65535"),
+    "grey and alpha": (Image.fromarray(TRUTH * 255).convert("LA"), "png", "values 0, 255"),
+    "palette": (palette_mask(TRUTH, [BLACK, WHITE]), "gif", "mode P, values 0, 255"),
+    "palette png": (palette_mask(TRUTH, [BLACK, WHITE]), "png", "mode P, values 0, 255"),
+    "swapped palette": (palette_mask(1 - TRUTH, [WHITE, BLACK]), "gif", "mode P, values 0, 255"),
+    "swapped palette png": (palette_mask(1 - TRUTH, [WHITE, BLACK]), "png", "mode P, values 0, 255"),
+    "black twice in the palette": (palette_mask(TWICE, [BLACK, WHITE, BLACK]), "png", "mode P, values 0, 255"),
+    "RGB": (colour_mask(TRUTH, [BLACK, WHITE]), "png", "mode RGB, values 0, 255"),
+    "RGBA": (colour_mask(TRUTH, [BLACK, WHITE]).convert("RGBA"), "png", "mode RGBA, values 0, 255"),
+    "colours": (colour_mask(TRUTH, [BLUE, RED]), "png", "mode RGB, values #0000ff, #ff0000 -> classes 0, 1"),
+    "JPEG": (Image.fromarray(TRUTH * 255), "jpg", "JPEG cut at 128, values 0, 255 -> classes 0, 1"),
+    "colour JPEG": (colour_mask(TRUTH, [BLACK, WHITE]), "jpg", "JPEG cut at 128, values 0, 255"),
+}
+
+
+@pytest.mark.parametrize("encoding", ENCODINGS)
+@pytest.mark.parametrize("n_classes", [1, 2])
+def test_the_car_is_class_1_in_every_encoding(tmp_path, encoding, n_classes):
+    mask, extension, told = ENCODINGS[encoding]
+    path = write_mask(tmp_path, f"a_01_mask.{extension}", mask)
+    class_map, report = scan_masks([path], n_classes)
+    loaded = load_mask(path, class_map)
+    assert loaded.dtype == torch.int64 and loaded.shape == (24, 36)
+    assert (loaded.numpy() == TRUTH).all()
+    assert told in report and report.startswith("masks: 1 files scanned, ")
+
+
+def test_a_jpeg_mask_really_holds_noise(tmp_path):
+    """Else the two cases of JPEG above would show nothing."""
+    path = write_mask(tmp_path, "a_01_mask.jpg")
+    with Image.open(path) as mask:
+        assert len(mask.getcolors()) > 2
+
+
+@pytest.mark.parametrize(
+    "mask",
+    [
+        Image.fromarray(np.arange(24 * 36, dtype=np.uint8).reshape(24, 36) % 4),
+        palette_mask(np.arange(24 * 36, dtype=np.uint8).reshape(24, 36) % 4, [BLACK, BLUE, RED, WHITE]),
+        colour_mask(np.arange(24 * 36).reshape(24, 36) % 4, [BLACK, BLUE, RED, WHITE]),
+    ],
+)
+def test_more_classes_follow_the_sorted_values(tmp_path, mask):
+    path = write_mask(tmp_path, "a_01_mask.png", mask)
+    class_map, report = scan_masks([path], n_classes=4)
+    assert (load_mask(path, class_map).numpy() == np.arange(24 * 36).reshape(24, 36) % 4).all()
+    assert report.endswith("-> classes 0, 1, 2, 3")
+
+
+def test_masks_of_different_modes_agree_by_colour(tmp_path):
+    paths = [
+        write_mask(tmp_path, "a_01_mask.png", palette_mask(1 - TRUTH, [WHITE, BLACK])),
+        write_mask(tmp_path, "a_02_mask.png", Image.fromarray(TRUTH * 255)),
+        write_mask(tmp_path, "a_03_mask.png", colour_mask(TRUTH, [BLACK, WHITE])),
+        write_mask(tmp_path, "a_04_mask.jpg"),
+    ]
+    class_map, report = scan_masks(paths)
+    assert all((load_mask(path, class_map).numpy() == TRUTH).all() for path in paths)
+    assert "JPEG cut at 128, mode L, mode P, mode RGB, values 0, 255" in report
+
+
+def test_a_mask_of_background_alone_is_fine_and_stays_background(tmp_path):
+    empty = write_mask(tmp_path, "a_01_mask.png", Image.new("L", (36, 24), 0))
+    full = write_mask(tmp_path, "a_02_mask.png", Image.new("L", (36, 24), 255))
+    class_map, _ = scan_masks([full, empty])
+    assert load_mask(empty, class_map).max() == 0 and load_mask(full, class_map).min() == 1
+
+
+@pytest.mark.parametrize("level, extension", [(0, "png"), (255, "png"), (3, "jpg")])
+def test_one_value_in_all_masks_is_refused(tmp_path, level, extension):
+    mask = Image.new("L", (36, 24), level)
+    paths = [write_mask(tmp_path, f"a_{i}_mask.{extension}", mask) for i in range(2)]
+    with pytest.raises(UserError, match=r"All 2 masks \(.*\) hold one value, "):
+        scan_masks(paths)
+
+
+@pytest.mark.parametrize("extension", ["png", "gif"])
+@pytest.mark.parametrize("n_classes", [1, 2])
+def test_a_surplus_value_is_named_with_its_file_and_the_mend(tmp_path, extension, n_classes):
+    odd = TRUTH * 255
+    odd[0, 0] = 128
+    paths = [write_mask(tmp_path, f"a_{i}_mask.{extension}") for i in range(3)]
+    paths[1] = write_mask(tmp_path, f"a_1_mask.{extension}", Image.fromarray(odd))
+    with pytest.raises(UserError) as raised:
+        scan_masks(paths, n_classes)
+    assert f"3 values (0, 128, 255), but --n_classes {n_classes} allows 2" in str(raised.value)
+    assert f"128 occurs in {paths[1]}" in str(raised.value) and "--n_classes 3" in str(raised.value)
+
+
+def test_a_jpeg_mask_of_many_classes_and_a_photo_are_refused(tmp_path):
+    rough = Image.fromarray((np.arange(24 * 36).reshape(24, 36) % 3 * 100).astype(np.uint8))
+    with pytest.raises(UserError, match="PNG"):
+        scan_masks([write_mask(tmp_path, "a_01_mask.jpg", rough)], n_classes=3)
+    photo = Image.fromarray(np.random.default_rng(0).integers(0, 256, (24, 36, 3), dtype=np.uint8))
+    path = write_mask(tmp_path, "a_02_mask.png", photo)
+    with pytest.raises(UserError, match=r"a_02_mask\.png holds more than 256 values"):
+        scan_masks([path])
+
+
+def test_many_masks_are_sampled_evenly_and_a_value_met_later_names_its_file(tmp_path):
+    paths = [write_mask(tmp_path, f"a_{i:02d}_mask.png", Image.fromarray(TRUTH[:, :9] * 255)) for i in range(20)]
+    Image.fromarray(TRUTH[:, :9] * 128).save(paths[7])
+    class_map, report = scan_masks(paths, max_scan=5)  # 0, 4, 8, 12, 16
+    assert "5 of 20 files scanned" in report
+    with pytest.raises(UserError, match=r"a_07_mask\.png holds the value 128, .*only 0, 255"):
+        load_mask(paths[7], class_map)
+    with pytest.raises(UserError, match="128"):
+        scan_masks(paths, max_scan=20)
+
+
+def test_a_class_that_the_sample_lacks_is_looked_for_in_all_masks(tmp_path):
+    paths = [write_mask(tmp_path, f"a_{i:02d}_mask.png", Image.fromarray(TRUTH[:, :9])) for i in range(20)]
+    Image.fromarray(TRUTH[:, :9] * 2).save(paths[7])
+    class_map, report = scan_masks(paths, n_classes=3, max_scan=5)
+    assert load_mask(paths[7], class_map).max() == 2 and "masks: 20 files scanned" in report
+
+
+def test_a_resized_mask_holds_no_mixed_classes(tmp_path):
+    classes = (np.arange(24 * 36).reshape(24, 36) // 7 % 3).astype(np.uint8)
+    path = write_mask(tmp_path, "a_01_mask.png", Image.fromarray(classes * 2))  # a mean of 0 and 4 would be 2
+    flat = Image.fromarray(np.where(classes == 1, 0, classes * 2).astype(np.uint8))
+    other = write_mask(tmp_path, "a_02_mask.png", flat)
+    class_map, _ = scan_masks([path, other], n_classes=3)
+    assert load_mask(other, class_map, size=(17, 17)).unique().tolist() == [0, 2]
+
+
+# Images
+
+
+@pytest.mark.parametrize(
+    "mode, colour, rgb",
+    [
+        ("RGB", (255, 51, 0), (1, 0.2, 0)),
+        ("L", 51, (0.2, 0.2, 0.2)),
+        ("1", 1, (1, 1, 1)),
+        ("RGBA", (255, 51, 0, 0), (1, 0.2, 0)),
+        ("LA", (51, 9), (0.2, 0.2, 0.2)),
+        ("CMYK", (0, 204, 255, 0), (1, 0.2, 0)),
+        ("I;16", 51 * 257, (0.2, 0.2, 0.2)),
+    ],
+)
+def test_images_of_any_mode_become_rgb_or_grey(tmp_path, mode, colour, rgb):
+    path = tmp_path / "image.tif"
+    if mode == "I;16":
+        Image.fromarray(np.full((20, 30), colour, dtype=np.uint16)).save(path)
+    else:
+        Image.new(mode, (30, 20), colour).save(path)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        image, grey = load_image(path, 3, (16, 12)), load_image(path, 1)
+    assert image.shape == (3, 12, 16) and image.dtype == torch.float32
+    rgb = torch.tensor(rgb, dtype=torch.float32)
+    assert torch.allclose(image, rgb[:, None, None].expand(3, 12, 16), atol=0.006)
+    assert grey.shape == (1, 20, 30)
+    assert torch.allclose(grey, rgb @ torch.tensor([0.299, 0.587, 0.114]), atol=0.006)
+
+
+@pytest.mark.parametrize("transparency", [1, b"\x80\xff"])
+def test_a_palette_image_gives_its_colours(tmp_path, transparency):
+    path = tmp_path / "image.png"
+    palette_mask(TRUTH, [BLUE, RED]).save(path, transparency=transparency)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        image = load_image(path)
+    assert (image[0].numpy() == TRUTH).all() and (image[2].numpy() == 1 - TRUTH).all()
+
+
+def test_an_image_of_floats_is_refused(tmp_path):
+    Image.new("F", (8, 8), 0.5).save(tmp_path / "image.tif")
+    with pytest.raises(UserError, match=r"image\.tif holds floating-point"):
+        load_image(tmp_path / "image.tif")
+    with pytest.raises(UserError, match=r"image\.tif holds floating-point"):
+        load_mask(tmp_path / "image.tif", GREYS)
+
+
+@pytest.mark.parametrize("extension", ["png", "jpg"])
+def test_shrinking_averages_instead_of_dropping_pixels(tmp_path, extension):
+    stripes = np.zeros((256, 256), dtype=np.uint8)
+    stripes[:, ::8] = 255  # one column in eight
+    Image.fromarray(stripes).save(tmp_path / f"image.{extension}", quality=100)
+    image = load_image(tmp_path / f"image.{extension}", 1, (32, 32))
+    assert image.shape == (1, 32, 32) and torch.allclose(image, torch.tensor(1 / 8), atol=0.05)
+
+
+def test_a_broken_mask_is_named_by_the_scan(tmp_path):
+    paths = [write_mask(tmp_path, f"a_{i:02d}_mask.png") for i in range(8)]
+    paths[5].write_bytes(b"")
+    with pytest.raises(UserError, match=r"a_05_mask\.png cannot be read"):
+        scan_masks(paths)
+
+
+def test_a_decompression_bomb_is_named(tmp_path, monkeypatch):
+    path = write_mask(tmp_path, "a_01_mask.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    for read in (load_image, lambda path: load_mask(path, GREYS), lambda path: scan_masks([path])):
+        with pytest.raises(UserError, match=r"a_01_mask\.png is too large.*MAX_IMAGE_PIXELS"):
+            read(path)
