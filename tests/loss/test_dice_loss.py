@@ -113,12 +113,15 @@ def test_is_float32_and_finite_under_autocast_with_huge_logits(loss_class, n_cla
 
 
 @pytest.mark.parametrize("loss_class", [DiceLoss, CEDiceLoss])
-def test_autocast_does_not_change_the_value(loss_class):
-    logits, targets = random_batch(3, size=(300, 300))
-    loss = loss_class(3)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
+@pytest.mark.parametrize("n_classes", [1, 3])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_logits_and_autocast_do_not_change_the_value(loss_class, n_classes, dtype):
+    logits, targets = random_batch(n_classes, size=(300, 300))
+    logits = logits.to(dtype)
+    loss = loss_class(n_classes)
+    with torch.autocast("cpu", dtype=dtype):
         inside = loss(logits, targets)
-    assert torch.equal(inside, loss(logits, targets))
+    assert torch.equal(inside, loss(logits.float(), targets))
 
 
 @pytest.mark.parametrize("loss_class", [DiceLoss, CEDiceLoss])
