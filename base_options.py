@@ -77,6 +77,13 @@ def add_test_options(parser: OptionParser) -> None:
     add("--allow_seen", action=BoolAction, default=False, help="evaluate even on data that the run has seen")
 
 
+def train_option_names() -> set[str]:
+    """The options that only training has."""
+    parser = OptionParser()
+    add_train_options(parser)
+    return set(parser.known)
+
+
 def add_train_options(parser: OptionParser) -> None:
     """Add the base options of training."""
     positive, share = number(float, above=0), number(float, low=0, high=1)

@@ -15,8 +15,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from base_options import add_common_options, add_test_options
-from data.data_entry import build_datasets, build_eval_loader, refuse_seen
+from base_options import add_common_options, add_test_options, train_option_names
+from data.data_entry import build_datasets, build_eval_loader, data_notes, refuse_seen
 from loss.loss_entry import build_criterion
 from model.model_entry import NETWORK_OPTIONS, build_networks
 from utils.checkpoint import load_checkpoint, set_state
@@ -156,6 +156,7 @@ class EvaluatorBase:
         parser = OptionParser(description=cls.__doc__)
         add_test_options(parser)
         add_common_options(parser, cls.task)
+        parser.passed_over = train_option_names()  # so that a run's own config file can be given
         cls.add_options(parser)
         cls.add_test_options(parser)
         model_path = parser.parse_given(argv).get("model_path")
@@ -192,7 +193,8 @@ class EvaluatorBase:
         evaluator.num_samples = len(loader.sampler)
         evaluator.output_dir, _ = make_timestamped_dir(opt.save_path)
         evaluator.logger = build_logger(opt.proj_name, evaluator.output_dir / "eval_log.txt")
-        evaluator.logger.info(device_line)
+        for note in (device_line, *data_notes({opt.split: dataset})):
+            evaluator.logger.info(note)
         results = evaluator.evaluate(loader)
         evaluator.report(results, loader, evaluator.output_dir)
         what = f"{opt.model_path} on the {opt.split} part of {opt.data_type}"

@@ -73,8 +73,8 @@ class EvaluatorVanilla(EvaluatorBase):
 
 
 def caption(predicted: int, actual: int) -> str:
-    """What stands under a picture: the class, or the mistake."""
-    return CLASSES[actual] if predicted == actual else f"{CLASSES[predicted]}, not {CLASSES[actual]}"
+    """What stands above a picture: the class, or the mistake."""
+    return CLASSES[actual] if predicted == actual else f"said {CLASSES[predicted]}, is {CLASSES[actual]}"
 
 
 if __name__ == "__main__":

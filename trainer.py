@@ -4,6 +4,7 @@ A task derives from `TrainerBase` and says what a step learns: `compute_loss` is
 `train`, `train_epoch`, `train_update` and `train_step` in this order: that is the whole loop.
 """
 
+import sys
 import time
 from argparse import Namespace
 from collections.abc import Iterator, Mapping
@@ -17,8 +18,9 @@ from base_options import add_common_options, add_train_options
 from callbacks.callback import Callback, CallbackList
 from callbacks.console import Console
 from callbacks.csv_logger import CSVLogger
+from callbacks.progress_bar import ProgressBar
 from callbacks.tensorboard import TensorBoard
-from data.data_entry import build_datasets, build_eval_loader, group_hashes, sample_names
+from data.data_entry import build_datasets, build_eval_loader, data_notes, group_hashes, sample_names
 from data.sampler import UpdateLoader
 from eval import EvaluatorBase
 from loss.loss_entry import build_criterion
@@ -88,7 +90,8 @@ class TrainerBase:
         self.logger = self.run_dir.logger
         self.checkpointer = Checkpointer(self.run_dir.path, opt.model_type)
         self.callbacks = CallbackList(self.build_callbacks())
-        self.logger.info(device_line)
+        for note in (device_line, *data_notes(self.datasets)):
+            self.logger.info(note)
         names = {part: sample_names(dataset) for part, dataset in self.datasets.items()}
         self.run_dir.record(saved_options(opt), self.devices, names, self.networks)
         if opt.pretrained:
@@ -149,6 +152,7 @@ class TrainerBase:
     def build_callbacks(self) -> list[Callback]:
         """Return what watches the run; extend the list by `[*super().build_callbacks(), Mine()]`."""
         return [
+            *([ProgressBar(self.opt.n_epoch)] if sys.stderr.isatty() else []),
             Console(self.logger, self.opt.monitor, self.opt.n_epoch),
             TensorBoard(self.run_dir.path / "summary", vars(self.opt), self.opt.monitor),
             CSVLogger(self.run_dir.path / "metrics.csv"),
@@ -205,13 +209,13 @@ class TrainerBase:
         """Train to the end, from the start or from where a checkpoint left; leave a checkpoint whatever happens."""
         if self.opt.resume:
             self.load_state_dict(load_checkpoint(self.opt.resume))
-        self.call("on_train_start")
         with self.stop_signal:
             try:
+                self.call("on_train_start")
                 while self.progress.epoch < self.opt.n_epoch and not (self.should_stop or self.stopper.should_stop):
                     self.train_epoch()
             except BaseException as error:
-                self.save("InT")
+                self.checkpointer.rescue(self.state_dict(), self.logger)
                 self.call("on_exception", error)
                 raise
         self.call("on_train_end")

@@ -1,4 +1,4 @@
-"""What a person watching the run sees: a progress bar on a terminal, plain lines elsewhere, one line per epoch."""
+"""What the log tells of a run: a line per epoch, and now and then one in between where no progress bar is drawn."""
 
 import logging
 import sys
@@ -23,8 +23,7 @@ class Console(Callback):
         self.logger = logger
         self.monitor = monitor
         self.num_epochs = num_epochs
-        self.bar = None
-        self.last_line = 0.0
+        self.last_line = time.perf_counter()
         self.started = (0.0, 0)  # (time, update) where this process began, for the time left
 
     def on_train_start(self, trainer) -> None:
@@ -35,36 +34,20 @@ class Console(Callback):
                 f"(epoch {trainer.progress.epoch}, sample {trainer.progress.sample:,})"
             )
 
-    def on_epoch_start(self, trainer) -> None:
-        self.last_line = time.perf_counter()
-        if sys.stderr.isatty():
-            from tqdm import tqdm
-
-            self.bar = tqdm(
-                total=trainer.train_loader.num_samples,
-                initial=trainer.progress.sample,
-                desc=f"epoch {trainer.progress.epoch + 1}/{self.num_epochs}",
-                unit="img",
-                dynamic_ncols=True,
-                leave=False,
-            )
-
     def on_log(self, trainer, values: Mapping[str, float]) -> None:
-        if self.bar is not None:
-            shown = {name: f"{values[name]:.4g}" for name in ("loss", "lr") if name in values}
-            self.bar.set_postfix(shown, refresh=False)
-            self.bar.update(trainer.progress.sample - self.bar.n)
+        if sys.stdout.isatty():
+            return  # a progress bar shows it
         now = time.perf_counter()
-        if not sys.stdout.isatty() and now - self.last_line > SECONDS_BETWEEN_LINES:
-            self.last_line = now
-            shown = ", ".join(f"{name} {value:.4g}" for name, value in values.items())
-            self.logger.info(
-                f"epoch {trainer.progress.epoch + 1}/{self.num_epochs}, sample {trainer.progress.sample:,} of "
-                f"{trainer.train_loader.num_samples:,}: {shown}, {self.time_left(trainer)} left"
-            )
+        if now - self.last_line < SECONDS_BETWEEN_LINES:
+            return
+        self.last_line = now
+        shown = ", ".join(f"{name} {value:.4g}" for name, value in values.items())
+        self.logger.info(
+            f"epoch {trainer.progress.epoch + 1}/{self.num_epochs}, sample {trainer.progress.sample:,} of "
+            f"{trainer.train_loader.num_samples:,}: {shown}, {self.time_left(trainer)} left"
+        )
 
     def on_epoch_end(self, trainer, row: Mapping[str, float]) -> None:
-        self.close_bar()
         shown = [f"{name} {value:.4f}" for name, value in row.items() if name.startswith(("train/", "val/"))]
         improved = trainer.stopper.num_bad == 0 and f"val/{self.monitor}" in row
         self.logger.info(
@@ -86,15 +69,9 @@ class Console(Callback):
         self.logger.info(f"Curves: tensorboard --logdir {trainer.run_dir.path}")
 
     def on_exception(self, trainer, error: BaseException) -> None:
-        self.close_bar()
         kept = trainer.checkpointer.path("InT")
         self.logger.error(f"Stopped by {type(error).__name__} after update {trainer.progress.update:,}. Saved: {kept}")
         self.logger.info(f"To go on: --resume {trainer.run_dir.path}")
-
-    def close_bar(self) -> None:
-        if self.bar is not None:
-            self.bar.close()
-            self.bar = None
 
     def time_left(self, trainer) -> str:
         """The time to the end at the speed so far, as h:mm:ss."""

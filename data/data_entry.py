@@ -94,6 +94,12 @@ def sample_groups(dataset: Dataset) -> list[str]:
     return list(getattr(dataset, "groups", None) or sample_names(dataset))
 
 
+def data_notes(datasets: dict[str, Dataset]) -> list[str]:
+    """What the data sets have to say for the log, each line once."""
+    notes = [getattr(dataset, name, "") for dataset in datasets.values() for name in ("report", "summary")]
+    return [note for note in dict.fromkeys(notes) if note]
+
+
 def group_hashes(dataset: Dataset) -> torch.Tensor:
     """What a checkpoint remembers of the data it saw: a 64-bit hash per group, sorted, (G,) int64."""
     digests = {hashlib.blake2b(str(group).encode(), digest_size=8).digest() for group in sample_groups(dataset)}

@@ -7,6 +7,7 @@ checksums: a flipped bit would load as a wrong weight.
 
 import hashlib
 import io
+import logging
 import os
 import pickle
 from pathlib import Path
@@ -130,6 +131,13 @@ class Checkpointer:
 
     def save(self, state: dict[str, Any], *kinds: str) -> None:
         save_checkpoint({"format": FORMAT, **state}, *(self.path(kind) for kind in kinds))
+
+    def rescue(self, state: dict[str, Any], logger: logging.Logger) -> None:
+        """Save what an exception interrupts. It must not take the exception's place when the disk is full, say."""
+        try:
+            self.save(state, "InT")
+        except (OSError, RuntimeError) as error:
+            logger.error(f"The interrupted state could not be saved: {error}")
 
     @classmethod
     def find(cls, source: str | Path) -> Path:

@@ -116,6 +116,7 @@ class OptionParser(argparse.ArgumentParser):
 
     def __init__(self, **kwargs):
         super().__init__(allow_abbrev=False, formatter_class=HelpFormatter, **kwargs)
+        self.passed_over: set[str] = set()  # options of another program that may stand in a file
         self._source = ""  # the file whose values are being read, for the error message
 
     def error(self, message: str):
@@ -156,7 +157,7 @@ class OptionParser(argparse.ArgumentParser):
         known = self.known
         if not ignore_unknown:
             for name in values:
-                if name not in known:
+                if name not in known and name not in self.passed_over:
                     self.error(f"unknown option {name!r}{nearest(name, known)}")
         values = {name: value for name, value in values.items() if name in known}
         nones = {name: None for name, value in values.items() if value is None}
