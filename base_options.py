@@ -108,7 +108,7 @@ def add_train_options(parser: OptionParser) -> None:
     add("--optim", type=one_of(optimizers), default="adamW", metavar="NAME", help=f"one of {', '.join(optimizers)}")
     add("--lr", type=positive, default=1e-3, metavar="X", help="learning rate")
     add("--weight_decay", type=not_negative, default=0.01, metavar="X", help="weight decay")
-    add("--momentum", type=share, default=0.9, metavar="X", help="momentum of sgd, nesterov and rmsprop")
+    add("--momentum", type=share, default=0.9, metavar="X", help="momentum of sgd and nesterov")
     add("--clip", type=not_negative, default=0.0, metavar="X", help="gradient clipping; 0 for none")
     add("--clip_type", type=one_of(("norm", "value")), default="norm", metavar="TYPE",
         help="clip the norm of all gradients together (norm) or each element (value)")

@@ -21,11 +21,11 @@ from loss.loss_entry import build_criterion
 from model.model_entry import NETWORK_OPTIONS, build_networks
 from utils.checkpoint import load_checkpoint, set_state
 from utils.device import place_network, select_devices
-from utils.func import move_to
+from utils.func import move_to, write_json
 from utils.logger import build_logger
 from utils.options import OptionParser, run_main
 from utils.precision import Precision
-from utils.results import compare_with_stored, format_results, save_results
+from utils.results import compare_with_stored, format_results
 from utils.seed import preserved_random_state, seed_everything
 from utils.timestamp import make_timestamped_dir
 
@@ -38,13 +38,9 @@ class EvaluatorBase:
     task: str | None = None  # "classification" or "segmentation": narrows --data_type, --model_type, --loss_type
 
     def __init__(
-        self,
-        opt: Namespace,
-        networks: Mapping[str, nn.Module],
-        criterion: nn.Module,
-        device: torch.device,
+        self, opt: Namespace, networks: Mapping[str, nn.Module], criterion: nn.Module, device: torch.device,
         precision: Precision,
-    ):
+    ):  # fmt: skip
         self.opt = opt
         self.networks = networks
         self.criterion = criterion
@@ -52,10 +48,8 @@ class EvaluatorBase:
         self.precision = precision
         self.logger = logging.getLogger(__name__)
         self.output_dir: Path | None = None  # of the evaluation as a program
-        self.num_samples = 0  # that were evaluated by it
-        self.meters = {
-            name: meter.to(device) if hasattr(meter, "to") else meter for name, meter in self.build_meters().items()
-        }
+        self.num_samples = 0
+        self.meters = {name: meter.to(device) for name, meter in self.build_meters().items()}
 
     @property
     def model(self) -> nn.Module:
@@ -73,7 +67,7 @@ class EvaluatorBase:
         """Add the task's options of the evaluation as a program."""
 
     def build_meters(self) -> dict[str, Any]:
-        """Return meters by name: anything with `update`, `compute` and `reset`, a torchmetrics metric for example."""
+        """Return meters by name, with `update`, `compute`, `reset` and `to`: a torchmetrics metric will do."""
         raise NotImplementedError(f"{type(self).__name__} must define build_meters()")
 
     def eval_step(self, batch: Any) -> None:
@@ -84,7 +78,7 @@ class EvaluatorBase:
         """Return a picture of predictions on a batch, (3, H, W) uint8, or None when there is nothing to see."""
         return None
 
-    def report(self, results: Mapping[str, float], loader: Iterable, output_dir: Path) -> None:
+    def report(self, loader: Iterable, output_dir: Path) -> None:
         """Print and save what the numbers do not show; called after the test."""
 
     @classmethod
@@ -196,10 +190,11 @@ class EvaluatorBase:
         for note in (device_line, *data_notes({opt.split: dataset})):
             evaluator.logger.info(note)
         results = evaluator.evaluate(loader)
-        evaluator.report(results, loader, evaluator.output_dir)
+        evaluator.report(loader, evaluator.output_dir)
         what = f"{opt.model_path} on the {opt.split} part of {opt.data_type}"
-        evaluator.logger.info(format_results(what, results, evaluator.intervals(), evaluator.num_samples))
-        save_results(evaluator.output_dir, what, results, evaluator.intervals(), evaluator.num_samples)
+        record = {"what": what, "n": evaluator.num_samples, "results": results, "intervals": evaluator.intervals()}
+        evaluator.logger.info(format_results(**record))
+        write_json(evaluator.output_dir / "results.json", record)
         evaluator.logger.info(f"Saved in {evaluator.output_dir}")
         if opt.split == "val":
             evaluator.logger.info(compare_with_stored(results, evaluator.num_samples, state["score"]))

@@ -1,6 +1,6 @@
 """Evaluate a segmentation network: python eval_seg_on_carvana.py --model_path Results/Carvana/.../UNet_best_ckpt.pth"""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -84,7 +84,7 @@ class EvaluatorSeg(EvaluatorBase):
         ]
         return contact_sheet(rows, [("origin", "mask", "prediction")] * len(rows))
 
-    def report(self, results: Mapping[str, float], loader: Iterable, output_dir: Path) -> None:
+    def report(self, loader: Iterable, output_dir: Path) -> None:
         """Save origin, mask and prediction of every --n_snap-th image, and one sheet with all of them."""
         if not self.opt.viz:
             return

@@ -1,6 +1,6 @@
 """Evaluate a FashionMNIST classifier: python eval_vanilla.py --model_path Results/Vanilla/.../Vanilla_best_ckpt.pth"""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +42,7 @@ class EvaluatorVanilla(EvaluatorBase):
         captions = [caption(p, a) for p, a in zip(predicted.tolist(), labels.tolist(), strict=True)]
         return captioned_grid(images, captions, marked=(predicted != labels).tolist(), max_images=16)
 
-    def report(self, results: Mapping[str, float], loader: Iterable, output_dir: Path) -> None:
+    def report(self, loader: Iterable, output_dir: Path) -> None:
         """Print the first predictions and the matrix; save the matrix and the mistakes as pictures."""
         log = self.logger.info
         images, predicted, actual = self.predict(loader)

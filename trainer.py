@@ -38,7 +38,7 @@ from utils.precision import Precision
 from utils.pretrained import load_pretrained
 from utils.progress import Progress
 from utils.run_dir import RunDir
-from utils.scheduler import build_scheduler
+from utils.scheduler import build_scheduler, learning_rates
 from utils.seed import draw_seed, random_state, seed_everything, set_random_state
 from utils.signals import StopSignal
 
@@ -90,11 +90,10 @@ class TrainerBase:
         self.logger = self.run_dir.logger
         self.checkpointer = Checkpointer(self.run_dir.path, opt.model_type)
         self.callbacks = CallbackList(self.build_callbacks())
-        for note in (device_line, *data_notes(self.datasets)):
-            self.logger.info(note)
-        names = {part: sample_names(dataset) for part, dataset in self.datasets.items()}
-        self.run_dir.record(saved_options(opt), self.devices, names, self.networks)
-        if opt.pretrained:
+        parts = {part: sample_names(dataset) for part, dataset in self.datasets.items()}
+        notes = [device_line, *data_notes(self.datasets)]
+        self.run_dir.record(saved_options(opt), self.devices, parts, self.networks, notes)
+        if opt.pretrained and not opt.resume:
             for name, network in self.networks.items():
                 self.logger.info(load_pretrained(network, opt.model_path, name))
 
@@ -239,7 +238,7 @@ class TrainerBase:
     def train_update(self, micro_batches: list) -> None:
         """Make one update, count it, and tell who watches."""
         self.in_update = True
-        self.used_lr = {name: optimizer.param_groups[0]["lr"] for name, optimizer in self.optimizers.items()}
+        self.used_lr = learning_rates(self.optimizers)
         values = self.train_step(micro_batches)
         self.precision.finish_update()
         for scheduler in self.schedulers.values():
@@ -252,13 +251,13 @@ class TrainerBase:
 
         self.call("on_update_end", values)
         if self.progress.update % self.opt.log_every == 0:
-            self.call("on_log", {**{name: float(value) for name, value in values.items()}, **self.learning_rates()})
+            self.call("on_log", {**{name: float(value) for name, value in values.items()}, **self.used_lr})
         if self.progress.sample < self.train_loader.num_samples and self.save_is_due():
             self.save("last")
 
     def finish_epoch(self) -> None:
         """Validate, count the epoch, tell who watches, and save: the score of an epoch is in its checkpoint."""
-        row = {f"train/{name}": meter.compute() for name, meter in self.meters.items()} | self.learning_rates()
+        row = {f"train/{name}": meter.compute() for name, meter in self.meters.items()} | self.used_lr
         is_last, kinds = self.progress.epoch + 1 == self.opt.n_epoch, []
         started = time.perf_counter()
         if is_last or (self.progress.epoch + 1) % self.opt.val_every == 0:
@@ -282,12 +281,6 @@ class TrainerBase:
         if is_last or self.save_is_due() or self.should_stop or self.stopper.should_stop:
             kinds.append("last")
         self.save(*kinds)
-
-    def learning_rates(self) -> dict[str, float]:
-        """The learning rate of the last update; with several optimizers, one each."""
-        if len(self.used_lr) == 1:
-            return {"lr": next(iter(self.used_lr.values()))}
-        return {f"lr/{name}": lr for name, lr in self.used_lr.items()}
 
     def call(self, hook: str, *arguments: Any) -> None:
         """Call a hook of every callback."""

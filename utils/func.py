@@ -1,6 +1,8 @@
-"""Small functions on batches and modules."""
+"""Small functions on batches, modules and files."""
 
+import json
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -116,3 +118,8 @@ def unwrap(module: nn.Module) -> nn.Module:
             module = module._orig_mod
         else:
             return module
+
+
+def write_json(path: str | Path, content: Any, indent: int | None = 2) -> None:
+    """Write `content` as a JSON file that ends with a line break."""
+    Path(path).write_text(json.dumps(content, indent=indent) + "\n", encoding="utf-8")

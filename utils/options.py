@@ -228,10 +228,6 @@ def saved_options(opt: argparse.Namespace) -> dict[str, Any]:
     return {name: value for name, value in vars(opt).items() if name not in NOT_SAVED}
 
 
-def write_options(opt: argparse.Namespace, path: str | Path) -> None:
-    Path(path).write_text(json.dumps(saved_options(opt), indent=2) + "\n", encoding="utf-8")
-
-
 def run_main(main: Callable[[], Any]) -> None:
     """Call `main`; a UserError ends with its one or two lines on stderr and status 2, Ctrl-C with status 130."""
     try:

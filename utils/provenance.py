@@ -1,12 +1,13 @@
 """What a run was made from: the command, the code, the versions, the machine and the data."""
 
-import json
 import platform
 import subprocess
 import sys
 from pathlib import Path
 
 import torch
+
+from utils.func import write_json
 
 
 def git(*arguments: str) -> str | None:
@@ -57,4 +58,4 @@ def write_provenance(path: str | Path, devices: list[torch.device], data: dict[s
         "data": data,
         **more,
     }
-    Path(path).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    write_json(path, record)

@@ -1,37 +1,27 @@
-"""Say and save what an evaluation found."""
+"""Say what an evaluation found, and whether it is what was found before."""
 
-import json
 import math
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from utils.errors import UserError
 
-Intervals = Mapping[str, tuple[float, float]]
 
+def format_results(
+    what: str, n: int, results: Mapping[str, float], intervals: Mapping[str, tuple[float, float]]
+) -> str:
+    """Return a table of `n` samples' results: one line per metric, with its 95 % interval where there is one.
 
-def format_results(what: str, results: Mapping[str, float], intervals: Intervals, num_samples: int) -> str:
-    """Return a table: one line per metric, with its 95 % interval where there is one.
-
-    >>> print(format_results("The model", {"accuracy": 0.9}, {"accuracy": (0.88, 0.92)}, 1000))
+    >>> print(format_results("The model", 1000, {"accuracy": 0.9}, {"accuracy": (0.88, 0.92)}))
     The model, n = 1,000:
       accuracy               0.9000   95 % interval 0.8800 to 0.9200
     """
-    lines = [f"{what}, n = {num_samples:,}:"]
+    lines = [f"{what}, n = {n:,}:"]
     for name, value in results.items():
         low, high = intervals.get(name, (None, None))
         interval = "" if low is None else f"   95 % interval {low:.4f} to {high:.4f}"
         lines.append(f"  {name:<20} {value:8.4f}{interval}")
     return "\n".join(lines)
-
-
-def save_results(
-    directory: Path, what: str, results: Mapping[str, float], intervals: Intervals, num_samples: int
-) -> None:
-    """Write `results.json` for programs."""
-    record = {"what": what, "n": num_samples, "results": dict(results), "intervals_95": dict(intervals)}
-    (directory / "results.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
 
 
 def compare_with_stored(results: Mapping[str, float], num_samples: int, stored: Mapping[str, Any] | None) -> str:

@@ -1,16 +1,15 @@
 """The directory of one run: what it holds besides checkpoints and curves is written here."""
 
 import hashlib
-import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from utils.func import count_parameters, layer_table
+from utils.func import count_parameters, layer_table, write_json
 from utils.logger import build_logger
 from utils.provenance import write_provenance
 from utils.timestamp import make_timestamped_dir
@@ -43,6 +42,7 @@ class RunDir:
         devices: list[torch.device],
         parts: Mapping[str, list[str]],
         networks: Mapping[str, nn.Module],
+        notes: Iterable[str] = (),
     ) -> None:
         """Save the options, the split and the provenance, and log what a reader of the log wants to know first.
 
@@ -51,19 +51,20 @@ class RunDir:
             devices: where the run computes.
             parts: the names of the samples of each part of the data.
             networks: the networks by name.
+            notes: further lines for the log.
         """
         log = self.logger.info
         log(f"Run directory: {self.path}")
-        self._write(f"config_{self.name}.json", options)
-        self._write("split.json", parts, indent=None)
+        write_json(self.path / f"config_{self.name}.json", options)
+        write_json(self.path / "split.json", parts, indent=None)
         fingerprints = {part: hashlib.sha256("\n".join(names).encode()).hexdigest() for part, names in parts.items()}
-        write_provenance(self.path / "provenance.json", devices, fingerprints)
+        if not (self.path / "provenance.json").exists():  # a resumed run keeps that of its beginning
+            write_provenance(self.path / "provenance.json", devices, fingerprints)
         log("Command: " + " ".join(sys.argv))
         log("Options: " + ", ".join(f"{name}={value}" for name, value in options.items() if value not in (None, "")))
+        for note in notes:
+            log(note)
         log("Data: " + ", ".join(f"{len(names):,} {part}" for part, names in parts.items()))
         for name, network in networks.items():
             total, trainable = count_parameters(network)
             log(f"Network {name!r}: {total:,} parameters, {trainable:,} trainable\n{network}\n{layer_table(network)}")
-
-    def _write(self, name: str, content: Any, indent: int | None = 2) -> None:
-        (self.path / name).write_text(json.dumps(content, indent=indent) + "\n", encoding="utf-8")

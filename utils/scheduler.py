@@ -11,7 +11,7 @@ To add a schedule, write a function of (update, plan) and give it a name in `SCH
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -113,6 +113,12 @@ def lr_factor(update: int, plan: Plan) -> float:
         start = 1 / plan.warmup_multiplier
         factor *= start + (1 - start) * update / plan.warmup_updates
     return factor
+
+
+def learning_rates(optimizers: Mapping[str, Optimizer]) -> dict[str, float]:
+    """Return the learning rate of each optimizer's first group, as "lr" for a single one, else as "lr/NAME"."""
+    rates = {name: optimizer.param_groups[0]["lr"] for name, optimizer in optimizers.items()}
+    return {"lr": next(iter(rates.values()))} if len(rates) == 1 else {f"lr/{name}": lr for name, lr in rates.items()}
 
 
 def find_decay_updates(
