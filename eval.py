@@ -1,7 +1,7 @@
 """The evaluation loop, for validation and for test.
 
-A task derives from `EvaluatorBase` and says what a prediction is worth (`build_meters`, `eval_step`). The trainer runs
-it for validation; as a program it evaluates a checkpoint. So a metric is defined once.
+A task says what a prediction is worth (`build_meters`, `eval_step`). The trainer runs it for validation, and as a program
+it evaluates a checkpoint, so that a metric is defined once.
 """
 
 import contextlib
@@ -187,8 +187,7 @@ class EvaluatorBase:
         evaluator.num_samples = len(loader.sampler)
         evaluator.output_dir, _ = make_timestamped_dir(opt.save_path)
         evaluator.logger = build_logger(opt.proj_name, evaluator.output_dir / "eval_log.txt")
-        for note in (device_line, *data_notes({opt.split: dataset})):
-            evaluator.logger.info(note)
+        evaluator.logger.info("\n".join([device_line, *data_notes({opt.split: dataset})]))
         results = evaluator.evaluate(loader)
         evaluator.report(loader, evaluator.output_dir)
         what = f"{opt.model_path} on the {opt.split} part of {opt.data_type}"

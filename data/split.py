@@ -49,15 +49,17 @@ def shuffled_groups(
     return [lists[i] for i in order]
 
 
-def take(groups: list[list[int]], count: int, leave: int = 0) -> tuple[list[list[int]], list[list[int]]]:
+def take(groups: list[list[int]], count: int) -> tuple[list[list[int]], list[list[int]]]:
     """Cut a list of groups where it holds nearest to `count` samples.
 
-    Only whole groups: at least one if `count` > 0, and if there are enough, `leave` groups stay behind.
+    Only whole groups: at least one if `count` > 0, and not the last one unless all samples are asked for.
     """
     if count <= 0:
         return [], groups
     sizes = np.cumsum([len(group) for group in groups])
-    cut = min(int(np.argmin(np.abs(sizes - count))) + 1, max(len(groups) - leave, 1))
+    cut = int(np.argmin(np.abs(sizes - count))) + 1
+    if count < sizes[-1]:
+        cut = max(min(cut, len(groups) - 1), 1)
     return groups[:cut], groups[cut:]
 
 
@@ -90,11 +92,11 @@ def split_by_group(
         UserError: when a part would be empty, or a count exceeds what there is.
     """
     rest = shuffled_groups(groups, split_seed, strata)
-    test, rest = take(rest, amount(test_sample_rate, len(groups), "--test_sample_rate"), leave=2)
+    test, rest = take(rest, amount(test_sample_rate, len(groups), "--test_sample_rate"))
     left = sum(len(group) for group in rest)
     pool, _ = take(rest, amount(train_val_sample_rate, left, "--train_val_sample_rate"))
     pool_size = sum(len(group) for group in pool)
-    val, train = take(pool, amount(val_split, pool_size, "--val_split"), leave=1)
+    val, train = take(pool, amount(val_split, pool_size, "--val_split"))
     parts = {"train": flatten(train), "val": flatten(val), "test": flatten(test)}
     for name, option in (("train", "--train_val_sample_rate"), ("val", "--val_split"), ("test", "--test_sample_rate")):
         if not parts[name] and not (name == "test" and test_sample_rate == 0):
