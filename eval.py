@@ -1,7 +1,7 @@
 """The evaluation loop, for validation and for test.
 
-A task says what a prediction is worth (`build_meters`, `eval_step`). The trainer runs it for validation, and as a program
-it evaluates a checkpoint, so that a metric is defined once.
+A task says what a prediction is worth (`build_meters`, `eval_step`). The trainer runs it for validation, and as a
+program it evaluates a checkpoint, so that a metric is defined once.
 """
 
 import contextlib
