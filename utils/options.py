@@ -34,7 +34,8 @@ def number(kind: type, *, low: float | None = None, high: float | None = None, a
         except ValueError:
             raise argparse.ArgumentTypeError(f"{text!r} is not {wanted}") from None
         too_low = (low is not None and value < low) or (above is not None and value <= above)
-        if not math.isfinite(value) or too_low or (high is not None and value > high):
+        is_finite = kind is int or math.isfinite(value)  # isfinite cannot take a huge int
+        if not is_finite or too_low or (high is not None and value > high):
             raise argparse.ArgumentTypeError(f"{text!r} is not {wanted}")
         return value
 
@@ -76,13 +77,13 @@ def list_of(kind: Callable) -> Callable:
     """Return an argparse type for a comma-separated list; use it with ``action=ListAction, nargs="+"``."""
 
     def convert(text: str) -> list:
-        return [kind(part) for part in text.split(",")]
+        return [kind(part) for part in text.removesuffix(",").split(",")]  # "3, 6" comes as "3," and "6"
 
     return convert
 
 
 class ListAction(argparse.Action):
-    """Takes ``--name 1 2`` and ``--name 1,2`` alike."""
+    """Takes ``--name 1 2``, ``--name 1,2`` and ``--name 1, 2`` alike."""
 
     def __call__(self, parser, namespace, values, option_string=None):
         setattr(namespace, self.dest, [value for part in values for value in part])
@@ -118,6 +119,7 @@ class OptionParser(argparse.ArgumentParser):
         super().__init__(allow_abbrev=False, formatter_class=HelpFormatter, **kwargs)
         self.passed_over: set[str] = set()  # options of another program that may stand in a file
         self._source = ""  # the file whose values are being read, for the error message
+        self._negative_number_matcher = re.compile(r"-(\.?\d|inf|nan)")  # argparse would take -1e-3 for a flag
 
     def error(self, message: str):
         message = " ".join(message.split())
@@ -161,8 +163,12 @@ class OptionParser(argparse.ArgumentParser):
                     self.error(f"unknown option {name!r}{nearest(name, known)}")
         values = {name: value for name, value in values.items() if name in known}
         nones = {name: None for name, value in values.items() if value is None}
-        for name in nones:
-            if known[name].default is not None and not getattr(known[name], "nullable", False):
+        for name, value in values.items():
+            if name in NOT_SAVED:
+                self.error(f"option {name!r} belongs on the command line")
+            if isinstance(value, (list, tuple)) and known[name].nargs in (None, "?"):
+                self.error(f"option {name!r} takes one value, not the list {value}")
+            if value is None and known[name].default is not None and not getattr(known[name], "nullable", False):
                 self.error(f"option {name!r} cannot be null")
         argv = [text for name, value in values.items() if value is not None for text in as_flags(name, value)]
         for name in values:
@@ -199,22 +205,46 @@ def as_flags(name: str, value: Any) -> list[str]:
 
 
 # ---- files -----------------------------------------------------------------------------------------------------------
+def without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Build a mapping; a name that is given twice is an error, where JSON and YAML would silently take the last."""
+    built: dict[str, Any] = {}
+    for name, value in pairs:
+        if name in built:
+            raise ValueError(f"{name!r} is given twice")
+        built[name] = value
+    return built
+
+
+def read_yaml(text: str) -> Any:
+    """Read YAML, leaving everything but null the text that it is, as on the command line.
+
+    YAML itself would make the text "1e-3" of 1e-3, but 8 of 010, and False of no.
+    """
+    import yaml
+
+    def plain(node: yaml.Node | None) -> Any:
+        if isinstance(node, yaml.MappingNode):
+            return without_duplicates([(plain(name), plain(value)) for name, value in node.value])
+        if isinstance(node, yaml.SequenceNode):
+            return [plain(entry) for entry in node.value]
+        return None if node is None or node.tag == "tag:yaml.org,2002:null" else node.value
+
+    try:
+        return plain(yaml.compose(text, Loader=yaml.SafeLoader))
+    except yaml.YAMLError as error:
+        raise ValueError(" ".join(str(error).split())) from None
+
+
 def read_options(path: str | Path) -> dict[str, Any]:
     """Read a flat JSON or YAML file of options; UserError when it is missing, unreadable or not a flat mapping."""
     try:
-        text = Path(path).read_text(encoding="utf-8")
-        if str(path).endswith((".yaml", ".yml")):
-            import yaml
-
-            values = yaml.safe_load(text)
-        else:
-            values = json.loads(text)
-    except (OSError, ValueError) as error:
+        text = Path(path).read_text(encoding="utf-8-sig")
+        is_yaml = str(path).endswith((".yaml", ".yml"))
+        values = read_yaml(text) if is_yaml else json.loads(text, object_pairs_hook=without_duplicates)
+    except OSError as error:
+        raise UserError(f"Cannot read the option file {path}: {error.strerror}.") from None
+    except (ValueError, TypeError, RecursionError) as error:  # TypeError: a list as a name
         raise UserError(f"Cannot read the option file {path}: {error}") from None
-    except Exception as error:  # PyYAML's errors are no ValueError
-        if type(error).__module__.startswith("yaml"):
-            raise UserError(f"Cannot read the option file {path}: {' '.join(str(error).split())}") from None
-        raise
     if not isinstance(values, dict) or not all(isinstance(name, str) for name in values):
         raise UserError(f"The option file {path} is not a mapping of option names to values.")
     nested = [name for name, value in values.items() if isinstance(value, dict)]
