@@ -9,7 +9,7 @@ import hashlib
 import io
 import logging
 import os
-import pickle
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -60,32 +60,40 @@ def load_file(path: str | Path) -> Any:
     Raises:
         UserError: when the file is missing, empty, damaged, no torch file, or holds anything but data.
     """
-    path = Path(path)
+    return load_and_check(Path(path))[0]
+
+
+def load_and_check(path: Path) -> tuple[Any, bool]:
+    """As `load_file`; return the content, and whether a digest vouches for it."""
     try:
         data = path.read_bytes()
     except OSError as error:
         raise UserError(f"Cannot read the checkpoint {path}: {error.strerror}.") from None
     if not data:
         raise UserError(f"The checkpoint {path} is empty.")
-    if data[-FOOTER_SIZE:].startswith(MAGIC):
+    has_digest = data[-FOOTER_SIZE:].startswith(MAGIC)
+    if has_digest:
         body, digest = data[:-FOOTER_SIZE], data[-FOOTER_SIZE + len(MAGIC) :]
         if hashlib.sha256(body).digest() != digest:
             raise UserError(f"The checkpoint {path} is damaged: its content does not fit its SHA-256.")
     try:
-        return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
-    except (RuntimeError, pickle.UnpicklingError, EOFError, ValueError, KeyError, AttributeError, IndexError) as error:
-        reason = str(error).strip().splitlines()[0][:120] if str(error).strip() else type(error).__name__
+        with warnings.catch_warnings(action="ignore"):  # on a foreign file, torch warns before it fails
+            return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True), has_digest
+    except Exception as error:  # a foreign file may lead torch's reader into an exception of any type
+        reason = " ".join(str(error).rpartition("WeightsUnpickler error:")[2].split())[:120] or type(error).__name__
         raise UserError(f"{path} is not a checkpoint that can be opened as data only: {reason}") from None
 
 
 def load_checkpoint(path: str | Path) -> dict[str, Any]:
     """Open a checkpoint of this template; UserError for anything else."""
-    state = load_file(path)
+    state, has_digest = load_and_check(Path(path))
     if not isinstance(state, dict) or state.get("format") != FORMAT:
         raise UserError(
             f"{path} holds no run of this template (a bare state dict, perhaps). "
             f"To start from its weights: --pretrained --model_path {path}"
         )
+    if not has_digest:
+        raise UserError(f"The checkpoint {path} is damaged: the SHA-256 at its end is missing.")
     return state
 
 
@@ -145,11 +153,16 @@ class Checkpointer:
 
         A checkpoint written in the middle of an update (an exception inside a training step) is kept to be looked at,
         but is no position of the run, so it is passed over.
+
+        Raises:
+            UserError: when there is nothing to resume from, or the newest checkpoint is damaged.
         """
         source = Path(source)
         if not source.exists():
             raise UserError(f"--resume {source}: there is no such run directory or checkpoint.")
         if source.is_file():
+            if not load_checkpoint(source).get("exact"):
+                raise UserError(f"--resume {source}: it is from the middle of an update. Give the directory instead.")
             return source
         candidates = [path for kind in cls.KINDS for path in source.glob(f"*_{kind}_ckpt.pth")]
         for path in sorted(candidates, key=lambda path: path.stat().st_mtime_ns, reverse=True):
