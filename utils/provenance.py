@@ -1,5 +1,6 @@
 """What a run was made from: the command, the code, the versions, the machine and the data."""
 
+import importlib.metadata
 import platform
 import subprocess
 import sys
@@ -9,17 +10,19 @@ import torch
 
 from utils.func import write_json
 
+PACKAGES = ("torch", "torchvision", "numpy", "pillow", "tensorboard", "matplotlib")
+
 
 def git(*arguments: str) -> str | None:
     """The output of a git command in this repository, or None where there is no git or no repository."""
     root = Path(__file__).resolve().parent.parent
     try:
         answer = subprocess.run(
-            ["git", "-C", str(root), *arguments], capture_output=True, text=True, timeout=20, check=True
+            ["git", "-C", str(root), *arguments], capture_output=True, timeout=20, check=True
         )
     except (OSError, subprocess.SubprocessError):
         return None
-    return answer.stdout.strip()
+    return answer.stdout.decode(errors="replace").removesuffix("\n")  # a diff shows files of any encoding
 
 
 def write_provenance(path: str | Path, devices: list[torch.device], data: dict[str, str], **more) -> None:
@@ -31,10 +34,6 @@ def write_provenance(path: str | Path, devices: list[torch.device], data: dict[s
         data: a fingerprint for each part of the data.
         more: further entries.
     """
-    import numpy
-    import PIL
-    import torchvision
-
     record = {
         "command": [sys.executable, *sys.argv],
         "directory": str(Path.cwd()),
@@ -42,10 +41,7 @@ def write_provenance(path: str | Path, devices: list[torch.device], data: dict[s
         "git_diff": git("diff", "HEAD"),
         "versions": {
             "python": platform.python_version(),
-            "torch": torch.__version__,
-            "torchvision": torchvision.__version__,
-            "numpy": numpy.__version__,
-            "pillow": PIL.__version__,
+            **{name: importlib.metadata.version(name) for name in PACKAGES},  # quicker than importing them
         },
         "machine": {
             "system": platform.platform(),
