@@ -1,0 +1,76 @@
+"""A task of your own, on top of another: a further metric, another loss, an option and a callback.
+
+    python -m examples.own_task --label_smoothing 0.1 --n_epoch 2
+    python -m examples.own_task evaluate --model_path Results/Own/TIMESTAMP/Vanilla_best_ckpt.pth
+"""
+
+import sys
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+from callbacks.callback import Callback
+from eval_vanilla import EvaluatorVanilla
+from trainer_vanilla import TrainerVanilla
+from utils.metrics import PrecisionRecallF1
+from utils.options import OptionParser, number
+
+
+class EvaluatorOwn(EvaluatorVanilla):
+    """Evaluate a FashionMNIST classifier, F1 included."""
+
+    def build_meters(self) -> dict[str, Any]:
+        return {**super().build_meters(), "macro": PrecisionRecallF1(self.opt.n_classes)}
+
+    def eval_step(self, batch: Any) -> None:
+        super().eval_step(batch)
+        images, labels = batch  # (N, 1, 28, 28), (N,)
+        self.meters["macro"].update(self.model(images), labels)
+
+
+class WorstEpoch(Callback):
+    """Remembers the epoch with the highest training loss: a callback watches, and may have a state."""
+
+    def __init__(self):
+        self.worst = (0, float("-inf"))
+
+    def on_epoch_end(self, trainer, row) -> None:
+        if row["train/loss"] > self.worst[1]:
+            self.worst = (row["epoch"], row["train/loss"])
+
+    def on_train_end(self, trainer) -> None:
+        trainer.logger.info(f"The worst epoch was {self.worst[0]}.")
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"worst": list(self.worst)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.worst = tuple(state["worst"])
+
+
+class TrainerOwn(TrainerVanilla):
+    """Train a FashionMNIST classifier with smoothed labels."""
+
+    evaluator_class = EvaluatorOwn
+    defaults = {**TrainerVanilla.defaults, "proj_name": "Own", "output_dir": "./Results/Own/", "monitor": "macro/f1"}
+
+    @classmethod
+    def add_options(cls, parser: OptionParser) -> None:
+        parser.add_argument_group("own").add_argument(
+            "--label_smoothing", type=number(float, low=0, high=1), default=0.1, metavar="X", help="share spread evenly"
+        )
+
+    def build_callbacks(self) -> list[Callback]:
+        return [*super().build_callbacks(), WorstEpoch()]
+
+    def compute_loss(self, batch: Any) -> torch.Tensor:
+        images, labels = batch  # (N, 1, 28, 28), (N,)
+        return F.cross_entropy(self.model(images), labels, label_smoothing=self.opt.label_smoothing)
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["evaluate"]:
+        EvaluatorOwn.main(sys.argv[2:])
+    else:
+        TrainerOwn.main()
