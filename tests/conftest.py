@@ -3,9 +3,10 @@
 import hashlib
 import math
 import os
+import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -75,7 +76,7 @@ def build_trainer(
 
 
 @pytest.fixture
-def build(tmp_path, small) -> Callable[..., TrainerBase]:
+def build(tmp_path, small) -> Iterator[Callable[..., TrainerBase]]:
     """A function that builds a small trainer: `build(*flags, task=TrainerVanilla, seed=0, callbacks=())`.
 
     With --config or --resume among the flags, nothing is added to them. For `callbacks` see `Watched`.
@@ -87,7 +88,8 @@ def build(tmp_path, small) -> Callable[..., TrainerBase]:
             flags = [*small(task), *([] if seed is None else ["--seed", str(seed)]), *flags]
         return build_trainer(task, flags, tmp_path / "runs", callbacks)
 
-    return build
+    yield build
+    shutil.rmtree(tmp_path / "runs", ignore_errors=True)  # pytest would keep the checkpoints of hundreds of runs
 
 
 @pytest.fixture
