@@ -54,7 +54,7 @@ def wrap_network(network: nn.Module, devices: list[torch.device], parallel: str 
 
     `DataParallel` copies the network to every GPU in every step, so it is simple rather than fast.
     """
-    if parallel == "none":
-        return network
     gpu_ids = [device.index for device in devices if device.type == "cuda"]
-    return nn.DataParallel(network, device_ids=gpu_ids or None)
+    if parallel == "none" or not gpu_ids:  # without ids DataParallel would take every GPU, asked for or not
+        return network
+    return nn.DataParallel(network, device_ids=gpu_ids)

@@ -36,7 +36,7 @@ def captioned_grid(
         if place < len(images):
             axes.imshow(to_pixels(images[place]))
             colour = "tab:red" if marked is not None and marked[place] else "black"
-            axes.set_title(captions[place].replace(", ", ",\n"), fontsize=7, color=colour, pad=2)
+            axes.set_title(captions[place].replace(", ", ",\n"), fontsize=7, color=colour, pad=2, parse_math=False)
     return render(figure, path)
 
 
@@ -61,7 +61,7 @@ def contact_sheet(
             axes = figure.add_subplot(len(rows), columns, i * columns + j + 1)
             axes.axis("off")
             axes.imshow(to_pixels(picture))
-            axes.set_title(text, fontsize=8, pad=3)
+            axes.set_title(text, fontsize=8, pad=3, parse_math=False)  # a file's name may have a $ in it
     return render(figure, path)
 
 

@@ -19,7 +19,7 @@ def find_weights(content: Any, name: str = "model") -> dict[str, torch.Tensor]:
             content = content[key]
     if not isinstance(content, Mapping):
         return {}
-    return {key: value for key, value in content.items() if torch.is_tensor(value)}
+    return {key: value for key, value in content.items() if isinstance(key, str) and torch.is_tensor(value)}
 
 
 def strip_wrappers(key: str, known: Mapping[str, Any]) -> str:

@@ -10,7 +10,7 @@ import torch
 
 from utils.func import write_json
 
-PACKAGES = ("torch", "torchvision", "numpy", "pillow", "tensorboard", "matplotlib")
+PACKAGES = ("torchvision", "numpy", "pillow", "tensorboard", "matplotlib")
 
 
 def git(*arguments: str) -> str | None:
@@ -23,6 +23,14 @@ def git(*arguments: str) -> str | None:
     except (OSError, subprocess.SubprocessError):
         return None
     return answer.stdout.decode(errors="replace").removesuffix("\n")  # a diff shows files of any encoding
+
+
+def version(name: str) -> str | None:
+    """The version of an installed package, or None when it is not installed under this name."""
+    try:
+        return importlib.metadata.version(name)  # quicker than importing it
+    except importlib.metadata.PackageNotFoundError:
+        return None
 
 
 def write_provenance(path: str | Path, devices: list[torch.device], data: dict[str, str], **more) -> None:
@@ -41,7 +49,8 @@ def write_provenance(path: str | Path, devices: list[torch.device], data: dict[s
         "git_diff": git("diff", "HEAD"),
         "versions": {
             "python": platform.python_version(),
-            **{name: importlib.metadata.version(name) for name in PACKAGES},  # quicker than importing them
+            "torch": torch.__version__,
+            **{name: version(name) for name in PACKAGES},
         },
         "machine": {
             "system": platform.platform(),

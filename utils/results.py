@@ -28,7 +28,7 @@ def compare_with_stored(results: Mapping[str, float], num_samples: int, stored: 
     """Hold the results against the score that a checkpoint carries, and return a line that says so.
 
     Args:
-        results: of an evaluation of the validation part.
+        results: of an evaluation of the validation part. Metrics that only one side has are passed over.
         num_samples: that were evaluated.
         stored: the score: "results" and "num_samples"; None when the run was never validated.
 
@@ -37,10 +37,12 @@ def compare_with_stored(results: Mapping[str, float], num_samples: int, stored: 
     """
     if not stored or stored["num_samples"] != num_samples:
         return "The checkpoint holds no score of these samples to compare with."
-    for name, value in stored["results"].items():
-        if not (math.isclose(value, results[name], rel_tol=1e-4, abs_tol=1e-6) or math.isnan(value + results[name])):
+    for name in (name for name in stored["results"] if name in results):
+        new, old = results[name], stored["results"][name]
+        both_nan = math.isnan(new) and math.isnan(old)
+        if not (both_nan or math.isclose(new, old, rel_tol=1e-4, abs_tol=1e-6)):
             raise UserError(
-                f"{name} is {results[name]:.6f}, but {value:.6f} was stored with the checkpoint. "
+                f"{name} is {new:.6f}, but {old:.6f} was stored with the checkpoint. "
                 "The data, the code or the precision is not that of the run."
             )
     return "The score agrees with the one that is stored in the checkpoint."

@@ -1,0 +1,117 @@
+"""Weights are loaded where name and shape fit, whatever is wrapped around them, and the rest is reported."""
+
+import pickle
+
+import pytest
+import torch
+from torch import nn
+
+from utils.checkpoint import FORMAT, save_checkpoint
+from utils.errors import UserError
+from utils.pretrained import find_weights, load_pretrained, strip_wrappers
+
+
+def network(num_classes: int = 3, seed: int = 0) -> nn.Module:
+    torch.manual_seed(seed)
+    return nn.Sequential(nn.Linear(4, 5), nn.BatchNorm1d(5), nn.Linear(5, num_classes))
+
+
+def same_weights(a: nn.Module, b: nn.Module) -> list[str]:
+    """The names whose values are equal."""
+    other = b.state_dict()
+    return [name for name, value in a.state_dict().items() if torch.equal(value, other[name])]
+
+
+def with_prefix(prefix: str) -> dict:
+    return {prefix + name: value for name, value in network().state_dict().items()}
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        network().state_dict(),
+        with_prefix("module."),
+        with_prefix("_orig_mod."),
+        with_prefix("module._orig_mod."),
+        with_prefix("model."),
+        {"state_dict": with_prefix("model."), "epoch": 3},
+        {"model": network().state_dict(), "optimizer": {}},
+        {"model_state_dict": with_prefix("module.")},
+        {"model": {"state_dict": network().state_dict()}},
+        {**network().state_dict(), 0: torch.zeros(1), "note": "not a tensor"},
+    ],
+    ids=["bare", "data parallel", "compiled", "both", "inside a model", "lightning", "in a dict", "old name", "nested",
+         "among other things"],
+)  # fmt: skip
+@pytest.mark.parametrize("zipped", [True, False])
+def test_every_tensor_is_found_in_the_usual_formats(tmp_path, content, zipped):
+    torch.save(content, tmp_path / "weights.pth", _use_new_zipfile_serialization=zipped)
+    target = network(seed=1)
+    report = load_pretrained(target, tmp_path / "weights.pth")
+    assert same_weights(target, network()) == list(network().state_dict())
+    assert report == f"Pretrained: 9 of 9 tensors of 'model' loaded from {tmp_path / 'weights.pth'}."
+
+
+def test_data_parallel_itself_gives_such_a_file(tmp_path):
+    torch.save(nn.DataParallel(network()).state_dict(), tmp_path / "parallel.pth")
+    assert "9 of 9" in load_pretrained(network(seed=1), tmp_path / "parallel.pth")
+
+
+def test_name_of_the_network_itself_is_not_taken_for_a_wrapper():
+    known = {"model.weight": 0, "weight": 0}
+    assert strip_wrappers("model.weight", known) == "model.weight"
+    assert strip_wrappers("module.model.weight", known) == "model.weight"
+    assert strip_wrappers("model.other", known) == "other"
+
+
+def test_checkpoint_of_this_template_gives_the_network_of_that_name(tmp_path):
+    networks = {"generator": network(seed=2).state_dict(), "critic": network(seed=3).state_dict()}
+    save_checkpoint({"format": FORMAT, "networks": networks}, tmp_path / "last.pth")
+    target = network(seed=4)
+    load_pretrained(target, tmp_path / "last.pth", "critic")
+    assert same_weights(target, network(seed=3)) == list(target.state_dict())
+
+
+def test_other_head_is_left_and_reported(tmp_path):
+    torch.save({**network(num_classes=7).state_dict(), "extra.weight": torch.zeros(1)}, tmp_path / "seven.pth")
+    target = network(num_classes=3, seed=1)
+    report = load_pretrained(target, tmp_path / "seven.pth")
+    assert same_weights(target, network(num_classes=3))[:7] == list(target.state_dict())[:7]
+    assert torch.equal(target[2].weight, network(num_classes=3, seed=1)[2].weight)
+    lines = report.splitlines()
+    assert "7 of 9" in lines[0]
+    assert lines[1] == "  other shape (2): 2.weight (7, 5) for (3, 5), 2.bias (7,) for (3,)"
+    assert lines[2] == "  not in the network (1): extra.weight"
+
+
+def test_tensors_that_the_file_lacks_are_reported(tmp_path):
+    torch.save({"0.weight": torch.zeros(5, 4)}, tmp_path / "part.pth")
+    target = network()
+    assert "not in the file (8): 0.bias" in load_pretrained(target, tmp_path / "part.pth")
+    assert not target[0].weight.any()
+
+
+@pytest.mark.parametrize(
+    ("content", "has"),
+    [({"conv.weight": torch.zeros(1)}, "the file has conv.weight"), ({"epoch": 3}, "no tensors"), ([], "no tensors"),
+     ({"0.weight": torch.zeros(2, 2)}, "the file has 0.weight")],
+)  # fmt: skip
+def test_when_nothing_fits_the_error_shows_both_sides(tmp_path, content, has):
+    torch.save(content, tmp_path / "other.pth")
+    target = network()
+    with pytest.raises(UserError, match=r"Nothing in .*other\.pth fits.*wants 0\.weight") as caught:
+        load_pretrained(target, tmp_path / "other.pth")
+    assert has in str(caught.value)
+    assert same_weights(target, network()) == list(target.state_dict())
+
+
+def test_file_that_holds_more_than_data_is_refused(tmp_path):
+    torch.save(network(), tmp_path / "module.pth")
+    (tmp_path / "pickle.pth").write_bytes(pickle.dumps({"0.weight": [1.0]}))
+    for name in ("module.pth", "pickle.pth", "missing.pth"):
+        with pytest.raises(UserError, match=name):
+            load_pretrained(network(), tmp_path / name)
+
+
+def test_content_without_weights_gives_none():
+    assert find_weights("text") == {} and find_weights({"lr": 0.1}) == {}

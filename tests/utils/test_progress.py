@@ -1,0 +1,18 @@
+"""The position counts completed things only."""
+
+from utils.progress import Progress
+
+
+def test_counts_follow_updates_and_epochs():
+    progress = Progress()
+    for size in (64, 64, 22):
+        progress.finish_update(size)
+    assert progress == Progress(epoch=0, update=3, sample=150)
+    progress.finish_epoch()
+    assert progress == Progress(epoch=1, update=3, sample=0)
+
+
+def test_state_comes_back():
+    progress = Progress()
+    progress.load_state_dict(Progress(epoch=2, update=31, sample=7).state_dict())
+    assert progress == Progress(epoch=2, update=31, sample=7)

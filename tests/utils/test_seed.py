@@ -1,0 +1,111 @@
+"""Random numbers repeat, and what is drawn in between leaves no trace."""
+
+import io
+import random
+
+import numpy as np
+import pytest
+import torch
+
+from utils.seed import draw_seed, mix, preserved_random_state, random_state, seed_everything, seeded, set_random_state
+
+
+def draw() -> list:
+    """Numbers from every global generator; an odd number of normal ones, since NumPy and Python keep the second."""
+    return [random.random(), random.gauss(0, 1), np.random.rand(), np.random.randn(), *torch.rand(2).tolist()]
+
+
+@pytest.fixture(autouse=True)
+def settings_of_torch():
+    """Put back what `seed_everything` sets for the whole process."""
+    cudnn = torch.backends.cudnn
+    before = torch.are_deterministic_algorithms_enabled(), cudnn.deterministic, cudnn.benchmark
+    yield
+    torch.use_deterministic_algorithms(before[0])
+    cudnn.deterministic, cudnn.benchmark = before[1:]
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2**32, 2**63 - 1])
+def test_same_seed_gives_the_same_numbers(seed):
+    seed_everything(seed)
+    first = draw()
+    seed_everything(seed)
+    assert draw() == first
+    seed_everything(seed - 1 if seed else 7)
+    assert all(a != b for a, b in zip(draw(), first, strict=True))
+
+
+def test_zero_is_a_seed():
+    seed_everything(0)
+    zero = draw()
+    seed_everything(12345)
+    assert draw() != zero
+
+
+def test_deterministic_algorithms_are_a_choice(monkeypatch):
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":16:8")  # what the user has set stays
+    seed_everything(0, deterministic=True)
+    assert torch.are_deterministic_algorithms_enabled() and not torch.backends.cudnn.benchmark
+    seed_everything(0)
+    assert not torch.are_deterministic_algorithms_enabled() and torch.backends.cudnn.benchmark
+
+
+def test_drawn_seeds_differ_and_are_in_range():
+    seeds = {draw_seed() for _ in range(100)}
+    assert len(seeds) > 95 and min(seeds) >= 0 and max(seeds) < 2**31
+
+
+def test_drawn_seed_does_not_depend_on_the_generators():
+    seed_everything(0)
+    first = draw_seed()
+    seed_everything(0)
+    assert draw_seed() != first
+
+
+def test_mix_gives_every_place_its_own_seed():
+    seeds = {mix(seed, epoch, index) for seed in range(12) for epoch in range(12) for index in range(12)}
+    assert len(seeds) == 12**3
+    assert all(0 <= seed < 2**63 for seed in seeds)
+    assert mix(1, 2) != mix(2, 1) and mix(2**63 - 1, 0) == mix(2**63 - 1, 0)
+
+
+def test_state_of_all_generators_comes_back_through_a_weights_only_load():
+    seed_everything(3)
+    draw()
+    buffer = io.BytesIO()
+    torch.save(random_state(), buffer)
+    expected = draw()
+    seed_everything(4)
+    buffer.seek(0)
+    set_random_state(torch.load(buffer, weights_only=True))
+    assert draw() == expected
+
+
+def test_state_of_gpus_that_are_not_here_is_left_out():
+    state = random_state() | {"cuda": [torch.zeros(16, dtype=torch.uint8)] * 99}
+    expected = draw()
+    set_random_state(state)
+    assert draw() == expected
+
+
+@pytest.mark.parametrize("scope", [preserved_random_state, lambda: seeded(5)], ids=["preserved", "seeded"])
+def test_draws_inside_leave_no_trace_not_even_after_an_error(scope):
+    seed_everything(3)
+    expected = draw()
+    seed_everything(3)
+    with scope():
+        draw()
+    with pytest.raises(ZeroDivisionError), scope():
+        draw()
+        raise ZeroDivisionError
+    assert draw() == expected
+
+
+def test_seeded_numbers_depend_on_the_seed_alone():
+    with seeded(5):
+        first = draw()
+    draw()
+    with seeded(5):
+        assert draw() == first
+    with seeded(2**63 - 1):
+        assert draw() != first
