@@ -20,7 +20,7 @@ from callbacks.console import Console
 from callbacks.csv_logger import CSVLogger
 from callbacks.progress_bar import ProgressBar
 from callbacks.tensorboard import TensorBoard
-from data.data_entry import build_datasets, build_eval_loader, data_notes, group_hashes, sample_names
+from data.data_entry import build_datasets, build_eval_loader, data_notes, fingerprint, group_hashes, sample_names
 from data.sampler import UpdateLoader
 from eval import EvaluatorBase
 from loss.loss_entry import build_criterion
@@ -91,8 +91,10 @@ class TrainerBase:
         self.checkpointer = Checkpointer(self.run_dir.path, opt.model_type)
         self.callbacks = CallbackList(self.build_callbacks())
         parts = {part: sample_names(dataset) for part, dataset in self.datasets.items()}
-        notes = [device_line, *data_notes(self.datasets)]
-        self.run_dir.record(saved_options(opt), self.devices, parts, self.networks, notes)
+        digests = {part: fingerprint(dataset) for part, dataset in self.datasets.items()}
+        self.run_dir.record(saved_options(opt), self.devices, parts, self.networks, digests)
+        say = self.logger.info if opt.train_val_sample_rate == 1 else self.logger.warning  # a part of the data: aloud
+        say("\n".join([device_line, *data_notes(self.datasets)]))
         if opt.pretrained and not opt.resume:
             for name, network in self.networks.items():
                 self.logger.info(load_pretrained(network, opt.model_path, name))

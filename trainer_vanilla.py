@@ -20,7 +20,7 @@ class TrainerVanilla(TrainerBase):
         "n_channels": 1,
         "n_classes": 10,
         "n_epoch": 12,
-        "batch_size": 64,
+        "batch_size": 32,
         "lr": 1e-3,
         "monitor": "accuracy",
         "monitor_mode": "max",

@@ -1,6 +1,7 @@
 """The hooks through which a run is watched."""
 
-from collections.abc import Iterable, Mapping
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from utils.errors import nearest
@@ -42,7 +43,7 @@ class Callback:
 
     def __init_subclass__(cls, **kwargs):
         super().__init_subclass__(**kwargs)
-        for name in vars(cls):
+        for name in dir(cls):
             if name.startswith("on_") and name not in cls.HOOKS:
                 raise TypeError(f"{cls.__name__}.{name} is no hook{nearest(name, cls.HOOKS)}")
 
@@ -111,20 +112,29 @@ class CallbackList:
         """Cheap witnesses of a change: the version counters that torch keeps for in-place writes, and plain numbers."""
         seen: list = []
         for network in trainer.networks.values():
-            seen.append(network.training)
+            seen += [module.training for module in network.modules()]
             for tensor in (*network.parameters(), *network.buffers()):
-                grad = tensor.grad
-                seen.append((id(tensor), tensor._version, id(grad), None if grad is None else grad._version))
+                grad, place = tensor.grad, tensor.data_ptr()
+                seen.append((id(tensor), place, tensor._version, tensor.requires_grad))
+                seen.append((id(grad), None if grad is None else grad._version))
         for optimizer in trainer.optimizers.values():
             seen += [(group["lr"], group.get("weight_decay")) for group in optimizer.param_groups]
         return seen
 
     def state_dict(self) -> dict[str, Any]:
-        """States by class name and place: two callbacks of one class have a state each."""
-        return {f"{place}.{type(c).__name__}": c.state_dict() for place, c in enumerate(self.callbacks)}
+        """States by class name and place among its class: two callbacks of one class have a state each."""
+        return {name: callback.state_dict() for name, callback in self._named()}
 
     def load_state_dict(self, states: dict[str, Any]) -> None:
         """Give each callback its state back; one that is new to the run keeps its fresh state."""
-        for place, callback in enumerate(self.callbacks):
-            if state := states.get(f"{place}.{type(callback).__name__}"):
+        for name, callback in self._named():
+            if state := states.get(name):
                 callback.load_state_dict(state)
+
+    def _named(self) -> Iterator[tuple[str, Callback]]:
+        """A name that stays when callbacks of other classes come or go: a progress bar is there on terminals only."""
+        count: Counter[str] = Counter()
+        for callback in self.callbacks:
+            kind = type(callback).__name__
+            yield f"{kind}.{count[kind]}", callback
+            count[kind] += 1

@@ -35,7 +35,7 @@ class Console(Callback):
             )
 
     def on_log(self, trainer, values: Mapping[str, float]) -> None:
-        if sys.stdout.isatty():
+        if sys.stderr.isatty():
             return  # a progress bar shows it
         now = time.perf_counter()
         if now - self.last_line < SECONDS_BETWEEN_LINES:
@@ -49,9 +49,10 @@ class Console(Callback):
 
     def on_epoch_end(self, trainer, row: Mapping[str, float]) -> None:
         shown = [f"{name} {value:.4f}" for name, value in row.items() if name.startswith(("train/", "val/"))]
+        shown += [f"{name} {value:.3g}" for name, value in row.items() if name.split("/")[0] == "lr"]
         improved = trainer.stopper.num_bad == 0 and f"val/{self.monitor}" in row
         self.logger.info(
-            f"epoch {row['epoch']}/{self.num_epochs}: {', '.join(shown)}, lr {row.get('lr', float('nan')):.3g}, "
+            f"epoch {row['epoch']}/{self.num_epochs}: {', '.join(shown)}, "
             f"{row['samples_per_second']:,.0f} samples/s, {self.time_left(trainer)} left{' (best)' if improved else ''}"
         )
 
@@ -70,7 +71,8 @@ class Console(Callback):
 
     def on_exception(self, trainer, error: BaseException) -> None:
         kept = trainer.checkpointer.path("InT")
-        self.logger.error(f"Stopped by {type(error).__name__} after update {trainer.progress.update:,}. Saved: {kept}")
+        saved = f"Saved: {kept}" if kept.exists() else "Nothing was saved."
+        self.logger.error(f"Stopped by {type(error).__name__} after update {trainer.progress.update:,}. {saved}")
         self.logger.info(f"To go on: --resume {trainer.run_dir.path}")
 
     def time_left(self, trainer) -> str:

@@ -23,9 +23,13 @@ class CSVLogger(Callback):
             return
         with open(self.path, newline="", encoding="utf-8") as file:
             self.rows = [row for row in csv.DictReader(file) if int(row["epoch"]) <= trainer.progress.epoch]
+        self.write()
 
     def on_epoch_end(self, trainer, row: Mapping[str, float]) -> None:
-        self.rows.append({key: round(v, 6) if isinstance(v := value, float) else v for key, value in row.items()})
+        self.rows.append({name: f"{value:.6g}" if isinstance(value, float) else value for name, value in row.items()})
+        self.write()
+
+    def write(self) -> None:
         columns = list(dict.fromkeys(key for row in self.rows for key in row))
         temporary = self.path.with_suffix(".tmp")
         with open(temporary, "w", newline="", encoding="utf-8") as file:

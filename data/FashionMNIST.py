@@ -232,6 +232,12 @@ class FashionMNIST(Dataset):
         """Each sample is its own group, named by its pixels: so the same picture has one name in any file."""
         return [hashlib.blake2b(image.tobytes(), digest_size=8).hexdigest() for image in self.images.numpy()]
 
+    def fingerprint(self) -> str:
+        """SHA-256 of the pixels and labels."""
+        digest = hashlib.sha256(self.images.numpy())
+        digest.update(self.labels.numpy())
+        return digest.hexdigest()
+
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
         """Return one image, (1, 28, 28) float32 in [0, 1], and its label, () int64."""
         images, labels = self.__getitems__([range(len(self))[index]])  # range knows -1, and what is out of range

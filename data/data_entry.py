@@ -8,6 +8,7 @@ Each part is a map-style `torch.utils.data.Dataset`. What else the template uses
     groups      list of str, one per sample: what must not be torn apart by a split (default: the names)
     is_random   False when a sample is always the same, so that no seed is set per sample (default: True)
     collate_fn  how samples become a batch; with `__getitems__`, whole batches are fetched at once
+    fingerprint()   a digest of the data, for provenance.json (default: of the names)
     summary, report   lines for the log
 """
 
@@ -19,7 +20,7 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from data.sampler import SeededDataset
+from data.sampler import SeededDataset, ignore_interrupt
 from utils.errors import UserError
 
 DATA_TYPES = {
@@ -82,6 +83,7 @@ def build_eval_loader(
         collate_fn=getattr(dataset, "collate_fn", None),
         num_workers=num_workers,
         pin_memory=pin_memory,
+        worker_init_fn=ignore_interrupt,
         generator=torch.Generator(),  # else making an iterator draws from the global generator
     )
 
@@ -94,6 +96,13 @@ def sample_groups(dataset: Dataset) -> list[str]:
     return list(getattr(dataset, "groups", None) or sample_names(dataset))
 
 
+def fingerprint(dataset: Dataset) -> str:
+    """A SHA-256 of the data: the data set's own (a method `fingerprint`), else of its samples' names."""
+    if hasattr(dataset, "fingerprint"):
+        return dataset.fingerprint()
+    return hashlib.sha256("\n".join(sample_names(dataset)).encode()).hexdigest()
+
+
 def data_notes(datasets: dict[str, Dataset]) -> list[str]:
     """What the data sets have to say for the log, each line once."""
     notes = [getattr(dataset, name, "") for dataset in datasets.values() for name in ("report", "summary")]
@@ -103,7 +112,8 @@ def data_notes(datasets: dict[str, Dataset]) -> list[str]:
 def group_hashes(dataset: Dataset) -> torch.Tensor:
     """What a checkpoint remembers of the data it saw: a 64-bit hash per group, sorted, (G,) int64."""
     digests = {hashlib.blake2b(str(group).encode(), digest_size=8).digest() for group in sample_groups(dataset)}
-    return torch.tensor(sorted(int.from_bytes(digest, "little", signed=True) for digest in digests))
+    numbers = sorted(int.from_bytes(digest, "little", signed=True) for digest in digests)
+    return torch.tensor(numbers, dtype=torch.int64)
 
 
 def refuse_seen(dataset: Dataset, part: str, seen: dict[str, torch.Tensor]) -> None:

@@ -5,6 +5,7 @@ and may be cut into micro-batches. So a position is two numbers, (epoch, samples
 workers nor the size of the micro-batches changes what is learned.
 """
 
+import signal
 from collections.abc import Iterator
 from itertools import islice
 from typing import Any
@@ -94,6 +95,11 @@ class SeededDataset(Dataset):
             return self.dataset[index]
 
 
+def ignore_interrupt(worker_id: int) -> None:
+    """For `worker_init_fn`: Ctrl-C reaches every process of a terminal, but when to stop is the main one's decision."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
 class UpdateLoader:
     """Loads training data one optimizer update at a time: a list of micro-batches.
 
@@ -125,6 +131,7 @@ class UpdateLoader:
             num_workers=num_workers,
             persistent_workers=num_workers > 0,
             pin_memory=pin_memory,
+            worker_init_fn=ignore_interrupt,
             generator=torch.Generator().manual_seed(seed),  # else each epoch draws from the global generator
         )
 

@@ -14,7 +14,7 @@ from data.FashionMNIST import build_fashion_mnist_sample
 from data.sampler import epoch_order
 from model.vanilla_model import VanillaModel
 
-BATCH_SIZE = 64
+BATCH_SIZE = 32
 LEARNING_RATE = 1e-3
 WEIGHT_DECAY = 0.01
 

@@ -2,6 +2,7 @@
 
 import importlib.metadata
 import platform
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -33,6 +34,11 @@ def version(name: str) -> str | None:
         return None
 
 
+def command_line() -> str:
+    """How this process was started, as it would be typed."""
+    return shlex.join(["python", *sys.argv])
+
+
 def write_provenance(path: str | Path, devices: list[torch.device], data: dict[str, str], **more) -> None:
     """Write a JSON file from which a reader can tell how to make a run again.
 
@@ -43,8 +49,7 @@ def write_provenance(path: str | Path, devices: list[torch.device], data: dict[s
         more: further entries.
     """
     record = {
-        "command": [sys.executable, *sys.argv],
-        "directory": str(Path.cwd()),
+        "command": command_line(),
         "git_commit": git("rev-parse", "HEAD"),
         "git_diff": git("diff", "HEAD"),
         "versions": {

@@ -1,8 +1,6 @@
 """The directory of one run: what it holds besides checkpoints and curves is written here."""
 
-import hashlib
-import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +9,7 @@ from torch import nn
 
 from utils.func import count_parameters, layer_table, write_json
 from utils.logger import build_logger
-from utils.provenance import write_provenance
+from utils.provenance import command_line, write_provenance
 from utils.timestamp import make_timestamped_dir
 
 
@@ -42,7 +40,7 @@ class RunDir:
         devices: list[torch.device],
         parts: Mapping[str, list[str]],
         networks: Mapping[str, nn.Module],
-        notes: Iterable[str] = (),
+        fingerprints: Mapping[str, str],
     ) -> None:
         """Save the options, the split and the provenance, and log what a reader of the log wants to know first.
 
@@ -51,19 +49,16 @@ class RunDir:
             devices: where the run computes.
             parts: the names of the samples of each part of the data.
             networks: the networks by name.
-            notes: further lines for the log.
+            fingerprints: a digest of each part of the data.
         """
         log = self.logger.info
         log(f"Run directory: {self.path}")
         write_json(self.path / f"config_{self.name}.json", options)
         write_json(self.path / "split.json", parts, indent=None)
-        fingerprints = {part: hashlib.sha256("\n".join(names).encode()).hexdigest() for part, names in parts.items()}
         if not (self.path / "provenance.json").exists():  # a resumed run keeps that of its beginning
             write_provenance(self.path / "provenance.json", devices, fingerprints)
-        log("Command: " + " ".join(sys.argv))
+        log(f"Command: {command_line()}")
         log("Options: " + ", ".join(f"{name}={value}" for name, value in options.items() if value not in (None, "")))
-        for note in notes:
-            log(note)
         log("Data: " + ", ".join(f"{len(names):,} {part}" for part, names in parts.items()))
         for name, network in networks.items():
             total, trainable = count_parameters(network)

@@ -2,6 +2,7 @@
 
 import json
 import platform
+import shlex
 import subprocess
 import sys
 
@@ -32,7 +33,7 @@ def record(tmp_path, **more) -> dict:
 
 def test_record_names_what_is_needed_to_run_again(repository, tmp_path):
     content = record(tmp_path, note="more")
-    assert content["command"] == [sys.executable, *sys.argv] and content["note"] == "more"
+    assert shlex.split(content["command"]) == ["python", *sys.argv] and content["note"] == "more"
     assert content["versions"]["torch"] == torch.__version__
     assert content["versions"]["python"] == platform.python_version()
     assert {"torchvision", "numpy", "pillow"} < content["versions"].keys()

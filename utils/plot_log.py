@@ -1,0 +1,66 @@
+"""Draw the curves of one or more runs: python -m utils.plot_log Results/Vanilla/1663932921 --output curves.png"""
+
+import argparse
+import csv
+from collections.abc import Sequence
+from pathlib import Path
+
+from utils.draw import new_figure, render
+from utils.errors import UserError
+from utils.options import run_main
+
+
+def read_metrics(run_dir: str | Path) -> dict[str, list[tuple[float, float]]]:
+    """Read a run's `metrics.csv` into (epoch, value) points by column; empty cells give no point.
+
+    Raises:
+        UserError: when there is no such file, or it holds no epoch.
+    """
+    path = Path(run_dir) / "metrics.csv"
+    try:
+        with open(path, newline="", encoding="utf-8") as file:
+            rows = list(csv.DictReader(file))
+        points = {
+            name: [(float(row["epoch"]), float(row[name])) for row in rows if row[name]] for name in (rows or [{}])[0]
+        }
+    except (OSError, KeyError, TypeError, ValueError) as error:
+        raise UserError(f"Cannot read the curves of {run_dir}: {path}: {error}") from None
+    if not points:
+        raise UserError(f"{path} holds no epoch yet.")
+    return points
+
+
+def plot_runs(run_dirs: Sequence[str | Path], output: str | Path) -> None:
+    """Draw one panel for each metric, training and validation in the same panel, and save the picture."""
+    runs = {str(run_dir): read_metrics(run_dir) for run_dir in run_dirs}
+    columns = [name for points in runs.values() for name in points if name.startswith(("train/", "val/"))]
+    metrics = list(dict.fromkeys(name.split("/", 1)[1] for name in columns))
+    figure = new_figure(4.2 * len(metrics), 3.2)
+    for place, metric in enumerate(metrics):
+        axes = figure.add_subplot(1, len(metrics), place + 1)
+        for number, (run_dir, points) in enumerate(runs.items()):
+            for part, style in (("train", "--"), ("val", "-")):
+                if curve := points.get(f"{part}/{metric}"):
+                    label = part if len(runs) == 1 else f"{part} {Path(run_dir).name}"
+                    axes.plot(*zip(*curve, strict=True), style, color=f"C{number}", marker=".", label=label)
+        axes.set_title(metric)
+        axes.set_xlabel("epoch")
+        axes.grid(alpha=0.3)
+        axes.legend(fontsize=8)
+    try:
+        render(figure, output)
+    except (OSError, ValueError) as error:
+        raise UserError(f"Cannot write the picture {output}: {error}") from None
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
+    parser.add_argument("run", nargs="+", help="a run directory, with metrics.csv in it")
+    parser.add_argument("--output", default="curves.png", help="the picture to write (default: curves.png)")
+    opt = parser.parse_args()
+    plot_runs(opt.run, opt.output)
+    print(f"Saved {opt.output}")
+
+
+if __name__ == "__main__":
+    run_main(main)
