@@ -1,0 +1,173 @@
+"""The order of the data, and what is random in a sample, are functions of the seed and the position alone."""
+
+import random
+from itertools import chain
+
+import numpy as np
+import pytest
+import torch
+from torch.utils.data import Dataset
+
+from data import sampler
+from data.sampler import SeededDataset, UpdateLoader, UpdateSampler, epoch_order
+
+NUM_SAMPLES, BATCH_SIZE = 53, 16  # updates of 16, 16, 16 and 5
+
+
+class RandomDataset(Dataset):
+    """A sample is its index and what every global generator draws for it."""
+
+    def __len__(self):
+        return NUM_SAMPLES
+
+    def __getitem__(self, index):
+        drawn = [random.random(), random.gauss(0, 1), np.random.rand(), np.random.randn(), float(torch.rand(()))]
+        return torch.tensor([index, *drawn], dtype=torch.float64)  # (6,)
+
+
+class PlainDataset(RandomDataset):
+    """A sample is its index."""
+
+    is_random = False
+
+    def __getitem__(self, index):
+        return torch.tensor([index])
+
+
+class BatchedDataset(PlainDataset):
+    """Fetches a whole batch at once."""
+
+    def __getitems__(self, indices):
+        return torch.tensor(indices)[:, None]
+
+    @staticmethod
+    def collate_fn(batch):
+        return batch
+
+
+def updates_of(loader: UpdateLoader, epoch: int = 0, start: int = 0) -> list[torch.Tensor]:
+    """The samples of each update, micro-batches put together again."""
+    return [torch.cat(micro_batches) for micro_batches in loader.updates(epoch, start)]
+
+
+def same(a: list[torch.Tensor], b: list[torch.Tensor]) -> bool:
+    return len(a) == len(b) and all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
+
+
+def generators() -> list:
+    return [random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()]
+
+
+# ---- the order -------------------------------------------------------------------------------------------------------
+def test_order_is_a_function_of_seed_and_epoch_alone():
+    orders = {(seed, epoch): tuple(epoch_order(40, seed, epoch)) for seed in range(4) for epoch in range(4)}
+    torch.rand(7)  # the state of the global generator plays no part
+    assert orders == {place: tuple(epoch_order(40, *place)) for place in orders}
+    assert len(set(orders.values())) == 16  # also seed 1 in epoch 2 and seed 2 in epoch 1
+    assert all(sorted(order) == list(range(40)) for order in orders.values())
+
+
+@pytest.mark.parametrize("micro_batch_size", [1, 7, 16, 64, None])
+@pytest.mark.parametrize("dataset", [PlainDataset, BatchedDataset])
+def test_size_of_micro_batches_does_not_change_the_updates(dataset, micro_batch_size):
+    whole = updates_of(UpdateLoader(PlainDataset(), BATCH_SIZE))
+    loader = UpdateLoader(dataset(), BATCH_SIZE, micro_batch_size)
+    assert same(updates_of(loader), whole)
+    limit = micro_batch_size or BATCH_SIZE
+    sizes = [[len(micro_batch) for micro_batch in update] for update in loader.updates(0)]
+    assert [sum(update) for update in sizes] == [16, 16, 16, 5]
+    assert all(size == min(limit, sum(update)) for update in sizes for size in update[:-1])
+    assert all(0 < update[-1] <= limit for update in sizes)
+    assert len(loader.sampler) == sum(map(len, sizes))
+
+
+def test_update_takes_the_next_samples_of_the_order():
+    seen = [update[:, 0].tolist() for update in updates_of(UpdateLoader(PlainDataset(), BATCH_SIZE, seed=3), epoch=2)]
+    assert list(chain(*seen)) == epoch_order(NUM_SAMPLES, seed=3, epoch=2)
+
+
+@pytest.mark.parametrize("max_updates", [None, 3, 99])
+@pytest.mark.parametrize("micro_batch_size", [7, None])
+def test_rest_from_any_position_is_the_tail_of_the_whole(micro_batch_size, max_updates):
+    loader = UpdateLoader(PlainDataset(), BATCH_SIZE, micro_batch_size, max_updates=max_updates)
+    whole = updates_of(loader, epoch=1)
+    for done in range(len(whole) + 1):
+        assert same(updates_of(loader, 1, start=min(done * BATCH_SIZE, loader.num_samples)), whole[done:])
+
+
+def test_limit_takes_the_first_updates_of_the_same_order():
+    whole = updates_of(UpdateLoader(PlainDataset(), BATCH_SIZE))
+    for max_updates in (1, 3, 4, 9):
+        loader = UpdateLoader(PlainDataset(), BATCH_SIZE, max_updates=max_updates)
+        assert same(updates_of(loader), whole[:max_updates])
+        assert loader.updates_per_epoch == min(max_updates, 4)
+        assert loader.num_samples == sum(map(len, whole[:max_updates]))
+
+
+@pytest.mark.parametrize(("num_samples", "batch_size"), [(53, 16), (48, 16), (5, 16), (1, 1)])
+def test_sampler_gives_every_sample_exactly_once(num_samples, batch_size):
+    given = list(UpdateSampler(num_samples, batch_size, micro_batch_size=3))
+    assert sorted(chain(*given)) == list(range(num_samples))
+
+
+# ---- what is random in a sample --------------------------------------------------------------------------------------
+def augmented(loader: UpdateLoader, epoch: int = 0, start: int = 0) -> dict[int, list[float]]:
+    """What was drawn for each sample, by its index."""
+    rows = torch.cat(updates_of(loader, epoch, start))
+    assert len(set(rows[:, 0].tolist())) == len(rows)
+    return {int(row[0]): row[1:].tolist() for row in rows}
+
+
+@pytest.mark.parametrize("num_workers", [0, 1, 2])
+@pytest.mark.parametrize("micro_batch_size", [None, 7])
+def test_draws_do_not_depend_on_workers_micro_batches_or_order(num_workers, micro_batch_size):
+    expected = {index: SeededDataset(RandomDataset(), 5)[3, index][1:].tolist() for index in range(NUM_SAMPLES)}
+    assert augmented(UpdateLoader(RandomDataset(), BATCH_SIZE, micro_batch_size, 5, None, num_workers), 3) == expected
+
+
+def test_draws_differ_between_samples_epochs_and_seeds():
+    loaders = [UpdateLoader(RandomDataset(), BATCH_SIZE, seed=seed) for seed in (1, 2)]
+    draws = [augmented(loader, epoch) for loader in loaders for epoch in (1, 2)]
+    for column in range(5):
+        assert len({row[column] for drawn in draws for row in drawn.values()}) == 4 * NUM_SAMPLES
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_restart_in_mid_epoch_draws_the_same(num_workers):
+    loader = UpdateLoader(RandomDataset(), BATCH_SIZE, 7, num_workers=num_workers)
+    whole = updates_of(loader, epoch=1)
+    assert same(updates_of(loader, 1, start=2 * BATCH_SIZE), whole[2:])
+    broken_off = loader.updates(1)
+    next(broken_off)  # an epoch that is left early, with batches still under way in the workers
+    assert same(updates_of(loader, 1, start=BATCH_SIZE), whole[1:])
+    assert same(updates_of(loader, 2), updates_of(UpdateLoader(RandomDataset(), BATCH_SIZE), 2))
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_without_the_seeds_the_draws_would_differ(monkeypatch, num_workers):
+    """The fault planted: samples that draw from the generators as they are."""
+    monkeypatch.setattr(SeededDataset, "__getitem__", lambda self, key: self.dataset[key[1]])
+    loader = UpdateLoader(RandomDataset(), BATCH_SIZE, num_workers=num_workers)
+    whole = augmented(loader, 1)
+    rest = augmented(loader, 1, start=BATCH_SIZE)
+    assert all(whole[index] != drawn for index, drawn in rest.items())
+
+
+@pytest.mark.parametrize("dataset", [RandomDataset, PlainDataset])
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_generators_of_the_main_process_are_left_alone(dataset, num_workers):
+    before = generators()
+    loader = UpdateLoader(dataset(), BATCH_SIZE, num_workers=num_workers)
+    for epoch in range(2):
+        updates_of(loader, epoch)
+    assert generators() == before
+
+
+def test_data_that_is_never_random_is_not_seeded_for_every_sample(monkeypatch):
+    def fail(*arguments):
+        raise AssertionError("seeded")
+
+    monkeypatch.setattr(sampler, "seeded", fail)
+    updates_of(UpdateLoader(PlainDataset(), BATCH_SIZE))
+    with pytest.raises(AssertionError, match="seeded"):
+        updates_of(UpdateLoader(RandomDataset(), BATCH_SIZE))

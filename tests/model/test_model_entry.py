@@ -1,0 +1,54 @@
+"""Every model that can be named is built, with the options that it takes."""
+
+from argparse import Namespace
+
+import pytest
+import torch
+
+from model.model_entry import MODEL_TYPES, NETWORK_OPTIONS, build_networks, model_types
+from utils.errors import UserError
+
+
+def options(**given) -> Namespace:
+    usual = {"n_channels": 3, "n_classes": 2, "width": 4, "up": "bilinear", "deep_supervision": False}
+    return Namespace(**{**usual, **given})
+
+
+def test_names_fit_the_task():
+    classification, segmentation = model_types("classification"), model_types("segmentation")
+    assert sorted(classification + segmentation) == sorted(MODEL_TYPES) == sorted(model_types(None))
+
+
+def test_classifier():
+    (network,) = build_networks(Namespace(model_type="Vanilla", n_channels=1, n_classes=10)).values()
+    assert network(torch.zeros(2, 1, 28, 28)).shape == (2, 10)
+
+
+@pytest.mark.parametrize("model_type", model_types("segmentation"))
+@pytest.mark.parametrize("up", ["bilinear", "transposed"])
+@pytest.mark.parametrize("n_classes", [1, 2])
+def test_segmentation_network(model_type, up, n_classes):
+    networks = build_networks(options(model_type=model_type, up=up, n_classes=n_classes))
+    assert list(networks) == ["model"]
+    assert networks["model"].eval()(torch.zeros(1, 3, 32, 32)).shape == (1, n_classes, 32, 32)
+
+
+def test_options_decide_the_weights():
+    def shapes(**given):
+        (network,) = build_networks(options(model_type="UNetpp", **given)).values()
+        return {name: value.shape for name, value in network.state_dict().items()}
+
+    usual = shapes()
+    others = {"n_channels": 1, "n_classes": 3, "width": 8, "up": "transposed", "deep_supervision": True}
+    assert {"model_type", *others} == set(NETWORK_OPTIONS)  # those that an evaluation may not change
+    assert all(shapes(**{name: value}) != usual for name, value in others.items())
+
+
+def test_deep_supervision_gives_an_output_at_every_depth_in_training():
+    (network,) = build_networks(options(model_type="UNetpp", deep_supervision=True)).values()
+    assert [output.shape for output in network(torch.zeros(1, 3, 32, 32))] == [(1, 2, 32, 32)] * 4
+
+
+def test_deep_supervision_is_refused_where_there_is_none():
+    with pytest.raises(UserError, match="--model_type UNetpp"):
+        build_networks(options(model_type="UNet", deep_supervision=True))
