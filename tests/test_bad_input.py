@@ -1,0 +1,291 @@
+"""What a person gives wrongly: exit status 2, one or two lines that name it, no traceback, and nothing is harmed."""
+
+import json
+import shutil
+
+import pytest
+import torch
+
+from eval_seg_on_carvana import EvaluatorSeg
+from eval_vanilla import EvaluatorVanilla
+from trainer_seg_on_carvana import TrainerSeg
+from trainer_vanilla import TrainerVanilla
+from utils.checkpoint import load_checkpoint
+
+VANILLA, SEG = "Vanilla_best_ckpt.pth", "UNet_best_ckpt.pth"
+
+
+@pytest.fixture
+def refuse(tmp_path, small, capfd):
+    """A function that runs a program with bad input and returns what it says on standard error."""
+
+    def refuse(program, *flags) -> str:
+        task = TrainerSeg if program in (TrainerSeg, EvaluatorSeg) else TrainerVanilla
+        argv = [str(flag) for flag in flags]
+        if issubclass(program, TrainerVanilla | TrainerSeg) and "--resume" not in argv:
+            argv = [*small(task), "--output_dir", str(tmp_path / "runs"), *argv]
+        elif not issubclass(program, TrainerVanilla | TrainerSeg):
+            argv = ["--save_path", str(tmp_path / "test"), *argv]
+        capfd.readouterr()
+        with pytest.raises(SystemExit) as end:
+            program.main(argv)
+        said = capfd.readouterr().err
+        assert end.value.code == 2, said
+        assert 1 <= len(said.splitlines()) <= 2 and "Traceback" not in said, said
+        return said
+
+    return refuse
+
+
+def started(tmp_path) -> list:
+    return list(tmp_path.glob("runs/*"))
+
+
+# ---- options ---------------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize(
+    ("flag", "nearest"),
+    [("--batchsize", "--batch_size"), ("--epoch", "--n_epoch"), ("--patince", "--patience"), ("--batch", None)],
+)
+def test_an_unknown_flag_is_named_with_the_nearest(refuse, tmp_path, flag, nearest):
+    said = refuse(TrainerVanilla, flag, "3")
+    assert repr(flag) in said and (nearest is None or nearest in said)
+    assert not started(tmp_path)
+
+
+def test_flags_are_not_abbreviated(refuse):
+    assert "--n_epoc" in refuse(TrainerVanilla, "--n_epoc", "3")
+
+
+def test_an_option_of_another_task_is_unknown(refuse, vanilla_run):
+    assert "--patch_size" in refuse(TrainerVanilla, "--patch_size", "32")
+    assert "--lr" in refuse(EvaluatorVanilla, "--model_path", vanilla_run / VANILLA, "--lr", "0.1")
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ("--lr", "nan"), ("--lr", "inf"), ("--lr", "0"), ("--lr", "-1e-3"), ("--lr", "fast"),
+        ("--n_epoch", "0"), ("--n_epoch", "1.5"), ("--batch_size", "0"), ("--micro_batch_size", "-1"),
+        ("--momentum", "1.1"), ("--momentum", "1"), ("--weight_decay", "-1"), ("--clip", "-0.1"), ("--clip_type", "l2"),
+        ("--val_split", "0"), ("--val_split", "601"), ("--train_val_sample_rate", "99999"),
+        ("--seed", "-1"), ("--seed", "1.0"), ("--num_workers", "-1"), ("--val_every", "0"), ("--save_every", "0"),
+        ("--log_every", "0"), ("--patience", "-1"), ("--warmup_epoch", "-1"), ("--warmup_multiplier", "0.5"),
+        ("--lr_min", "1"), ("--lr_decay_rate", "0"), ("--lr_decay_rate", "1.5"), ("--gpu_devices", "first"),
+        ("--gpu_devices", "0,0"), ("--optim", "adamw2"), ("--lr_scheduler", "cos"), ("--amp", "fp8"),
+        ("--parallel", "ddp"), ("--monitor_mode", "most"), ("--monitor", "dice"), ("--model_type", "UNet"),
+        ("--data_type", "CIFAR10"), ("--loss_type", "Dice"), ("--proj_name", "a/b"), ("--compile", "maybe"),
+        ("--lr_scheduler", "step"), ("--n_channels", "3"), ("--n_classes", "9"), ("--pretrained",), ("extra",),
+        ("--lr",), ("--config",),
+    ],
+    ids=" ".join,
+)  # fmt: skip
+def test_a_value_that_cannot_be_is_refused_before_anything_is_written(refuse, tmp_path, flags):
+    said = refuse(TrainerVanilla, *flags)
+    assert flags[0].lstrip("-") in said and (len(flags) == 1 or flags[1].lstrip("-") in said)
+    assert not started(tmp_path)
+
+
+def test_a_split_that_leaves_no_training_part_says_which_options_to_change(refuse, tmp_path):
+    said = refuse(TrainerVanilla, "--val_split", "1")
+    assert "train part is empty" in said and "--val_split" in said
+    assert not started(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [("--patch_size", "8"), ("--mode", "crop"), ("--up", "nearest"), ("--width", "0"), ("--n_channels", "4"),
+     ("--deep_supervision",), ("--test_sample_rate", "100"), ("--val_split", "24")],
+    ids=" ".join,
+)  # fmt: skip
+def test_a_value_of_segmentation_that_cannot_be_is_refused(refuse, tmp_path, flags):
+    assert flags[0].lstrip("-") in refuse(TrainerSeg, *flags)
+    assert not started(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [
+        ('{"batchsize": 3}', "batchsize"), ('{"lr": NaN}', "nan"), ('{"lr": "fast"}', "fast"), ("{", "Cannot read"),
+        ("[1, 2]", "mapping"), ('{"model": {"lr": 1}}', "not flat"), ('{"lr": null}', "null"), ("", "Cannot read"),
+    ],
+)  # fmt: skip
+def test_a_bad_option_file_is_named(refuse, tmp_path, text, named):
+    path = tmp_path / "options.json"
+    path.write_text(text)
+    said = refuse(TrainerVanilla, "--config", path)
+    assert str(path) in said and named in said
+
+
+def test_a_missing_option_file_is_named(refuse, tmp_path):
+    assert "nowhere.json" in refuse(TrainerVanilla, "--config", tmp_path / "nowhere.json")
+
+
+# ---- checkpoints -----------------------------------------------------------------------------------------------------
+def bad_file(kind, good, path):
+    """Write a file that is no checkpoint."""
+    content = good.read_bytes()
+    if kind == "empty":
+        path.write_bytes(b"")
+    elif kind == "truncated":
+        path.write_bytes(content[: len(content) // 2])
+    elif kind == "one bit":
+        path.write_bytes(content[:5000] + bytes([content[5000] ^ 1]) + content[5001:])
+    elif kind == "text":
+        path.write_text("these are not weights")
+    elif kind == "directory":
+        path.mkdir()
+    elif kind == "object":
+        torch.save(torch.nn.Linear(2, 2), path)
+    elif kind == "bare state dict":
+        torch.save(torch.nn.Linear(2, 2).state_dict(), path)
+
+
+BAD_FILES = ["missing", "empty", "truncated", "one bit", "text", "directory", "object", "bare state dict"]
+
+
+@pytest.mark.parametrize("kind", BAD_FILES)
+def test_a_file_that_is_no_checkpoint_is_not_evaluated(refuse, vanilla_run, tmp_path, kind):
+    path = tmp_path / "bad.pth"
+    bad_file(kind, vanilla_run / VANILLA, path)
+    assert str(path) in refuse(EvaluatorVanilla, "--model_path", path)
+    assert not list(tmp_path.glob("test/*"))
+
+
+@pytest.mark.parametrize("kind", BAD_FILES)
+def test_a_file_that_is_no_checkpoint_is_not_resumed(refuse, vanilla_run, tmp_path, contents, kind):
+    run_dir = tmp_path / "run"
+    run_dir.mkdir()
+    bad_file(kind, vanilla_run / VANILLA, run_dir / "Vanilla_InT_ckpt.pth")
+    before = contents(run_dir)
+    assert "Vanilla_InT_ckpt.pth" in refuse(TrainerVanilla, "--resume", run_dir / "Vanilla_InT_ckpt.pth")
+    assert contents(run_dir) == before
+
+
+@pytest.mark.parametrize("kind", BAD_FILES)
+def test_a_file_that_is_no_checkpoint_is_no_start(refuse, vanilla_run, tmp_path, kind):
+    path = tmp_path / "bad.pth"
+    bad_file(kind, vanilla_run / VANILLA, path)
+    assert str(path) in refuse(TrainerVanilla, "--pretrained", "--model_path", path)
+
+
+def test_a_missing_or_empty_run_directory_is_named(refuse, tmp_path):
+    assert "no such run directory" in refuse(TrainerVanilla, "--resume", tmp_path / "nowhere")
+    assert "no checkpoint to resume from" in refuse(TrainerVanilla, "--resume", tmp_path)
+
+
+def test_a_checkpoint_of_another_task_is_refused(refuse, vanilla_run, seg_run, contents):
+    before = contents(vanilla_run) | contents(seg_run)
+    refuse(EvaluatorVanilla, "--model_path", seg_run / SEG)
+    refuse(EvaluatorSeg, "--model_path", vanilla_run / VANILLA)
+    refuse(TrainerVanilla, "--resume", seg_run)
+    refuse(TrainerSeg, "--resume", vanilla_run)
+    assert contents(vanilla_run) | contents(seg_run) == before
+
+
+@pytest.mark.parametrize("flags", [("--width", 8), ("--model_type", "UNetpp"), ("--n_classes", 3)])
+def test_a_run_is_not_resumed_with_another_network(refuse, seg_run, tmp_path, flags):
+    run_dir = shutil.copytree(seg_run, tmp_path / seg_run.name)
+    assert "does not fit" in refuse(TrainerSeg, "--resume", run_dir, *flags)
+    for name in (SEG, "UNet_last_ckpt.pth"):
+        assert load_checkpoint(run_dir / name)["options"]["width"] == 4
+
+
+def test_a_start_of_which_nothing_fits_is_refused(refuse, vanilla_run):
+    said = refuse(TrainerSeg, "--pretrained", "--model_path", vanilla_run / VANILLA)
+    assert "Nothing in" in said and "layers.0.weight" in said
+
+
+def test_an_evaluation_needs_a_checkpoint(refuse):
+    assert "--model_path" in refuse(EvaluatorVanilla)
+
+
+# ---- data ------------------------------------------------------------------------------------------------------------
+@pytest.fixture
+def damaged(cars, seg_run, tmp_path):
+    """A function that copies the cars, truncates the first image of a part, and returns the directory and its name."""
+
+    def damage(part):
+        directory = shutil.copytree(cars, tmp_path / "cars")
+        name = json.loads((seg_run / "split.json").read_text())[part][0]
+        path = directory / "train" / f"{name}.jpg"
+        path.write_bytes(path.read_bytes()[:500])
+        return directory, path.name
+
+    return damage
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+@pytest.mark.parametrize("part", ["train", "val"])
+def test_an_image_that_cannot_be_read_is_named(refuse, damaged, part, num_workers):
+    directory, name = damaged(part)
+    said = refuse(TrainerSeg, "--data_dir", directory, "--num_workers", num_workers)
+    assert name in said
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_an_image_that_cannot_be_read_is_named_by_the_evaluator(refuse, damaged, seg_run, num_workers):
+    directory, name = damaged("test")
+    flags = ("--model_path", seg_run / SEG, "--data_dir", directory, "--num_workers", num_workers)
+    assert name in refuse(EvaluatorSeg, *flags)
+
+
+def test_a_mask_that_cannot_be_read_is_named_before_training_starts(refuse, cars, tmp_path):
+    directory = shutil.copytree(cars, tmp_path / "cars")
+    path = sorted((directory / "train_masks").iterdir())[7]
+    path.write_bytes(b"GIF89a")
+    assert path.name in refuse(TrainerSeg, "--data_dir", directory)
+    assert not started(tmp_path)
+
+
+def test_a_missing_directory_of_images_says_what_belongs_there(refuse, tmp_path, seg_run):
+    said = refuse(TrainerSeg, "--data_dir", tmp_path / "nowhere")
+    assert "nowhere" in said and "make_carvana_like" in said
+    assert "nowhere" in refuse(EvaluatorSeg, "--model_path", seg_run / SEG, "--data_dir", tmp_path / "nowhere")
+
+
+def test_more_classes_in_the_masks_than_asked_for_is_an_error(refuse, tmp_path):
+    from data.make_carvana_like import make_carvana_like
+
+    make_carvana_like(tmp_path / "three", cars=6, views=4, size=(64, 48), n_classes=3)
+    assert "3" in refuse(TrainerSeg, "--data_dir", tmp_path / "three")
+
+
+def test_fashion_mnist_without_files_and_without_a_network(refuse, tmp_path, monkeypatch):
+    for name in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")  # nobody listens there
+    monkeypatch.delenv("no_proxy", raising=False)
+    said = refuse(TrainerVanilla, "--data_type", "FashionMNIST", "--data_dir", tmp_path / "nothing")
+    assert "FashionMNISTSample" in said
+    assert not started(tmp_path) and not [path for path in tmp_path.rglob("*") if path.is_file()]
+
+
+def test_damaged_fashion_mnist_files_are_named(refuse, tmp_path):
+    from data.FashionMNIST import SAMPLE_DIR
+
+    shutil.copytree(SAMPLE_DIR, tmp_path / "files")
+    path = tmp_path / "files" / "t10k-images-idx3-ubyte.gz"
+    path.write_bytes(path.read_bytes()[:1000])
+    assert str(tmp_path / "files") in refuse(TrainerVanilla, "--data_type", "FashionMNIST", "--data_dir", path.parent)
+
+
+# ---- results ---------------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("below", ["", "deeper"])
+def test_a_file_in_the_place_of_the_results_is_left_alone(refuse, vanilla_run, tmp_path, below):
+    path = tmp_path / "taken"
+    path.write_text("precious")
+    assert "taken" in refuse(TrainerVanilla, "--output_dir", path / below)
+    assert "taken" in refuse(EvaluatorVanilla, "--model_path", vanilla_run / VANILLA, "--save_path", path / below)
+    assert path.read_text() == "precious"
+
+
+def test_a_disk_that_is_full_does_not_hide_behind_the_rescue(build, monkeypatch):
+    trainer = build()
+
+    def full(state, *paths):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("utils.checkpoint.save_checkpoint", full)
+    with pytest.raises(OSError, match="No space left"):
+        trainer.train()
+    (log,) = trainer.run_dir.path.glob("*_log.txt")
+    assert "could not be saved" in log.read_text()
