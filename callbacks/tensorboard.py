@@ -33,7 +33,8 @@ class TensorBoard(Callback):
 
     def on_log(self, trainer, values: Mapping[str, float]) -> None:
         for name, value in values.items():
-            self.writer.add_scalar(name if name.startswith("lr") else f"train/{name}", value, trainer.progress.update)
+            tag = name if name.split("/")[0] == "lr" else f"train/{name}"
+            self.writer.add_scalar(tag, value, trainer.progress.update)
 
     def on_validation_end(self, trainer, results: Mapping[str, float]) -> None:
         for name, value in results.items():

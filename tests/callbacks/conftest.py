@@ -1,0 +1,32 @@
+"""What the tests of the callbacks share: a stand-in for the trainer."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch import nn
+
+from utils.checkpoint import Checkpointer
+from utils.earlystopper import EarlyStopper
+from utils.progress import Progress
+
+
+@pytest.fixture
+def trainer(tmp_path) -> SimpleNamespace:
+    """What callbacks see of a trainer: 3 epochs of 4 updates, 100 samples each; one network with its gradients."""
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 2))
+    network(torch.rand(5, 3)).sum().backward()
+    return SimpleNamespace(
+        networks={"model": network},
+        optimizers={"model": torch.optim.SGD(network.parameters(), lr=0.1, weight_decay=0.01)},
+        progress=Progress(),
+        stopper=EarlyStopper("max", patience=2),
+        should_stop=False,
+        opt=SimpleNamespace(resume=None),
+        train_loader=SimpleNamespace(num_samples=100, updates_per_epoch=4),
+        val_loader=[],
+        evaluator=SimpleNamespace(picture=lambda loader: None),
+        checkpointer=Checkpointer(tmp_path, "Vanilla"),
+        run_dir=SimpleNamespace(path=tmp_path),
+    )

@@ -1,0 +1,142 @@
+"""The log tells how the run goes, in lines that a person reads."""
+
+import logging
+import sys
+
+import pytest
+
+from callbacks import console
+from callbacks.console import SECONDS_BETWEEN_LINES, Console
+
+ROW = {"epoch": 1, "update": 4, "train/loss": 0.5, "val/accuracy": 0.75, "lr": 1e-3, "time/train": 2.0,
+       "samples_per_second": 1234.5}  # fmt: skip
+
+
+class Clock:
+    """Stands in for the module `time`."""
+
+    def __init__(self):
+        self.now = 1000.0
+
+    def perf_counter(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr(console, "time", clock)
+    return clock
+
+
+@pytest.fixture
+def watch(clock) -> Console:
+    return Console(logging.getLogger("console"), "accuracy", num_epochs=3)
+
+
+@pytest.fixture
+def lines(caplog):
+    """A function that returns the lines that were logged since it was last called."""
+    caplog.set_level(logging.INFO)
+
+    def lines() -> list[str]:
+        messages = [record.getMessage() for record in caplog.records]
+        caplog.clear()
+        return messages
+
+    return lines
+
+
+def test_epoch_is_one_line(watch, trainer, clock, lines):
+    watch.on_train_start(trainer)
+    clock.now += 60
+    trainer.progress.update = 4
+    trainer.stopper.update(0.75)
+    watch.on_epoch_end(trainer, ROW)
+    assert lines() == [
+        "epoch 1/3: train/loss 0.5000, val/accuracy 0.7500, lr 0.001, 1,234 samples/s, 0:02:00 left (best)"
+    ]
+
+
+def test_only_a_better_validation_is_called_best(watch, trainer, lines):
+    trainer.stopper.update(0.9)
+    trainer.stopper.update(0.75)
+    watch.on_epoch_end(trainer, ROW)
+    without_validation = {name: value for name, value in ROW.items() if not name.startswith("val/")}
+    trainer.stopper.update(1.0)
+    watch.on_epoch_end(trainer, without_validation)
+    assert not any("(best)" in line for line in lines())
+
+
+def test_every_optimizer_has_its_learning_rate(watch, trainer, lines):
+    row = {name: value for name, value in ROW.items() if name != "lr"} | {"lr/generator": 1e-3, "lr/critic": 2e-4}
+    watch.on_epoch_end(trainer, row)
+    (line,) = lines()
+    assert "lr/generator 0.001, lr/critic 0.0002" in line and "nan" not in line
+
+
+def test_time_left_counts_from_where_this_process_began(watch, trainer, clock):
+    trainer.progress.update = 4
+    watch.on_train_start(trainer)
+    assert watch.time_left(trainer) == "0:00:00"
+    clock.now += 3600
+    trainer.progress.update = 8  # 4 updates took an hour, 4 are left
+    assert watch.time_left(trainer) == "1:00:00"
+
+
+def test_lines_in_between_come_now_and_then(watch, trainer, clock, lines, monkeypatch):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: False, raising=False)
+    trainer.progress.update, trainer.progress.sample = 2, 50
+    for _ in range(5):
+        clock.now += SECONDS_BETWEEN_LINES / 2
+        watch.on_log(trainer, {"loss": 0.123456, "lr": 1e-3})
+    shown = lines()
+    assert len(shown) == 2 and shown[0].startswith("epoch 1/3, sample 50 of 100: loss 0.1235, lr 0.001")
+
+
+def test_where_a_progress_bar_is_drawn_there_are_none(watch, trainer, clock, lines, monkeypatch):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: False, raising=False)
+    clock.now += 2 * SECONDS_BETWEEN_LINES
+    watch.on_log(trainer, {"loss": 0.1})
+    assert lines() == []
+
+
+def test_resumed_run_says_from_where(watch, trainer, lines):
+    watch.on_train_start(trainer)
+    assert lines() == []
+    trainer.opt.resume = "Results/1/Vanilla_last_ckpt.pth"
+    trainer.progress.epoch, trainer.progress.update, trainer.progress.sample = 1, 6, 50
+    watch.on_train_start(trainer)
+    assert lines() == ["Resumed Results/1/Vanilla_last_ckpt.pth after update 6 (epoch 1, sample 50)"]
+
+
+def test_end_says_the_best_and_where_it_is(watch, trainer, lines):
+    trainer.progress.epoch, trainer.progress.update = 3, 12
+    trainer.stopper.update(0.75)
+    watch.on_train_end(trainer)
+    assert [line.split(":")[0] for line in lines()] == ["Finished after 12 updates. Best val/accuracy", "Curves"]
+    trainer.checkpointer.save({}, "best")
+    watch.on_train_end(trainer)
+    assert f"Best checkpoint: {trainer.checkpointer.path('best')}" in lines()
+
+
+def test_end_says_why_it_is_early(watch, trainer, lines):
+    trainer.progress.epoch = 2
+    watch.on_train_end(trainer)
+    assert lines()[0] == "Stopped as a callback asked for."
+    for accuracy in (0.75, 0.7, 0.7):
+        trainer.stopper.update(accuracy)
+    watch.on_train_end(trainer)
+    assert lines()[0] == "Early stop: 2 validations without a better accuracy."
+
+
+def test_exception_says_what_was_saved_and_how_to_go_on(watch, trainer, lines):
+    trainer.progress.update = 6
+    watch.on_exception(trainer, KeyboardInterrupt())
+    first, second = lines()
+    assert first == "Stopped by KeyboardInterrupt after update 6. Nothing was saved."
+    assert second == f"To go on: --resume {trainer.run_dir.path}"
+    trainer.checkpointer.save({}, "InT")
+    watch.on_exception(trainer, KeyboardInterrupt())
+    assert lines()[0].endswith(f"Saved: {trainer.checkpointer.path('InT')}")

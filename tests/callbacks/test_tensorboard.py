@@ -1,0 +1,78 @@
+"""TensorBoard reads what was written: every curve under its name, every value at its update, nothing twice."""
+
+import pytest
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.plugins.hparams import plugin_data_pb2
+
+from callbacks.tensorboard import TensorBoard
+
+OPTIONS = {"lr": 0.1, "model_type": "Vanilla", "debug": False, "seed": 0, "lr_decay_epochs": [3.0], "model_path": None}
+
+
+def train(trainer, log_dir, updates, finish: bool = True) -> None:
+    """Log at every one of `updates`, validate at those that end an epoch (of 4), and end."""
+    board = TensorBoard(log_dir, OPTIONS, "accuracy")
+    board.on_train_start(trainer)
+    for update in updates:
+        trainer.progress.update = update
+        board.on_log(trainer, {"loss": 1 / update, "grad_norm": 2.0, "lr": 0.1, "lr/critic": 0.2, "lrelu": 3.0})
+        if update % 4 == 0:
+            trainer.stopper.update(update / 100)
+            board.on_validation_end(trainer, {"accuracy": update / 100})
+    if finish:
+        board.on_train_end(trainer)
+    else:
+        board.on_exception(trainer, KeyboardInterrupt())
+
+
+def read(log_dir) -> EventAccumulator:
+    events = EventAccumulator(str(log_dir), size_guidance={"scalars": 0, "images": 0})
+    events.Reload()
+    return events
+
+
+def steps(events: EventAccumulator, tag: str) -> list[int]:
+    return [event.step for event in events.Scalars(tag)]
+
+
+def test_curves_stand_under_their_names_at_the_updates(trainer, tmp_path):
+    train(trainer, tmp_path, [2, 4, 6, 8])
+    events = read(tmp_path)
+    assert set(events.Tags()["scalars"]) == {
+        "train/loss", "train/grad_norm", "train/lrelu", "lr", "lr/critic", "val/accuracy", "best/accuracy",
+    }  # fmt: skip
+    assert steps(events, "train/loss") == [2, 4, 6, 8] and steps(events, "val/accuracy") == [4, 8]
+    assert [event.value for event in events.Scalars("train/loss")] == pytest.approx([1 / 2, 1 / 4, 1 / 6, 1 / 8])
+    (best,) = events.Scalars("best/accuracy")
+    assert (best.step, best.value) == (8, pytest.approx(0.08))
+    assert events.Tags()["images"] == []
+
+
+def test_picture_of_a_validation(trainer, tmp_path):
+    trainer.evaluator.picture = lambda loader: torch.full((3, 5, 7), 200, dtype=torch.uint8)
+    train(trainer, tmp_path, [4, 8])
+    first, second = read(tmp_path).Images("val/predictions")
+    assert (first.step, second.step) == (4, 8) and (first.width, first.height) == (7, 5)
+
+
+def test_resumed_run_leaves_no_update_twice(trainer, tmp_path):
+    train(trainer, tmp_path, [2, 4, 6, 8, 10], finish=False)
+    trainer.progress.update = 6  # the checkpoint that is resumed
+    train(trainer, tmp_path, [8, 10, 12])
+    events = read(tmp_path)
+    assert steps(events, "train/loss") == [2, 4, 6, 8, 10, 12]
+    assert steps(events, "val/accuracy") == [4, 8, 12]
+
+
+def test_options_are_in_the_table_of_hyper_parameters(trainer, tmp_path):
+    train(trainer, tmp_path, [4])
+    content = read(tmp_path).PluginTagToContent("hparams")["_hparams_/session_start_info"]
+    table = plugin_data_pb2.HParamsPluginData.FromString(content).session_start_info.hparams
+    assert set(table) == {"lr", "model_type", "debug", "seed"}  # numbers, texts and booleans
+    assert table["lr"].number_value == 0.1 and table["debug"].bool_value is False
+
+
+def test_run_that_fails_before_it_began_is_no_second_failure(trainer, tmp_path):
+    TensorBoard(tmp_path / "summary", OPTIONS, "accuracy").on_exception(trainer, ValueError())
+    assert not (tmp_path / "summary").exists()
