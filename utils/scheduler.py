@@ -171,7 +171,7 @@ def build_scheduler(
 
     Raises:
         UserError: when the name is unknown or an option out of range; for "step", unless exactly one of
-            `lr_decay_epochs` and `lr_decay_steps` is given.
+            `lr_decay_epochs` and `lr_decay_steps` is given; for any other, when one is.
     """
     check_range("num_epochs", num_epochs, num_epochs >= 1, "at least 1")
     check_range("updates_per_epoch", updates_per_epoch, updates_per_epoch >= 1, "at least 1")
@@ -187,6 +187,8 @@ def build_scheduler(
     if lr_scheduler == "step":
         decay_updates = find_decay_updates(num_epochs, updates_per_epoch, lr_decay_epochs, lr_decay_steps)
         plan = replace(plan, decay_updates=decay_updates)
+    elif lr_decay_epochs or lr_decay_steps:
+        raise UserError(f"lr_decay_epochs and lr_decay_steps belong to lr_scheduler=step, not to {lr_scheduler}.")
     return LambdaLR(optimizer, [group_function(plan, group, lr_min) for group in optimizer.param_groups])
 
 

@@ -204,3 +204,9 @@ def test_option_out_of_range_is_refused(option, value):
     options = {"num_epochs": 2, "updates_per_epoch": 3, option: value}
     with pytest.raises(UserError, match=f"{option}={value:g} is out of range"):
         build_scheduler(build_optimizer(), "exponential", **options)
+
+
+@pytest.mark.parametrize("options", [{"lr_decay_epochs": [1]}, {"lr_decay_steps": 2}])
+def test_decays_without_the_step_schedule_are_an_error_and_not_ignored(options):
+    with pytest.raises(UserError, match="lr_scheduler=step, not to cosine"):
+        rates_of("cosine", 2, 5, **options)
