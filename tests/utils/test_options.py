@@ -91,6 +91,7 @@ def option_file(tmp_path):
         ("", {}),
         ("--lr 1e-2", {"lr": 0.01}),
         ("--lr=3 --seed 0", {"lr": 3.0, "seed": 0}),
+        ("--batch_size 1 --seed 9223372036854775807", {"batch_size": 1, "seed": 2**63 - 1}),
         ("--viz", {}),
         ("--viz True", {}),
         ("--viz=true", {}),
