@@ -21,7 +21,9 @@ from trainer_seg_on_carvana import TrainerSeg
 from trainer_vanilla import TrainerVanilla
 
 ROOT = Path(__file__).resolve().parent.parent
-SMALL_VANILLA = ["--train_val_sample_rate", "600", "--n_epoch", "2", "--gpu_devices", "cpu"]  # 510 train, 90 val
+SMALL_VANILLA = [  # 510 train, 90 val: seven updates of 64 an epoch, and one of 62
+    *("--train_val_sample_rate", "600", "--batch_size", "64", "--n_epoch", "2", "--gpu_devices", "cpu"),
+]
 SMALL_SEG = [
     *("--train_val_sample_rate", "1", "--test_sample_rate", "4", "--val_split", "4"),  # 16 train, 4 val, 4 test
     *("--patch_size", "32", "--width", "4", "--batch_size", "5", "--n_epoch", "2"),  # updates of 5, 5, 5 and 1

@@ -337,8 +337,8 @@ def start_and_stop(root, output_dir, signum, *flags, whole_group=False):
 
 
 @pytest.mark.parametrize(("signum", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_signal_ends_with_its_status_and_a_checkpoint(root, train, tmp_path, assert_same_end, signum, status):
-    flags = ["--train_val_sample_rate", "600", "--n_epoch", "25", "--seed", "0", "--gpu_devices", "cpu"]
+def test_a_signal_ends_with_its_status_and_a_checkpoint(root, small, train, tmp_path, assert_same_end, signum, status):
+    flags = [*small(TrainerVanilla), "--n_epoch", "25", "--seed", "0"]
     code, stderr, run_dir = start_and_stop(root, tmp_path / "stopped", signum, *flags)
     assert (code, stderr) == (status, "")
     state = load_checkpoint(run_dir / "Vanilla_InT_ckpt.pth")
@@ -355,9 +355,9 @@ def test_a_signal_ends_with_its_status_and_a_checkpoint(root, train, tmp_path, a
         pytest.param(signal.SIGTERM, 143, marks=pytest.mark.xfail(strict=True, reason="the loading processes die")),
     ],
 )
-def test_a_signal_to_the_loading_processes_too_ends_alike(root, tmp_path, signum, status):
+def test_a_signal_to_the_loading_processes_too_ends_alike(root, small, tmp_path, signum, status):
     # Ctrl-C and job schedulers signal a whole group of processes.
-    flags = ["--train_val_sample_rate", "600", "--n_epoch", "200", "--num_workers", "2", "--gpu_devices", "cpu"]
+    flags = [*small(TrainerVanilla), "--n_epoch", "200", "--num_workers", "2"]
     code, stderr, run_dir = start_and_stop(root, tmp_path / "stopped", signum, *flags, whole_group=True)
     assert (code, stderr) == (status, "")
     assert load_checkpoint(run_dir / "Vanilla_InT_ckpt.pth")["exact"]

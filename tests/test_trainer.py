@@ -375,7 +375,7 @@ def test_tensorboard_has_the_loss_of_logged_updates(train):
 
 def test_provenance_says_how_to_make_the_run_again(vanilla_run):
     record = json.loads((vanilla_run / "provenance.json").read_text())
-    assert {"command", "directory", "git_commit", "git_diff", "versions", "machine", "data"} <= set(record)
+    assert {"command", "git_commit", "git_diff", "versions", "machine", "data"} <= set(record)
     assert record["versions"]["torch"] == torch.__version__
     assert set(record["data"]) == {"train", "val", "test"}
 
