@@ -7,7 +7,7 @@ from data.data_entry import data_types
 from loss.loss_entry import loss_types
 from model.model_entry import model_types
 from utils.optimizer import OPTIMIZERS
-from utils.options import BoolAction, ListAction, OptionParser, file_name, list_of, number, one_of
+from utils.options import BoolAction, ExtendAction, ListAction, OptionParser, file_name, list_of, number, one_of
 from utils.scheduler import SCHEDULERS
 
 
@@ -70,7 +70,8 @@ def add_test_options(parser: OptionParser) -> None:
     """Add the options of the evaluation as a program."""
     add = parser.add_argument_group("evaluation").add_argument
     add("--proj_name", default="Evaluation", metavar="NAME", help="name of the project")
-    add("--config", nargs="+", default=None, metavar="FILE", help="option files, JSON or YAML; later ones win")
+    add("--config", action=ExtendAction, nargs="+", default=None, metavar="FILE",
+        help="option files, JSON or YAML; later ones win")
     add("--split", type=one_of(("test", "val", "train")), default="test", metavar="PART", help="test, val or train")
     add("--save_path", default="./test_viz/", metavar="DIR", help="results go to DIR/TIMESTAMP")
     add("--viz", action=BoolAction, default=True, help="save pictures")
@@ -93,7 +94,8 @@ def add_train_options(parser: OptionParser) -> None:
     add("--proj_name", type=file_name, default="Plainloop", metavar="NAME", help="name of the run's files")
     add("--description", default="", metavar="TEXT", help="a note that is saved with the options")
     add("--output_dir", default="./Results/", metavar="DIR", help="a run goes to DIR/TIMESTAMP")
-    add("--config", nargs="+", default=None, metavar="FILE", help="option files, JSON or YAML; later ones win")
+    add("--config", action=ExtendAction, nargs="+", default=None, metavar="FILE",
+        help="option files, JSON or YAML; later ones win")
     add("--resume", default=None, metavar="PATH", help="a run directory or checkpoint to continue, in its directory")
     add("--pretrained", action=BoolAction, default=False, help="start from the matching weights of --model_path")
     add("--parallel", type=one_of(("none", "dp"), {"True": "dp", "False": "none"}), default="none", metavar="MODE",

@@ -12,6 +12,7 @@ from utils.draw import captioned_grid, save_confusion_matrix
 from utils.func import move_to
 from utils.meter import AvgMeter
 from utils.metrics import Accuracy, ConfusionMatrix
+from utils.options import OptionParser, number
 
 NUM_PRINTED = 50
 NUM_MISTAKES = 36
@@ -21,6 +22,13 @@ class EvaluatorVanilla(EvaluatorBase):
     """Evaluate a FashionMNIST classifier."""
 
     task = "classification"
+
+    @classmethod
+    def add_options(cls, parser: OptionParser) -> None:
+        parser.add_argument_group("classification").add_argument(
+            "--label_smoothing", type=number(float, low=0, high=1), default=0.1, metavar="X",
+            help="share of each label that is spread evenly over all classes, in the loss",
+        )  # fmt: skip
 
     def build_meters(self) -> dict[str, Any]:
         return {

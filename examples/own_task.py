@@ -1,6 +1,6 @@
 """A task of your own, on top of another: a further metric, another loss, an option and a callback.
 
-    python -m examples.own_task --label_smoothing 0.1 --n_epoch 2
+    python -m examples.own_task --gamma 2 --n_epoch 2
     python -m examples.own_task evaluate --model_path Results/Own/TIMESTAMP/Vanilla_best_ckpt.pth
 """
 
@@ -50,7 +50,7 @@ class WorstEpoch(Callback):
 
 
 class TrainerOwn(TrainerVanilla):
-    """Train a FashionMNIST classifier with smoothed labels."""
+    """Train a FashionMNIST classifier with the focal loss (Lin et al. 2017)."""
 
     evaluator_class = EvaluatorOwn
     defaults = {**TrainerVanilla.defaults, "proj_name": "Own", "output_dir": "./Results/Own/", "monitor": "macro/f1"}
@@ -58,7 +58,7 @@ class TrainerOwn(TrainerVanilla):
     @classmethod
     def add_options(cls, parser: OptionParser) -> None:
         parser.add_argument_group("own").add_argument(
-            "--label_smoothing", type=number(float, low=0, high=1), default=0.1, metavar="X", help="share spread evenly"
+            "--gamma", type=number(float, low=0), default=2.0, metavar="X", help="how little easy samples count"
         )
 
     def build_callbacks(self) -> list[Callback]:
@@ -66,7 +66,8 @@ class TrainerOwn(TrainerVanilla):
 
     def compute_loss(self, batch: Any) -> torch.Tensor:
         images, labels = batch  # (N, 1, 28, 28), (N,)
-        return F.cross_entropy(self.model(images), labels, label_smoothing=self.opt.label_smoothing)
+        cross_entropy = F.cross_entropy(self.model(images), labels, reduction="none")  # (N,)
+        return ((1 - torch.exp(-cross_entropy)) ** self.opt.gamma * cross_entropy).mean()
 
 
 if __name__ == "__main__":

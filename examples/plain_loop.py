@@ -17,6 +17,7 @@ from model.vanilla_model import VanillaModel
 BATCH_SIZE = 32
 LEARNING_RATE = 1e-3
 WEIGHT_DECAY = 0.01
+LABEL_SMOOTHING = 0.1
 
 
 def main() -> None:
@@ -47,7 +48,7 @@ def main() -> None:
             for group in optimizer.param_groups:  # half a cosine, from the learning rate to 0 at the last update
                 group["lr"] = LEARNING_RATE * (1 + math.cos(math.pi * update / (num_updates - 1))) / 2
             optimizer.zero_grad()
-            loss = cross_entropy(model(images), labels)
+            loss = cross_entropy(model(images), labels, label_smoothing=LABEL_SMOOTHING)
             loss.backward()
             optimizer.step()
             total_loss += loss.item() * len(labels)

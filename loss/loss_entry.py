@@ -19,7 +19,7 @@ def loss_types(task: str | None) -> list[str]:
 def build_criterion(opt: Namespace) -> nn.Module:
     """Return the loss: a module that takes (outputs, targets) and returns a scalar."""
     if opt.loss_type == "CE":
-        return nn.CrossEntropyLoss()
+        return nn.CrossEntropyLoss(label_smoothing=opt.label_smoothing)
     from loss.dice_loss import CEDiceLoss
 
     weights = {"CEDice": (1.0, 1.0), "PixelCE": (1.0, 0.0), "Dice": (0.0, 1.0)}

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from utils.errors import UserError
+from utils.options import without_duplicates
 
 DESCRIPTION = """Compare two or more config files, or run directories (the one config_*.json in each).
 
@@ -74,15 +75,6 @@ def compare(configs: list[dict[str, Any]]) -> dict[str, list[Any]]:
         if not all(same(values[0], value) for value in values[1:]):
             different[key] = values
     return different
-
-
-def without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Build a JSON object; a key that is given twice is an error, where json would silently take the last."""
-    built = dict(pairs)
-    if len(built) < len(pairs):
-        keys = [key for key, _ in pairs]
-        raise ValueError(f"the key {next(key for key in keys if keys.count(key) > 1)!r} is given twice")
-    return built
 
 
 def read_config(path: str) -> dict[str, Any]:

@@ -89,6 +89,14 @@ class ListAction(argparse.Action):
         setattr(namespace, self.dest, [value for part in values for value in part])
 
 
+class ExtendAction(argparse.Action):
+    """Takes ``--name a b`` and ``--name a --name b`` alike, so that the second flag does not undo the first."""
+
+    def __call__(self, parser, namespace, values, option_string=None):
+        before = getattr(namespace, self.dest, None)
+        setattr(namespace, self.dest, [*(before if isinstance(before, list) else []), *values])
+
+
 class BoolAction(argparse.Action):
     """Takes ``--viz``, ``--no-viz``, ``--viz True`` and ``--viz False``."""
 

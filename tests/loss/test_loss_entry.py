@@ -9,8 +9,15 @@ from torch import nn
 from loss.loss_entry import LOSS_TYPES, build_criterion, loss_types
 
 
-def build(loss_type: str, n_classes: int) -> nn.Module:
-    return build_criterion(Namespace(loss_type=loss_type, n_classes=n_classes))
+def build(loss_type: str, n_classes: int, label_smoothing: float = 0.0) -> nn.Module:
+    return build_criterion(Namespace(loss_type=loss_type, n_classes=n_classes, label_smoothing=label_smoothing))
+
+
+def test_label_smoothing_spreads_a_share_evenly():
+    logits, labels = torch.randn(4, 10), torch.tensor([0, 3, 9, 3])
+    targets = 0.9 * torch.nn.functional.one_hot(labels, 10) + 0.01  # (N, 10)
+    expected = -(targets * logits.log_softmax(dim=1)).sum(dim=1).mean()
+    assert torch.allclose(build("CE", 10, label_smoothing=0.1)(logits, labels), expected)
 
 
 def test_names_fit_the_task():

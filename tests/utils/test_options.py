@@ -15,6 +15,7 @@ from utils.func import write_json
 from utils.optimizer import OPTIMIZERS
 from utils.options import (
     BoolAction,
+    ExtendAction,
     ListAction,
     OptionParser,
     as_flags,
@@ -47,7 +48,7 @@ def small_parser() -> OptionParser:
     add("--decay", type=list_of(number(float, above=0)), action=ListAction, nargs="+", default=None)
     add("--name", type=file_name, default="run")
     add("--text", default="")
-    add("--config", nargs="+", default=None)
+    add("--config", action=ExtendAction, nargs="+", default=None)
     add("--resume", default=None)
     return parser
 
@@ -192,6 +193,8 @@ def test_later_sources_win(option_file):
     assert parser.resolve([], layers).lr == 3
     assert parser.resolve(["--config", first], layers).lr == 4
     assert parser.resolve(["--config", first, second], layers).lr == 5
+    assert parser.resolve(["--config", first, "--config", second], layers).lr == 5
+    assert parser.resolve(["--config", second, "--config", first], layers).lr == 4
     assert parser.resolve(["--config", second, first], layers).lr == 4
     assert parser.resolve(["--config", first, second, "--lr", "6"], layers).lr == 6
 
