@@ -36,7 +36,9 @@ def version(name: str) -> str | None:
 
 def command_line() -> str:
     """How this process was started, as it would be typed."""
-    return shlex.join(["python", *sys.argv])
+    spec = getattr(sys.modules["__main__"], "__spec__", None)  # there is one when it was started by `python -m`
+    program = ["-m", spec.name] if spec else sys.argv[:1]
+    return shlex.join(["python", *program, *sys.argv[1:]])
 
 
 def write_provenance(path: str | Path, devices: list[torch.device], data: dict[str, str], **more) -> None:
