@@ -11,6 +11,7 @@ from data.make_carvana_like import make_carvana_like
 from eval_seg_on_carvana import EvaluatorSeg
 from eval_vanilla import EvaluatorVanilla
 from trainer_seg_on_carvana import TrainerSeg
+from trainer_vanilla import TrainerVanilla
 from utils.checkpoint import load_checkpoint, save_checkpoint
 from utils.errors import UserError
 
@@ -96,14 +97,20 @@ def test_the_results_are_right(evaluate, vanilla_best):
 
 
 def test_evaluating_leaves_the_mode_and_the_random_numbers_as_they_were(build):
-    trainer = build()
+    class Draws(EvaluatorVanilla):
+        def eval_step(self, batch):
+            torch.rand(3), np.random.rand(3)
+            super().eval_step(batch)
+
+    trainer = build(task=type("Task", (TrainerVanilla,), {"evaluator_class": Draws}))
     network = trainer.networks["model"]
     for is_training in (True, False):
         network.train(is_training)
-        state = torch.get_rng_state()
+        state = torch.get_rng_state(), np.random.get_state()[1].tolist(), np.random.get_state()[2]
         trainer.evaluator.evaluate(trainer.val_loader)
         assert network.training == is_training
-        assert torch.equal(torch.get_rng_state(), state)
+        assert torch.equal(torch.get_rng_state(), state[0])
+        assert (np.random.get_state()[1].tolist(), np.random.get_state()[2]) == state[1:]
 
 
 @pytest.mark.xfail(strict=True, reason="only the mode of the whole network is put back")
@@ -277,9 +284,12 @@ def test_images_of_any_size_are_evaluated_with_padding(evaluate, seg_best, tmp_p
     assert shapes == {(51, 70)}
 
 
-def test_every_nth_image_is_saved(evaluate, seg_best):
-    found = pictures(evaluate(EvaluatorSeg, seg_best, "--n_snap", 3))  # of 4 images the first and the fourth
-    assert len([name for name in found if name.endswith("_pred.png")]) == 2
+@pytest.mark.parametrize("eval_batch_size", [2, 4])
+def test_every_nth_image_is_saved_in_whatever_batches_they_come(evaluate, seg_best, seg_run, eval_batch_size):
+    found = pictures(evaluate(EvaluatorSeg, seg_best, "--n_snap", 3, "--eval_batch_size", eval_batch_size))
+    names = json.loads((seg_run / "split.json").read_text())["test"]
+    predictions = [name for name in found if name.endswith("_pred.png")]
+    assert predictions == [f"{names[0]}_pred.png", f"{names[3]}_pred.png"]
 
 
 @pytest.mark.parametrize("n_classes", [1, 3])

@@ -84,6 +84,20 @@ def test_the_logged_loss_is_the_mean_over_the_samples(train):
     assert float(rows[0]["train/grad_norm"]) == pytest.approx(float(rows[1]["train/grad_norm"]), abs=2e-5)
 
 
+def test_the_loss_of_an_epoch_is_the_mean_over_its_own_samples(train):
+    losses = []
+
+    class Losses(Callback):
+        def on_update_end(self, trainer, values):
+            losses.append(float(values["loss"]))
+
+    rows = rows_of(train(callbacks=[Losses()]))
+    sizes = [64] * 7 + [62]
+    for row, of_epoch in zip(rows, (losses[:8], losses[8:]), strict=True):
+        mean = sum(size * loss for size, loss in zip(sizes, of_epoch, strict=True)) / 510
+        assert float(row["train/loss"]) == pytest.approx(mean, rel=1e-5)
+
+
 # ---- repeatable ------------------------------------------------------------------------------------------------------
 def test_the_same_command_gives_the_same_weights(train, weights, differences):
     first, again, other = (weights(train(seed=seed)) for seed in (0, 0, 1))
