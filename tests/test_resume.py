@@ -253,9 +253,9 @@ def test_an_option_that_is_given_anew_is_followed(train, interrupt, name):
 def test_rows_beyond_the_checkpoint_that_is_resumed_are_dropped(train):
     first = train("--n_epoch", 3, "--monitor_mode", "min")  # the accuracy rises, so the first epoch is the best
     best = first.checkpointer.path("best")
-    assert load_checkpoint(best)["progress"]["epoch"] == 1 and len(rows_of(first)) == 3
-    again = train("--resume", best)
-    assert rows_of(again) == rows_of(first)
+    rows = rows_of(first)
+    assert load_checkpoint(best)["progress"]["epoch"] == 1 and len(rows) == 3
+    assert rows_of(train("--resume", best)) == rows
 
 
 def test_a_checkpoint_that_was_copied_away_starts_a_directory_of_its_own(interrupt, train, tmp_path, contents):
