@@ -3,12 +3,34 @@
 Durations are in epochs and may be fractions, unless an option says otherwise.
 """
 
+from collections.abc import Mapping
+from typing import Any
+
 from data.data_entry import data_types
 from loss.loss_entry import loss_types
-from model.model_entry import model_types
+from model.model_entry import NETWORK_OPTIONS, model_types
+from utils.errors import UserError
 from utils.optimizer import OPTIMIZERS
 from utils.options import BoolAction, ExtendAction, ListAction, OptionParser, file_name, list_of, number, one_of
 from utils.scheduler import SCHEDULERS
+
+# What a run is: it cannot be changed in the middle. Everything else (n_epoch, num_workers, micro_batch_size ...) can.
+KEPT_ON_RESUME = (
+    *NETWORK_OPTIONS, "loss_type", "data_type", "train_val_sample_rate", "test_sample_rate", "val_split", "split_seed",
+    "patch_size", "batch_size", "seed", "optim", "lr", "weight_decay", "momentum", "monitor", "monitor_mode",
+)  # fmt: skip
+
+
+def check_options(options: Mapping[str, Any], saved: Mapping[str, Any]) -> None:
+    """Raise UserError when options of training contradict each other, or those `saved` by a run that is resumed."""
+    for name in KEPT_ON_RESUME:
+        if name in saved and options.get(name) != saved[name]:
+            raise UserError(
+                f"--{name} {options.get(name)} contradicts the run that is resumed, which has {saved[name]}.\n"
+                f"Leave it out, or start a new run from the weights: --pretrained --model_path CHECKPOINT"
+            )
+    if options["pretrained"] and not options["model_path"]:
+        raise UserError("--pretrained needs --model_path: the file to start from.")
 
 
 def add_common_options(parser: OptionParser, task: str | None) -> None:

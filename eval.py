@@ -25,7 +25,7 @@ from utils.func import move_to, write_json
 from utils.logger import build_logger
 from utils.options import OptionParser, run_main
 from utils.precision import Precision
-from utils.results import compare_with_stored, format_results
+from utils.results import compare_with_stored, format_results, scalars
 from utils.seed import preserved_random_state, seed_everything
 from utils.timestamp import make_timestamped_dir
 
@@ -78,8 +78,10 @@ class EvaluatorBase:
         """Return a picture of predictions on a batch, (3, H, W) uint8, or None when there is nothing to see."""
         return None
 
-    def report(self, loader: Iterable, output_dir: Path) -> None:
-        """Print and save what the numbers do not show; called after the test."""
+    def report(self, loader: Iterable) -> None:
+        """Print and save what the numbers do not show; called after the test.
+
+        `self.output_dir` is where to."""
 
     @classmethod
     def eval_batch_size(cls, opt: Namespace) -> int:
@@ -108,15 +110,15 @@ class EvaluatorBase:
     @contextlib.contextmanager
     def inference(self) -> Iterator[None]:
         """Networks in eval mode, no gradients, and afterwards all modes and random states as they were."""
-        modes = {name: network.training for name, network in self.networks.items()}
+        modes = [(module, module.training) for network in self.networks.values() for module in network.modules()]
         for network in self.networks.values():
             network.eval()
         try:
             with torch.no_grad(), preserved_random_state():
                 yield
         finally:
-            for name, network in self.networks.items():
-                network.train(modes[name])
+            for module, mode in modes:  # one by one: a frozen layer stays in eval mode
+                module.training = mode
 
     def picture(self, loader: Iterable) -> torch.Tensor | None:
         """What `draw` makes of the loader's first batch."""
@@ -124,15 +126,8 @@ class EvaluatorBase:
             return self.draw(move_to(next(iter(loader)), self.device))
 
     def results(self) -> dict[str, float]:
-        """The scalars of all meters; a meter that computes a dict gives one per entry, a matrix none."""
-        results = {}
-        for name, meter in self.meters.items():
-            value = meter.compute()
-            entries = {f"{name}/{key}": v for key, v in value.items()} if isinstance(value, dict) else {name: value}
-            for key, entry in entries.items():
-                if not torch.is_tensor(entry) or entry.numel() == 1:
-                    results[key] = float(entry)
-        return results
+        """The scalars of all meters by name; a meter that computes a dict gives one per entry, a matrix none."""
+        return scalars(self.meters)
 
     def intervals(self) -> dict[str, tuple[float, float]]:
         """The 95 % intervals of the meters that can tell one."""
@@ -189,12 +184,12 @@ class EvaluatorBase:
         evaluator.logger = build_logger(opt.proj_name, evaluator.output_dir / "eval_log.txt")
         evaluator.logger.info("\n".join([device_line, *data_notes({opt.split: dataset})]))
         results = evaluator.evaluate(loader)
-        evaluator.report(loader, evaluator.output_dir)
+        evaluator.report(loader)
         what = f"{opt.model_path} on the {opt.split} part of {opt.data_type}"
         record = {"what": what, "n": evaluator.num_samples, "results": results, "intervals": evaluator.intervals()}
         evaluator.logger.info(format_results(**record))
         write_json(evaluator.output_dir / "results.json", record)
         evaluator.logger.info(f"Saved in {evaluator.output_dir}")
         if opt.split == "val":
-            evaluator.logger.info(compare_with_stored(results, evaluator.num_samples, state["score"]))
+            evaluator.logger.info(compare_with_stored(results, evaluator.num_samples, state, vars(opt)))
         return evaluator

@@ -1,7 +1,6 @@
 """Evaluate a segmentation network: python eval_seg_on_carvana.py --model_path Results/Carvana/.../UNet_best_ckpt.pth"""
 
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Any
 
 import torch.nn.functional as F
@@ -27,7 +26,6 @@ class EvaluatorSeg(EvaluatorBase):
             help="side of the square that is trained on, in pixels")
         add("--mode", type=one_of(("direct", "padding")), default="direct", metavar="MODE",
             help="validation and test: direct resizes to --patch_size, padding keeps the image's own size")
-        add("--augment", action=BoolAction, default=False, help="train on flipped, brighter and darker images")
         add("--width", type=number(int, low=1), default=None, metavar="N",
             help="channels of the first level (default: the paper's)")
         add("--up", type=one_of(("bilinear", "transposed")), default="bilinear", metavar="HOW",
@@ -84,13 +82,13 @@ class EvaluatorSeg(EvaluatorBase):
         ]
         return contact_sheet(rows, [("origin", "mask", "prediction")] * len(rows))
 
-    def report(self, loader: Iterable, output_dir: Path) -> None:
+    def report(self, loader: Iterable) -> None:
         """Save origin, mask and prediction of every --n_snap-th image, and one sheet with all of them."""
         if not self.opt.viz:
             return
-        output_dir = output_dir / self.opt.mode / self.opt.data_type
+        output_dir = self.output_dir / self.opt.mode / self.opt.data_type
         output_dir.mkdir(parents=True)
-        names = [loader.dataset.names[i] for i in loader.sampler]
+        names = loader.dataset.names
         rows, captions, place = [], [], 0
         with self.inference():
             for batch in loader:

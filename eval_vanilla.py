@@ -1,7 +1,6 @@
 """Evaluate a FashionMNIST classifier: python eval_vanilla.py --model_path Results/Vanilla/.../Vanilla_best_ckpt.pth"""
 
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -50,7 +49,7 @@ class EvaluatorVanilla(EvaluatorBase):
         captions = [caption(p, a) for p, a in zip(predicted.tolist(), labels.tolist(), strict=True)]
         return captioned_grid(images, captions, marked=(predicted != labels).tolist(), max_images=16)
 
-    def report(self, loader: Iterable, output_dir: Path) -> None:
+    def report(self, loader: Iterable) -> None:
         """Print the first predictions and the matrix; save the matrix and the mistakes as pictures."""
         log = self.logger.info
         images, predicted, actual = self.predict(loader)
@@ -63,11 +62,11 @@ class EvaluatorVanilla(EvaluatorBase):
             log(f"  {name:<12} {share:6.1%}  " + " ".join(f"{count:5d}" for count in row))
         if not self.opt.viz:
             return
-        save_confusion_matrix(matrix, CLASSES, output_dir / "confusion_matrix.png")
+        save_confusion_matrix(matrix, CLASSES, self.output_dir / "confusion_matrix.png")
         wrong = (predicted != actual).nonzero().flatten()[:NUM_MISTAKES]
         captions = [caption(predicted[i], actual[i]) for i in wrong.tolist()]
-        captioned_grid(images[wrong], captions, max_images=NUM_MISTAKES, path=output_dir / "mistakes.png")
-        log(f"Pictures: {output_dir / 'confusion_matrix.png'}, {output_dir / 'mistakes.png'}")
+        captioned_grid(images[wrong], captions, max_images=NUM_MISTAKES, path=self.output_dir / "mistakes.png")
+        log(f"Pictures: {self.output_dir / 'confusion_matrix.png'}, {self.output_dir / 'mistakes.png'}")
 
     def predict(self, loader: Iterable) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Return all images (N, 1, 28, 28), the predicted and the actual classes (N,)."""

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from base_options import add_common_options, add_train_options
+from base_options import add_common_options, add_train_options, check_options
 from callbacks.callback import Callback, CallbackList
 from callbacks.console import Console
 from callbacks.csv_logger import CSVLogger
@@ -37,6 +37,7 @@ from utils.options import OptionParser, run_main, saved_options
 from utils.precision import Precision
 from utils.pretrained import load_pretrained
 from utils.progress import Progress
+from utils.results import scalar_names
 from utils.run_dir import RunDir
 from utils.scheduler import build_scheduler, learning_rates
 from utils.seed import draw_seed, random_state, seed_everything, set_random_state
@@ -79,13 +80,13 @@ class TrainerBase:
         self.used_lr: dict[str, float] = {}  # by the last update
         self.score: dict[str, Any] | None = None  # of the last validation, with the update it belongs to
         self.should_stop = False  # a callback may set it
-        self.in_update = False  # weights are between two positions while this holds
+        self.exact = True  # False while the state is between two positions that a run can continue from
         self.stop_signal = StopSignal()
 
         # what watches
         self.evaluator = self.build_evaluator()
-        if opt.monitor.split("/")[0] not in self.evaluator.meters:
-            raise UserError(f"--monitor {opt.monitor!r} is none of the metrics: {', '.join(self.evaluator.meters)}.")
+        if opt.monitor not in (names := scalar_names(self.evaluator.meters)):
+            raise UserError(f"--monitor {opt.monitor!r} is none of the metrics: {', '.join(names)}.")
         self.run_dir = RunDir(opt.output_dir, opt.proj_name, opt.resume)
         self.logger = self.run_dir.logger
         self.checkpointer = Checkpointer(self.run_dir.path, opt.model_type)
@@ -239,7 +240,7 @@ class TrainerBase:
 
     def train_update(self, micro_batches: list) -> None:
         """Make one update, count it, and tell who watches."""
-        self.in_update = True
+        self.exact = False
         self.used_lr = learning_rates(self.optimizers)
         values = self.train_step(micro_batches)
         self.precision.finish_update()
@@ -249,7 +250,7 @@ class TrainerBase:
         for name, value in values.items():
             self.meters.setdefault(name, AvgMeter().to(self.device)).update(value, num_samples)
         self.progress.finish_update(num_samples)
-        self.in_update = False
+        self.exact = True
 
         self.call("on_update_end", values)
         if self.progress.update % self.opt.log_every == 0:
@@ -260,13 +261,13 @@ class TrainerBase:
     def finish_epoch(self) -> None:
         """Validate, count the epoch, tell who watches, and save: the score of an epoch is in its checkpoint."""
         row = {f"train/{name}": meter.compute() for name, meter in self.meters.items()} | self.used_lr
-        is_last, kinds = self.progress.epoch + 1 == self.opt.n_epoch, []
-        started = time.perf_counter()
+        is_last, kinds, started = self.progress.epoch + 1 == self.opt.n_epoch, [], time.perf_counter()
         if is_last or (self.progress.epoch + 1) % self.opt.val_every == 0:
             results = self.evaluator.evaluate(self.val_loader, before_batch=self.stop_signal.raise_if_set)
             num_samples = len(self.val_loader.sampler)
             self.score = {"update": self.progress.update, "num_samples": num_samples, "results": results}
             row |= {f"val/{name}": value for name, value in results.items()}
+            self.exact = False  # a validation must not count twice
             if self.stopper.update(results[self.opt.monitor]):
                 kinds.append("best")
             self.call("on_validation_end", results)
@@ -278,6 +279,7 @@ class TrainerBase:
         self.meters.clear()
         self.seconds = dict.fromkeys(self.seconds, 0.0)
         self.call("on_epoch_end", {"epoch": self.progress.epoch, "update": self.progress.update, **row})
+        self.exact = True
         if self.stopper.should_stop:
             kinds.append("earlystop")
         if is_last or self.save_is_due() or self.should_stop or self.stopper.should_stop:
@@ -285,7 +287,7 @@ class TrainerBase:
         self.save(*kinds)
 
     def call(self, hook: str, *arguments: Any) -> None:
-        """Call a hook of every callback."""
+        """Call a hook of the callbacks."""
         self.callbacks.call(hook, self, *arguments)
 
     # ---- checkpoints ---------------------------------------------------------------------------------------------
@@ -312,7 +314,7 @@ class TrainerBase:
             **{name: get_state(part) for name, part in self.stateful().items()},
             "random": random_state(), "seconds": self.seconds, "used_lr": self.used_lr, "score": self.score,
             "options": saved_options(self.opt), "groups": self.seen_groups,
-            "exact": not self.in_update,
+            "exact": self.exact,
         }  # fmt: skip
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -343,8 +345,6 @@ class TrainerBase:
             resume = str(Checkpointer.find(resume))
             layers = [(load_checkpoint(resume)["options"], resume)]
         opt = parser.resolve(argv, layers)
-        opt.resume = resume
-        opt.n_epoch = 1 if opt.debug else opt.n_epoch
-        if opt.pretrained and not opt.model_path:
-            parser.error("--pretrained needs --model_path: the file to start from")
+        check_options(vars(opt), layers[0][0] if resume else {})
+        opt.resume, opt.n_epoch = resume, 1 if opt.debug else opt.n_epoch
         return opt

@@ -6,6 +6,7 @@ import torch
 
 from eval_seg_on_carvana import EvaluatorSeg
 from trainer import TrainerBase
+from utils.options import BoolAction, OptionParser
 
 
 class TrainerSeg(TrainerBase):
@@ -33,6 +34,12 @@ class TrainerSeg(TrainerBase):
         "monitor": "dice",
         "monitor_mode": "max",
     }
+
+    @classmethod
+    def add_options(cls, parser: OptionParser) -> None:
+        parser.add_argument_group("augmentation").add_argument(
+            "--augment", action=BoolAction, default=False, help="train on flipped, brighter and darker images"
+        )
 
     def compute_loss(self, batch: Any) -> torch.Tensor:
         images, masks = batch  # (N, 3, H, W), (N, H, W)

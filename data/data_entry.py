@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from data.sampler import SeededDataset, ignore_interrupt
+from data.sampler import SeededDataset, leave_stopping_to_main
 from utils.errors import UserError
 
 DATA_TYPES = {
@@ -53,7 +53,7 @@ def build_datasets(opt: Namespace) -> dict[str, Dataset]:
             n_channels=opt.n_channels,
             n_classes=opt.n_classes,
             mode=opt.mode,
-            augment=opt.augment,
+            augment=getattr(opt, "augment", False),  # an option of training only
             **split,
         )
     if opt.n_channels != 1 or opt.n_classes < 10:
@@ -83,7 +83,7 @@ def build_eval_loader(
         collate_fn=getattr(dataset, "collate_fn", None),
         num_workers=num_workers,
         pin_memory=pin_memory,
-        worker_init_fn=ignore_interrupt,
+        worker_init_fn=leave_stopping_to_main,
         generator=torch.Generator(),  # else making an iterator draws from the global generator
     )
 

@@ -84,6 +84,7 @@ class SeededDataset(Dataset):
 
     def __init__(self, dataset: Dataset, seed: int):
         self.dataset = dataset
+        self.names = getattr(dataset, "names", None)
         self.seed = seed
 
     def __len__(self) -> int:
@@ -95,9 +96,12 @@ class SeededDataset(Dataset):
             return self.dataset[index]
 
 
-def ignore_interrupt(worker_id: int) -> None:
-    """For `worker_init_fn`: Ctrl-C reaches every process of a terminal, but when to stop is the main one's decision."""
+def leave_stopping_to_main(worker_id: int) -> None:
+    """For `worker_init_fn`: a signal that reaches every process, as Ctrl-C does, must not take the loader from under
+    the main process, which finishes its update first. So the first SIGTERM does nothing; the next is the main one's.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda signum, frame: signal.signal(signal.SIGTERM, signal.SIG_DFL))
 
 
 class UpdateLoader:
@@ -131,7 +135,7 @@ class UpdateLoader:
             num_workers=num_workers,
             persistent_workers=num_workers > 0,
             pin_memory=pin_memory,
-            worker_init_fn=ignore_interrupt,
+            worker_init_fn=leave_stopping_to_main,
             generator=torch.Generator().manual_seed(seed),  # else each epoch draws from the global generator
         )
 

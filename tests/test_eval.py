@@ -65,7 +65,6 @@ def test_a_score_that_is_not_that_of_the_weights_is_noticed(evaluate, vanilla_be
         evaluate(EvaluatorVanilla, tmp_path / "changed.pth", "--split", "val")
 
 
-@pytest.mark.xfail(strict=True, reason="the score is compared whatever update it belongs to")
 def test_a_score_of_an_earlier_update_is_not_compared(build, evaluate):
     trainer = build("--save_every", 0.25)
     updates = trainer.train_loader.updates(0)
@@ -77,7 +76,6 @@ def test_a_score_of_an_earlier_update_is_not_compared(build, evaluate):
     assert evaluator.num_samples == 90
 
 
-@pytest.mark.xfail(strict=True, reason="the score is compared whatever the conditions it was measured under")
 @pytest.mark.parametrize("flags", [("--mode", "padding"), ("--amp", "bf16"), ("--patch_size", 48)])
 def test_validation_under_other_conditions_is_no_error(evaluate, seg_best, flags):
     assert evaluate(EvaluatorSeg, seg_best, "--split", "val", *flags).num_samples == 4
@@ -113,7 +111,6 @@ def test_evaluating_leaves_the_mode_and_the_random_numbers_as_they_were(build):
         assert (np.random.get_state()[1].tolist(), np.random.get_state()[2]) == state[1:]
 
 
-@pytest.mark.xfail(strict=True, reason="only the mode of the whole network is put back")
 def test_evaluating_leaves_a_frozen_layer_frozen(build):
     trainer = build()
     network = trainer.networks["model"].train()
@@ -193,7 +190,6 @@ def test_the_training_part_is_evaluated_when_it_is_asked_for(evaluate, vanilla_b
     assert evaluate(EvaluatorVanilla, vanilla_best, "--split", "train").num_samples == 510
 
 
-@pytest.mark.xfail(strict=True, reason="SeededDataset has no names, and the images are augmented")
 def test_the_training_part_is_evaluated_without_augmentation(train, evaluate, cars):
     trainer = train("--augment", task=TrainerSeg)
     evaluator = evaluate(EvaluatorSeg, trainer.checkpointer.path("last"), "--split", "train", "--n_snap", 1)
