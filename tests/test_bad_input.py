@@ -27,10 +27,13 @@ def refuse(tmp_path, small, capfd):
         elif not issubclass(program, TrainerVanilla | TrainerSeg):
             argv = ["--save_path", str(tmp_path / "test"), *argv]
         capfd.readouterr()
-        with pytest.raises(SystemExit) as end:
+        status = None
+        try:  # pytest.raises would keep the traceback, and with it the loading processes
             program.main(argv)
+        except SystemExit as end:
+            status = end.code
         said = capfd.readouterr().err
-        assert end.value.code == 2, said
+        assert status == 2, said
         assert 1 <= len(said.splitlines()) <= 2 and "Traceback" not in said, said
         return said
 
@@ -185,7 +188,7 @@ def test_a_checkpoint_of_another_task_is_refused(refuse, vanilla_run, seg_run, c
 @pytest.mark.parametrize("flags", [("--width", 8), ("--model_type", "UNetpp"), ("--n_classes", 3)])
 def test_a_run_is_not_resumed_with_another_network(refuse, seg_run, tmp_path, flags):
     run_dir = shutil.copytree(seg_run, tmp_path / seg_run.name)
-    assert "does not fit" in refuse(TrainerSeg, "--resume", run_dir, *flags)
+    assert f"{flags[0]} {flags[1]} contradicts the run" in refuse(TrainerSeg, "--resume", run_dir, *flags)
     for name in (SEG, "UNet_last_ckpt.pth"):
         assert load_checkpoint(run_dir / name)["options"]["width"] == 4
 
@@ -214,12 +217,11 @@ def damaged(cars, seg_run, tmp_path):
     return damage
 
 
-@pytest.mark.parametrize("num_workers", [0, 2])
 @pytest.mark.parametrize("part", ["train", "val"])
-def test_an_image_that_cannot_be_read_is_named(refuse, damaged, part, num_workers):
+def test_an_image_that_cannot_be_read_is_named(refuse, damaged, part):
+    # With loading processes: tests/test_commands.py, in a process that ends, and they with it.
     directory, name = damaged(part)
-    said = refuse(TrainerSeg, "--data_dir", directory, "--num_workers", num_workers)
-    assert name in said
+    assert name in refuse(TrainerSeg, "--data_dir", directory)
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
