@@ -17,7 +17,7 @@ from utils.scheduler import SCHEDULERS
 # What a run is: it cannot be changed in the middle. Everything else (n_epoch, num_workers, micro_batch_size ...) can.
 KEPT_ON_RESUME = (
     *NETWORK_OPTIONS, "loss_type", "data_type", "train_val_sample_rate", "test_sample_rate", "val_split", "split_seed",
-    "patch_size", "batch_size", "seed", "optim", "lr", "weight_decay", "momentum", "monitor", "monitor_mode",
+    "patch_size", "batch_size", "seed", "debug", "optim", "lr", "weight_decay", "momentum", "monitor", "monitor_mode",
 )  # fmt: skip
 
 
@@ -31,6 +31,18 @@ def check_options(options: Mapping[str, Any], saved: Mapping[str, Any]) -> None:
             )
     if options["pretrained"] and not options["model_path"]:
         raise UserError("--pretrained needs --model_path: the file to start from.")
+    if options["model_path"] and not options["pretrained"]:
+        raise UserError("--model_path is what --pretrained starts from: add --pretrained, or leave --model_path out.")
+
+
+def check_network(options: Mapping[str, Any], trained: Mapping[str, Any], model_path: str) -> None:
+    """Raise UserError when an option asks for another network than that of the checkpoint, made with `trained`."""
+    for name in NETWORK_OPTIONS:
+        if options.get(name) != trained.get(name):
+            raise UserError(
+                f"--{name} {options.get(name)} contradicts the checkpoint {model_path}, "
+                f"whose network has {name} {trained.get(name)}; leave the flag out."
+            )
 
 
 def add_common_options(parser: OptionParser, task: str | None) -> None:
@@ -81,7 +93,7 @@ def add_machine_options(parser: OptionParser) -> None:
     add("--amp", type=one_of(("no", "bf16", "fp16")), default="no", metavar="TYPE",
         help="mixed precision: no, bf16 or fp16")
     add("--compile", action=BoolAction, default=False, help="compile the networks with torch.compile")
-    add("--channels_last", action=BoolAction, default=False, help="images in channels-last memory order")
+    add("--channels_last", action=BoolAction, default=False, help="networks in channels-last memory order")
     add("--deterministic", action=BoolAction, default=False, help="only algorithms that repeat bit for bit on GPUs")
     add("--seed", type=number(int, low=0, high=2**63 - 1), default=None, metavar="N",
         help="seed of everything random; drawn, logged and saved when not given")
@@ -140,7 +152,8 @@ def add_train_options(parser: OptionParser) -> None:
     add = parser.add_argument_group("learning-rate schedule").add_argument
     add("--lr_scheduler", type=one_of(tuple(SCHEDULERS)), default="cosine", metavar="NAME",
         help=f"one of {', '.join(SCHEDULERS)}")
-    add("--lr_min", type=not_negative, default=0.0, metavar="X", help="where cosine and linear end")
+    add("--lr_min", type=not_negative, default=0.0, metavar="X",
+        help="lowest learning rate after warm-up, where cosine and linear end")
     add("--warmup_epoch", type=not_negative, default=0.0, metavar="E", help="epochs of linear warm-up")
     add("--warmup_multiplier", type=number(float, low=1), default=100.0, metavar="X", help="warm-up starts at lr / X")
     add("--lr_decay_epochs", type=list_of(positive), action=ListAction, nargs="+", default=None, metavar="E",
@@ -151,7 +164,8 @@ def add_train_options(parser: OptionParser) -> None:
 
     add = parser.add_argument_group("best checkpoint and early stop").add_argument
     add("--monitor", default="loss", metavar="NAME", help="the metric of the validation that decides")
-    add("--monitor_mode", type=one_of(("min", "max")), default="min", metavar="MODE", help="min or max is best")
+    add("--monitor_mode", type=one_of(("auto", "min", "max")), default="auto", metavar="MODE",
+        help="what is best: min, max, or auto, which is min for a loss and max for anything else")
     add("--patience", type=number(int, low=0), default=10, metavar="N",
         help="stop after N validations without a better one; 0 for never")
     add("--min_delta", type=not_negative, default=0.0, metavar="X", help="better means better by more than X")

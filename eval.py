@@ -15,10 +15,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from base_options import add_common_options, add_test_options, train_option_names
+from base_options import add_common_options, add_test_options, check_network, train_option_names
 from data.data_entry import build_datasets, build_eval_loader, data_notes, refuse_seen
 from loss.loss_entry import build_criterion
-from model.model_entry import NETWORK_OPTIONS, build_networks
+from model.model_entry import build_networks
 from utils.checkpoint import load_checkpoint, set_state
 from utils.device import place_network, select_devices
 from utils.func import move_to, write_json
@@ -66,6 +66,16 @@ class EvaluatorBase:
     def add_test_options(cls, parser: OptionParser) -> None:
         """Add the task's options of the evaluation as a program."""
 
+    @classmethod
+    def build_networks(cls, opt: Namespace) -> dict[str, nn.Module]:
+        """Return the networks by name, for training and evaluation alike."""
+        return build_networks(opt)
+
+    @classmethod
+    def build_criterion(cls, opt: Namespace) -> nn.Module:
+        """Return the loss module, for training and evaluation alike."""
+        return build_criterion(opt)
+
     def build_meters(self) -> dict[str, Any]:
         """Return meters by name, with `update`, `compute`, `reset` and `to`: a torchmetrics metric will do."""
         raise NotImplementedError(f"{type(self).__name__} must define build_meters()")
@@ -86,7 +96,7 @@ class EvaluatorBase:
     @classmethod
     def eval_batch_size(cls, opt: Namespace) -> int:
         """Samples that are predicted at once; it does not change a result."""
-        return opt.eval_batch_size
+        return opt.eval_batch_size or 64
 
     # ---- the loop ------------------------------------------------------------------------------------------------
     def evaluate(self, loader: Iterable, before_batch: Callable[[], None] = lambda: None) -> dict[str, float]:
@@ -154,12 +164,7 @@ class EvaluatorBase:
         trained = load_checkpoint(model_path)["options"]
         trained = {name: value for name, value in trained.items() if name not in OF_THE_LAUNCH}
         opt = parser.resolve(argv, [(trained, model_path)])
-        for name in NETWORK_OPTIONS:
-            if getattr(opt, name, None) != trained.get(name):
-                parser.error(
-                    f"--{name} {getattr(opt, name)} contradicts the checkpoint {model_path}, "
-                    f"whose network has {name} {trained.get(name)}; leave the flag out"
-                )
+        check_network(vars(opt), trained, model_path)
         return opt
 
     @classmethod
@@ -169,8 +174,8 @@ class EvaluatorBase:
         seed_everything(opt.seed or 0, opt.deterministic)
         devices, device_line = select_devices(opt.gpu_devices)
         place = partial(place_network, device=devices[0], channels_last=opt.channels_last, compile=opt.compile)
-        networks = {name: place(network) for name, network in build_networks(opt).items()}
-        criterion = build_criterion(opt).to(devices[0])
+        networks = {name: place(network) for name, network in cls.build_networks(opt).items()}
+        criterion = cls.build_criterion(opt).to(devices[0])
         set_state(networks, state["networks"], f"The checkpoint {opt.model_path}")
         set_state(criterion, state["criterion"], f"The loss of the checkpoint {opt.model_path}")
         dataset = build_datasets(opt)[opt.split]

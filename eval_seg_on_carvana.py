@@ -15,7 +15,7 @@ from utils.options import BoolAction, OptionParser, number, one_of
 
 
 class EvaluatorSeg(EvaluatorBase):
-    """Evaluate a segmentation network on Carvana."""
+    """Evaluate a segmentation network on Carvana. Options that are not given are those of the checkpoint."""
 
     task = "segmentation"
 
@@ -90,7 +90,7 @@ class EvaluatorSeg(EvaluatorBase):
         output_dir.mkdir(parents=True)
         names = loader.dataset.names
         rows, captions, place = [], [], 0
-        with self.inference():
+        with self.inference(), self.precision.autocast():
             for batch in loader:
                 images, masks = move_to(batch, self.device)
                 for i in range(len(images)):

@@ -18,7 +18,7 @@ NUM_MISTAKES = 36
 
 
 class EvaluatorVanilla(EvaluatorBase):
-    """Evaluate a FashionMNIST classifier."""
+    """Evaluate a FashionMNIST classifier. Options that are not given are those of the checkpoint."""
 
     task = "classification"
 
@@ -71,7 +71,7 @@ class EvaluatorVanilla(EvaluatorBase):
     def predict(self, loader: Iterable) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Return all images (N, 1, 28, 28), the predicted and the actual classes (N,)."""
         parts = []
-        with self.inference():
+        with self.inference(), self.precision.autocast():
             for batch in loader:
                 images, labels = move_to(batch, self.device)
                 parts.append((images.cpu(), self.model(images).argmax(dim=1).cpu(), labels.cpu()))

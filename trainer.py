@@ -20,15 +20,13 @@ from callbacks.console import Console
 from callbacks.csv_logger import CSVLogger
 from callbacks.progress_bar import ProgressBar
 from callbacks.tensorboard import TensorBoard
-from data.data_entry import build_datasets, build_eval_loader, data_notes, fingerprint, group_hashes, sample_names
+from data.data_entry import build_datasets, build_eval_loader, data_notes, fingerprint, sample_names, seen_groups
 from data.sampler import UpdateLoader
 from eval import EvaluatorBase
-from loss.loss_entry import build_criterion
-from model.model_entry import build_networks
 from utils.checkpoint import Checkpointer, get_state, load_checkpoint, set_state
 from utils.clipper import Clipper
 from utils.device import place_network, select_devices, wrap_network
-from utils.earlystopper import EarlyStopper
+from utils.earlystopper import EarlyStopper, direction
 from utils.errors import UserError
 from utils.func import count_samples, move_to
 from utils.meter import AvgMeter
@@ -62,7 +60,7 @@ class TrainerBase:
 
         # what learns
         self.datasets = build_datasets(opt)
-        self.seen_groups = {part: group_hashes(self.datasets[part]) for part in ("train", "val")}
+        self.seen_groups = seen_groups(self.datasets, opt.model_path if opt.pretrained and not opt.resume else None)
         self.train_loader, self.val_loader = self.build_loaders()
         place = partial(place_network, device=self.device, channels_last=opt.channels_last, compile=opt.compile)
         self.networks = {name: place(network) for name, network in self.build_networks().items()}
@@ -74,7 +72,7 @@ class TrainerBase:
 
         # where it stands
         self.progress = Progress()
-        self.stopper = EarlyStopper(opt.monitor_mode, opt.patience, opt.min_delta)
+        self.stopper = EarlyStopper(direction(opt.monitor, opt.monitor_mode), opt.patience, opt.min_delta)
         self.meters: dict[str, AvgMeter] = {}  # of the epoch under way, by the names that train_step returns
         self.seconds = {"train": 0.0, "data_wait": 0.0}  # of the epoch under way
         self.used_lr: dict[str, float] = {}  # by the last update
@@ -122,12 +120,12 @@ class TrainerBase:
         return train_loader, val_loader
 
     def build_networks(self) -> dict[str, nn.Module]:
-        """Return the networks by name."""
-        return build_networks(self.opt)
+        """Return the networks by name; from the evaluator, which needs the same ones."""
+        return self.evaluator_class.build_networks(self.opt)
 
     def build_criterion(self) -> nn.Module:
-        """Return the loss module."""
-        return build_criterion(self.opt)
+        """Return the loss module; from the evaluator."""
+        return self.evaluator_class.build_criterion(self.opt)
 
     def build_optimizers(self) -> dict[str, torch.optim.Optimizer]:
         """Return an optimizer for each network, by the network's name."""
@@ -267,12 +265,12 @@ class TrainerBase:
             num_samples = len(self.val_loader.sampler)
             self.score = {"update": self.progress.update, "num_samples": num_samples, "results": results}
             row |= {f"val/{name}": value for name, value in results.items()}
+            row["time/val"] = time.perf_counter() - started
             self.exact = False  # a validation must not count twice
             if self.stopper.update(results[self.opt.monitor]):
                 kinds.append("best")
             self.call("on_validation_end", results)
         row |= {f"time/{name}": seconds for name, seconds in self.seconds.items()}
-        row |= {"time/val": time.perf_counter() - started}
         row |= {"samples_per_second": self.progress.sample / max(self.seconds["train"], 1e-9)}
 
         self.progress.finish_epoch()
@@ -323,6 +321,7 @@ class TrainerBase:
         for name, part in self.stateful().items():
             set_state(part, state[name], f"The {name} of the checkpoint {self.opt.resume}")
         self.seconds, self.used_lr, self.score = state["seconds"], state["used_lr"], state["score"]
+        self.seen_groups = state["groups"]
         set_random_state(state["random"])
 
     # ---- the command line ----------------------------------------------------------------------------------------

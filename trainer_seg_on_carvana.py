@@ -32,7 +32,6 @@ class TrainerSeg(TrainerBase):
         "num_workers": 2,
         "log_every": 10,
         "monitor": "dice",
-        "monitor_mode": "max",
     }
 
     @classmethod

@@ -23,7 +23,6 @@ class TrainerVanilla(TrainerBase):
         "batch_size": 32,
         "lr": 1e-3,
         "monitor": "accuracy",
-        "monitor_mode": "max",
     }
 
     def compute_loss(self, batch: Any) -> torch.Tensor:

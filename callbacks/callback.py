@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
+from utils.checkpoint import check_plain
 from utils.errors import nearest
 from utils.seed import preserved_random_state
 
@@ -13,7 +14,8 @@ class Callback:
 
     A callback may read, log, draw, save, or ask to stop (``trainer.should_stop = True``). It does not touch gradients,
     weights, the learning rate or random numbers: with every callback removed a run ends with the same weights. To
-    change the computation, override the trainer.
+    change the computation, override the trainer. (`CallbackList` notices a change, unless it is written through
+    ``tensor.data``, which leaves no trace.)
 
     The order of the calls::
 
@@ -96,7 +98,7 @@ class CallbackList:
             RuntimeError: when a callback changed weights, a learning rate or the train/eval mode.
         """
         if not self._listeners[hook]:
-            return  # most runs have no on_update_end, and then it costs nothing
+            return  # then it costs nothing
         with preserved_random_state():
             for callback in self._listeners[hook]:
                 before = self._watched(trainer)
@@ -118,12 +120,14 @@ class CallbackList:
                 seen.append((id(tensor), place, tensor._version, tensor.requires_grad))
                 seen.append((id(grad), None if grad is None else grad._version))
         for optimizer in trainer.optimizers.values():
-            seen += [(group["lr"], group.get("weight_decay")) for group in optimizer.param_groups]
+            seen += [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups]
         return seen
 
     def state_dict(self) -> dict[str, Any]:
         """States by class name and place among its class: two callbacks of one class have a state each."""
-        return {name: callback.state_dict() for name, callback in self._named()}
+        states = {name: callback.state_dict() for name, callback in self._named()}
+        check_plain(states, "the state of callbacks, ")
+        return states
 
     def load_state_dict(self, states: dict[str, Any]) -> None:
         """Give each callback its state back; one that is new to the run keeps its fresh state."""

@@ -29,10 +29,8 @@ class Console(Callback):
     def on_train_start(self, trainer) -> None:
         self.started = (time.perf_counter(), trainer.progress.update)
         if trainer.progress.update:
-            self.logger.info(
-                f"Resumed {trainer.opt.resume} after update {trainer.progress.update:,} "
-                f"(epoch {trainer.progress.epoch}, sample {trainer.progress.sample:,})"
-            )
+            where = f"{trainer.progress.epoch} of {self.num_epochs} epochs and {trainer.progress.sample:,} samples done"
+            self.logger.info(f"Resumed {trainer.opt.resume} after update {trainer.progress.update:,}: {where}.")
 
     def on_log(self, trainer, values: Mapping[str, float]) -> None:
         if sys.stderr.isatty():
@@ -70,10 +68,10 @@ class Console(Callback):
         self.logger.info(f"Curves: tensorboard --logdir {trainer.run_dir.path}")
 
     def on_exception(self, trainer, error: BaseException) -> None:
-        kept = trainer.checkpointer.path("InT")
-        saved = f"Saved: {kept}" if kept.exists() else "Nothing was saved."
-        self.logger.error(f"Stopped by {type(error).__name__} after update {trainer.progress.update:,}. {saved}")
-        self.logger.info(f"To go on: --resume {trainer.run_dir.path}")
+        self.logger.error(f"Stopped by {type(error).__name__} after update {trainer.progress.update:,}.")
+        checkpointer = trainer.checkpointer
+        if any(checkpointer.path(kind).exists() for kind in checkpointer.KINDS):
+            self.logger.info(f"To go on: --resume {trainer.run_dir.path}")
 
     def time_left(self, trainer) -> str:
         """The time to the end at the speed so far, as h:mm:ss."""

@@ -4,7 +4,7 @@ To add a data set: write a function that returns {"train": ..., "val": ..., "tes
 it here with the task that it is for.
 
 Each part is a map-style `torch.utils.data.Dataset`. What else the template uses, if it is there:
-    names       list of str, one per sample, for messages and file names
+    names       list of str, one per sample, for messages and file names; without, no leak can be noticed
     groups      list of str, one per sample: what must not be torn apart by a split (default: the names)
     is_random   False when a sample is always the same, so that no seed is set per sample (default: True)
     collate_fn  how samples become a batch; with `__getitems__`, whole batches are fetched at once
@@ -21,6 +21,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from data.sampler import SeededDataset, leave_stopping_to_main
+from utils.checkpoint import load_file
 from utils.errors import UserError
 
 DATA_TYPES = {
@@ -56,16 +57,18 @@ def build_datasets(opt: Namespace) -> dict[str, Dataset]:
             augment=getattr(opt, "augment", False),  # an option of training only
             **split,
         )
-    if opt.n_channels != 1 or opt.n_classes < 10:
-        raise UserError(
-            f"{opt.data_type} has 1 channel and 10 classes, which --n_channels {opt.n_channels} --n_classes "
-            f"{opt.n_classes} does not fit."
-        )
-    from data.FashionMNIST import build_fashion_mnist, build_fashion_mnist_sample
+    if opt.data_type in ("FashionMNIST", "FashionMNISTSample"):
+        from data.FashionMNIST import build_fashion_mnist, build_fashion_mnist_sample
 
-    if opt.data_type == "FashionMNIST":
-        return build_fashion_mnist(opt.data_dir, **split)
-    return build_fashion_mnist_sample(**split)
+        if opt.n_channels != 1 or opt.n_classes < 10:
+            raise UserError(
+                f"{opt.data_type} has 1 channel and 10 classes, which --n_channels {opt.n_channels} --n_classes "
+                f"{opt.n_classes} does not fit."
+            )
+        if opt.data_type == "FashionMNIST":
+            return build_fashion_mnist(opt.data_dir, **split)
+        return build_fashion_mnist_sample(**split)
+    raise NotImplementedError(f"{opt.data_type} is named in DATA_TYPES, but build_datasets has no branch for it.")
 
 
 def build_eval_loader(
@@ -111,9 +114,21 @@ def data_notes(datasets: dict[str, Dataset]) -> list[str]:
 
 def group_hashes(dataset: Dataset) -> torch.Tensor:
     """What a checkpoint remembers of the data it saw: a 64-bit hash per group, sorted, (G,) int64."""
+    if not getattr(dataset, "names", None) and not getattr(dataset, "groups", None):
+        return torch.tensor([], dtype=torch.int64)  # nothing to tell samples by, so nothing can be recognized
     digests = {hashlib.blake2b(str(group).encode(), digest_size=8).digest() for group in sample_groups(dataset)}
     numbers = sorted(int.from_bytes(digest, "little", signed=True) for digest in digests)
     return torch.tensor(numbers, dtype=torch.int64)
+
+
+def seen_groups(datasets: dict[str, Dataset], pretrained: str | None = None) -> dict[str, torch.Tensor]:
+    """The `group_hashes` of "train" and "val", with those that the weights in the file `pretrained` saw before."""
+    seen = {part: group_hashes(datasets[part]) for part in ("train", "val")}
+    content = load_file(pretrained) if pretrained else {}
+    before = content.get("groups", {}) if isinstance(content, dict) else {}
+    for part in seen.keys() & before.keys():
+        seen[part] = torch.cat([seen[part], before[part]]).unique()
+    return seen
 
 
 def refuse_seen(dataset: Dataset, part: str, seen: dict[str, torch.Tensor]) -> None:

@@ -5,10 +5,12 @@
 """
 
 import sys
+from argparse import Namespace
 from typing import Any
 
 import torch
 import torch.nn.functional as F
+from torch import nn
 
 from callbacks.callback import Callback
 from eval_vanilla import EvaluatorVanilla
@@ -17,8 +19,31 @@ from utils.metrics import PrecisionRecallF1
 from utils.options import OptionParser, number
 
 
+class FocalLoss(nn.Module):
+    """Cross-entropy that counts a sample the less, the surer the network is of it (Lin et al. 2017)."""
+
+    def __init__(self, gamma: float):
+        super().__init__()
+        self.gamma = gamma
+
+    def forward(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        cross_entropy = F.cross_entropy(logits, labels, reduction="none")  # (N, C), (N,) -> (N,)
+        return ((1 - torch.exp(-cross_entropy)) ** self.gamma * cross_entropy).mean()
+
+
 class EvaluatorOwn(EvaluatorVanilla):
     """Evaluate a FashionMNIST classifier, F1 included."""
+
+    @classmethod
+    def add_options(cls, parser: OptionParser) -> None:
+        super().add_options(parser)
+        parser.add_argument_group("own").add_argument(
+            "--gamma", type=number(float, low=0), default=2.0, metavar="X", help="how little easy samples count"
+        )
+
+    @classmethod
+    def build_criterion(cls, opt: Namespace) -> nn.Module:
+        return FocalLoss(opt.gamma)
 
     def build_meters(self) -> dict[str, Any]:
         return {**super().build_meters(), "macro": PrecisionRecallF1(self.opt.n_classes)}
@@ -55,19 +80,8 @@ class TrainerOwn(TrainerVanilla):
     evaluator_class = EvaluatorOwn
     defaults = {**TrainerVanilla.defaults, "proj_name": "Own", "output_dir": "./Results/Own/", "monitor": "macro/f1"}
 
-    @classmethod
-    def add_options(cls, parser: OptionParser) -> None:
-        parser.add_argument_group("own").add_argument(
-            "--gamma", type=number(float, low=0), default=2.0, metavar="X", help="how little easy samples count"
-        )
-
     def build_callbacks(self) -> list[Callback]:
         return [*super().build_callbacks(), WorstEpoch()]
-
-    def compute_loss(self, batch: Any) -> torch.Tensor:
-        images, labels = batch  # (N, 1, 28, 28), (N,)
-        cross_entropy = F.cross_entropy(self.model(images), labels, reduction="none")  # (N,)
-        return ((1 - torch.exp(-cross_entropy)) ** self.opt.gamma * cross_entropy).mean()
 
 
 if __name__ == "__main__":

@@ -19,9 +19,11 @@ def loss_types(task: str | None) -> list[str]:
 def build_criterion(opt: Namespace) -> nn.Module:
     """Return the loss: a module that takes (outputs, targets) and returns a scalar."""
     if opt.loss_type == "CE":
-        return nn.CrossEntropyLoss(label_smoothing=opt.label_smoothing)
-    from loss.dice_loss import CEDiceLoss
-
+        return nn.CrossEntropyLoss(label_smoothing=getattr(opt, "label_smoothing", 0.0))
     weights = {"CEDice": (1.0, 1.0), "PixelCE": (1.0, 0.0), "Dice": (0.0, 1.0)}
-    ce_weight, dice_weight = weights[opt.loss_type]
-    return CEDiceLoss(opt.n_classes, ce_weight=ce_weight, dice_weight=dice_weight)
+    if opt.loss_type in weights:
+        from loss.dice_loss import CEDiceLoss
+
+        ce_weight, dice_weight = weights[opt.loss_type]
+        return CEDiceLoss(opt.n_classes, ce_weight=ce_weight, dice_weight=dice_weight)
+    raise NotImplementedError(f"{opt.loss_type} is named in LOSS_TYPES, but build_criterion has no branch for it.")

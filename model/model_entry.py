@@ -28,13 +28,14 @@ def build_networks(opt: Namespace) -> dict[str, nn.Module]:
 
         return {"model": VanillaModel(**channels_and_classes)}
 
-    shape = {**channels_and_classes, "up": opt.up, **({"width": opt.width} if opt.width else {})}
-    if opt.model_type == "UNetpp":
+    if opt.model_type in ("UNet", "UNetpp"):
+        from model.UNet import UNet
         from model.UNetpp import UNetpp
 
-        return {"model": UNetpp(**shape, deep_supervision=opt.deep_supervision)}
-    from model.UNet import UNet
-
-    if opt.deep_supervision:
-        raise UserError("--deep_supervision is a part of UNet++: use it with --model_type UNetpp.")
-    return {"model": UNet(**shape)}
+        shape = {**channels_and_classes, "up": opt.up, **({"width": opt.width} if opt.width else {})}
+        if opt.model_type == "UNetpp":
+            return {"model": UNetpp(**shape, deep_supervision=opt.deep_supervision)}
+        if opt.deep_supervision:
+            raise UserError("--deep_supervision is a part of UNet++: use it with --model_type UNetpp.")
+        return {"model": UNet(**shape)}
+    raise NotImplementedError(f"{opt.model_type} is named in MODEL_TYPES, but build_networks has no branch for it.")

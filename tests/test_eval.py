@@ -7,6 +7,7 @@ import torch
 from PIL import Image
 
 from data import FashionMNIST
+from data.data_entry import group_hashes
 from data.make_carvana_like import make_carvana_like
 from eval_seg_on_carvana import EvaluatorSeg
 from eval_vanilla import EvaluatorVanilla
@@ -309,3 +310,12 @@ def test_unetpp_with_deep_supervision_is_evaluated(train, evaluate):
     best = trainer.checkpointer.path("best")
     assert record_of(evaluate(EvaluatorSeg, best, "--split", "val"))["n"] == 4
     assert pictures(evaluate(EvaluatorSeg, best))
+
+
+def test_what_pretrained_weights_have_seen_is_not_forgotten(train, seg_best):
+    before = load_checkpoint(seg_best)["groups"]
+    tuned = train("--pretrained", "--model_path", seg_best, "--split_seed", 3, task=TrainerSeg)
+    after = load_checkpoint(tuned.checkpointer.path("last"))["groups"]
+    own = group_hashes(tuned.datasets["train"])
+    assert not torch.isin(before["train"], own).all()  # the other split trains on other cars
+    assert torch.isin(torch.cat([before["train"], own]), after["train"]).all()

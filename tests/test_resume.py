@@ -289,8 +289,8 @@ def test_an_update_that_was_cut_short_is_kept_but_not_resumed_from(build, train,
     broken = build("--save_every", 0.25, task=Breaks)
     with pytest.raises(RuntimeError, match="out of memory"):
         broken.train()
-    interrupted = broken.checkpointer.path("InT")
-    assert not load_checkpoint(interrupted)["exact"]
+    interrupted = broken.checkpointer.path("crash")
+    assert not load_checkpoint(interrupted)["exact"] and not broken.checkpointer.path("InT").exists()
     with pytest.raises(UserError, match="middle of an update"):
         build("--resume", interrupted)
     resumed = build("--resume", broken.run_dir.path)

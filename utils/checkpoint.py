@@ -68,7 +68,8 @@ def load_and_check(path: Path) -> tuple[Any, bool]:
     try:
         data = path.read_bytes()
     except OSError as error:
-        raise UserError(f"Cannot read the checkpoint {path}: {error.strerror}.") from None
+        hint = " Give a file in it, such as the one that ends in _best_ckpt.pth." if path.is_dir() else ""
+        raise UserError(f"Cannot read the checkpoint {path}: {error.strerror}.{hint}") from None
     if not data:
         raise UserError(f"The checkpoint {path} is empty.")
     has_digest = data[-FOOTER_SIZE:].startswith(MAGIC)
@@ -95,6 +96,30 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
     if not has_digest:
         raise UserError(f"The checkpoint {path} is damaged: the SHA-256 at its end is missing.")
     return state
+
+
+PLAIN = {type(None), bool, int, float, str, torch.Tensor, torch.nn.Parameter}
+
+
+def check_plain(state: Any, what: str) -> None:
+    """Raise TypeError when a state holds a type that `torch.load(weights_only=True)` would later refuse.
+
+    >>> check_plain({"best": [0.5, None]}, "the state")
+    >>> check_plain({"when": Path("x")}, "the state")       # doctest: +ELLIPSIS
+    Traceback (most recent call last):
+    TypeError: the state['when'] is of type PosixPath. A checkpoint holds tensors, numbers, text, lists and dicts...
+    """
+    if isinstance(state, dict):
+        for name, entry in state.items():
+            check_plain(entry, f"{what}[{name!r}]")
+    elif type(state) in (list, tuple):
+        for place, entry in enumerate(state):
+            check_plain(entry, f"{what}[{place}]")
+    elif type(state) not in PLAIN:
+        raise TypeError(
+            f"{what} is of type {type(state).__name__}. A checkpoint holds tensors, numbers, text, lists and dicts; "
+            "convert it in state_dict()."
+        )
 
 
 def get_state(part: Any) -> Any:
@@ -128,13 +153,14 @@ class Checkpointer:
     """
 
     KINDS = ("best", "last", "earlystop", "InT")  # InT: interrupted
+    HALFWAY = "crash"  # from the middle of an update: to be looked at, never to be resumed from
 
     def __init__(self, run_dir: str | Path, prefix: str):
         self.run_dir = Path(run_dir)
         self.prefix = prefix
 
     def path(self, kind: str) -> Path:
-        assert kind in self.KINDS, kind
+        assert kind in (*self.KINDS, self.HALFWAY), kind
         return self.run_dir / f"{self.prefix}_{kind}_ckpt.pth"
 
     def save(self, state: dict[str, Any], *kinds: str) -> None:
@@ -142,17 +168,19 @@ class Checkpointer:
 
     def rescue(self, state: dict[str, Any], logger: logging.Logger) -> None:
         """Save what an exception interrupts. It must not take the exception's place when the disk is full, say."""
+        kind = "InT" if state["exact"] else self.HALFWAY
         try:
-            self.save(state, "InT")
+            self.save(state, kind)
         except (OSError, RuntimeError) as error:
             logger.error(f"The interrupted state could not be saved: {error}")
+            return
+        logger.info(f"Saved: {self.path(kind)}" + (", from the middle of an update" if not state["exact"] else ""))
 
     @classmethod
     def find(cls, source: str | Path) -> Path:
         """Return the checkpoint to resume from: `source` itself, or the newest usable one of a run directory.
 
-        A checkpoint written in the middle of an update (an exception inside a training step) is kept to be looked at,
-        but is no position of the run, so it is passed over.
+        What an exception inside a training step left is no position of the run, and has a name of its own.
 
         Raises:
             UserError: when there is nothing to resume from, or the newest checkpoint is damaged.

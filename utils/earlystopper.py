@@ -7,6 +7,17 @@ from utils.errors import UserError
 MODES = ("max", "min")
 
 
+def direction(monitor: str, mode: str = "auto") -> str:
+    """Return "min" or "max": `mode`, or for "auto" what its name says of the metric: only of a loss is less better.
+
+    >>> direction("loss"), direction("accuracy"), direction("loss", "max")
+    ('min', 'max', 'max')
+    """
+    if mode != "auto":
+        return mode
+    return "min" if monitor.endswith("loss") else "max"
+
+
 class EarlyStopper:
     """Remember the best value of a metric, and how many validations have passed without a better one.
 

@@ -1,4 +1,4 @@
-"""Draw the curves of one or more runs: python -m utils.plot_log Results/Vanilla/1663932921 --output curves.png"""
+"""Draw the curves of one or more runs: python -m utils.plot_log Results/Vanilla/1663932921"""
 
 import argparse
 import csv
@@ -24,7 +24,7 @@ def read_metrics(run_dir: str | Path) -> dict[str, list[tuple[float, float]]]:
             name: [(float(row["epoch"]), float(row[name])) for row in rows if row[name]] for name in (rows or [{}])[0]
         }
     except (OSError, KeyError, TypeError, ValueError) as error:
-        raise UserError(f"Cannot read the curves of {run_dir}: {path}: {error}") from None
+        raise UserError(f"Cannot read the curves of {run_dir}: {error}") from None
     if not points:
         raise UserError(f"{path} holds no epoch yet.")
     return points
@@ -56,10 +56,11 @@ def plot_runs(run_dirs: Sequence[str | Path], output: str | Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
     parser.add_argument("run", nargs="+", help="a run directory, with metrics.csv in it")
-    parser.add_argument("--output", default="curves.png", help="the picture to write (default: curves.png)")
+    parser.add_argument("--output", default=None, help="the picture to write (default: curves.png in the first run)")
     opt = parser.parse_args()
-    plot_runs(opt.run, opt.output)
-    print(f"Saved {opt.output}")
+    output = opt.output or Path(opt.run[0]) / "curves.png"
+    plot_runs(opt.run, output)
+    print(f"Saved {output}")
 
 
 if __name__ == "__main__":

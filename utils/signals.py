@@ -3,16 +3,19 @@
 import signal
 from types import FrameType
 
+# Ctrl-C, the request to end, and (where there is one) the terminal that was closed.
+SIGNALS = (signal.SIGINT, signal.SIGTERM, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else []))
+
 
 class Terminated(SystemExit):
-    """SIGTERM arrived. As a SystemExit it ends the process with status 143 (128 + 15), as a shell would report it."""
+    """A signal other than Ctrl-C arrived. It ends the process with status 128 + signal, as a shell would report it."""
 
-    def __init__(self):
-        super().__init__(128 + signal.SIGTERM)
+    def __init__(self, signum: int = signal.SIGTERM):
+        super().__init__(128 + signum)
 
 
 class StopSignal:
-    """While active, the first SIGINT or SIGTERM only sets a flag; a second one acts at once.
+    """While active, the first of `SIGNALS` only sets a flag; a second one acts at once.
 
     An update that is cut short leaves weights that belong to no position of the run. So the loop asks
     `raise_if_set()` where it is safe to stop.
@@ -26,7 +29,9 @@ class StopSignal:
         self._previous: dict[int, object] = {}
 
     def __enter__(self) -> "StopSignal":
-        for signum in (signal.SIGINT, signal.SIGTERM):
+        for signum in SIGNALS:
+            if signal.getsignal(signum) is signal.SIG_IGN:
+                continue  # whoever started the process shielded it: nohup, a shell's background job
             try:
                 self._previous[signum] = signal.signal(signum, self._note)
             except ValueError:  # not the main thread: signals go elsewhere, so there is nothing to note
@@ -50,6 +55,4 @@ class StopSignal:
 
     @staticmethod
     def _raise(signum: int) -> None:
-        if signum == signal.SIGTERM:
-            raise Terminated
-        raise KeyboardInterrupt
+        raise KeyboardInterrupt if signum == signal.SIGINT else Terminated(signum)

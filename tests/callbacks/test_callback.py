@@ -231,3 +231,12 @@ def test_every_callback_gets_its_own_state_back():
     assert counts([Callback(), Other(), Counting(), Counting()], states) == [3, 1, 2]  # one of another class came first
     assert counts([Counting(), Counting(), Counting()], states) == [1, 2, 0]  # the third is new
     assert counts([Other()], states) == [3]
+
+
+def test_state_that_could_not_be_loaded_again_is_refused_when_it_is_saved():
+    class Keeps(Callback):
+        def state_dict(self):
+            return {"best": [0.5, np.float64(0.5)]}
+
+    with pytest.raises(TypeError, match=r"'Keeps.0'\]\['best'\]\[1\] is of type float64"):
+        CallbackList([Keeps()]).state_dict()

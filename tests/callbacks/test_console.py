@@ -108,7 +108,7 @@ def test_resumed_run_says_from_where(watch, trainer, lines):
     trainer.opt.resume = "Results/1/Vanilla_last_ckpt.pth"
     trainer.progress.epoch, trainer.progress.update, trainer.progress.sample = 1, 6, 50
     watch.on_train_start(trainer)
-    assert lines() == ["Resumed Results/1/Vanilla_last_ckpt.pth after update 6 (epoch 1, sample 50)"]
+    assert lines() == ["Resumed Results/1/Vanilla_last_ckpt.pth after update 6: 1 of 3 epochs and 50 samples done."]
 
 
 def test_end_says_the_best_and_where_it_is(watch, trainer, lines):
@@ -131,12 +131,13 @@ def test_end_says_why_it_is_early(watch, trainer, lines):
     assert lines()[0] == "Early stop: 2 validations without a better accuracy."
 
 
-def test_exception_says_what_was_saved_and_how_to_go_on(watch, trainer, lines):
+def test_exception_says_how_to_go_on_if_there_is_a_way(watch, trainer, lines):
     trainer.progress.update = 6
     watch.on_exception(trainer, KeyboardInterrupt())
-    first, second = lines()
-    assert first == "Stopped by KeyboardInterrupt after update 6. Nothing was saved."
-    assert second == f"To go on: --resume {trainer.run_dir.path}"
+    assert lines() == ["Stopped by KeyboardInterrupt after update 6."]  # nothing was saved, so nothing can go on
+    trainer.checkpointer.save({}, "crash")
+    watch.on_exception(trainer, KeyboardInterrupt())
+    assert len(lines()) == 1
     trainer.checkpointer.save({}, "InT")
     watch.on_exception(trainer, KeyboardInterrupt())
-    assert lines()[0].endswith(f"Saved: {trainer.checkpointer.path('InT')}")
+    assert lines()[1] == f"To go on: --resume {trainer.run_dir.path}"

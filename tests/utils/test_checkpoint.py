@@ -260,8 +260,12 @@ def test_names(tmp_path):
 
 
 def test_rescue_saves(tmp_path):
-    Checkpointer(tmp_path, "UNet").rescue({"exact": False}, logging.getLogger("unused"))
-    assert load_checkpoint(tmp_path / "UNet_InT_ckpt.pth")["exact"] is False
+    checkpointer = Checkpointer(tmp_path, "UNet")
+    checkpointer.rescue({"exact": True, "progress": 1}, logging.getLogger("unused"))
+    checkpointer.rescue({"exact": False, "progress": 2}, logging.getLogger("unused"))
+    assert load_checkpoint(tmp_path / "UNet_crash_ckpt.pth")["exact"] is False
+    assert Checkpointer.find(tmp_path) == tmp_path / "UNet_InT_ckpt.pth"  # what can be continued is not overwritten
+    assert load_checkpoint(tmp_path / "UNet_InT_ckpt.pth")["progress"] == 1
 
 
 def test_rescue_that_fails_says_so_and_raises_nothing(tmp_path, caplog):
