@@ -305,3 +305,10 @@ def test_the_commands_of_the_readme_run(tmp_path):
             )  # fmt: skip
             differs = 1 if "utils.configcmp" in command else 0  # like diff, it ends with 1 when it finds something
             assert done.returncode in (0, differs) and "Traceback" not in done.stderr, f"{command}\n{done.stderr}"
+
+
+def test_no_placeholder_is_left_in_the_documentation():
+    pages = [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")]
+    assert len(pages) >= 5
+    for page in pages:
+        assert "@@" not in page.read_text(encoding="utf-8"), page
