@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from data.sampler import SeededDataset, leave_stopping_to_main
+from data.sampler import SeededDataset, leave_signals_to_main
 from utils.checkpoint import load_file
 from utils.errors import UserError
 
@@ -86,7 +86,7 @@ def build_eval_loader(
         collate_fn=getattr(dataset, "collate_fn", None),
         num_workers=num_workers,
         pin_memory=pin_memory,
-        worker_init_fn=leave_stopping_to_main,
+        worker_init_fn=leave_signals_to_main,
         generator=torch.Generator(),  # else making an iterator draws from the global generator
     )
 

@@ -5,7 +5,7 @@ and may be cut into micro-batches. So a position is two numbers, (epoch, samples
 workers nor the size of the micro-batches changes what is learned.
 """
 
-import signal
+import os
 from collections.abc import Iterator
 from itertools import islice
 from typing import Any
@@ -96,12 +96,12 @@ class SeededDataset(Dataset):
             return self.dataset[index]
 
 
-def leave_stopping_to_main(worker_id: int) -> None:
-    """For `worker_init_fn`: a signal that reaches every process, as Ctrl-C does, must not take the loader from under
-    the main process, which finishes its update first. So the first SIGTERM does nothing; the next is the main one's.
+def leave_signals_to_main(worker_id: int) -> None:
+    """For `worker_init_fn`: Ctrl-C and other signals to a process group do not take the loader from under the main
+    process, which finishes its update first and ends the loading processes itself.
     """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, lambda signum, frame: signal.signal(signal.SIGTERM, signal.SIG_DFL))
+    if hasattr(os, "setpgrp"):  # not on Windows
+        os.setpgrp()
 
 
 class UpdateLoader:
@@ -135,7 +135,7 @@ class UpdateLoader:
             num_workers=num_workers,
             persistent_workers=num_workers > 0,
             pin_memory=pin_memory,
-            worker_init_fn=leave_stopping_to_main,
+            worker_init_fn=leave_signals_to_main,
             generator=torch.Generator().manual_seed(seed),  # else each epoch draws from the global generator
         )
 
