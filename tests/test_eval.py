@@ -146,9 +146,9 @@ def test_the_options_of_the_run_may_be_given_as_a_file(evaluate, vanilla_run, va
 @pytest.mark.parametrize(
     ("flag", "value"), [("n_classes", 3), ("model_type", "UNetpp"), ("width", 8), ("up", "transposed")]
 )
-def test_contradicting_the_network_of_a_checkpoint_is_refused(evaluate, seg_best, capfd, flag, value):
+def test_contradicting_the_network_of_a_checkpoint_is_refused(seg_best, capfd, flag, value):
     with pytest.raises(SystemExit) as end:
-        evaluate(EvaluatorSeg, seg_best, f"--{flag}", value)
+        EvaluatorSeg.main(["--model_path", str(seg_best), f"--{flag}", str(value)])
     assert end.value.code == 2
     assert f"--{flag} {value} contradicts the checkpoint" in capfd.readouterr().err
 
