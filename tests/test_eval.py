@@ -146,11 +146,12 @@ def test_the_options_of_the_run_may_be_given_as_a_file(evaluate, vanilla_run, va
 @pytest.mark.parametrize(
     ("flag", "value"), [("n_classes", 3), ("model_type", "UNetpp"), ("width", 8), ("up", "transposed")]
 )
-def test_contradicting_the_network_of_a_checkpoint_is_refused(seg_best, capfd, flag, value):
+def test_contradicting_the_network_of_a_checkpoint_is_refused(seg_best, tmp_path, capfd, flag, value):
     with pytest.raises(SystemExit) as end:
-        EvaluatorSeg.main(["--model_path", str(seg_best), f"--{flag}", str(value)])
+        EvaluatorSeg.main(["--model_path", str(seg_best), "--save_path", str(tmp_path / "test"), f"--{flag}={value}"])
     assert end.value.code == 2
     assert f"--{flag} {value} contradicts the checkpoint" in capfd.readouterr().err
+    assert not (tmp_path / "test").exists()
 
 
 def test_the_same_value_is_no_contradiction(evaluate, seg_best):
