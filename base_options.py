@@ -14,6 +14,8 @@ from utils.optimizer import OPTIMIZERS
 from utils.options import BoolAction, ExtendAction, ListAction, OptionParser, file_name, list_of, number, one_of
 from utils.scheduler import SCHEDULERS
 
+DEBUG_BATCHES = 3  # of each part, with --debug
+
 # What a run is: it cannot be changed in the middle. Everything else (n_epoch, num_workers, micro_batch_size ...) can.
 KEPT_ON_RESUME = (
     *NETWORK_OPTIONS, "loss_type", "data_type", "train_val_sample_rate", "test_sample_rate", "val_split", "split_seed",

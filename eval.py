@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from base_options import add_common_options, add_test_options, check_network, train_option_names
+from base_options import DEBUG_BATCHES, add_common_options, add_test_options, check_network, train_option_names
 from data.data_entry import build_datasets, build_eval_loader, data_notes, refuse_seen
 from loss.loss_entry import build_criterion
 from model.model_entry import build_networks
@@ -181,8 +181,8 @@ class EvaluatorBase:
         dataset = build_datasets(opt)[opt.split]
         if not opt.allow_seen:
             refuse_seen(dataset, opt.split, state["groups"])
-        loader = build_eval_loader(dataset, cls.eval_batch_size(opt), opt.num_workers, 3 if opt.debug else None)
-
+        limit = DEBUG_BATCHES if opt.debug else None
+        loader = build_eval_loader(dataset, cls.eval_batch_size(opt), opt.num_workers, limit)
         evaluator = cls(opt, networks, criterion, devices[0], Precision(opt.amp, devices[0]))
         evaluator.num_samples = len(loader.sampler)
         evaluator.output_dir, _ = make_timestamped_dir(opt.save_path)

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from base_options import add_common_options, add_train_options, check_options
+from base_options import DEBUG_BATCHES, add_common_options, add_train_options, check_options
 from callbacks.callback import Callback, CallbackList
 from callbacks.console import Console
 from callbacks.csv_logger import CSVLogger
@@ -40,8 +40,6 @@ from utils.run_dir import RunDir
 from utils.scheduler import build_scheduler, learning_rates
 from utils.seed import draw_seed, random_state, seed_everything, set_random_state
 from utils.signals import StopSignal
-
-DEBUG_BATCHES = 3  # of each part, with --debug
 
 
 class TrainerBase:

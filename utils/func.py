@@ -109,17 +109,6 @@ def layer_table(module: nn.Module, max_rows: int = 40) -> str:
     return "\n".join(lines)
 
 
-def unwrap(module: nn.Module) -> nn.Module:
-    """Return the network inside `DataParallel`, `DistributedDataParallel` and `torch.compile`, in whatever order."""
-    while True:
-        if isinstance(module, nn.DataParallel | nn.parallel.DistributedDataParallel):
-            module = module.module
-        elif hasattr(module, "_orig_mod"):  # torch.compile has no public name for what it wraps
-            module = module._orig_mod
-        else:
-            return module
-
-
 def write_json(path: str | Path, content: Any, indent: int | None = 2) -> None:
     """Write `content` as a JSON file that ends with a line break."""
     Path(path).write_text(json.dumps(content, indent=indent) + "\n", encoding="utf-8")

@@ -155,8 +155,8 @@ def build_scheduler(
     """Return a scheduler whose `step()` is called once after every update.
 
     The rates that the optimizer has now are the full rates, one for each parameter group. Every duration is in epochs,
-    fractions allowed, and is rounded to whole updates. The scheduler's state is the position alone: a run that is
-    resumed with other options follows the new ones.
+    fractions allowed, and is rounded to whole updates. The scheduler's state is the position and the full rates:
+    a run that is resumed with another length follows the new schedule.
 
     Args:
         lr_scheduler: a name in `SCHEDULERS`, see the functions there.

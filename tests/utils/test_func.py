@@ -1,4 +1,4 @@
-"""Moving, counting and unwrapping."""
+"""Moving and counting."""
 
 import doctest
 from collections import namedtuple
@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn.utils.rnn import pack_sequence
 
 from utils import func
-from utils.func import count_parameters, count_samples, layer_table, move_to, unwrap
+from utils.func import count_parameters, count_samples, layer_table, move_to
 
 Pair = namedtuple("Pair", ["image", "name"])
 
@@ -88,21 +88,6 @@ def test_layer_table_stops_at_max_rows_and_says_so():
     assert len(lines) == 1 + 5 + 2
     assert lines[-2:] == ["... and 2 more layers", "total 42 parameters, 42 trainable"]
     assert "more layers" not in layer_table(model, max_rows=7)
-
-
-def test_unwrap_finds_the_network_under_any_wrapping():
-    model = nn.Linear(2, 2)
-    assert unwrap(model) is model
-    assert unwrap(nn.DataParallel(model)) is model
-    assert unwrap(torch.compile(model)) is model
-    assert unwrap(nn.DataParallel(torch.compile(model))) is model
-    assert unwrap(torch.compile(nn.DataParallel(model))) is model
-
-
-def test_unwrap_leaves_a_network_with_an_attribute_called_module_alone():
-    model = nn.Module()
-    model.module = nn.Linear(2, 2)
-    assert unwrap(model) is model
 
 
 def test_examples_in_the_docstrings():
