@@ -1,4 +1,4 @@
-"""The one exception for people."""
+"""Exceptions for people, and what the exit status of a program says."""
 
 import difflib
 from collections.abc import Iterable
@@ -8,12 +8,32 @@ class UserError(ValueError):
     """Something the user gave cannot work: an option, a file, a directory.
 
     The message is one or two lines: what was given, what is allowed, how to mend it. The command lines end with it
-    on stderr and exit status 2, without a traceback. A fault of the programmer is any other exception.
+    on stderr and exit status `status`, without a traceback. A fault of the programmer is any other exception.
     """
+
+    status = 2  # what was asked for cannot work
 
     def __init__(self, message: str):
         # A loading process hands its error over as a text that has the traceback in it.
         super().__init__(message.rpartition("utils.errors.UserError: ")[2].strip())
+
+
+class DamagedError(UserError):
+    """A checkpoint is not what was once written, or no checkpoint is left that is."""
+
+    status = 3
+
+
+class DivergedError(UserError):
+    """A loss or a gradient is infinite or not a number."""
+
+    status = 4
+
+
+class LoadingError(UserError):
+    """A process that loads data died or hangs."""
+
+    status = 5
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

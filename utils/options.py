@@ -267,11 +267,11 @@ def saved_options(opt: argparse.Namespace) -> dict[str, Any]:
 
 
 def run_main(main: Callable[[], Any]) -> None:
-    """Call `main`; a UserError ends with its one or two lines on stderr and status 2, Ctrl-C with status 130."""
+    """Call `main`; a UserError ends with its one or two lines on stderr and its status, Ctrl-C with status 130."""
     try:
         main()
     except UserError as error:
         print(f"{Path(sys.argv[0]).name}: error: {error}", file=sys.stderr)
-        sys.exit(2)
+        sys.exit(error.status)
     except KeyboardInterrupt:
         sys.exit(130)
