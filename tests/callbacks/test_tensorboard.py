@@ -1,5 +1,7 @@
 """TensorBoard reads what was written: every curve under its name, every value at its update, nothing twice."""
 
+import time
+
 import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -59,6 +61,7 @@ def test_picture_of_a_validation(trainer, tmp_path):
 def test_resumed_run_leaves_no_update_twice(trainer, tmp_path):
     train(trainer, tmp_path, [2, 4, 6, 8, 10], finish=False)
     trainer.progress.update = 6  # the checkpoint that is resumed
+    time.sleep(1)  # the order of the files is that of the seconds in their names
     train(trainer, tmp_path, [8, 10, 12])
     events = read(tmp_path)
     assert steps(events, "train/loss") == [2, 4, 6, 8, 10, 12]
