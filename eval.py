@@ -19,7 +19,7 @@ from base_options import DEBUG_BATCHES, add_common_options, add_test_options, ch
 from data.data_entry import build_datasets, build_eval_loader, data_notes, refuse_seen
 from loss.loss_entry import build_criterion
 from model.model_entry import build_networks
-from utils.checkpoint import load_checkpoint, set_state
+from utils.checkpoint import load_checkpoint
 from utils.device import place_network, select_devices
 from utils.func import move_to, write_json
 from utils.logger import build_logger
@@ -27,6 +27,7 @@ from utils.options import OptionParser, run_main
 from utils.precision import Precision
 from utils.results import compare_with_stored, format_results, scalars
 from utils.seed import preserved_random_state, seed_everything
+from utils.state import set_state
 from utils.timestamp import make_timestamped_dir
 
 OF_THE_LAUNCH = ("model_path", "gpu_devices", "debug")  # a checkpoint's values for these say nothing about its network

@@ -23,7 +23,7 @@ from callbacks.tensorboard import TensorBoard
 from data.data_entry import build_datasets, build_eval_loader, data_notes, fingerprint, sample_names, seen_groups
 from data.sampler import UpdateLoader
 from eval import EvaluatorBase
-from utils.checkpoint import Checkpointer, get_state, load_checkpoint, set_state
+from utils.checkpoint import Checkpointer, load_checkpoint
 from utils.clipper import Clipper
 from utils.device import place_network, select_devices, wrap_network
 from utils.earlystopper import EarlyStopper, direction
@@ -40,6 +40,7 @@ from utils.run_dir import RunDir
 from utils.scheduler import build_scheduler, learning_rates
 from utils.seed import draw_seed, random_state, seed_everything, set_random_state
 from utils.signals import StopSignal
+from utils.state import get_state, set_state
 
 
 class TrainerBase:

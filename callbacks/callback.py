@@ -4,9 +4,9 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from utils.checkpoint import check_plain
 from utils.errors import nearest
 from utils.seed import preserved_random_state
+from utils.state import check_plain
 
 
 class Callback:
