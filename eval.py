@@ -90,9 +90,7 @@ class EvaluatorBase:
         return None
 
     def report(self, loader: Iterable) -> None:
-        """Print and save what the numbers do not show; called after the test.
-
-        `self.output_dir` is where to."""
+        """Print, and save in `self.output_dir`, what the numbers do not show; called after the test."""
 
     @classmethod
     def eval_batch_size(cls, opt: Namespace) -> int:
