@@ -1,58 +1,233 @@
-"""Stop between two updates when asked to, instead of in the middle of one."""
+"""Stop between two updates, when a signal asks for it or the time is nearly up, instead of in the middle of one."""
 
+import argparse
+import contextlib
+import multiprocessing
+import os
+import re
 import signal
+import socket
+import threading
+import time
+from collections.abc import Callable
 from types import FrameType
 
-# Ctrl-C, the request to end, and (where there is one) the terminal that was closed.
-SIGNALS = (signal.SIGINT, signal.SIGTERM, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else []))
+# Ctrl-C, the request to end, the terminal that was closed, and a scheduler's warning that the time is nearly up.
+# Windows knows the first two.
+SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1") if hasattr(signal, name))
+GRACE = 1.5  # seconds that are left to the end under way when a second signal comes
+TIME_IS_UP = 75  # the exit status "try again later" of sysexits.h
+TERMINAL_MESSAGE = b"\nStopping where it is safe; a second signal ends the process within 2 seconds, unsaved.\n"
+
+
+def exit_status(signum: int) -> int:
+    """The exit status after a signal: 128 + its number, as a shell would report it; a warning counts as SIGTERM."""
+    return 128 + (signal.SIGTERM if signum == getattr(signal, "SIGUSR1", None) else signum)
 
 
 class Terminated(SystemExit):
-    """A signal other than Ctrl-C arrived. It ends the process with status 128 + signal, as a shell would report it."""
+    """A signal other than Ctrl-C arrived: which one is in `signum`. It ends the process with `exit_status(signum)`."""
 
     def __init__(self, signum: int = signal.SIGTERM):
-        super().__init__(128 + signum)
+        super().__init__(exit_status(signum))
+        self.signum = signum
+
+
+class TimeIsUp(SystemExit):
+    """The time that the run was given is nearly over. It ends the process with status 75: to be continued."""
+
+    def __init__(self):
+        super().__init__(TIME_IS_UP)
+
+
+# ---- time ------------------------------------------------------------------------------------------------------------
+def seconds_of(text: str) -> float:
+    """Read a duration: hours and minutes H:MM, then H:MM:SS, D-HH:MM, D-HH:MM:SS, or one number with s, m or h.
+
+    Unlike in SLURM, two numbers are hours and minutes.
+
+    Raises:
+        argparse.ArgumentTypeError: when it is none of these, or zero.
+
+    >>> seconds_of("3:50"), seconds_of("1-00:00:30"), seconds_of("90s")
+    (13800.0, 86430.0, 90.0)
+    """
+    clock = re.fullmatch(r"(?:([0-9]{1,4})-(?=[01]?[0-9]:|2[0-3]:))?([0-9]{1,6}):([0-5][0-9])(?::([0-5][0-9]))?", text)
+    short = re.fullmatch(r"([0-9]{1,9})([smh])", text)
+    seconds = 0
+    if clock:
+        days, hours, minutes, rest = (int(number or 0) for number in clock.groups())
+        seconds = ((days * 24 + hours) * 60 + minutes) * 60 + rest
+    elif short:
+        seconds = int(short[1]) * {"s": 1, "m": 60, "h": 3600}[short[2]]
+    if not seconds:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is not a duration above 0 such as 3:50 (hours:minutes), 3:50:00, 1-12:00 (days-hours:minutes), "
+            f"90s, 30m or 2h"
+        )
+    return float(seconds)
+
+
+def duration_text(text: str) -> str:
+    """An argparse type for a duration, see `seconds_of`. It stays the text that was given, which a file can hold."""
+    seconds_of(text)
+    return text
+
+
+def process_age() -> float:
+    """Seconds since this process began; 0 where the system does not tell. Linux does, in /proc."""
+    try:
+        with open("/proc/self/stat", "rb") as file:
+            fields = file.read().rpartition(b")")[2].split()  # what follows the name, which may hold anything
+        began = int(fields[19]) / os.sysconf("SC_CLK_TCK")
+        return max(0.0, time.clock_gettime(time.CLOCK_BOOTTIME) - began)
+    except (OSError, ValueError, IndexError, AttributeError):
+        return 0.0
+
+
+STARTED = time.monotonic() - process_age()
+
+
+def seconds_since_start() -> float:
+    """Seconds since this process began: its imports count. Where the system does not tell, since this module's."""
+    return time.monotonic() - STARTED
+
+
+# ---- signals ---------------------------------------------------------------------------------------------------------
+class SecondSignal:
+    """A thread that ends the process `GRACE` seconds after the second of `SIGNALS`, whatever the main thread does.
+
+    A handler in Python waits for the main thread to come back from C, which may compute or wait for long. So the
+    number of each signal is taken from a socket (`signal.set_wakeup_fd`), into which it is written at once. Only a C
+    function that keeps all of Python waiting (it holds the global interpreter lock) is beyond this, and leaves SIGKILL.
+    """
+
+    def __init__(self):
+        self._reader, self._writer = socket.socketpair()  # a pipe would not do on Windows
+        self._writer.setblocking(False)
+        self._is_over = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True, name="second signal")
+        self._thread.start()
+        self._previous = signal.set_wakeup_fd(self._writer.fileno(), warn_on_full_buffer=False)
+
+    def close(self) -> None:
+        """Stop watching."""
+        signal.set_wakeup_fd(self._previous)
+        self._is_over.set()
+        with contextlib.suppress(BlockingIOError):  # full, so there is something to wake up from
+            self._writer.send(b"\0")
+        self._thread.join()
+        self._reader.close()
+        self._writer.close()
+
+    def _watch(self) -> None:
+        num_signals = 0
+        while num_signals < 2 and not self._is_over.is_set():
+            for number in self._reader.recv(64):  # one byte for each signal, also for those that are not ours
+                if number in SIGNALS:
+                    num_signals, last = num_signals + 1, number
+        if not self._is_over.wait(GRACE):
+            end_now(exit_status(last))
+
+
+def end_now(status: int) -> None:
+    """End this process and those that load data for it, without any of Python's cleaning up."""
+    try:
+        for child in multiprocessing.active_children():
+            child.kill()
+    finally:
+        os._exit(status)
 
 
 class StopSignal:
-    """While active, the first of `SIGNALS` only sets a flag; a second one acts at once.
+    """While active, the first of `SIGNALS` only sets a flag; after a second one the process is gone within 2 s.
 
     An update that is cut short leaves weights that belong to no position of the run. So the loop asks
-    `raise_if_set()` where it is safe to stop.
+    `raise_if_set()` where it is safe to stop. A second signal leaves `GRACE` seconds to a stop that is under way,
+    since a scheduler may send the same signal twice at once. Outside the main thread, signals are not watched.
+
+    Args:
+        max_seconds: how long the process may take, see `raise_if_set`; None for no limit.
+        clock: returns how many seconds have passed.
+
+    Attributes:
+        signum: the first signal, once it came.
+        reserve: seconds that the way from `raise_if_set` to the end takes, such as to write a checkpoint; to be set by
+            whoever knows.
 
     >>> with StopSignal() as stop_signal:
     ...     stop_signal.raise_if_set()      # does nothing until a signal came
     """
 
-    def __init__(self):
+    def __init__(self, max_seconds: float | None = None, clock: Callable[[], float] = seconds_since_start):
         self.signum: int | None = None
+        self.max_seconds = max_seconds
+        self.reserve = 0.0
+        self._clock = clock
+        self._last_asked: float | None = None
+        self._longest_gap = 0.0
         self._previous: dict[int, object] = {}
+        self._second_signal: SecondSignal | None = None
 
     def __enter__(self) -> "StopSignal":
-        for signum in SIGNALS:
-            if signal.getsignal(signum) is signal.SIG_IGN:
-                continue  # whoever started the process shielded it: nohup, a shell's background job
-            try:
-                self._previous[signum] = signal.signal(signum, self._note)
-            except ValueError:  # not the main thread: signals go elsewhere, so there is nothing to note
-                break
+        self.signum, self._last_asked = None, None
+        if threading.current_thread() is threading.main_thread():
+            self._second_signal = SecondSignal()
+            ACTIVE.append(self)
+            for signum in SIGNALS:
+                # Ignored: whoever started the process shielded it (nohup, a shell's background job). None: set in C.
+                if signal.getsignal(signum) not in (signal.SIG_IGN, None):
+                    self._previous[signum] = signal.signal(signum, self._note)
         return self
 
     def __exit__(self, *exception) -> None:
+        if self._second_signal is None:
+            return
+        self._second_signal.close()
         for signum, handler in self._previous.items():
             signal.signal(signum, handler)
-        self._previous = {}
+        self._previous, self._second_signal = {}, None
+        if self in ACTIVE:
+            ACTIVE.remove(self)
 
     def _note(self, signum: int, frame: FrameType | None) -> None:
-        if self.signum is not None:
-            self._raise(signum)
-        self.signum = signum
+        if self.signum is None:
+            self.signum = signum
+            with contextlib.suppress(OSError):
+                if os.isatty(2):  # print() must not be called from a handler: it may have interrupted a print()
+                    os.write(2, TERMINAL_MESSAGE)
 
     def raise_if_set(self) -> None:
-        """Raise KeyboardInterrupt or `Terminated` if a signal has arrived."""
-        if self.signum is not None:
-            self._raise(self.signum)
+        """Raise KeyboardInterrupt or `Terminated` if a signal has arrived, or `TimeIsUp` if another round might not
+        end in time.
 
-    @staticmethod
-    def _raise(signum: int) -> None:
-        raise KeyboardInterrupt if signum == signal.SIGINT else Terminated(signum)
+        Another round is taken to last up to twice the longest time between two calls so far, and `reserve` seconds
+        after it. Before the second call nothing is known of a round, and it counts as 0 seconds.
+        """
+        if self.signum is not None:
+            raise KeyboardInterrupt if self.signum == signal.SIGINT else Terminated(self.signum)
+        if self.max_seconds is None:
+            return
+        now = self._clock()
+        if self._last_asked is not None:
+            self._longest_gap = max(self._longest_gap, now - self._last_asked)
+        self._last_asked = now
+        if now + 2 * self._longest_gap + self.reserve >= self.max_seconds:
+            raise TimeIsUp
+
+
+ACTIVE: list[StopSignal] = []  # one within the other
+
+
+def forget_in_child() -> None:
+    """In a forked process: a signal to it must not count as one to this process, and SIGTERM must end it again."""
+    if ACTIVE:
+        outermost = ACTIVE[0]
+        ACTIVE.clear()
+        signal.set_wakeup_fd(-1)
+        if signal.SIGTERM in outermost._previous:
+            signal.signal(signal.SIGTERM, outermost._previous[signal.SIGTERM])
+
+
+if hasattr(os, "register_at_fork"):  # not on Windows
+    os.register_at_fork(after_in_child=forget_in_child)

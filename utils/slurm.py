@@ -1,0 +1,44 @@
+"""Put a job back into the queue of the scheduler SLURM (https://slurm.schedmd.com/scontrol.html)."""
+
+import os
+import subprocess
+from logging import Logger
+
+TIMEOUT = 30  # seconds; a controller that is busy takes some
+
+
+def job_id() -> str | None:
+    """The id of the SLURM job that this process belongs to, "12" or, of an array, "12_3"; None outside SLURM."""
+    array, task = os.environ.get("SLURM_ARRAY_JOB_ID"), os.environ.get("SLURM_ARRAY_TASK_ID")
+    return f"{array}_{task}" if array and task else os.environ.get("SLURM_JOB_ID") or None
+
+
+def requeue(logger: Logger) -> bool:
+    """Ask SLURM to start this job once more; say in the log what came of it, and return whether it will.
+
+    SLURM then ends what is left of the job, so this is for after the last checkpoint. What fails is logged, not
+    raised: the checkpoint is what counts.
+    """
+    job = job_id()
+    if job is None:
+        logger.warning("Not requeued: this is no SLURM job, SLURM_JOB_ID is not set.")
+        return False
+    command = ["scontrol", "requeue", job]
+    try:
+        done = subprocess.run(
+            command, stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace", timeout=TIMEOUT,
+            check=False,
+        )  # fmt: skip
+    except FileNotFoundError:
+        problem = "no such command"
+    except subprocess.TimeoutExpired:
+        problem = f"no answer within {TIMEOUT} seconds"
+    except OSError as error:
+        problem = str(error.strerror)
+    else:
+        if done.returncode == 0:
+            logger.info(f"Requeued as job {job}.")
+            return True
+        problem = " ".join((done.stderr or done.stdout).split()) or f"status {done.returncode}"
+    logger.error(f"Not requeued: {' '.join(command)}: {problem}. Start the run again by hand.")
+    return False
