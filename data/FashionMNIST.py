@@ -4,10 +4,12 @@ Xiao, Rasul and Vollgraf, "Fashion-MNIST: a Novel Image Dataset for Benchmarking
 https://arxiv.org/abs/1708.07747. `data/sample` holds a tenth of it, so that a first run needs no download.
 """
 
+import contextlib
 import gzip
 import hashlib
 import math
 import os
+import shutil
 import socket
 import struct
 import tempfile
@@ -22,6 +24,7 @@ from torch.utils.data import Dataset
 
 from data.split import amount, flatten, shuffled_groups, split_by_group, take
 from utils.errors import UserError
+from utils.lock import locked
 
 CLASSES = (
     "T-shirt/top",
@@ -49,6 +52,7 @@ UNSIGNED_BYTE = 0x08
 CHUNK = 1 << 20
 MAX_BYTES = 1 << 30  # the largest of the four files has 47 million bytes
 TIMEOUT = 20  # seconds of silence after which a mirror counts as out of reach
+SCRATCH = ".download_"  # begins the name of a directory of files that are not whole yet
 
 
 def read_idx(path: str | Path, digest: str | None = None) -> Tensor:
@@ -145,30 +149,54 @@ def find_or_download(data_dir: str | Path) -> dict[str, Path]:
 def download(data_dir: Path) -> dict[str, Path]:
     """Download the four files with torchvision into its own layout under `data_dir` and return their paths.
 
-    They come into a scratch directory and move only when all are whole, so that an interrupted download leaves
-    nothing behind that a later run would trust.
+    They come into a scratch directory, are checked there, and move all at once, so that an interrupted download leaves
+    nothing behind that a later run would trust. Of several processes one downloads; the others wait for it.
     """
-    from torchvision import datasets
-
     raw = data_dir / "FashionMNIST" / "raw"
-    earlier_timeout = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(TIMEOUT)
     try:
         data_dir.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=data_dir, prefix=".download_") as scratch:
-            datasets.FashionMNIST(scratch, download=True)
-            raw.mkdir(parents=True, exist_ok=True)
-            for name in SHA256:
-                (Path(scratch) / "FashionMNIST" / "raw" / name).replace(raw / name)
+        with locked(data_dir / ".FashionMNIST.lock", f"downloads FashionMNIST into {data_dir}") as is_alone:
+            found = find_files(raw)
+            if len(found) == len(SHA256):  # another process was faster
+                return found
+            for left_over in data_dir.glob(f"{SCRATCH}*") if is_alone else ():  # by a process that was killed
+                shutil.rmtree(left_over, ignore_errors=True)
+            if raw.is_dir() and (others := os.listdir(raw)):
+                raise UserError(f"FashionMNIST is to be downloaded into {raw}, but {others[0]} is there. Remove it.")
+            with tempfile.TemporaryDirectory(dir=data_dir, prefix=SCRATCH) as scratch:
+                whole = fetch(Path(scratch))
+                raw.parent.mkdir(exist_ok=True)
+                with contextlib.suppress(FileNotFoundError):
+                    raw.rmdir()  # an empty one would be in the way on Windows
+                whole.rename(raw)
     except (RuntimeError, OSError, HTTPException) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[-1]
         raise UserError(
             f"FashionMNIST is not in {data_dir}, and the download failed: {reason}\n"
             f"Put its four files there, or take the sample that comes with the code: --data_type FashionMNISTSample"
         ) from None
+    return find_files(raw)
+
+
+def fetch(scratch: Path) -> Path:
+    """Download into `scratch`; return a directory in it with the four files alone, checked to be the original ones."""
+    from torchvision import datasets
+
+    earlier_timeout = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(TIMEOUT)
+    try:
+        datasets.FashionMNIST(scratch, download=True)
     finally:
         socket.setdefaulttimeout(earlier_timeout)
-    return find_files(raw)
+    whole = scratch / "whole"
+    whole.mkdir()
+    for name, digest in SHA256.items():
+        path = scratch / "FashionMNIST" / "raw" / name
+        with open(path, "rb") as file:
+            if hashlib.file_digest(file, "sha256").hexdigest() != digest:
+                raise UserError(f"The download of {name} is not the original file: its SHA-256 differs. Try again.")
+        path.rename(whole / name)
+    return whole
 
 
 def load_part(paths: dict[str, Path], prefix: str, digests: dict[str, str]) -> tuple[Tensor, Tensor]:

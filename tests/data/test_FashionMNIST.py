@@ -1,11 +1,16 @@
 """Reading, finding, downloading and cutting FashionMNIST, on made-up files and on the sample."""
 
+import errno
 import gzip
 import hashlib
 import http.client
+import multiprocessing
+import os
 import pickle
 import socket
 import struct
+import threading
+import time
 import tracemalloc
 from pathlib import Path
 
@@ -192,12 +197,17 @@ def fake_torchvision(monkeypatch, contents, error=None):
     monkeypatch.setattr(torchvision.datasets, "FashionMNIST", download)
 
 
+def left(directory):
+    """The names in a directory, without that of the lock file."""
+    return sorted(path.name for path in directory.iterdir() if path.name != ".FashionMNIST.lock")
+
+
 def test_download_ends_in_the_layout_of_torchvision(tmp_path, contents, monkeypatch):
     fake_torchvision(monkeypatch, contents)
     paths = find_or_download(tmp_path / "new" / "directory")
     raw = tmp_path / "new" / "directory" / "FashionMNIST" / "raw"
     assert sorted(raw.iterdir()) == sorted(paths.values())
-    assert [path.name for path in (tmp_path / "new" / "directory").iterdir()] == ["FashionMNIST"]
+    assert left(tmp_path / "new" / "directory") == ["FashionMNIST"]
     fake_torchvision(monkeypatch, {}, RuntimeError("nothing is downloaded twice"))
     assert find_or_download(tmp_path / "new" / "directory") == paths
 
@@ -219,7 +229,7 @@ def test_failed_download_is_one_error_that_names_the_way_out(tmp_path, contents,
     assert message.count("\n") <= 1
     assert caught.value.__cause__ is None and caught.value.__suppress_context__
     assert capfd.readouterr() == ("", "")
-    assert list(tmp_path.iterdir()) == []  # the partial files are gone
+    assert left(tmp_path) == []  # the partial files are gone
     assert socket.getdefaulttimeout() is None
 
 
@@ -227,7 +237,7 @@ def test_interrupted_download_leaves_nothing_to_trust(tmp_path, contents, monkey
     fake_torchvision(monkeypatch, contents, KeyboardInterrupt())
     with pytest.raises(KeyboardInterrupt):
         find_or_download(tmp_path)
-    assert list(tmp_path.iterdir()) == []
+    assert left(tmp_path) == []
 
 
 def test_download_does_not_wait_for_ever(tmp_path, monkeypatch):
@@ -238,6 +248,98 @@ def test_download_does_not_wait_for_ever(tmp_path, monkeypatch):
     monkeypatch.setattr(torchvision.datasets, "FashionMNIST", download)
     with pytest.raises(UserError, match="timed out"):
         find_or_download(tmp_path)
+
+
+@pytest.mark.parametrize("name", [TRAIN_IMAGES, TEST_LABELS])
+def test_download_of_other_files_is_refused_before_anything_is_in_place(tmp_path, contents, monkeypatch, name):
+    fake_torchvision(monkeypatch, contents | {name: contents[name][:-1] + b"\x03"})
+    for _ in range(2):
+        with pytest.raises(UserError, match=f"download of {name} is not the original") as caught:
+            find_or_download(tmp_path)
+        assert "\n" not in str(caught.value) and str(tmp_path) not in str(caught.value)  # the file is gone
+        assert left(tmp_path) == []
+    fake_torchvision(monkeypatch, contents)
+    assert len(find_or_download(tmp_path)) == 4
+
+
+def test_what_a_killed_download_left_is_swept(tmp_path, contents, monkeypatch):
+    put(tmp_path / ".download_abc" / "FashionMNIST" / "raw", contents)
+    (tmp_path / "mine").touch()
+    (tmp_path / "FashionMNIST" / "raw").mkdir(parents=True)
+    fake_torchvision(monkeypatch, contents)
+    assert len(find_or_download(tmp_path)) == 4
+    assert left(tmp_path) == ["FashionMNIST", "mine"]
+    (tmp_path / ".download_def").mkdir()
+    find_or_download(tmp_path)  # nothing is downloaded, so another process may be at it
+    assert (tmp_path / ".download_def").exists()
+
+
+def test_nothing_is_swept_where_there_are_no_locks(tmp_path, contents, monkeypatch):
+    def no_locks(*arguments):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(os, "lockf", no_locks)
+    (tmp_path / ".download_abc").mkdir()  # perhaps of a process that is at work
+    fake_torchvision(monkeypatch, contents)
+    assert len(find_or_download(tmp_path)) == 4
+    assert left(tmp_path) == [".download_abc", "FashionMNIST"]
+
+
+def test_files_of_others_are_not_touched(tmp_path, contents, monkeypatch):
+    put(tmp_path / "FashionMNIST" / "raw", {"notes": b"mine"})
+    fake_torchvision(monkeypatch, {}, RuntimeError("nothing is downloaded in vain"))
+    with pytest.raises(UserError, match="notes is there"):
+        find_or_download(tmp_path)
+    assert (tmp_path / "FashionMNIST" / "raw" / "notes").read_bytes() == b"mine"
+
+
+def test_place_that_cannot_be_written_is_one_error(contents):
+    with pytest.raises(UserError, match="--data_type FashionMNISTSample"):
+        find_or_download("/proc/self")  # nobody can make a file there
+
+
+def slow_torchvision(monkeypatch, contents, count, seconds):
+    """Put a data set in torchvision's place that takes a while, and adds a line to a file for each download."""
+
+    def download(root, download):
+        with open(count, "a") as file:
+            file.write(f"{os.getpid()}\n")
+        put(Path(root) / "FashionMNIST" / "raw", dict(list(contents.items())[:2]))
+        time.sleep(seconds)
+        put(Path(root) / "FashionMNIST" / "raw", contents)
+
+    monkeypatch.setattr(torchvision.datasets, "FashionMNIST", download)
+
+
+def test_processes_that_start_at_once_download_once(tmp_path, contents, monkeypatch):
+    slow_torchvision(monkeypatch, contents, tmp_path / "count", seconds=0.5)
+    context = multiprocessing.get_context("fork")
+    found = context.SimpleQueue()
+    work = lambda: found.put(len(find_or_download(tmp_path / "data")))  # noqa: E731 - to be forked
+    processes = [context.Process(target=work) for _ in range(4)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+    assert [found.get() for _ in processes] == [4] * 4
+    assert len((tmp_path / "count").read_text().split()) == 1
+    assert left(tmp_path / "data") == ["FashionMNIST"]
+
+
+def test_download_that_is_killed_makes_way_for_the_one_that_waits(tmp_path, contents, monkeypatch):
+    slow_torchvision(monkeypatch, contents, tmp_path / "count", seconds=60)
+    process = multiprocessing.get_context("fork").Process(target=find_or_download, args=[tmp_path / "data"])
+    process.start()
+    deadline = time.monotonic() + 20
+    while not list(tmp_path.glob("data/.download_*/FashionMNIST/raw/*")) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    threading.Timer(0.3, process.kill).start()
+    slow_torchvision(monkeypatch, contents, tmp_path / "count", seconds=0)
+    assert len(find_or_download(tmp_path / "data")) == 4
+    process.join()
+    assert process.exitcode == -9
+    assert len((tmp_path / "count").read_text().split()) == 2
+    assert left(tmp_path / "data") == ["FashionMNIST"]
 
 
 # --- the data set
