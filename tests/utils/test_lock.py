@@ -26,7 +26,7 @@ print("ready", flush=True)
 time.sleep(60)
 """
 # As loading processes are: forked, and alive for a while when the main process is not.
-FORK = "child = os.fork() or time.sleep(60)\nprint(child, flush=True)"
+FORK = "child = os.fork() or os._exit(time.sleep(30) or 0)\nprint(child, flush=True)"
 
 
 @pytest.fixture
