@@ -1,11 +1,14 @@
 """A checkpoint is written whole or not at all, is opened as data only, and damage is noticed."""
 
 import ast
+import errno
 import io
 import logging
 import os
 import pickle
 import random
+import resource
+import tracemalloc
 import warnings
 from pathlib import Path
 
@@ -14,14 +17,21 @@ import torch
 from torch import nn
 
 from utils.checkpoint import (
+    FOOTER_SIZE,
     FORMAT,
     Checkpointer,
+    StorageError,
     load_checkpoint,
     load_file,
+    main,
+    make_footer,
+    read_position,
     save_checkpoint,
+    sweep_temporaries,
+    verify,
     write_atomically,
 )
-from utils.errors import UserError
+from utils.errors import DamagedError, UserError
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 STATE = {"format": FORMAT, "exact": True, "weight": torch.arange(6.0), "options": {"lr": 1e-3, "seed": None}}
@@ -57,17 +67,125 @@ def test_several_paths_get_the_same_file_and_nothing_else_is_left(tmp_path):
     assert (tmp_path / "a.pth").read_bytes() == (tmp_path / "b.pth").read_bytes()
 
 
-@pytest.mark.parametrize("failing", ["fsync", "replace"])
-def test_failing_write_leaves_the_old_file_and_no_temporary(checkpoint, monkeypatch, failing):
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EFBIG])
+@pytest.mark.parametrize("failing", ["fsync", "replace", "open"])
+def test_disk_that_is_full_leaves_the_old_file_and_no_temporary(checkpoint, monkeypatch, failing, number):
     old = checkpoint.read_bytes()
 
     def fail(*arguments):
-        raise OSError(28, "No space left on device")
+        raise OSError(number, os.strerror(number))
 
-    monkeypatch.setattr(os, failing, fail)
-    with pytest.raises(OSError, match="No space left"):
+    monkeypatch.setattr("builtins.open" if failing == "open" else f"os.{failing}", fail)
+    with pytest.raises(StorageError, match=r"Cannot write .*It needs [\d,]+ bytes; [\d,]+ are free.*is intact\.$"):
         save_checkpoint({**STATE, "more": 1}, checkpoint)
+    monkeypatch.undo()
     assert list(checkpoint.parent.iterdir()) == [checkpoint] and checkpoint.read_bytes() == old
+
+
+@pytest.mark.parametrize("room", [0, 1, 1000, 100_000])
+def test_file_that_really_finds_no_room_leaves_the_old_one(checkpoint, room):
+    old, limits = checkpoint.read_bytes(), resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (room, limits[1]))
+    try:
+        with pytest.raises(StorageError) as caught:
+            save_checkpoint({"weight": torch.zeros(50_000)}, checkpoint, checkpoint.with_name("other.pth"))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    needed = int(str(caught.value).split("It needs ")[1].split(" ")[0].replace(",", ""))
+    save_checkpoint({"weight": torch.zeros(50_000)}, checkpoint.with_name("other.pth"))
+    assert needed == checkpoint.with_name("other.pth").stat().st_size
+    assert checkpoint.read_bytes() == old and len(list(checkpoint.parent.iterdir())) == 2
+
+
+def test_new_file_without_room_leaves_nothing(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "fsync", lambda file: (_ for _ in ()).throw(OSError(errno.ENOSPC, "full")))
+    with pytest.raises(StorageError, match=r"on the disk\.$"):
+        save_checkpoint(STATE, tmp_path / "new.pth")
+    assert not list(tmp_path.iterdir())
+
+
+def test_other_faults_of_writing_are_errors_for_people(tmp_path, monkeypatch):
+    with pytest.raises(UserError, match=r"Cannot write .*gone.*a\.pth: No such file or directory\.$") as caught:
+        save_checkpoint(STATE, tmp_path / "gone" / "a.pth")
+    assert not isinstance(caught.value, StorageError)
+    monkeypatch.setattr(os, "replace", lambda *names: (_ for _ in ()).throw(OSError(errno.EROFS, "Read-only")))
+    with pytest.raises(UserError, match="Read-only"):
+        save_checkpoint(STATE, tmp_path / "a.pth")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("number", [errno.EINVAL, errno.ENOTSUP, errno.EIO])
+def test_file_system_that_cannot_flush_directories_is_no_fault(tmp_path, monkeypatch, number):
+    fsync = os.fsync
+
+    def of_files_only(descriptor):
+        if os.path.isdir(f"/proc/self/fd/{descriptor}"):
+            raise OSError(number, os.strerror(number))
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", of_files_only)
+    if number != errno.EIO:
+        save_checkpoint(STATE, tmp_path / "a.pth")
+    else:
+        with pytest.raises(UserError, match="Cannot write"):
+            save_checkpoint(STATE, tmp_path / "a.pth")
+    verify(tmp_path / "a.pth")
+
+
+def test_left_over_temporaries_are_swept_and_nothing_else(tmp_path):
+    names = [".UNet_last_ckpt.pth.4711.tmp", "UNet_last_ckpt.pth", ".hidden.tmp", "a.1.tmp", ".a.1.tmp.gz", ".b.1.tmp"]
+    for name in names:
+        (tmp_path / name).write_text("x")
+    swept = sweep_temporaries(tmp_path)
+    assert sorted(path.name for path in swept) == [names[0], names[-1]]
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(names[1:-1])
+
+
+def test_name_of_a_temporary_is_one_that_is_swept(checkpoint, monkeypatch):
+    monkeypatch.setattr(Path, "unlink", lambda path, missing_ok: None)  # as when the process is killed
+    monkeypatch.setattr(os, "replace", lambda source, target: None)
+    write_atomically(checkpoint, b"new")
+    monkeypatch.undo()
+    assert len(list(checkpoint.parent.iterdir())) == 2 and len(sweep_temporaries(checkpoint.parent)) == 1
+    assert list(checkpoint.parent.iterdir()) == [checkpoint]
+
+
+def test_saving_holds_the_content_in_memory_once(tmp_path):
+    size = 20_000_000
+    state = {"weight": torch.zeros(size // 4)}
+    save_checkpoint({}, tmp_path / "warm.pth")
+    tracemalloc.start()
+    save_checkpoint(state, tmp_path / "a.pth")
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert size < peak < 1.5 * size
+
+
+# ---- the position ----------------------------------------------------------------------------------------------------
+def test_position_is_read_without_the_rest(tmp_path):
+    path = tmp_path / "a.pth"
+    save_checkpoint({**STATE, "progress": {"epoch": 3, "update": 2**40, "sample": 7}}, path)
+    assert read_position(path) == (3, 2**40)
+    path.write_bytes(b"\0" * 10 + path.read_bytes()[-FOOTER_SIZE:])
+    assert read_position(path) == (3, 2**40)
+
+
+def test_no_progress_is_position_zero_and_no_footer_is_none(checkpoint, tmp_path):
+    assert read_position(checkpoint) == (0, 0)
+    for data in (b"", b"text", checkpoint.read_bytes()[:-1], checkpoint.read_bytes()[:-FOOTER_SIZE]):
+        (tmp_path / "other").write_bytes(data)
+        assert read_position(tmp_path / "other") is None
+    with pytest.raises(UserError, match="No such file"):
+        read_position(tmp_path / "gone")
+
+
+def test_position_cannot_be_changed_unnoticed(checkpoint):
+    data = bytearray(checkpoint.read_bytes())
+    data[-40] ^= 1
+    checkpoint.write_bytes(data)
+    for check in (verify, load_checkpoint):
+        with pytest.raises(DamagedError, match="SHA-256"):
+            check(checkpoint)
 
 
 def test_old_file_stands_until_the_new_one_is_whole_and_on_the_disk(checkpoint, monkeypatch):
@@ -96,16 +214,46 @@ def test_flipped_bit_anywhere_is_noticed(checkpoint):
         data = bytearray(whole)
         data[place] ^= 1 << place % 8
         checkpoint.write_bytes(data)
-        with pytest.raises(UserError, match=checkpoint.name):
-            load_checkpoint(checkpoint)
+        for check in (load_checkpoint, verify):
+            with pytest.raises(DamagedError, match=checkpoint.name):
+                check(checkpoint)
 
 
 def test_truncated_file_is_noticed(checkpoint):
     whole = checkpoint.read_bytes()
     for length in [*range(0, len(whole), 29), *range(len(whole) - 60, len(whole))]:
         checkpoint.write_bytes(whole[:length])
-        with pytest.raises(UserError, match=checkpoint.name):
-            load_checkpoint(checkpoint)
+        for check in (load_checkpoint, verify):
+            with pytest.raises(DamagedError, match=checkpoint.name):
+                check(checkpoint)
+
+
+@pytest.mark.parametrize("data", [b"", b"a text\n", b"\0" * 5000, b"PK\3\4" + b"a" * 50])
+def test_what_was_never_a_checkpoint_counts_as_damaged(checkpoint, data):
+    checkpoint.write_bytes(data)
+    for check in (load_checkpoint, verify, load_file):
+        with pytest.raises(DamagedError, match=checkpoint.name):
+            check(checkpoint)
+
+
+def test_footer_that_is_cut_off_is_damage_of_ours_but_not_of_others(checkpoint):
+    checkpoint.write_bytes(checkpoint.read_bytes()[:-FOOTER_SIZE])
+    with pytest.raises(DamagedError, match="SHA-256 at its end is missing"):
+        load_checkpoint(checkpoint)
+    assert torch.equal(load_file(checkpoint)["weight"], STATE["weight"])
+
+
+def test_whole_checkpoint_is_verified(checkpoint):
+    verify(checkpoint)
+    verify(str(checkpoint))
+
+
+def test_what_never_ends_is_not_read(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path / "pipe", Path("/dev/zero")):
+        for read in (load_checkpoint, load_file, verify, read_position):
+            with pytest.raises(UserError, match="no regular file"):
+                read(path)
 
 
 @pytest.mark.parametrize(
@@ -135,6 +283,8 @@ def test_missing_file_and_directory_are_refused_by_name(tmp_path):
         load_checkpoint(tmp_path / "gone.pth")
     with pytest.raises(UserError, match=r"Is a directory"):
         load_checkpoint(tmp_path)
+    with pytest.raises(UserError, match="null"):
+        load_checkpoint("a\0b")
 
 
 @pytest.mark.parametrize("zipped", [True, False])
@@ -152,39 +302,15 @@ def test_whatever_random_damage_makes_of_a_foreign_file_it_is_an_error_for_peopl
     assert refused > 40
 
 
-class Payload:
-    """What an attacker would put in a pickle: a call that is made while it is read."""
-
-    def __init__(self, marker: Path):
-        self.marker = marker
-
-    def __reduce__(self):
-        return os.mkdir, (str(self.marker),)
-
-
-@pytest.mark.parametrize("kind", ["pickle", "torch", "torch, old", "torch, with digest"])
-def test_payload_of_a_pickle_is_not_executed(tmp_path, kind):
-    marker, path = tmp_path / "executed", tmp_path / "payload.pth"
-    content = {"format": FORMAT, "exact": True, "payload": Payload(marker)}
-    if kind == "pickle":
-        path.write_bytes(pickle.dumps(content))
-    elif kind == "torch, with digest":
-        save_checkpoint(content, path)
-    else:
-        path.write_bytes(bare_bytes(content, _use_new_zipfile_serialization=kind == "torch"))
-    with pytest.raises(UserError, match=r"payload\.pth"):
-        load_checkpoint(path)
-    assert not marker.exists()
-    if kind != "pickle":  # the fault planted: such a file does harm where anything but data is read
-        torch.load(path, weights_only=False)
-        assert marker.exists()
-
-
-@pytest.mark.parametrize("content", [nn.Linear(2, 2).state_dict(), {"state_dict": {}}, [1, 2], {"format": FORMAT + 1}])
+@pytest.mark.parametrize(
+    "content",
+    [nn.Linear(2, 2).state_dict(), {"state_dict": {}}, [1, 2], {"format": FORMAT + 1}, {"format": torch.ones(2)}],
+)
 def test_what_is_no_run_of_this_template_gets_a_hint(tmp_path, content):
     torch.save(content, tmp_path / "other.pth")
-    with pytest.raises(UserError, match=r"other\.pth holds no run.*--pretrained --model_path"):
+    with pytest.raises(UserError, match=r"other\.pth holds no run.*--pretrained --model_path") as caught:
         load_checkpoint(tmp_path / "other.pth")
+    assert caught.value.status == UserError.status  # sound, only not ours
 
 
 def unsafe_reads(source: str) -> list[str]:
@@ -296,3 +422,88 @@ def test_damaged_checkpoint_is_not_passed_over_in_silence(tmp_path):
     with pytest.raises(UserError, match=r"UNet_last_ckpt\.pth is damaged"):
         Checkpointer.find(tmp_path)
 
+
+# ---- the command line ------------------------------------------------------------------------------------------------
+WHOLE = {
+    "format": FORMAT, "exact": True, "networks": {"model": nn.Linear(3, 2).state_dict()},
+    "optimizers": {"model": torch.optim.AdamW(nn.Linear(3, 2).parameters(), lr=0.25).state_dict()},
+    "progress": {"epoch": 3, "update": 1204, "sample": 64}, "seconds": {"train": 1.5},
+    "score": {"update": 1200, "num_samples": 1000, "results": {"accuracy": 0.875, "loss": 0.5}},
+    "options": {"model_type": "Vanilla", "optim": "adamW", "monitor": "accuracy", "note": "x\x1b[31m", **{
+        f"option_{number}": number for number in range(40)
+    }},
+}  # fmt: skip
+
+
+def run(capsys, *argv) -> tuple[int, str, str]:
+    with pytest.raises(SystemExit) as left:
+        main(list(map(str, argv)))
+    return left.value.code, *capsys.readouterr()
+
+
+def test_hash_prints_a_line_for_each_part(tmp_path, capsys):
+    for name, state in (("a", WHOLE), ("b", {**WHOLE, "seconds": {"train": 2.5}}), ("c", {**WHOLE, "score": None})):
+        save_checkpoint(state, tmp_path / f"{name}.pth")
+    status, out, err = run(capsys, "hash", *(tmp_path / f"{name}.pth" for name in "abc"))
+    assert (status, err) == (0, "") and max(map(len, out.splitlines())) <= max(80, len(str(tmp_path / "a.pth")))
+    a, b, c = (dict(map(str.split, part.splitlines()[1:])) for part in out.split(str(tmp_path))[1:])
+    assert a.keys() == WHOLE.keys() | {"run"} and all(len(text) == 64 for text in a.values())
+    assert {name for name in a if a[name] != b[name]} == {"seconds"}
+    assert {name for name in a if a[name] != c[name]} == {"score", "run"}
+
+
+def test_show_says_what_a_checkpoint_holds(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    save_checkpoint(WHOLE, "a.pth")
+    status, out, err = run(capsys, "show", "a.pth")
+    assert (status, err) == (0, "") and max(map(len, out.splitlines())) <= 80 and "\x1b" not in out
+    for text in (f"a.pth, {Path('a.pth').stat().st_size:,} bytes", "3 epochs, 1,204 updates, 64 samples", "(Vanilla)",
+                 "8 numbers in 2 tensors", "(adamW): learning rate 0.25, 2 parameter tensors",
+                 "accuracy 0.8750 on 1,000 samples, after update 1,200", "option_39=39"):  # fmt: skip
+        assert text in " ".join(out.split()), text
+
+
+@pytest.mark.parametrize("part", [{"networks": 3}, {"optimizers": {"m": {}}}, {"progress": {}}, {"score": {"a": 1}}])
+def test_show_of_strange_content_is_an_error_for_people(tmp_path, capsys, part):
+    torch.save({"format": FORMAT, **part}, tmp_path / "a.pth")
+    data = (tmp_path / "a.pth").read_bytes()
+    (tmp_path / "a.pth").write_bytes(data + make_footer(data))
+    status, out, err = run(capsys, "show", tmp_path / "a.pth")
+    assert (status, out, len(err.splitlines())) == (2, "", 1) and "not filled" in err
+
+
+def test_hash_of_strange_content_is_an_error_for_people(tmp_path, capsys):
+    save_checkpoint({"format": FORMAT, "size": torch.Size([1])}, tmp_path / "a.pth")
+    status, _, err = run(capsys, "hash", tmp_path / "a.pth")
+    assert status == 2 and "Size" in err and len(err.splitlines()) == 1
+
+
+def test_verify_goes_through_all_files(checkpoint, capsys):
+    bad, gone = checkpoint.with_name("bad.pth"), checkpoint.with_name("gone.pth")
+    bad.write_bytes(checkpoint.read_bytes()[:-1])
+    assert run(capsys, "verify", checkpoint)[:2] == (0, f"{checkpoint}: good\n")
+    status, out, err = run(capsys, "verify", bad, gone, checkpoint)
+    assert status == 3 and out == f"{checkpoint}: good\n" and "bad.pth is damaged" in err and "gone.pth" in err
+    assert run(capsys, "verify", gone)[0] == 2
+
+
+@pytest.mark.parametrize("command", ["hash", "show", "verify"])
+def test_damaged_file_ends_each_command_with_status_3(checkpoint, capsys, command):
+    checkpoint.write_bytes(checkpoint.read_bytes()[:-1])
+    status, out, err = run(capsys, command, checkpoint)
+    assert (status, out) == (3, "") and "damaged" in err
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [([], "usage: python -m utils.checkpoint"), (["hash"], "FILE"), (["show", "--al", "a"], "unknown option '--al'"),
+     (["hsah", "a"], "did you mean 'hash'"), (["-1", "a"], "not one of")],
+)  # fmt: skip
+def test_wrong_usage_ends_with_status_2(capsys, argv, message):
+    status, out, err = run(capsys, *argv)
+    assert (status, out) == (2, "") and message in err
+
+
+def test_it_is_a_program(command, checkpoint):
+    done = command("-m", "utils.checkpoint", "verify", checkpoint, checkpoint.with_name("gone.pth"))
+    assert done.returncode == 2 and done.stdout == f"{checkpoint}: good\n" and len(done.stderr.splitlines()) == 1

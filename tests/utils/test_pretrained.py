@@ -43,9 +43,8 @@ def with_prefix(prefix: str) -> dict:
     ids=["bare", "data parallel", "compiled", "both", "inside a model", "lightning", "in a dict", "old name", "nested",
          "among other things"],
 )  # fmt: skip
-@pytest.mark.parametrize("zipped", [True, False])
-def test_every_tensor_is_found_in_the_usual_formats(tmp_path, content, zipped):
-    torch.save(content, tmp_path / "weights.pth", _use_new_zipfile_serialization=zipped)
+def test_every_tensor_is_found_in_the_usual_formats(tmp_path, content):
+    torch.save(content, tmp_path / "weights.pth")
     target = network(seed=1)
     report = load_pretrained(target, tmp_path / "weights.pth")
     assert same_weights(target, network()) == list(network().state_dict())
@@ -103,6 +102,12 @@ def test_when_nothing_fits_the_error_shows_both_sides(tmp_path, content, has):
         load_pretrained(target, tmp_path / "other.pth")
     assert has in str(caught.value)
     assert same_weights(target, network()) == list(target.state_dict())
+
+
+def test_format_of_before_torch_1_6_is_refused_with_the_way_out(tmp_path):
+    torch.save(network().state_dict(), tmp_path / "old.pth", _use_new_zipfile_serialization=False)
+    with pytest.raises(UserError, match=r"before 1\.6.*torch\.save\(torch\.load\(OLD, weights_only=True\), NEW\)"):
+        load_pretrained(network(), tmp_path / "old.pth")
 
 
 def test_file_that_holds_more_than_data_is_refused(tmp_path):
