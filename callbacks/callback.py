@@ -23,6 +23,7 @@ class Callback:
         for each epoch:
             on_epoch_start
             for each update:
+                on_update_start         with the data that goes in
                 on_update_end           every update: keep it cheap, and do not call .item() on a GPU's tensors
                 on_log                  every --log_every updates, with plain numbers
             on_validation_end           when the epoch was validated
@@ -39,8 +40,8 @@ class Callback:
     """
 
     HOOKS = (
-        "on_train_start", "on_epoch_start", "on_update_end", "on_log", "on_validation_end", "on_epoch_end",
-        "on_train_end", "on_exception",
+        "on_train_start", "on_epoch_start", "on_update_start", "on_update_end", "on_log", "on_validation_end",
+        "on_epoch_end", "on_train_end", "on_exception",
     )  # fmt: skip
 
     def __init_subclass__(cls, **kwargs):
@@ -54,6 +55,10 @@ class Callback:
 
     def on_epoch_start(self, trainer) -> None:
         """Before the first update of an epoch, or of what is left of it after a resume."""
+
+    def on_update_start(self, trainer, update) -> None:
+        """Before an update; `update.micro_batches` is what goes in, still on the CPU, and `update.indices` says which
+        samples these are. Every update too: keep it cheap."""
 
     def on_update_end(self, trainer, values: Mapping[str, Any]) -> None:
         """After an update; `values` is what `train_step` returned: detached scalars, still on the device."""
@@ -97,17 +102,15 @@ class CallbackList:
         Raises:
             RuntimeError: when a callback changed weights, a learning rate or the train/eval mode.
         """
-        if not self._listeners[hook]:
-            return  # then it costs nothing
-        with preserved_random_state():
-            for callback in self._listeners[hook]:
-                before = self._watched(trainer)
+        for callback in self._listeners[hook]:  # often none: then a hook costs nothing
+            before = self._watched(trainer)
+            with preserved_random_state():  # for each: what one draws, the next does not see
                 getattr(callback, hook)(trainer, *arguments)
-                if self._watched(trainer) != before:
-                    raise RuntimeError(
-                        f"{type(callback).__name__}.{hook} changed weights, gradients, a learning rate or the "
-                        "train/eval mode. A callback only watches; to change the computation, override the trainer."
-                    )
+            if self._watched(trainer) != before:
+                raise RuntimeError(
+                    f"{type(callback).__name__}.{hook} changed weights, gradients, a learning rate or the "
+                    "train/eval mode. A callback only watches; to change the computation, override the trainer."
+                )
 
     @staticmethod
     def _watched(trainer) -> list:
