@@ -314,14 +314,12 @@ def slow_torchvision(monkeypatch, contents, count, seconds):
 def test_processes_that_start_at_once_download_once(tmp_path, contents, monkeypatch):
     slow_torchvision(monkeypatch, contents, tmp_path / "count", seconds=0.5)
     context = multiprocessing.get_context("fork")
-    found = context.SimpleQueue()
-    work = lambda: found.put(len(find_or_download(tmp_path / "data")))  # noqa: E731 - to be forked
-    processes = [context.Process(target=work) for _ in range(4)]
+    processes = [context.Process(target=find_or_download, args=[tmp_path / "data"]) for _ in range(4)]
     for process in processes:
         process.start()
     for process in processes:
         process.join()
-    assert [found.get() for _ in processes] == [4] * 4
+    assert [process.exitcode for process in processes] == [0] * 4
     assert len((tmp_path / "count").read_text().split()) == 1
     assert left(tmp_path / "data") == ["FashionMNIST"]
 
