@@ -352,7 +352,7 @@ def test_signal_comes_before_the_time_and_no_limit_never_ends():
 
 
 def test_time_counts_from_the_start_of_the_process(root, command):
-    assert 0 <= seconds_since_start() - process_age() < 0.1  # two clocks, one of them with ticks of 10 ms
+    assert abs(seconds_since_start() - process_age()) < 0.1  # by two clocks, read one after the other
     text = "import time; time.sleep(0.7); from utils import signals as s; print(s.seconds_since_start())"
     assert 0.7 <= float(command("-c", text).stdout) < 20
 
