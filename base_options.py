@@ -11,10 +11,22 @@ from loss.loss_entry import loss_types
 from model.model_entry import NETWORK_OPTIONS, model_types
 from utils.errors import UserError
 from utils.optimizer import OPTIMIZERS
-from utils.options import BoolAction, ExtendAction, ListAction, OptionParser, file_name, list_of, number, one_of
+from utils.options import (
+    BoolAction,
+    ExtendAction,
+    ListAction,
+    OptionParser,
+    device_ids,
+    file_name,
+    file_path,
+    list_of,
+    number,
+    one_of,
+)
 from utils.scheduler import SCHEDULERS
 
 DEBUG_BATCHES = 3  # of each part, with --debug
+MAX_EPOCHS = 10**6  # of any duration
 
 # What a run is: it cannot be changed in the middle. Everything else (n_epoch, num_workers, micro_batch_size ...) can.
 KEPT_ON_RESUME = (
@@ -60,7 +72,7 @@ def add_data_options(parser: OptionParser, task: str | None) -> None:
     add = group.add_argument
     types = data_types(task)
     add("--data_type", type=one_of(types), default=types[0], metavar="NAME", help=f"one of {', '.join(types)}")
-    add("--data_dir", default="./Dataset", metavar="DIR", help="where the data is, or is downloaded to")
+    add("--data_dir", type=file_path, default="./Dataset", metavar="DIR", help="where the data is, or is downloaded to")
     amount = number(float, above=0)
     add("--train_val_sample_rate", type=amount, default=1.0, metavar="X",
         help="how much to train and validate on: a fraction of what the test part leaves, or a count above 1")
@@ -68,9 +80,9 @@ def add_data_options(parser: OptionParser, task: str | None) -> None:
         help="how much to test on: a fraction, or a count above 1")
     add("--val_split", type=amount, default=0.15, metavar="X",
         help="how much of the training and validation samples is for validation: a fraction, or a count above 1")
-    add("--split_seed", type=number(int, low=0), default=0, metavar="N",
+    add("--split_seed", type=number(int, low=0, high=2**63 - 1), default=0, metavar="N",
         help="seed of the split; another --seed trains on the same split")
-    add("--num_workers", type=number(int, low=0), default=0, metavar="N",
+    add("--num_workers", type=number(int, low=0, high=1000), default=0, metavar="N",
         help="processes that load data; 0 loads in the main process. Changes speed, not results")
     add("--eval_batch_size", type=number(int, low=1), default=None, metavar="N",
         help="samples per batch in validation and test (default: that of training). Changes speed, not results")
@@ -85,13 +97,15 @@ def add_model_options(parser: OptionParser, task: str | None) -> None:
     add("--n_classes", type=number(int, low=1), default=10, metavar="N", help="number of classes")
     losses = loss_types(task)
     add("--loss_type", type=one_of(losses), default=losses[0], metavar="NAME", help=f"one of {', '.join(losses)}")
-    add("--model_path", default=None, metavar="FILE", help="the checkpoint to evaluate, or to start --pretrained from")
+    add("--model_path", type=file_path, default=None, metavar="FILE",
+        help="the checkpoint to evaluate, or to start --pretrained from")
 
 
 def add_machine_options(parser: OptionParser) -> None:
     """Add the options of how to compute, which training and evaluation share."""
     add = parser.add_argument_group("machine").add_argument
-    add("--gpu_devices", default="0", metavar="IDS", help="GPU ids as 0 or 0,1, among the visible ones; or cpu")
+    add("--gpu_devices", type=device_ids, default="0", metavar="IDS",
+        help="GPU ids as 0 or 0,1, among the visible ones; or cpu")
     add("--amp", type=one_of(("no", "bf16", "fp16")), default="no", metavar="TYPE",
         help="mixed precision: no, bf16 or fp16")
     add("--compile", action=BoolAction, default=False, help="compile the networks with torch.compile")
@@ -105,11 +119,11 @@ def add_machine_options(parser: OptionParser) -> None:
 def add_test_options(parser: OptionParser) -> None:
     """Add the options of the evaluation as a program."""
     add = parser.add_argument_group("evaluation").add_argument
-    add("--proj_name", default="Evaluation", metavar="NAME", help="name of the project")
-    add("--config", action=ExtendAction, nargs="+", default=None, metavar="FILE",
+    add("--proj_name", type=file_name, default="Evaluation", metavar="NAME", help="name of the project")
+    add("--config", type=file_path, action=ExtendAction, nargs="+", default=None, metavar="FILE",
         help="option files, JSON or YAML; later ones win")
     add("--split", type=one_of(("test", "val", "train")), default="test", metavar="PART", help="test, val or train")
-    add("--save_path", default="./test_viz/", metavar="DIR", help="results go to DIR/TIMESTAMP")
+    add("--save_path", type=file_path, default="./test_viz/", metavar="DIR", help="results go to DIR/TIMESTAMP")
     add("--viz", action=BoolAction, default=True, help="save pictures")
     add("--allow_seen", action=BoolAction, default=False, help="evaluate even on data that the run has seen")
 
@@ -125,20 +139,22 @@ def add_train_options(parser: OptionParser) -> None:
     """Add the base options of training."""
     positive, share = number(float, above=0), number(float, low=0, high=1)
     not_negative, whole = number(float, low=0), number(int, low=1)
+    epochs = number(float, above=0, high=MAX_EPOCHS)
 
     add = parser.add_argument_group("run").add_argument
     add("--proj_name", type=file_name, default="Plainloop", metavar="NAME", help="name of the run's files")
     add("--description", default="", metavar="TEXT", help="a note that is saved with the options")
-    add("--output_dir", default="./Results/", metavar="DIR", help="a run goes to DIR/TIMESTAMP")
-    add("--config", action=ExtendAction, nargs="+", default=None, metavar="FILE",
+    add("--output_dir", type=file_path, default="./Results/", metavar="DIR", help="a run goes to DIR/TIMESTAMP")
+    add("--config", type=file_path, action=ExtendAction, nargs="+", default=None, metavar="FILE",
         help="option files, JSON or YAML; later ones win")
-    add("--resume", default=None, metavar="PATH", help="a run directory or checkpoint to continue, in its directory")
+    add("--resume", type=file_path, default=None, metavar="PATH",
+        help="a run directory or checkpoint to continue, in its directory")
     add("--pretrained", action=BoolAction, default=False, help="start from the matching weights of --model_path")
     add("--parallel", type=one_of(("none", "dp"), {"True": "dp", "False": "none"}), default="none", metavar="MODE",
         help="none, or dp: DataParallel over --gpu_devices")
 
     add = parser.add_argument_group("training").add_argument
-    add("--n_epoch", type=whole, default=10, metavar="N", help="epochs")
+    add("--n_epoch", type=number(int, low=1, high=MAX_EPOCHS), default=10, metavar="N", help="epochs")
     add("--batch_size", type=whole, default=64, metavar="N", help="samples of one optimizer update")
     add("--micro_batch_size", type=whole, default=None, metavar="N",
         help="samples that go through the network at once (default: all of the update). Changes memory, not results")
@@ -156,11 +172,12 @@ def add_train_options(parser: OptionParser) -> None:
         help=f"one of {', '.join(SCHEDULERS)}")
     add("--lr_min", type=not_negative, default=0.0, metavar="X",
         help="lowest learning rate after warm-up, where cosine and linear end")
-    add("--warmup_epoch", type=not_negative, default=0.0, metavar="E", help="epochs of linear warm-up")
+    add("--warmup_epoch", type=number(float, low=0, high=MAX_EPOCHS), default=0.0, metavar="E",
+        help="epochs of linear warm-up")
     add("--warmup_multiplier", type=number(float, low=1), default=100.0, metavar="X", help="warm-up starts at lr / X")
-    add("--lr_decay_epochs", type=list_of(positive), action=ListAction, nargs="+", default=None, metavar="E",
+    add("--lr_decay_epochs", type=list_of(epochs), action=ListAction, nargs="+", default=None, metavar="E",
         help="step: decay at these epochs")
-    add("--lr_decay_steps", type=positive, default=None, metavar="E", help="step: decay every E epochs")
+    add("--lr_decay_steps", type=epochs, default=None, metavar="E", help="step: decay every E epochs")
     add("--lr_decay_rate", type=number(float, above=0, high=1), default=0.1, metavar="X",
         help="step, exponential: factor of a decay")
 
@@ -175,4 +192,4 @@ def add_train_options(parser: OptionParser) -> None:
     add = parser.add_argument_group("how often").add_argument
     add("--log_every", type=whole, default=50, metavar="N", help="updates between two entries of the log")
     add("--val_every", type=whole, default=1, metavar="E", help="whole epochs between two validations")
-    add("--save_every", type=positive, default=1.0, metavar="E", help="epochs between two checkpoints")
+    add("--save_every", type=epochs, default=1.0, metavar="E", help="epochs between two checkpoints")

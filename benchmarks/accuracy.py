@@ -23,7 +23,7 @@ from eval_seg_on_carvana import EvaluatorSeg
 from eval_vanilla import EvaluatorVanilla
 from trainer_seg_on_carvana import TrainerSeg
 from trainer_vanilla import TrainerVanilla
-from utils.options import number, run_main
+from utils.options import OptionParser, number, one_of, run_main
 from utils.provenance import command_line
 
 TASKS = {"vanilla": (TrainerVanilla, EvaluatorVanilla, "accuracy"), "carvana": (TrainerSeg, EvaluatorSeg, "dice")}
@@ -50,10 +50,8 @@ def score(task: str, seed: int, flags: list[str], directory: str) -> tuple[float
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("task", choices=TASKS)
+    parser = OptionParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("task", type=one_of(tuple(TASKS)), help=" or ".join(TASKS))
     parser.add_argument("--seeds", type=number(int, low=2), default=5, help="number of seeds (default: 5)")
     parser.epilog = "Options after -- go to the trainer."
     argv = sys.argv[1:]

@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from data.toy_car import BODY, Camera, Canvas, Car, Painter, design_car, disc
 from utils.errors import UserError
+from utils.options import OptionParser, file_path, number, shown
 
 LAYOUT = (("train", ".jpg"), ("train_masks", "_mask.gif"))
 
@@ -168,31 +169,23 @@ def make_carvana_like(
         raise UserError(f"--data_dir {data_dir} cannot be written: {error}.") from error
 
 
-class OneLineParser(argparse.ArgumentParser):
-    """A parser whose errors are one line: what is wrong, without the usage."""
-
-    def error(self, message: str):
-        self.exit(2, f"{self.prog}: {message}\n")
-
-
 def image_size(text: str) -> tuple[int, int]:
     """Read a size such as '1918x1280'."""
     width, cross, height = text.lower().partition("x")
-    if not (cross and width.isdecimal() and height.isdecimal()):
-        raise argparse.ArgumentTypeError(f"{text!r} is no size: give WIDTHxHEIGHT in pixels, such as 480x320")
+    if not (cross and width.isdecimal() and height.isdecimal() and text.isascii()):
+        raise argparse.ArgumentTypeError(f"{shown(text)} is no size: give WIDTHxHEIGHT in pixels, such as 480x320")
     return int(width), int(height)
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = OneLineParser(
-        prog="make_carvana_like", description="Make a synthetic data set in the layout of Carvana.", allow_abbrev=False
-    )
-    parser.add_argument("--data_dir", required=True, help="where to write train/ and train_masks/")
-    parser.add_argument("--cars", type=int, required=True, help="number of cars")
-    parser.add_argument("--views", type=int, default=16, help="views of each car")
-    parser.add_argument("--size", type=image_size, default=(1918, 1280), help="WIDTHxHEIGHT in pixels")
-    parser.add_argument("--seed", type=int, default=0, help="another seed makes other cars")
-    parser.add_argument("--n_classes", type=int, default=2, help="2: background, car; 3: and windows; 4: and wheels")
+    parser = OptionParser(prog="make_carvana_like", description="Make a synthetic data set in the layout of Carvana.")
+    add, integer = parser.add_argument, number(int)
+    add("--data_dir", type=file_path, required=True, help="where to write train/ and train_masks/")
+    add("--cars", type=integer, required=True, help="number of cars")
+    add("--views", type=integer, default=16, help="views of each car")
+    add("--size", type=image_size, default=(1918, 1280), help="WIDTHxHEIGHT in pixels")
+    add("--seed", type=integer, default=0, help="another seed makes other cars")
+    add("--n_classes", type=integer, default=2, help="2: background, car; 3: and windows; 4: and wheels")
     opt = parser.parse_args(arguments)
     try:
         make_carvana_like(opt.data_dir, opt.cars, opt.views, opt.size, opt.seed, opt.n_classes)

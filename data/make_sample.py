@@ -3,7 +3,6 @@
     python -m data.make_sample --source DIR --output data/sample
 """
 
-import argparse
 import gzip
 import struct
 import sys
@@ -15,6 +14,7 @@ from torch import Tensor
 
 from data.FashionMNIST import CLASSES, SHA256, find_files, load_part
 from utils.errors import UserError
+from utils.options import OptionParser, file_path, number
 
 
 def choose(labels: Tensor, num_per_class: int, generator: np.random.Generator) -> list[int]:
@@ -63,27 +63,27 @@ def make_sample(
         raise UserError(f"{source} lacks {', '.join(missing)} (plain or .gz).")
     if output.resolve() == source.resolve():
         raise UserError(f"--output {output} is the source itself, which the sample would overwrite. Give another one.")
-    output.mkdir(parents=True, exist_ok=True)
-    generator = np.random.default_rng(seed)
+    generator, parts = np.random.default_rng(seed), []
     for prefix, num_per_class in (("train", train_per_class), ("t10k", test_per_class)):
         images, labels = load_part(paths, prefix, digests={})
-        chosen = choose(labels, num_per_class, generator)
+        parts.append((prefix, images, labels, choose(labels, num_per_class, generator)))
+    output.mkdir(parents=True, exist_ok=True)
+    for prefix, images, labels, chosen in parts:
         write_idx(output / f"{prefix}-images-idx3-ubyte.gz", images[chosen].squeeze(1))  # (n, 28, 28)
         write_idx(output / f"{prefix}-labels-idx1-ubyte.gz", labels[chosen].byte())  # (n,)
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m data.make_sample", description=__doc__.splitlines()[0], allow_abbrev=False
-    )
-    parser.add_argument("--source", type=Path, required=True, help="directory of the four full files, plain or .gz")
-    parser.add_argument("--output", type=Path, required=True, help="directory to write the four small files to")
-    parser.add_argument("--train_per_class", type=int, default=600, help="training images of each class (default: 600)")
-    parser.add_argument("--test_per_class", type=int, default=100, help="test images of each class (default: 100)")
-    parser.add_argument("--seed", type=int, default=0, help="seed of the choice, 0 or above (default: 0)")
+    parser = OptionParser(prog="python -m data.make_sample", description=__doc__.splitlines()[0])
+    add, whole = parser.add_argument, number(int, low=1)
+    add("--source", type=file_path, required=True, help="directory of the four full files, plain or .gz")
+    add("--output", type=file_path, required=True, help="directory to write the four small files to")
+    add("--train_per_class", type=whole, default=600, help="training images of each class")
+    add("--test_per_class", type=whole, default=100, help="test images of each class")
+    add("--seed", type=number(int, low=0, high=2**63 - 1), default=0, help="seed of the choice, 0 or above")
     opt = parser.parse_args(arguments)
     try:
-        make_sample(opt.source, opt.output, opt.train_per_class, opt.test_per_class, opt.seed)
+        make_sample(Path(opt.source), Path(opt.output), opt.train_per_class, opt.test_per_class, opt.seed)
     except (UserError, OSError) as error:
         print(f"make_sample: error: {error}", file=sys.stderr)
         return 2

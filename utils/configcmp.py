@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from utils.errors import UserError
-from utils.options import without_duplicates
+from utils.options import OptionParser, printable, read_text, without_duplicates
 
 DESCRIPTION = """Compare two or more config files, or run directories (the one config_*.json in each).
 
@@ -26,6 +26,7 @@ the key is left out of that key's values, and NaN is written NaN as in the confi
 
 exit status: 0 all the same, 1 different, 2 a file cannot be read"""
 
+MAX_FILE_SIZE = 2**24  # bytes
 RED, GREEN, YELLOW, PLAIN = "\033[31m", "\033[32m", "\033[33m", "\033[0m"
 MARK_COLOURS = {"-": RED, "+": GREEN, "~": YELLOW}
 
@@ -91,7 +92,7 @@ def read_config(path: str) -> dict[str, Any]:
             raise UserError(f"{path}: a run directory holds one config_*.json, this one has {len(found)}: {names}")
         file = found[0]
     try:
-        config = json.loads(file.read_text(encoding="utf-8-sig"), object_pairs_hook=without_duplicates)
+        config = json.loads(read_text(file, MAX_FILE_SIZE), object_pairs_hook=without_duplicates)
     except OSError as error:
         raise UserError(f"{file}: {error.strerror}") from None
     except (ValueError, RecursionError) as error:
@@ -99,15 +100,6 @@ def read_config(path: str) -> dict[str, Any]:
     if not isinstance(config, dict):
         raise UserError(f"{file}: a config is one JSON object {{...}}, this is {type(config).__name__}")
     return config
-
-
-def printable(text: str) -> str:
-    r"""Escape what a terminal would obey instead of show.
-
-    >>> printable("a\x1b[31mb")
-    'a\\x1b[31mb'
-    """
-    return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in text)
 
 
 def cell(value: Any) -> str:
@@ -200,15 +192,15 @@ def report(names: list[str], configs: list[dict[str, Any]], different: dict[str,
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
+    parser = OptionParser(
         prog="python -m utils.configcmp",
         description=DESCRIPTION,
         epilog=EPILOG,
-        allow_abbrev=False,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("configs", nargs="+", metavar="CONFIG", help="a config file or a run directory; two or more")
-    parser.add_argument("--json", action="store_true", help="print the differences as JSON, for programs")
+    add = parser.add_argument
+    add("configs", type=str, nargs="+", metavar="CONFIG", help="a config file or a run directory; two or more")
+    add("--json", action="store_true", help="print the differences as JSON, for programs")
     opt = parser.parse_args(arguments)
     if len(opt.configs) < 2:
         parser.error("give two or more configs, there is only one")

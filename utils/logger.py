@@ -28,7 +28,7 @@ class TerminalHandler(logging.Handler):
         try:
             with tqdm.external_write_mode(stream):
                 print(text, file=stream, flush=True)
-        except BrokenPipeError:  # `... | head` has gone; the log file goes on
+        except OSError:  # `... | head` has gone, or a disk is full; the log file goes on
             sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 - lives as long as the process
         except UnicodeEncodeError:  # a terminal that cannot show ± or ×
             print(text.encode("ascii", "replace").decode(), file=stream, flush=True)

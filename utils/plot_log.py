@@ -1,13 +1,12 @@
 """Draw the curves of one or more runs: python -m utils.plot_log Results/Vanilla/1663932921"""
 
-import argparse
 import csv
 from collections.abc import Sequence
 from pathlib import Path
 
 from utils.draw import new_figure, render
 from utils.errors import UserError
-from utils.options import run_main
+from utils.options import OptionParser, file_path, run_main
 
 
 def read_metrics(run_dir: str | Path) -> dict[str, list[tuple[float, float]]]:
@@ -54,9 +53,10 @@ def plot_runs(run_dirs: Sequence[str | Path], output: str | Path) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
-    parser.add_argument("run", nargs="+", help="a run directory, with metrics.csv in it")
-    parser.add_argument("--output", default=None, help="the picture to write (default: curves.png in the first run)")
+    parser = OptionParser(description=__doc__)
+    parser.add_argument("run", nargs="+", type=file_path, help="a run directory, with metrics.csv in it")
+    parser.add_argument("--output", type=file_path, default=None,
+                        help="the picture to write (default: curves.png in the first run)")  # fmt: skip
     opt = parser.parse_args()
     output = opt.output or Path(opt.run[0]) / "curves.png"
     plot_runs(opt.run, output)

@@ -132,6 +132,8 @@ def find_decay_updates(
         )
     if lr_decay_steps:
         check_range("lr_decay_steps", lr_decay_steps, lr_decay_steps > 0, "above 0")
+        shortest = 1 / updates_per_epoch  # with two decays at one update, there would be no end of decays
+        check_range("lr_decay_steps", lr_decay_steps, lr_decay_steps >= shortest, f"at least {shortest:g}, an update")
         num_decays = math.ceil(num_epochs / lr_decay_steps)
         lr_decay_epochs = [lr_decay_steps * count for count in range(1, num_decays + 1)]
     for epoch in lr_decay_epochs:

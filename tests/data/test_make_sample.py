@@ -71,8 +71,7 @@ def test_sample_keeps_the_order_and_each_class_alike(tmp_path, source):
     "options, message",
     [
         (["--train_per_class", "21"], "1 to 20"),
-        (["--test_per_class", "0"], "1 to 5"),
-        (["--seed", "-1"], "--seed -1"),
+        (["--test_per_class", "6"], "1 to 5"),
         (["--source", "."], "lacks"),
     ],
 )
@@ -81,6 +80,15 @@ def test_impossible_sample_ends_with_status_two_and_one_line(tmp_path, source, c
     assert main([*arguments, "--output", str(tmp_path / "made"), *options]) == 2
     error = capsys.readouterr().err
     assert message in error and error.count("\n") == 1
+
+
+@pytest.mark.parametrize("options", [["--test_per_class", "0"], ["--seed", "-1"], ["--sorce", "x"], ["--output", ""]])
+def test_wrong_flag_ends_with_status_two_and_one_line(tmp_path, source, capsys, options):
+    with pytest.raises(SystemExit) as ended:
+        main(["--source", str(source), "--output", str(tmp_path / "made"), *options])
+    error = capsys.readouterr().err
+    assert ended.value.code == 2 and options[0] in error and error.count("\n") == 1
+    assert not (tmp_path / "made").exists()
 
 
 def test_sample_never_overwrites_its_source(source):

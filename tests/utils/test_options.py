@@ -298,7 +298,8 @@ def test_file_that_is_missing_or_no_text_is_named(refusal, tmp_path):
 
 def test_yaml_makes_no_objects(option_file, tmp_path):
     path = option_file(f"text: !!python/object/apply:os.mkdir ['{tmp_path}/made']", "options.yaml")
-    read_options(path)
+    with pytest.raises(UserError, match="tag"):
+        read_options(path)
     assert not (tmp_path / "made").exists()
 
 

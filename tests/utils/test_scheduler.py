@@ -75,6 +75,11 @@ def test_step_refuses_decays_before_the_start(options):
         rates_of("step", 2, 3, **options)
 
 
+def test_step_refuses_more_decays_than_updates():
+    with pytest.raises(UserError, match="at least 0"):
+        rates_of("step", 2, 3, lr_decay_steps=1e-9)
+
+
 @pytest.mark.parametrize("updates_per_epoch", AWKWARD)
 def test_cosine_has_the_shape_of_torch(updates_per_epoch):
     num_updates = 3 * updates_per_epoch

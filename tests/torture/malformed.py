@@ -1,0 +1,520 @@
+"""Command lines and option files that are wrong by construction, and some that are right.
+
+`wrong_examples(program)` is a hypothesis strategy of `Example`s: each holds one fault, among flags that are right.
+`right_options(kinds)` is a strategy of options without a fault.
+
+What an option takes is said here a second time, in `KINDS`, so that a limit that the parser loses is noticed.
+"""
+
+# ruff: noqa: RUF001 - letters that look like others are what is tried here
+
+import json
+import re
+from dataclasses import dataclass
+
+from hypothesis import strategies as st
+
+# ---- what each option takes ------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Number:
+    """An int or a float with low <= value <= high and value > above."""
+
+    is_int: bool = False
+    low: float | None = None
+    high: float | None = None
+    above: float | None = None
+    is_list: bool = False
+
+
+@dataclass(frozen=True)
+class Choice:
+    names: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Text:
+    """One line of text that can be printed and written; `pattern` is what it must match."""
+
+    pattern: str = r".*"
+    good: tuple[str, ...] = ("", "a", "x y", "größe=日本", "--no 'quotes' \\", "true", "1e-3", "null")
+    wrong: tuple[str, ...] = ()
+
+
+BOOL = "bool"
+WHOLE, COUNT, SEED = Number(True, low=1), Number(True, low=0), Number(True, low=0, high=2**63 - 1)
+POSITIVE, NOT_NEGATIVE, SHARE = Number(above=0), Number(low=0), Number(low=0, high=1)
+LINE, PATH = Text(), Text(r".+", ("runs", "./runs/deep", "größe 日本", "a=b", "--x"), wrong=("", " ", "a\nb", "a\tb",
+"x" * 256, "a/" * 2048))
+NAME = Text(
+    r"\w[\w.-]*", ("Name", "größe", "a.b-c_1", "1"),
+    ("", ".", "..", "../x", "a/b", "/etc/passwd", "a b", "-", "~", ".hidden", "a\\b", "%s/", "a\n", "C:\\x"),
+)  # fmt: skip
+DEVICES = Text(
+    r"cpu|\d+(,\d+)*", ("cpu", "0", "0,1"),
+    ("", "first", "-1", "0,-1", "0,", ",", "0,,1", "0 1", "cuda:0", "cpu,0", "1.0", "٣", "0;1", "nan"),
+)  # fmt: skip
+DURATION = Text(
+    r"\d+:\d\d", ("0:30", "3:50", "100:00", "3:50:10", "90s", "1-12:00"),
+    ("", "soon", "-1:00", "1:-1", "nan", "inf", "1e999:00", "::", ":", "٣:٣٠", "0:00", "1:60", "3", "3:5", "0s", "1d"),
+)  # fmt: skip
+
+SHARED = {
+    "data_dir": PATH, "train_val_sample_rate": POSITIVE, "test_sample_rate": POSITIVE, "val_split": POSITIVE,
+    "split_seed": SEED, "num_workers": Number(True, low=0, high=1000), "eval_batch_size": WHOLE, "n_channels": WHOLE,
+    "n_classes": WHOLE, "gpu_devices": DEVICES, "amp": Choice(("no", "bf16", "fp16")), "compile": BOOL,
+    "channels_last": BOOL, "deterministic": BOOL, "seed": SEED, "debug": BOOL, "worker_timeout": NOT_NEGATIVE,
+    "skip_bad_samples": COUNT, "model_path": PATH,
+}  # fmt: skip
+EPOCHS = Number(above=0, high=1e6)
+TRAIN = {
+    "proj_name": NAME, "description": LINE, "output_dir": PATH, "pretrained": BOOL,
+    "parallel": Choice(("none", "dp")), "n_epoch": Number(True, low=1, high=10**6), "batch_size": WHOLE,
+    "micro_batch_size": WHOLE, "optim": Choice(("adam", "adamW", "nadam", "radam", "sgd", "nesterov", "rmsprop")),
+    "lr": POSITIVE, "weight_decay": NOT_NEGATIVE, "momentum": SHARE, "clip": NOT_NEGATIVE,
+    "clip_type": Choice(("norm", "value")), "lr_min": NOT_NEGATIVE, "lr_decay_rate": Number(above=0, high=1),
+    "lr_scheduler": Choice(("constant", "step", "cosine", "linear", "exponential")),
+    "warmup_epoch": Number(low=0, high=1e6), "warmup_multiplier": Number(low=1), "lr_decay_steps": EPOCHS,
+    "lr_decay_epochs": Number(above=0, high=1e6, is_list=True), "monitor": LINE,
+    "monitor_mode": Choice(("auto", "min", "max")), "patience": COUNT, "min_delta": NOT_NEGATIVE, "log_every": WHOLE,
+    "val_every": WHOLE, "save_every": EPOCHS, "save_every_steps": WHOLE, "keep": WHOLE, "max_time": DURATION,
+    "requeue": BOOL, "nan_policy": Choice(("stop", "skip")), "max_skips": COUNT,
+}  # fmt: skip
+TEST = {
+    "proj_name": NAME, "split": Choice(("test", "val", "train")), "save_path": PATH, "viz": BOOL, "allow_seen": BOOL,
+}  # fmt: skip
+VANILLA = {
+    "data_type": Choice(("FashionMNISTSample", "FashionMNIST")), "model_type": Choice(("Vanilla",)),
+    "loss_type": Choice(("CE",)), "label_smoothing": SHARE,
+}  # fmt: skip
+SEG = {
+    "data_type": Choice(("Carvana",)), "model_type": Choice(("UNet", "UNetpp")), "deep_supervision": BOOL,
+    "loss_type": Choice(("CEDice", "PixelCE", "Dice")), "patch_size": Number(True, low=16), "width": WHOLE,
+    "mode": Choice(("direct", "padding")), "up": Choice(("bilinear", "transposed")),
+}  # fmt: skip
+KINDS = {
+    "trainer_vanilla": {**SHARED, **TRAIN, **VANILLA},
+    "trainer_seg_on_carvana": {**SHARED, **TRAIN, **SEG, "augment": BOOL},
+    "eval_vanilla": {**SHARED, **TEST, **VANILLA},
+    "eval_seg_on_carvana": {**SHARED, **TEST, **SEG, "n_snap": WHOLE},
+    "configcmp": {},
+    "make_carvana_like": {
+        "data_dir": PATH, "cars": Number(True, low=1, high=100_000), "views": Number(True, low=1, high=99),
+        "size": Text(r"\d+x\d+", ("64x48",), ("", "64", "x", "64x", "0x0", "1e2x1e2", "-64x48", "31x64", "99999x64",
+        "٦٤x٤٨")),
+        "seed": SEED, "n_classes": Number(True, low=2, high=4),
+    },
+    "make_sample": {"source": PATH, "output": PATH, "train_per_class": WHOLE, "test_per_class": WHOLE, "seed": SEED},
+    "plot_log": {"output": PATH},
+    "accuracy": {"seeds": Number(True, low=2)},
+}  # fmt: skip
+OF_THE_LAUNCH = ("config", "resume", "replay")  # their values are files; see `wrong_launches`
+NEVER_NULL = ("gpu_devices", "amp", "val_split", "compile", "debug", "split_seed", "proj_name")
+TASKS = ("trainer_vanilla", "trainer_seg_on_carvana", "eval_vanilla", "eval_seg_on_carvana")
+
+# The places that a command line can name; `fuzz_options.scenery` makes them, and they are where a program starts.
+BASE = {
+    "trainer_vanilla": ("--gpu_devices", "cpu", "--train_val_sample_rate", "60", "--output_dir", "runs"),
+    "trainer_seg_on_carvana": (
+        "--gpu_devices", "cpu", "--data_dir", "cars", "--width", "2", "--patch_size", "16", "--output_dir", "runs",
+        "--train_val_sample_rate", "1", "--test_sample_rate", "4", "--val_split", "4", "--num_workers", "0",
+    ),
+    "eval_vanilla": ("--model_path", "vanilla.pth", "--save_path", "test", "--gpu_devices", "cpu"),
+    "eval_seg_on_carvana": ("--model_path", "seg.pth", "--save_path", "test", "--gpu_devices", "cpu"),
+    "configcmp": ("good.json", "good.json"),
+    "make_carvana_like": ("--data_dir", "new", "--cars", "1", "--views", "1", "--size", "64x48"),
+    "make_sample": ("--source", "sample", "--output", "new"),
+    "plot_log": ("curves",),
+    "accuracy": ("vanilla",),
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Example:
+    """A command line, the files that it needs, and words of which one must stand in the error."""
+
+    program: str
+    argv: tuple[str, ...]
+    names: tuple[str, ...]
+    files: tuple[tuple[str, bytes], ...] = ()
+    fault: tuple[str, ...] = ()  # the part of the command line that is wrong
+
+
+# ---- values ----------------------------------------------------------------------------------------------------------
+NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
+INTEGER = re.compile(r"[+-]?[0-9]+")
+NO_NUMBERS = (
+    "", " ", "nan", "NaN", "-nan", "inf", "-inf", "Infinity", "1e999", "-1e999", "0x10", "0b1", "1_000", "１２", "٣",
+    "²",
+    "½", "1,5", "1e", "e5", "--", "-", "+", ".", "1..2", "1 2", " 1", "1\n", "\t1", "1\x00", "one", "None", "null",
+    "true",
+    "[1]", "1j", "1/2", "1%", "5GB", "1-1", "__import__('os')", "$(id)", "${HOME}", "lambda: 1", "\ud800", "1\u200b",
+    "−1", "1。5", "9" * 5000 + "x", "-" * 300, "🙂", "{}", "'1'", '"1"', "1e1e1", "0.1.1", "∞", "*", "\\", "\x1b[31m1",
+)  # fmt: skip
+UNPRINTABLE = ("\r", "\x00", "\x1b[2J", "\x07", "\x7f", "\x85", "\u2028", "\ud800", "\udcff", "\x08")
+any_text = st.text(max_size=20)
+
+
+def not_numbers(kind: Number) -> st.SearchStrategy[str]:
+    pattern = INTEGER if kind.is_int else NUMBER
+    drawn = st.one_of(st.sampled_from(NO_NUMBERS), any_text, st.text("0123456789.-+eE_", max_size=8))
+    fractions = st.sampled_from(("1.5", "1.0", "1e2", "-0.5", "1e-3")) if kind.is_int else st.nothing()
+    drawn = drawn.filter(lambda text: not pattern.fullmatch(text.strip(" ") if kind.is_list else text))
+    return drawn | fractions
+
+
+def out_of_range(kind: Number) -> st.SearchStrategy[str]:
+    """Numbers below or above what is allowed; infinite ones are among those that are not numbers."""
+    integers = []
+    if (least := kind.low if kind.low is not None else kind.above) is not None:
+        most = int(least) - (kind.low is not None)
+        integers += [st.integers(-(10**12), most), st.just(most), st.just(-(10**40))]
+    if kind.high is not None:
+        integers += [st.integers(int(kind.high) + 1, int(kind.high) + 10**12), st.just(10**40), st.just(10**300)]
+    texts = st.one_of(*integers).map(str)
+    return texts if kind.is_int else texts | st.sampled_from(["-1e-300", "-1e300", "-.5", "-1E5"])
+
+
+def wrong_texts(kind) -> st.SearchStrategy[str]:
+    """Texts that no option of this kind takes."""
+    if kind == BOOL:
+        drawn = st.sampled_from(("", "yes", "no", "1", "0", "on", "Truee", "T", "tru", " True", "None",
+        "ｔｒｕｅ")) | any_text
+        return drawn.filter(lambda text: text.lower() not in ("true", "false"))
+    if isinstance(kind, Choice):
+        near = [text for name in kind.names for text in (name + "x", name[:-1], name + " ", f"{name},{name}",
+        name[::-1])]
+        drawn = st.one_of(st.sampled_from((*near, "", "None", "../x", "\n", "0")), any_text)
+        return drawn.filter(lambda text: text not in (*kind.names, "True", "False"))  # of --parallel
+    if isinstance(kind, Number):
+        texts = st.one_of(not_numbers(kind), out_of_range(kind))
+        return texts.map(lambda text: f"{text},3") if kind.is_list else texts
+    broken = st.tuples(st.sampled_from(kind.good), st.sampled_from(UNPRINTABLE)).map("".join)
+    return st.one_of(broken, *([st.sampled_from(kind.wrong)] if kind.wrong else []))
+
+
+def right_values(kind) -> st.SearchStrategy:
+    """Values that an option of this kind takes, as a JSON file would hold them."""
+    if kind == BOOL:
+        return st.booleans()
+    if isinstance(kind, Choice):
+        return st.sampled_from(kind.names)
+    if isinstance(kind, Text):
+        return st.sampled_from(kind.good)
+    if kind.is_int:
+        one = st.integers(kind.low, min(kind.high or 2**40, 2**63 - 1))
+    else:
+        low = kind.low if kind.low is not None else kind.above
+        one = st.floats(low, kind.high or 1e30, exclude_min=kind.above is not None)
+    return st.lists(one, min_size=1, max_size=4) if kind.is_list else one
+
+
+def as_text(value) -> str:
+    return ",".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+@st.composite
+def right_options(draw, kinds: dict, without: tuple[str, ...] = ()) -> dict:
+    """Options of a program with values that they take; `without` are left out."""
+    names = sorted(set(kinds) - set(without))
+    chosen = draw(st.lists(st.sampled_from(names), unique=True, max_size=6))
+    return {name: draw(right_values(kinds[name])) for name in chosen}
+
+
+def harmless_flags(kinds: dict) -> st.SearchStrategy[tuple[str, ...]]:
+    """A few flags that contradict nothing."""
+    names = ("seed", "patience", "log_every", "proj_name", "amp", "debug", "eval_batch_size")
+    few = right_options({name: kind for name, kind in kinds.items() if name in names})
+    return few.map(lambda options: tuple(f"--{name}={as_text(value)}" for name, value in options.items()))
+
+
+# ---- faults of the command line: each is a tuple of arguments and the words of which one must be in the error -------
+@st.composite
+def wrong_values(draw, kinds: dict):
+    name = draw(st.sampled_from(sorted(kinds)))
+    text = draw(wrong_texts(kinds[name]))
+    flag = f"--{name}"
+    if kinds[name] == BOOL and text.startswith("-"):  # it would be another flag
+        return (f"{flag}={text}",), (flag,)
+    return draw(st.sampled_from([((f"{flag}={text}",), (flag,)), ((flag, text), (flag,))]))
+
+
+@st.composite
+def unknown_flags(draw, kinds: dict):
+    """Abbreviations, slips of the pen and flags of elsewhere."""
+    known = {f"--{name}" for name in (*kinds, *OF_THE_LAUNCH)} | {"--help"}
+    known |= {f"--no-{name}" for name, kind in kinds.items() if kind == BOOL} | {f"--{name}" for name in TRAIN}
+    name = draw(st.sampled_from(sorted(kinds)))
+    place = draw(st.integers(0, len(name) - 1))
+    letter = draw(st.sampled_from("abcxyz_-0é"))
+    flag = draw(
+        st.sampled_from((
+            f"--{name[: place + 1]}", f"--{name[:place]}{name[place + 1 :]}", f"--{name[:place]}{letter}{name[place:]}",
+            f"--{name.upper()}", f"--{name.replace('_', '-')}", f"--{name}_", f"-{name}", f"---{name}", f"--no_{name}",
+            f"--no-{name}", f"--no-no-{name}", f"—{name}", "-x", "-c", "--res", "--lr_", "--conf", "--mod", "--de",
+            "--seed.", "--lr:", "--_", "--é", "--version", "--local_rank", "-n", "--opt.lr", "--\x1b[31m", "--\ud800",
+            "--" + "x" * 5000, "--self", "--__class__", "--func", "--hel", "--resume_", "-debug",
+        ))
+    )  # fmt: skip
+    if flag in known or flag.startswith(("-d", "-h")):
+        flag = f"--{name}_x"
+    value = draw(st.sampled_from(((), ("1",), ("True",), ("nan",))))
+    equals = draw(st.booleans())
+    shown = repr(flag)[1:60]
+    return ((f"{flag}={value[0]}",) if equals and value else (flag, *value)), (shown.rstrip("'"),)
+
+
+@st.composite
+def missing_values(draw, kinds: dict):
+    name = draw(st.sampled_from(sorted(name for name, kind in kinds.items() if kind != BOOL)))
+    return (f"--{name}", *draw(st.sampled_from(((), ("--seed=1",), ("--debug",))))), (f"--{name}",)
+
+
+@st.composite
+def negations(draw, kinds: dict):
+    name = draw(st.sampled_from(sorted(name for name, kind in kinds.items() if kind == BOOL)))
+    text = draw(st.sampled_from(("True", "False", "1", "maybe", "")))
+    return draw(st.sampled_from(((f"--no-{name}", text), (f"--no-{name}={text}",)))), (f"--no-{name}", f"--{name}")
+
+
+def stray_arguments(kinds: dict):
+    texts = any_text | st.sampled_from(("train", "1", "", " ", "lr=1", "seed 1", "\n", "-1", "-inf", "–lr", "{}",
+    "@file"))
+    texts = texts.filter(lambda text: text == "-1" or not text.startswith("-"))
+    return texts.map(lambda text: ((text,), ("unexpected argument", "unknown option '-1'")))
+
+
+CONTRADICTIONS = {  # what only shows when the parts of a run are put together
+    "trainer_vanilla": (
+        ("--pretrained",), ("--model_path", "vanilla.pth"), ("--pretrained", "--model_path", "nowhere.pth"),
+        ("--pretrained", "--model_path", "rubbish.pth"), ("--pretrained", "--model_path", "empty"),
+        ("--pretrained", "--model_path", "seg.pth"), ("--lr_scheduler", "step"), ("--lr_decay_epochs", "3"),
+        ("--lr_scheduler", "step", "--lr_decay_epochs", "3", "--lr_decay_steps", "1"), ("--lr_min", "1"),
+        ("--lr_scheduler", "step", "--lr_decay_steps", "1e-9"), ("--momentum", "1"), ("--val_split", "601"),
+        ("--val_split", "1"), ("--val_split", "1e300"), ("--train_val_sample_rate", "1e300"),
+        ("--train_val_sample_rate", "1e-300"), ("--n_channels", "3"), ("--n_classes", "9"), ("--monitor", "dice"),
+        ("--monitor", ""), ("--monitor", "__class__"), ("--output_dir", "taken"), ("--output_dir", "taken/deeper"),
+        ("--output_dir", "x" * 300), ("--output_dir", "loop"), ("--output_dir", "/dev/null"),
+        ("--output_dir", "/proc/none"), ("--resume", "nowhere"), ("--resume", "empty"), ("--resume", "taken"),
+        ("--resume", "rubbish.pth"), ("--resume", "loop"), ("--resume", ""), ("--resume", "x" * 5000),
+        ("--resume", "seg.pth"), ("--resume", "bare.pth"), ("--resume", "odd.pth"), ("--resume", "/dev/null"),
+        ("--resume", "vanilla.pth", "--lr", "0.5"), ("--resume", "a\nb"), ("--resume", "\x00"), ("--config", ""),
+        ("--config", "/dev/zero"), ("--config", "fifo"),
+        ("--config", "nowhere.json"), ("--config", "empty"), ("--config", "taken"), ("--config", "loop"),
+        ("--config", "rubbish.pth"), ("--config", "x" * 300), ("--config", "a\nb"), ("--config", "\x00"),
+        ("--config", "/dev/null"), ("--config", "\udcff"),
+    ),
+    "trainer_seg_on_carvana": (
+        ("--data_dir", "nowhere"), ("--data_dir", "taken"), ("--data_dir", "empty"), ("--data_dir", "loop"),
+        ("--data_dir", "x" * 300), ("--n_channels", "4"), ("--gpu_devices", "0,0"),
+        ("--deep_supervision",), ("--test_sample_rate", "100"), ("--val_split", "24"), ("--monitor", "accuracy"),
+        ("--resume", "vanilla.pth"), ("--pretrained", "--model_path", "vanilla.pth"), ("--output_dir", "taken"),
+        ("--resume", "seg.pth", "--width", "3"), ("--resume", "nowhere"), ("--config", "nowhere.yaml"),
+    ),
+    "eval_vanilla": (
+        ("--model_path", "seg.pth"), ("--model_path", "nowhere"), ("--model_path", "empty"), ("--model_path", "loop"),
+        ("--model_path", "rubbish.pth"), ("--model_path", "bare.pth"), ("--model_path", "odd.pth"),
+        ("--model_path", "/dev/null"), ("--model_path", "x" * 300), ("--model_path", "\x00"), ("--model_path", "a\nb"),
+        ("--model_path", ""), ("--n_classes", "11"), ("--save_path", "taken"),
+        ("--save_path", "loop/x"), ("--val_split", "1e300", "--split", "val"), ("--resume", "vanilla.pth"),
+        ("--config", "nowhere.json"), ("--lr", "1e-3"), ("--n_epoch", "3"), ("--augment",), ("--patch_size", "32"),
+    ),
+    "eval_seg_on_carvana": (
+        ("--model_path", "vanilla.pth"), ("--model_path", "rubbish.pth"), ("--data_dir", "nowhere"), ("--width", "3"),
+        ("--data_dir", "empty"), ("--save_path", "taken"), ("--up", "transposed"), ("--n_channels", "1"),
+        ("--model_type", "UNetpp"), ("--augment",), ("--gpu_devices", "1,1"), ("--label_smoothing", "0.1"),
+    ),
+    "configcmp": (
+        (), ("good.json",), ("good.json", "nowhere"), ("good.json", "empty"), ("rubbish.pth", "good.json"),
+        ("good.json", "loop"), ("good.json", "/dev/zero"), ("fifo", "good.json"), ("good.json", "a\nb"),
+        ("good.json", "\x00"), ("good.json", "x" * 300), ("--jso", "good.json", "good.json"), ("good.json", "\x1b[31m"),
+        ("--json=1", "good.json", "good.json"), ("good.json", "", "good.json"), ("good.json", "/dev/null"),
+    ),
+    "make_carvana_like": (
+        (), ("--data_dir", "new"), ("--cars", "1"), ("--data_dir", "cars", "--cars", "1"),
+        ("--data_dir", "taken", "--cars", "1"), ("--data_dir", "loop", "--cars", "1"),
+        ("--data_dir", "x" * 300, "--cars", "1"), ("--data_dir", "\x00", "--cars", "1"),
+    ),
+    "make_sample": (
+        (), ("--source", "nowhere", "--output", "new"), ("--source", "empty", "--output", "new"),
+        ("--source", "loop", "--output", "new"), ("--source", "sample", "--output", "sample"),
+        ("--source", "sample", "--output", "taken"), ("--source", "sample", "--output", "new", "--train_per_class",
+        "601"),
+        ("--source", "\x00", "--output", "new"), ("--source", "sample", "--output", "x" * 300),
+    ),
+    "plot_log": (
+        (), ("nowhere",), ("empty",), ("taken",), ("\x00",), ("x" * 300,), ("loop",), ("a\nb",), ("--output", "x.png"),
+        ("curves", "--output", "taken/x.png"), ("curves", "--output", "x.doc"),
+    ),
+    "accuracy": (
+        (), ("vanille",), ("vanilla", "carvana"), ("vanilla", "--", "--lr", "nan"), ("vanilla", "--lr", "1"),
+        ("vanilla", "--", "--n_epochs", "1"), ("vanilla", "--", "stray"), ("vanilla", "--", "--seed", "-1"),
+    ),
+}  # fmt: skip
+
+
+def contradictions(program: str):
+    words = {"--pretrained": "--model_path"}
+
+    def with_names(argv: tuple[str, ...]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        names = {word for flag in argv for word in (flag.lstrip("-"), words.get(flag), repr(flag)[1:40].rstrip("'"))}
+        return argv, (*sorted(names - {"", None}), *(("required", "two or more",
+        ": a run") if program not in TASKS else ()))
+
+    return st.sampled_from(CONTRADICTIONS[program]).map(with_names)
+
+
+# ---- faults of option files: each is the name of a file, its bytes, and words of which one must be in the error -----
+def json_bytes(values) -> bytes:
+    return json.dumps(values).encode()
+
+
+def yaml_bytes(values: dict) -> bytes:
+    return "\n".join(f"{json.dumps(name)}: {json.dumps(value)}" for name, value in values.items()).encode()
+
+
+@st.composite
+def wrong_entries(draw, kinds: dict):
+    """One key or value that cannot be, among right ones."""
+    values = draw(right_options(kinds))
+    name = draw(st.sampled_from(sorted(kinds)))
+    kind = kinds[name]
+    wrong = draw(st.sampled_from(("text", "type", "key")))
+    if wrong == "text":
+        values[name] = draw(wrong_texts(kind))
+    elif wrong == "type":
+        types = [{}, {"a": 1}, [[1]], [{}], [["x"] * 3] * 3]
+        types += [] if isinstance(kind, Number) and kind.is_list else [[], [1], ["a", "b"], [True]]
+        types += [True, False] if isinstance(kind, Number | Choice) else []
+        types += [0, 1, 2.5] if kind == BOOL or isinstance(kind, Choice) else []
+        types += [None] if name in NEVER_NULL else []
+        types += [["3", "--debug"], ["3", "--seed=5"], ["--debug"], [3, "-d"], [3, True], [3, None]]
+        values[name] = draw(st.sampled_from(types))
+    else:
+        keys = ("config", "resume", "replay", "help", "", "-", f"--{name}", f"{name} ", f" {name}", name.upper(),
+        name[:-1])
+        keys += ("\n", "\x00", "\ud800", "__class__", "x" * 5000, f"{name}\n--lr", "=", "lr=1", "resume_notes", "é")
+        name = draw(st.sampled_from(keys).filter(lambda key: key not in kinds and key not in TRAIN) | st.just("lr_"))
+        values[name] = draw(st.sampled_from((1, None, "a", True, ["a"])))
+    if draw(st.booleans()):
+        return "options.json", json_bytes(values), (name, repr(name)[1:40])
+    return draw(st.sampled_from(("options.yaml", "options.yml"))), yaml_bytes(values), (name, repr(name)[1:40])
+
+
+DEPTHS = (10, 900, 2000, 30_000)
+BROKEN_JSON = (  # no JSON, or not one object
+    b"", b" ", b"null", b"1", b"[]", b"[1, 2]", b'"seed"', b"true", b"NaN", b"{", b"}", b"{,}", b"{]", b"{}{}", b"\x00",
+    b"{'seed': 1}", b"{seed: 1}", b'{"seed": 1,}', b'{"seed": 1} // one', b'{"seed": }', b'{"seed" 1}', b'{"seed": 01}',
+    b'{"seed": 1, "seed": 1}', b'{"seed": 1, "\\u0073eed": 2}', b'{"seed": +1}', b"---\nseed: 1", b'{"seed": 1.}',
+    b'{"seed": ' + b"9" * 5000 + b"}", b'{"proj_name": "a\nb"}', b"\xef\xbb\xbf\xef\xbb\xbf{}", b"\xff\xfe{}",
+    b"{}\x00",
+    b"PK\x03\x04", b"\x80\x04].", b"MZ", b"\x1f\x8b\x08\x00", b"[" * 3_000_000,
+    *(b'{"a": ' * depth for depth in DEPTHS), *(b"[" * depth for depth in DEPTHS),
+    *(b"[" * depth + b"]" * depth for depth in DEPTHS),
+)  # fmt: skip
+WRONG_JSON = (  # an object, but with values that no option takes
+    b'{"seed": 1' + b" " * 3_000_000 + b"}", b'{"seed": NaN}', b'{"seed": Infinity}', b'{"seed": 1e999}',
+    b'{"seed": -1E400}', b'{"seed": 1.0}', b'{"seed": -0.5}',
+    b'{"seed": 1' + b"0" * 4000 + b"}", b'{"val_split": NaN}', b'{"val_split": -Infinity}', b'{"val_split": 1e999}',
+    b'{"proj_name": "\\u0000"}', b'{"proj_name": "../x"}', b'{"model_path": "\\ud800"}', b'{"data_dir": "\\n"}',
+    *(b'{"seed": ' + b"[" * depth + b"]" * depth + b"}" for depth in DEPTHS),
+    *(b'{"seed": ' + b'{"a": ' * depth + b"1" + b"}" * (depth + 1) for depth in DEPTHS),
+)  # fmt: skip
+
+
+@st.composite
+def broken_json(draw) -> bytes:
+    good = json_bytes(draw(right_options({"seed": SEED, "lr": POSITIVE, "proj_name": NAME})) | {"seed": 1})
+    return draw(st.one_of(
+        st.sampled_from(BROKEN_JSON), st.integers(0, len(good) - 1).map(lambda end: good[:end]),
+        st.binary(max_size=100).map(lambda data: b"\xff" + data), st.just(good + good), st.just(b"[" + good + b"]"),
+        st.sampled_from(("utf-16", "utf-16-le", "utf-32",
+        "utf-7")).map(lambda name: ("é" + good.decode()).encode(name)),
+        st.just(good.replace(b"seed", "größe".encode("latin-1"))),
+    ))  # fmt: skip
+
+
+@st.composite
+def wrong_json(draw, kinds: dict):
+    """Files that are no flat JSON object in UTF-8."""
+    content = draw(broken_json() | st.sampled_from(WRONG_JSON))
+    return draw(st.sampled_from(("options.json", "options", "options.txt"))), content, ()
+
+
+@st.composite
+def wrong_yaml(draw, kinds: dict):
+    """Files that are no flat YAML mapping in UTF-8, or that want more than data."""
+    depth = draw(st.sampled_from((10, 900, 5000)))
+    bomb = b"a0: &a0 [1,1,1,1,1,1,1,1,1,1]\n" + b"".join(
+        b"a%d: &a%d [%s]\n" % (level, level, b",".join([b"*a%d" % (level - 1)] * 10)) for level in range(1, 8)
+    )
+    content = draw(st.one_of(
+        st.sampled_from((
+            b"", b"---", b"- seed", b"seed", b"1", b"null", b"~", b"seed: 1\nseed: 2", b"seed: 1\n---\nseed: 2",
+            b"seed:\t- 1",
+            b"seed: [1", b"seed: {a: 1}", b"seed: 'a", b"\tseed: 1", b"seed: 1\n lr: 2\n", b": 1", b"? [a, b]\n: 1",
+            b"1: 2",
+            b"null: 1", b"~: 1", b"[seed]: 1", b"{a: b}: 1", b"true: 1", b"<<: {seed: 1}",
+            b"base: &b {seed: 1}\n<<: *b",
+            b"seed: &s 1\nsplit_seed: *s", b"seed: *nobody", b"seed: &a [*a]", b"&a seed: *a", b"&a {seed: *a}",
+            b"&a [*a]",
+            b"seed: !!python/object/apply:os.getpid []", b"seed: !!python/object/new:os.system [id]", b"seed: !u 1",
+            b"proj_name: !!python/name:os.system", b"proj_name: !!python/name:os.system x", b"!!python/object:os.x {}",
+            b"proj_name: !!binary aGFsbG8=", b"!!set {seed}", b"!!omap [seed: 1]", b"proj_name: !local x", b"!!map [1]",
+            b"%YAML 3.0\n---\nseed: 1", b"%TAG ! tag:x,2000:\n---\nseed: !a 1",
+            b"seed: 1_000", b"seed: 0x10", b"seed: 0o17", b"seed: .nan", b"val_split: .inf", b"val_split: 1e999",
+            b"seed: |\n  1\n", b"proj_name: >\n  a\n  b\n", b'proj_name: "a\\0"', b'proj_name: "\\ud800"',
+            b"seed: 1:30",
+            b"seed: @1", b"seed: `1`", b"seed: 1 # \x00", b"seed: \x07", b"\xff\xfes\x00", b"seed: \xe9",
+            b"\xef\xbb\xbf-",
+            b"[" * depth, b"[" * depth + b"]" * depth, b"a: " + b"{a: " * depth, b"- " * depth, b"? " * depth, bomb,
+            b"seed: " + b"[" * depth + b"]" * depth, b"seed: 1\n#" + b"x" * 3_000_000, b"x: 1\n" * 400_000, b"!" * 5000,
+        )),
+        st.binary(max_size=100).map(lambda data: b"\xff" + data),
+        st.text(max_size=40).map(lambda text: b"seed: [" + text.encode("utf-8", "replace")),
+        st.just("größe: 1".encode("utf-16")),
+    ))  # fmt: skip
+    return draw(st.sampled_from(("options.yaml", "options.yml"))), content, ()
+
+
+# ---- all together ----------------------------------------------------------------------------------------------------
+@st.composite
+def wrong_examples(draw, program: str) -> Example:
+    """A command line of `program` with one fault in it, or in one of its option files."""
+    kinds = KINDS[program]
+    fault = draw(st.sampled_from(("flag", "flag", "flag", "file", "file", "contradiction")))
+    if program not in TASKS:
+        return draw(wrong_examples_of_a_tool(program, fault))
+    before, after, files = draw(harmless_flags(kinds)), draw(harmless_flags(kinds)), ()
+    if fault == "flag":
+        faults = (wrong_values, wrong_values, unknown_flags, missing_values, negations, stray_arguments)
+        wrong, names = draw(draw(st.sampled_from(faults))(kinds))
+    elif fault == "file":
+        faults = (wrong_entries, wrong_entries, wrong_json, wrong_yaml)
+        name, content, names = draw(draw(st.sampled_from(faults))(kinds))
+        files, wrong, names = ((name, content),), ("--config", name), (name, *names)
+    else:
+        wrong, names = draw(contradictions(program))
+    return Example(program, (*BASE[program], *before, *wrong, *after), names, files, wrong)
+
+
+@st.composite
+def wrong_examples_of_a_tool(draw, program: str, fault: str) -> Example:
+    """The same for the smaller programs, which read no option files, but for `configcmp`, which compares them."""
+    kinds, base = KINDS[program], BASE[program]
+    if program == "configcmp" and fault != "contradiction":
+        files = (("options.json", draw(broken_json())),)
+        argv = tuple(draw(st.permutations((*base[:1], "options.json"))))
+        return Example(program, argv, ("options.json",), files, argv)
+    if fault == "contradiction" or not kinds:
+        wrong, names = draw(contradictions(program))
+        return Example(program, wrong, names, fault=wrong)
+    faults = (wrong_values, wrong_values, unknown_flags, missing_values)
+    wrong, names = draw(draw(st.sampled_from(faults))(kinds))
+    return Example(program, (*base, *wrong), names, fault=wrong)
+
+
+def any_wrong_example() -> st.SearchStrategy[Example]:
+    """Mostly of the four programs that train and evaluate."""
+    return st.sampled_from((*TASKS, *TASKS, *TASKS, *KINDS)).flatmap(wrong_examples)
