@@ -1,6 +1,7 @@
 # make demo   train a small model on real images, evaluate it, and say where to look
 # make test   run the tests
 # make lint   run the linter
+# make torture   try to break it: kills, full disks, damaged files; writes docs/reliability.md
 # make clean  remove the environment
 #
 # Both make what they need first, in .venv. PYTHON=python3.12 takes another interpreter.
@@ -9,7 +10,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint clean
+.PHONY: demo test lint torture clean
 
 demo: $(VENV)/installed
 	$(BIN)/python -m examples.demo
@@ -19,6 +20,9 @@ test: $(VENV)/installed-dev
 
 lint: $(VENV)/installed-dev
 	$(BIN)/ruff check .
+
+torture: $(VENV)/installed-dev
+	$(BIN)/python -m tests.torture --write $(TORTURE_ARGS)
 
 clean:
 	rm -rf $(VENV)
