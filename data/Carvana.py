@@ -176,6 +176,7 @@ def build_carvana(
     split_seed: int = 0,
     mode: str = "direct",
     augment: bool = False,
+    max_bad_samples: int = 0,
 ) -> dict[str, CarvanaDataset]:
     """Return the data sets `train`, `val` and `test`, with no car in two of them.
 
@@ -187,6 +188,7 @@ def build_carvana(
         train_val_sample_rate, test_sample_rate, val_split, split_seed: see `data.split.split_by_group`.
         mode: "direct" resizes the images of all parts; "padding" leaves those of val and test at their own size.
         augment: whether to augment the training images, see `augment_pair`.
+        max_bad_samples: how many masks may be bad, for loaders that leave them out.
 
     Raises:
         UserError: an option out of range, files that are missing or do not fit together, a part that is empty.
@@ -201,7 +203,7 @@ def build_carvana(
     pairs = find_pairs(data_dir)
     cars = [pair.car for pair in pairs]
     parts = split_by_group(cars, train_val_sample_rate, test_sample_rate, val_split, split_seed)
-    class_map, report = scan_masks([pair.mask_path for pair in pairs], n_classes)
+    class_map, report = scan_masks([pair.mask_path for pair in pairs], n_classes, max_bad=max_bad_samples)
     using = ", ".join(f"{len(indices):,} for {part}" for part, indices in parts.items())
     summary = f"{len(pairs):,} images of {len(set(cars)):,} cars; using {using}"
     if sum(map(len, parts.values())) < len(pairs):

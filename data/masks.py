@@ -50,6 +50,16 @@ def image_size(path: str | Path) -> tuple[int, int]:
         raise unreadable(path, error) from error
 
 
+def refuse_bomb(image: Image.Image) -> None:
+    """Raise for an image of too many pixels before it is decoded: a file of a few kilobytes may hold gigabytes.
+
+    The bound is Pillow's own, 89 million. Pillow only warns of it, and raises above twice as many.
+    """
+    limit, pixels = Image.MAX_IMAGE_PIXELS, image.width * image.height
+    if limit is not None and pixels > limit:
+        raise Image.DecompressionBombError(f"it has {pixels:,} pixels, and {limit:,} are allowed.")
+
+
 def read_image(path: str | Path, mode: str | None = None, size: tuple[int, int] | None = None) -> Image.Image:
     """Return the decoded image.
 
@@ -63,10 +73,13 @@ def read_image(path: str | Path, mode: str | None = None, size: tuple[int, int] 
     """
     try:
         with Image.open(path) as image:
+            refuse_bomb(image)
             image.draft(mode, size)
             image.load()
             image.info.pop("transparency", None)  # not used here, and Pillow warns of some kinds when it converts
             return image
+    except MemoryError:  # not the file's fault: it was found to be small enough
+        raise
     except Exception as error:  # the decoders raise nearly anything on damaged files
         raise unreadable(path, error) from error
 
@@ -170,7 +183,9 @@ def scan_file(path: str | Path, threshold_jpeg: bool) -> tuple[str, set[int]]:
     return kind, set(value_codes(values, image).tolist())
 
 
-def scan_masks(paths: Sequence[str | Path], n_classes: int = 2, max_scan: int = 512) -> tuple[ClassMap, str]:
+def scan_masks(
+    paths: Sequence[str | Path], n_classes: int = 2, max_scan: int = 512, max_bad: int = 0
+) -> tuple[ClassMap, str]:
     """Find the distinct values of all masks and make them the classes 0 to K - 1, in ascending order.
 
     Above `max_scan` masks an evenly spaced sample is scanned, and only if it lacks a class, all of them. For two
@@ -180,25 +195,26 @@ def scan_masks(paths: Sequence[str | Path], n_classes: int = 2, max_scan: int = 
         paths: all masks of the data set, so that the map does not depend on a split.
         n_classes: the most values that may occur; 1 and 2 both mean background and object.
         max_scan: how many masks to scan.
+        max_bad: pass over up to so many masks that cannot be used; to load them will raise again.
 
     Returns:
         The map, and a line for the log on what was found.
 
     Raises:
-        UserError: there are more values than classes, or just one value in all masks, or a file that cannot be read.
+        UserError: there are more values than classes, or just one value in all masks, or a file that cannot be used.
     """
     allowed = max(n_classes, 2)
     cut = allowed == 2
     chosen = [paths[i * len(paths) // max_scan] for i in range(max_scan)] if len(paths) > max_scan else paths
-    found = scan_files(chosen, cut)
-    if len(chosen) < len(paths) and len(set().union(*(codes for _, codes in found))) < allowed:
-        chosen, found = paths, scan_files(paths, cut)
-    files_with = Counter(code for _, codes in found for code in codes)
+    found, bad = scan_files(chosen, cut, max_bad)
+    if len(chosen) < len(paths) and len(set().union(*(codes for _, codes in found.values()))) < allowed:
+        chosen, (found, bad) = paths, scan_files(paths, cut, max_bad)
+    files_with = Counter(code for _, codes in found.values() for code in codes)
     codes = tuple(sorted(files_with))
-    kinds = ", ".join(sorted({kind for kind, _ in found}))
+    kinds = ", ".join(sorted({kind for kind, _ in found.values()}))
     if len(codes) > allowed:
         rare = min(codes, key=lambda code: files_with[code])
-        path = next(path for path, (_, held) in zip(chosen, found, strict=True) if rare in held)
+        path = next(path for path, (_, held) in found.items() if rare in held)
         raise UserError(
             f"The masks hold {len(codes)} values ({codes_text(codes)}), but --n_classes {n_classes} allows {allowed}; "
             f"{code_text(rare)} occurs in {path}.\nGive --n_classes {len(codes)} if each value is a class. If some "
@@ -209,12 +225,20 @@ def scan_masks(paths: Sequence[str | Path], n_classes: int = 2, max_scan: int = 
     scanned = f"{len(paths):,} files" if len(chosen) == len(paths) else f"{len(chosen):,} of {len(paths):,} files"
     classes = ", ".join(str(index) for index in range(len(codes)))
     report = f"masks: {scanned} scanned, {kinds}, values {codes_text(codes, len(codes))} -> classes {classes}"
-    return ClassMap(codes, cut), report
+    return ClassMap(codes, cut), report + (f"; passed over {', '.join(map(str, bad))}" if bad else "")
 
 
-def scan_files(paths: Sequence[str | Path], threshold_jpeg: bool) -> list[tuple[str, set[int]]]:
+def scan_files(
+    paths: Sequence[str | Path], threshold_jpeg: bool, max_bad: int
+) -> tuple[dict[str | Path, tuple[str, set[int]]], list[str | Path]]:
+    """Return what `scan_file` returns by path, and the paths of those that cannot be used."""
     with ThreadPoolExecutor(SCAN_THREADS) as pool:
-        return list(pool.map(scan_file, paths, [threshold_jpeg] * len(paths)))
+        tasks = {path: pool.submit(scan_file, path, threshold_jpeg) for path in paths}
+        errors = {path: error for path, task in tasks.items() if (error := task.exception())}
+    for place, error in enumerate(errors.values()):
+        if place == max_bad or len(errors) == len(tasks) or not isinstance(error, UserError):
+            raise error
+    return {path: task.result() for path, task in tasks.items() if path not in errors}, list(errors)
 
 
 def code_text(code: int) -> str:

@@ -1,11 +1,13 @@
+import struct
 import warnings
+import zlib
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, PngImagePlugin
 
-from data.masks import ClassMap, load_image, load_mask, scan_masks
+from data.masks import ClassMap, image_size, load_image, load_mask, scan_masks
 from utils.errors import UserError
 
 TRUTH = np.zeros((24, 36), dtype=np.uint8)  # classes of the masks below
@@ -237,3 +239,75 @@ def test_a_decompression_bomb_is_named(tmp_path, monkeypatch):
     for read in (load_image, lambda path: load_mask(path, GREYS), lambda path: scan_masks([path])):
         with pytest.raises(UserError, match=r"a_01_mask\.png is too large.*MAX_IMAGE_PIXELS"):
             read(path)
+
+
+def write_bomb(path, width, height):
+    """Write a grey PNG whose header promises so many pixels, in less than a kilobyte."""
+
+    def chunk(kind, content):
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
+    parts = (chunk(b"IHDR", header), chunk(b"IDAT", zlib.compress(bytes(9999))), chunk(b"IEND", b""))
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(parts))
+    assert path.stat().st_size < 1000
+
+
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
+@pytest.mark.parametrize("side", [9_500, 12_000, 13_400, 60_000, 2**31 - 1])  # Pillow by itself warns up to 13,377
+def test_a_bomb_is_refused_before_it_is_decoded(tmp_path, monkeypatch, side):
+    monkeypatch.setattr(PngImagePlugin.PngImageFile, "load", lambda self: pytest.fail("it was decoded"))
+    write_bomb(tmp_path / "bomb.png", side, side)
+    for read in (load_image, lambda path: load_mask(path, GREYS)):
+        with pytest.raises(UserError, match=r"bomb\.png (is too large|cannot be read)"):
+            read(tmp_path / "bomb.png")
+
+
+def test_an_image_of_the_original_size_is_no_bomb(tmp_path):
+    Image.new("L", (1918, 1280)).save(tmp_path / "image.png")
+    assert load_image(tmp_path / "image.png", 1).shape == (1, 1280, 1918)
+
+
+@pytest.mark.parametrize("content", [b"", b"no image at all\n", b"\xff\xd8\xff\xe0", b"GIF89a", b"\x89PNG\r\n\x1a\n"])
+@pytest.mark.parametrize("name", ["a.jpg", "a.png", "a.gif"])
+def test_what_is_no_image_is_named(tmp_path, name, content):
+    (tmp_path / name).write_bytes(content)
+    for read in (load_image, lambda path: load_mask(path, GREYS), image_size):
+        with pytest.raises(UserError, match=rf"{name} cannot be read as an image"):
+            read(tmp_path / name)
+
+
+@pytest.mark.parametrize("keep", [0.2, 0.5, 0.9, 0.99])
+def test_a_photo_that_is_cut_short_anywhere_is_named(tmp_path, keep):
+    path = tmp_path / "photo.jpg"
+    noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(path, quality=90)
+    content = path.read_bytes()
+    path.write_bytes(content[: int(keep * len(content))])
+    with pytest.raises(UserError, match=r"photo\.jpg cannot be read as an image"):
+        load_image(path)
+
+
+def test_a_lack_of_memory_is_not_the_files_fault(tmp_path, monkeypatch):
+    def load(self):
+        raise MemoryError
+
+    path = write_mask(tmp_path, "a_01_mask.png")
+    monkeypatch.setattr(PngImagePlugin.PngImageFile, "load", load)
+    with pytest.raises(MemoryError):
+        load_image(path)
+
+
+def test_the_scan_passes_over_as_many_bad_masks_as_are_allowed(tmp_path):
+    paths = [write_mask(tmp_path, f"a_{i:02d}_mask.png") for i in range(8)]
+    expected, report = scan_masks(paths)
+    assert "passed over" not in report
+    for i in (5, 2):
+        paths[i].write_bytes(b"")
+    class_map, report = scan_masks(paths, max_bad=2)
+    assert class_map == expected
+    assert report.endswith(f"passed over {paths[2]}, {paths[5]}")
+    with pytest.raises(UserError, match=r"a_05_mask\.png cannot be read"):
+        scan_masks(paths, max_bad=1)
+    with pytest.raises(UserError, match=r"a_05_mask\.png cannot be read"):
+        scan_masks([paths[5]], max_bad=9)  # none is left to tell the classes by
