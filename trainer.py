@@ -21,7 +21,7 @@ from callbacks.csv_logger import CSVLogger
 from callbacks.progress_bar import ProgressBar
 from callbacks.tensorboard import TensorBoard
 from data.data_entry import build_datasets, build_eval_loader, data_notes, fingerprint, sample_names, seen_groups
-from data.sampler import UpdateLoader
+from data.sampler import Update, UpdateLoader
 from eval import EvaluatorBase
 from utils.checkpoint import Checkpointer, load_checkpoint
 from utils.clipper import Clipper
@@ -225,9 +225,9 @@ class TrainerBase:
         for network in self.networks.values():
             network.train()
         asked = time.perf_counter()
-        for micro_batches in self.train_loader.updates(self.progress.epoch, self.progress.sample):
+        for update in self.train_loader.updates(self.progress.epoch, self.progress.sample):
             self.seconds["data_wait"] += time.perf_counter() - asked
-            self.train_update(micro_batches)
+            self.train_update(update)
             self.seconds["train"] += time.perf_counter() - asked
             asked = time.perf_counter()
             self.stop_signal.raise_if_set()
@@ -235,18 +235,18 @@ class TrainerBase:
                 return self.save("last")
         self.finish_epoch()
 
-    def train_update(self, micro_batches: list) -> None:
+    def train_update(self, update: Update) -> None:
         """Make one update, count it, and tell who watches."""
         self.exact = False
         self.used_lr = learning_rates(self.optimizers)
-        values = self.train_step(micro_batches)
+        values = self.train_step(update.micro_batches)
         self.precision.finish_update()
         for scheduler in self.schedulers.values():
             scheduler.step()
-        num_samples = sum(count_samples(batch) for batch in micro_batches)
+        num_samples = sum(count_samples(batch) for batch in update.micro_batches)
         for name, value in values.items():
             self.meters.setdefault(name, AvgMeter().to(self.device)).update(value, num_samples)
-        self.progress.finish_update(num_samples)
+        self.progress.finish_update(len(update.indices))  # those that could not be loaded are done with, too
         self.exact = True
 
         self.call("on_update_end", values)

@@ -18,9 +18,10 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import BatchSampler, Dataset
 
-from data.sampler import SeededDataset, leave_signals_to_main
+from data.loader import WatchedLoader
+from data.sampler import SeededDataset
 from utils.checkpoint import load_file
 from utils.errors import UserError
 
@@ -55,6 +56,7 @@ def build_datasets(opt: Namespace) -> dict[str, Dataset]:
             n_classes=opt.n_classes,
             mode=opt.mode,
             augment=getattr(opt, "augment", False),  # an option of training only
+            max_bad_samples=getattr(opt, "skip_bad_samples", 0),
             **split,
         )
     if opt.data_type in ("FashionMNIST", "FashionMNISTSample"):
@@ -72,22 +74,29 @@ def build_datasets(opt: Namespace) -> dict[str, Dataset]:
 
 
 def build_eval_loader(
-    dataset: Dataset, batch_size: int, num_workers: int = 0, max_batches: int | None = None, pin_memory: bool = False
-) -> DataLoader:
+    dataset: Dataset,
+    batch_size: int,
+    num_workers: int = 0,
+    max_batches: int | None = None,
+    pin_memory: bool = False,
+    worker_timeout: float = 300,
+    max_bad_samples: int = 0,
+    part: str = "",
+) -> WatchedLoader:
     """A loader for validation and test: in order, every sample once, the last batch as short as it comes."""
     num_samples = len(dataset) if max_batches is None else min(len(dataset), max_batches * batch_size)
     order: Sequence[Any] = range(num_samples)
     if is_random := getattr(dataset, "is_random", True):
         order = [(0, index) for index in order]  # the same random choices at every evaluation
-    return DataLoader(
+    return WatchedLoader(
         SeededDataset(dataset, seed=0) if is_random else dataset,
-        batch_size=batch_size,
-        sampler=order,
+        BatchSampler(order, batch_size, drop_last=False),
         collate_fn=getattr(dataset, "collate_fn", None),
         num_workers=num_workers,
         pin_memory=pin_memory,
-        worker_init_fn=leave_signals_to_main,
-        generator=torch.Generator(),  # else making an iterator draws from the global generator
+        worker_timeout=worker_timeout,
+        max_bad_samples=max_bad_samples,
+        part=part,
     )
 
 

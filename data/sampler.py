@@ -5,14 +5,15 @@ and may be cut into micro-batches. So a position is two numbers, (epoch, samples
 workers nor the size of the micro-batches changes what is learned.
 """
 
-import os
 from collections.abc import Iterator
+from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
+from data.loader import WatchedLoader
 from utils.seed import mix, seeded
 
 
@@ -96,23 +97,27 @@ class SeededDataset(Dataset):
             return self.dataset[index]
 
 
-def leave_signals_to_main(worker_id: int) -> None:
-    """For `worker_init_fn`: Ctrl-C and other signals to a process group do not take the loader from under the main
-    process, which finishes its update first and ends the loading processes itself.
+@dataclass
+class Update:
+    """What one optimizer update learns from.
+
+    Attributes:
+        micro_batches: the collated data; none when no sample of the update could be loaded.
+        indices: all its samples in order, those that could not be loaded included: they count for the position.
     """
-    if hasattr(os, "setpgrp"):  # not on Windows
-        os.setpgrp()
+
+    micro_batches: list
+    indices: list[int]
 
 
-class UpdateLoader:
-    """Loads training data one optimizer update at a time: a list of micro-batches.
+class UpdateLoader(WatchedLoader):
+    """Loads training data one optimizer update at a time.
 
     Args:
         dataset: a map-style data set. One that declares ``is_random = False`` is not seeded per sample; one with
             ``__getitems__`` and ``collate_fn`` is asked for whole batches.
         batch_size, micro_batch_size, seed, max_updates: see `UpdateSampler`.
-        num_workers: loading processes; 0 loads in this one.
-        pin_memory: put batches in page-locked memory, from which copies to a GPU can overlap with computing.
+        num_workers, pin_memory, worker_timeout, max_bad_samples, part: see `data.loader.WatchedLoader`.
     """
 
     def __init__(
@@ -124,36 +129,41 @@ class UpdateLoader:
         max_updates: int | None = None,
         num_workers: int = 0,
         pin_memory: bool = False,
+        worker_timeout: float = 300,
+        max_bad_samples: int = 0,
+        part: str = "train",
     ):
         is_random = getattr(dataset, "is_random", True)
-        self.dataset = dataset
-        self.sampler = UpdateSampler(len(dataset), batch_size, micro_batch_size, seed, max_updates, keyed=is_random)
-        self.loader = DataLoader(
+        super().__init__(
             SeededDataset(dataset, seed) if is_random else dataset,
-            batch_sampler=self.sampler,
+            UpdateSampler(len(dataset), batch_size, micro_batch_size, seed, max_updates, keyed=is_random),
             collate_fn=getattr(dataset, "collate_fn", None),
             num_workers=num_workers,
-            persistent_workers=num_workers > 0,
+            persistent=True,
             pin_memory=pin_memory,
-            worker_init_fn=leave_signals_to_main,
-            generator=torch.Generator().manual_seed(seed),  # else each epoch draws from the global generator
+            worker_timeout=worker_timeout,
+            max_bad_samples=max_bad_samples,
+            part=part,
+            seed=seed,
         )
 
     @property
     def num_samples(self) -> int:
-        """Samples in one epoch."""
+        """Samples in one epoch, those that cannot be loaded included."""
         return self.sampler.num_samples
 
     @property
     def updates_per_epoch(self) -> int:
         return -(-self.num_samples // self.sampler.batch_size)
 
-    def updates(self, epoch: int, start: int = 0) -> Iterator[list]:
-        """Yield the micro-batches of each update of `epoch`, leaving out its first `start` samples."""
+    def updates(self, epoch: int, start: int = 0) -> Iterator[Update]:
+        """Yield each update of `epoch`, leaving out its first `start` samples."""
         self.sampler.epoch, self.sampler.start = epoch, start
         sizes = self.sampler.update_sizes()
         if not sizes:
             return
-        batches = iter(self.loader)
+        batches = self.batches()
         for size in sizes:
-            yield list(islice(batches, self.sampler.num_micro_batches(size)))
+            parts = list(islice(batches, self.sampler.num_micro_batches(size)))
+            data = [batch.data for batch in parts if batch.given]
+            yield Update(data, [index for batch in parts for index in batch.indices])

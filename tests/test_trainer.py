@@ -73,7 +73,7 @@ def test_an_unweighted_mean_of_micro_batches_would_be_seen(train, weights):
 def test_the_last_update_of_an_epoch_takes_what_is_left(build):
     trainer = build("--micro_batch_size", 7)
     updates = list(trainer.train_loader.updates(epoch=0))
-    sizes = [[len(labels) for _, labels in micro_batches] for micro_batches in updates]
+    sizes = [[len(labels) for _, labels in update.micro_batches] for update in updates]
     assert len(sizes) == trainer.train_loader.updates_per_epoch == 8
     assert sizes[:7] == [[7] * 9 + [1]] * 7 and sizes[7] == [7] * 8 + [6]
 

@@ -9,6 +9,7 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 from data.Carvana import CarvanaDataset, augment_pair, build_carvana, find_pairs
+from data.data_entry import build_eval_loader
 from data.make_carvana_like import make_carvana_like
 from data.masks import ClassMap
 from utils.errors import UserError
@@ -184,6 +185,26 @@ def test_a_broken_file_is_named(tmp_path, extension, keep, folder):
     broken.write_bytes(content[: int(keep * len(content))])
     with pytest.raises(UserError, match=f"{broken.name} cannot be read as an image"):
         CarvanaDataset(find_pairs(tmp_path), GREYS, size=(16, 16))[0]
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_bad_files_are_left_out_on_request(tmp_path, num_workers):
+    for i in range(10):
+        write_pair(tmp_path, f"{'abcde'[i // 2]}_{i:02d}")
+    (tmp_path / "train" / "a_00.png").write_bytes(b"no image")
+    (tmp_path / "train_masks" / "b_02_mask.png").write_bytes(b"")
+    Image.new("RGB", (30, 24)).save(tmp_path / "train" / "c_05.png")
+    with pytest.raises(UserError, match=r"b_02_mask\.png cannot be read"):
+        build_carvana(tmp_path, patch_size=16, **SHARES)
+    datasets = build_carvana(tmp_path, patch_size=16, max_bad_samples=3, **SHARES)
+    assert "passed over" in datasets["train"].report and "b_02_mask.png" in datasets["train"].report
+    left_out, given = set(), 0
+    for dataset in datasets.values():
+        loader = build_eval_loader(dataset, 2, num_workers, max_bad_samples=3)
+        loader.warn = lambda message: None
+        given += sum(len(images) for images, _ in loader)
+        left_out |= {dataset.names[index] for index in loader.bad}
+    assert (left_out, given) == ({"a_00", "b_02", "c_05"}, 7)
 
 
 def test_a_data_set_survives_pickling_and_copying(made):

@@ -47,7 +47,7 @@ class BatchedDataset(PlainDataset):
 
 def updates_of(loader: UpdateLoader, epoch: int = 0, start: int = 0) -> list[torch.Tensor]:
     """The samples of each update, micro-batches put together again."""
-    return [torch.cat(micro_batches) for micro_batches in loader.updates(epoch, start)]
+    return [torch.cat(update.micro_batches) for update in loader.updates(epoch, start)]
 
 
 def same(a: list[torch.Tensor], b: list[torch.Tensor]) -> bool:
@@ -74,7 +74,7 @@ def test_size_of_micro_batches_does_not_change_the_updates(dataset, micro_batch_
     loader = UpdateLoader(dataset(), BATCH_SIZE, micro_batch_size)
     assert same(updates_of(loader), whole)
     limit = micro_batch_size or BATCH_SIZE
-    sizes = [[len(micro_batch) for micro_batch in update] for update in loader.updates(0)]
+    sizes = [[len(micro_batch) for micro_batch in update.micro_batches] for update in loader.updates(0)]
     assert [sum(update) for update in sizes] == [16, 16, 16, 5]
     assert all(size == min(limit, sum(update)) for update in sizes for size in update[:-1])
     assert all(0 < update[-1] <= limit for update in sizes)

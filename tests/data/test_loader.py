@@ -1,0 +1,492 @@
+"""A loading process that dies, raises or hangs ends the run in bounded time with the sample's name; bad samples can be
+left out."""
+
+import contextlib
+import ctypes
+import gc
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from multiprocessing import active_children
+
+import pytest
+import torch
+from torch.utils.data import BatchSampler, DataLoader, Dataset, get_worker_info
+from torch.utils.data._utils import signal_handling
+
+from data.data_entry import build_eval_loader
+from data.loader import WatchedLoader
+from data.sampler import UpdateLoader, epoch_order
+from utils.errors import LoadingError, UserError
+
+NUM_SAMPLES = 24
+FAULTY = 7  # in the order of evaluation: in the second batch of 4
+PROMPT = 5  # seconds; DataLoader alone would look for the dead only so often, and wait as long for each that hangs
+
+linux_only = pytest.mark.skipif(sys.platform != "linux", reason="needs Linux's signals and /proc")
+
+
+def kill():
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def kill_later():
+    time.sleep(0.5)
+    kill()
+
+
+def crash():
+    ctypes.string_at(0)
+
+
+def crash_by_signal():
+    os.kill(os.getpid(), signal.SIGSEGV)
+
+
+def end():
+    os._exit(3)
+
+
+def leave():
+    raise SystemExit(0)
+
+
+def stop_iteration():
+    next(iter([]))
+
+
+def hang():
+    while True:
+        time.sleep(60)
+
+
+def refuse():
+    raise UserError("The file cannot be read.")
+
+
+def fail():
+    raise KeyError("label")
+
+
+def lack_memory():
+    raise MemoryError
+
+
+class Numbers(Dataset):
+    """A sample is its index; the faulty ones do what they are told instead."""
+
+    is_random = False
+
+    def __init__(self, fault=None, faulty=(FAULTY,), num_samples=NUM_SAMPLES):
+        self.names = [f"number_{index}" for index in range(num_samples)]
+        self.fault = fault
+        self.faulty = set(faulty)
+
+    def __len__(self):
+        return len(self.names)
+
+    def __getitem__(self, index):
+        if index in self.faulty and self.fault:
+            self.fault()
+        return torch.tensor(index)
+
+
+class BatchedNumbers(Numbers):
+    """Loads whole batches."""
+
+    def __getitems__(self, indices):
+        return torch.stack([self[index] for index in indices])
+
+    @staticmethod
+    def collate_fn(batch):
+        return batch
+
+
+class RandomNumbers(Numbers):
+    """A sample is its index and a random number."""
+
+    is_random = True
+
+    def __getitem__(self, index):
+        return torch.stack([super().__getitem__(index).double(), torch.rand((), dtype=torch.float64)])
+
+
+def loader_of(dataset, num_workers=2, batch_size=4, **settings) -> WatchedLoader:
+    return build_eval_loader(dataset, batch_size, num_workers, part="val", **settings)
+
+
+def seconds_until(error: type[Exception], loader, match: str) -> float:
+    """Iterate until the error; return how long that took, the way out of it included."""
+    started = time.perf_counter()
+    with pytest.raises(error, match=match) as caught:
+        list(loader)
+    del caught
+    gc.collect()  # DataLoader ends its processes when its iterator is deleted
+    return time.perf_counter() - started
+
+
+# ---- a process that dies ---------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("dataset", [Numbers, BatchedNumbers, RandomNumbers])
+@pytest.mark.parametrize(
+    ("fault", "told"),
+    [
+        (kill, "was ended by SIGKILL while it loaded.*memory ran out"),
+        (crash, "was ended by SIGSEGV while it loaded.*--num_workers 0"),
+        (crash_by_signal, "was ended by SIGSEGV while it loaded"),
+        (end, "ended by itself, with status 3, while it loaded"),
+    ],
+)
+def test_a_process_that_dies_is_reported_at_once_with_its_sample(dataset, fault, told):
+    before = signal.getsignal(signal.SIGCHLD)
+    sample = "sample 'number_7' \\(index 7 of the val part\\)"
+    if dataset is BatchedNumbers:
+        sample = "one of 4 samples of the val part: 'number_4', 'number_5', 'number_6', 'number_7'"
+    told = f"(?s){told.replace('loaded', f'loaded {sample}', 1)}"
+    assert seconds_until(LoadingError, loader_of(dataset(fault)), told) < PROMPT
+    assert signal.getsignal(signal.SIGCHLD) == before
+    assert not [child for child in active_children() if child.is_alive()]
+
+
+def test_a_death_between_two_batches_is_reported_where_the_next_one_is_fetched():
+    loader = UpdateLoader(Numbers(), 4, num_workers=1)
+    updates = loader.updates(0)
+    next(updates)
+    (worker,) = loader.workers
+    time.sleep(0.5)  # what is prefetched is there
+    worker.kill()
+    worker.join()  # SIGCHLD is here by now, and raised nothing
+    with pytest.raises(LoadingError, match="SIGKILL while it waited for work"):
+        list(updates)
+    with pytest.raises(LoadingError, match="SIGKILL"):  # nor does the next epoch wait for the dead
+        next(loader.updates(1))
+
+
+def test_torch_alone_would_report_a_death_anywhere(monkeypatch):
+    """The fault planted: DataLoader's own handler, which raises in the midst of what the main process does."""
+    monkeypatch.setattr(signal_handling, "_SIGCHLD_handler_set", False)
+    before = signal.getsignal(signal.SIGCHLD)
+    stream = loader_of(Numbers(kill, [19]), num_workers=1, batch_size=6).batches()
+    next(stream)
+    assert signal.getsignal(signal.SIGCHLD) == before
+    with contextlib.suppress(LoadingError):
+        list(stream)
+    monkeypatch.setattr(signal_handling, "_SIGCHLD_handler_set", False)
+    try:
+        batches = iter(DataLoader(Numbers(kill_later, [19]), 6, num_workers=1, prefetch_factor=4))
+        next(batches)
+        with pytest.raises(RuntimeError, match="is killed by signal"):
+            time.sleep(5)  # the update under way
+    finally:
+        signal.signal(signal.SIGCHLD, before)
+
+
+def test_processes_that_end_because_all_is_loaded_are_no_deaths():
+    for _ in range(3):
+        assert torch.cat(list(loader_of(Numbers()))).tolist() == list(range(NUM_SAMPLES))
+    loader = loader_of(Numbers())
+    for outer in loader:  # two passes at once
+        assert len(list(loader)) == len(loader) == 6
+        assert len(outer) == 4
+
+
+def test_a_thread_other_than_the_main_one_can_load():
+    found = []
+    thread = threading.Thread(target=lambda: found.extend(torch.cat(list(loader_of(Numbers()))).tolist()))
+    thread.start()
+    thread.join(60)
+    assert found == list(range(NUM_SAMPLES))
+
+
+# ---- a process that hangs --------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("dataset", [Numbers, BatchedNumbers])
+def test_a_process_that_hangs_is_killed_and_its_sample_named(dataset):
+    loader = loader_of(dataset(hang), worker_timeout=2)
+    told = r"No data came for 2 seconds \(--worker_timeout\): .*'number_7'.* has been loading for \d seconds"
+    assert 2 <= seconds_until(LoadingError, loader, told) < 2 + PROMPT
+    assert not [child for child in active_children() if child.is_alive()]
+
+
+def test_the_sample_that_takes_longest_is_named():
+    class Slow(Numbers):
+        def __getitem__(self, index):
+            time.sleep(3 if index == 1 else 60 if index == 8 else 0)  # index 8 begins first: 1 waits for 0
+            return torch.tensor(index)
+
+    loader = loader_of(Slow(), batch_size=8, worker_timeout=2)
+    assert seconds_until(LoadingError, loader, "number_[18]'") < 2 + PROMPT
+
+
+def test_slow_samples_are_no_hang():
+    class Slow(Numbers):
+        def __getitem__(self, index):
+            time.sleep(0.7)  # more than half the time
+            return torch.tensor(index)
+
+    loader = loader_of(Slow(num_samples=4), batch_size=2, num_workers=1, worker_timeout=2.4)
+    assert torch.cat(list(loader)).tolist() == list(range(4))  # nothing lost by waiting twice
+
+
+def test_data_that_cannot_be_sent_is_a_hang_of_nobody():
+    class Unsendable(Numbers):
+        def __getitem__(self, index):
+            return lambda: None
+
+    loader = WatchedLoader(
+        Unsendable(), BatchSampler(range(4), 2, False), collate_fn=list, num_workers=1, worker_timeout=1
+    )
+    assert seconds_until(LoadingError, loader, "no process is loading any: .*be sent between processes") < PROMPT
+
+
+# ---- a sample that raises --------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("num_workers", [0, 2])
+@pytest.mark.parametrize("dataset", [Numbers, BatchedNumbers])
+def test_an_error_for_people_stays_one_and_names_the_sample(dataset, num_workers):
+    told = r"^The file cannot be read.\nThat is sample 'number_7' \(index 7 of the val part\)\.$"
+    assert seconds_until(UserError, loader_of(dataset(refuse), num_workers), told) < PROMPT
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+@pytest.mark.parametrize("dataset", [Numbers, BatchedNumbers])
+def test_any_other_error_keeps_its_traceback_and_names_the_sample(dataset, num_workers):
+    with pytest.raises(KeyError) as caught:
+        list(loader_of(dataset(fail), num_workers))
+    text = str(caught.value) + "".join(getattr(caught.value, "__notes__", []))
+    assert "Raised while loading sample 'number_7' (index 7 of the val part)." in text
+    assert num_workers == 0 or "in fail" in text  # from a process, the traceback is in the text
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+@pytest.mark.parametrize("fault", [leave, stop_iteration])
+def test_what_would_end_the_loop_in_silence_is_an_error(fault, num_workers):
+    with pytest.raises(RuntimeError, match="was raised while loading sample 'number_7'"):
+        list(loader_of(Numbers(fault), num_workers))
+
+
+def test_samples_that_do_not_fit_together_are_named():
+    class Growing(Numbers):
+        def __getitem__(self, index):
+            return torch.zeros(index)
+
+    with pytest.raises(RuntimeError) as caught:
+        list(loader_of(Growing(), 0))
+    assert caught.value.__notes__ == [
+        "Raised while loading one of 4 samples of the val part: 'number_0', 'number_1', 'number_2', 'number_3'."
+    ]
+
+
+def test_a_sample_without_a_name_has_its_index():
+    dataset = Numbers(refuse)
+    dataset.names = dataset.names[:0]
+    dataset.__class__ = type("Nameless", (Numbers,), {"__len__": lambda self: NUM_SAMPLES})
+    with pytest.raises(UserError, match="That is sample 7 of the val part"):
+        list(loader_of(dataset, 0))
+
+
+def slow_or_refuse():
+    if get_worker_info().id == 0:
+        hang()
+    time.sleep(0.5)
+    refuse()
+
+
+def test_an_error_does_not_wait_for_the_other_processes():
+    order = [[1, FAULTY], [0, 2], [3]]  # process 1 refuses sample 0 while process 0 is at sample 3, which hangs
+    loader = WatchedLoader(Numbers(slow_or_refuse, [0, 3]), order, num_workers=2)
+    assert seconds_until(UserError, loader, "number_0'") < PROMPT
+
+
+@pytest.fixture
+def start_method():
+    before = multiprocessing.get_start_method()
+    yield lambda method: multiprocessing.set_start_method(method, force=True)
+    multiprocessing.set_start_method(before, force=True)
+
+
+@pytest.mark.parametrize("method", ["spawn", "forkserver"])
+def test_processes_may_be_started_in_another_way(start_method, monkeypatch, method):
+    if method not in multiprocessing.get_all_start_methods():
+        pytest.skip(f"{method} is not for this system")
+    start_method(method)
+    assert torch.cat(list(loader_of(Numbers(), num_workers=1))).tolist() == list(range(NUM_SAMPLES))
+    monkeypatch.setattr("data.loader.POLL_EVERY", 1)  # a process of the forkserver is not this one's child
+    loader = loader_of(Numbers(kill), num_workers=1)
+    assert seconds_until(LoadingError, loader, "SIGKILL while it loaded sample 'number_7'") < 2 * PROMPT
+
+
+# ---- bad samples -----------------------------------------------------------------------------------------------------
+BAD = [0, 1, 2, 3, 9, 23]  # a whole micro-batch of the evaluation's order, and single ones
+
+
+def updates_of(dataset, num_workers=0, epoch=0, batch_size=6, micro_batch_size=2, **settings):
+    """Return the loader, the updates of an epoch, and what was warned of."""
+    loader = UpdateLoader(dataset, batch_size, micro_batch_size, 0, None, num_workers, **settings)
+    warned = []
+    loader.warn = warned.append
+    return loader, list(loader.updates(epoch)), warned
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+@pytest.mark.parametrize("fault", [refuse, fail])
+@pytest.mark.parametrize("dataset", [Numbers, BatchedNumbers, RandomNumbers])
+def test_bad_samples_are_left_out_named_and_counted(dataset, fault, num_workers):
+    loader, updates, warned = updates_of(dataset(fault, BAD), num_workers, max_bad_samples=6)
+    whole = updates_of(dataset())[1]
+    assert [update.indices for update in updates] == [update.indices for update in whole]  # they count as done
+    for update, all_good in zip(updates, whole, strict=True):
+        rows, expected = (torch.cat(each.micro_batches).reshape(-1, 1 + loader.sampler.keyed)
+                          for each in (update, all_good))  # fmt: skip
+        kept = [row for row in expected.tolist() if row[0] not in BAD]
+        assert rows.tolist() == kept  # in order; what is random in the others is as it was
+        assert 0 < len(rows) == len(update.indices) - len(set(update.indices) & set(BAD))
+        assert all(len(micro_batch) for micro_batch in update.micro_batches)
+    assert sorted(loader.bad) == BAD and loader.num_bad == 6
+    reason = "The file cannot be read." if fault is refuse else "KeyError: 'label'"
+    order = [index for index in epoch_order(NUM_SAMPLES, 0, 0) if index in BAD]
+    assert warned == [
+        f"Left out sample 'number_{index}' (index {index} of the train part), "
+        f"bad sample {count} of 6 allowed: {reason}"
+        for count, index in enumerate(order, start=1)
+    ]
+    list(loader.updates(1))
+    assert len(warned) == 6  # each is told of once
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+@pytest.mark.parametrize("dataset", [Numbers, BatchedNumbers])
+def test_an_update_without_a_good_sample_is_empty_but_counts(dataset, num_workers):
+    bad = epoch_order(NUM_SAMPLES, 0, 0)[6:12]
+    _, updates, _ = updates_of(dataset(refuse, bad), num_workers, max_bad_samples=9)
+    assert [len(update.micro_batches) for update in updates] == [3, 0, 3, 3]
+    assert updates[1].indices == bad
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_one_bad_sample_too_many_ends_the_run_and_is_named(num_workers):
+    bad = [index for index in epoch_order(NUM_SAMPLES, 0, 0) if index in BAD]
+    told = rf"(?s)^6 samples cannot be loaded, but --skip_bad_samples allows 5.*number_{bad[-1]}.*cannot be read"
+    with pytest.raises(UserError, match=told):
+        updates_of(Numbers(refuse, BAD), num_workers, max_bad_samples=5)
+
+
+def test_bad_samples_count_when_their_batch_is_given_and_not_when_it_is_prefetched():
+    loader = UpdateLoader(Numbers(refuse, [epoch_order(NUM_SAMPLES, 0, 0)[-1]]), 4, num_workers=2, max_bad_samples=1)
+    loader.warn = print
+    updates, counts = loader.updates(0), []
+    for _ in updates:
+        time.sleep(0.1)
+        counts.append(loader.num_bad)
+    assert counts == [0, 0, 0, 0, 0, 1]
+
+
+def test_a_resumed_run_does_not_count_them_anew():
+    loader, _, _ = updates_of(Numbers(refuse, BAD), max_bad_samples=6)
+    resumed = UpdateLoader(Numbers(refuse, BAD), 6, max_bad_samples=6)
+    resumed.load_state_dict(loader.state_dict())
+    assert resumed.bad == loader.bad and set(loader.state_dict()) == set(map(str, BAD))
+    resumed.warn = pytest.fail
+    list(resumed.updates(1))
+
+
+def test_a_lack_of_memory_is_not_the_samples_fault():
+    for dataset in (Numbers, BatchedNumbers):
+        with pytest.raises(MemoryError):
+            updates_of(dataset(lack_memory), max_bad_samples=9)
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_evaluation_leaves_them_out_too(num_workers):
+    loader = loader_of(Numbers(refuse, BAD), num_workers, max_bad_samples=6)
+    loader.warn = lambda message: None
+    assert [batch.tolist() for batch in loader] == [
+        [4, 5, 6, 7], [8, 10, 11], [12, 13, 14, 15], [16, 17, 18, 19], [20, 21, 22]
+    ]  # fmt: skip
+    assert (loader.num_samples, loader.num_bad) == (NUM_SAMPLES, 6)
+    assert [batch.given for batch in loader.batches()][:3] == [[], [4, 5, 6, 7], [8, 10, 11]]
+
+
+# ---- whole programs --------------------------------------------------------------------------------------------------
+PROGRAM = """
+import os, signal, sys, time
+import torch
+from torch.utils.data import Dataset
+from data.sampler import UpdateLoader
+
+class Slow(Dataset):
+    def __len__(self):
+        return 1000
+    def __getitem__(self, index):
+        time.sleep({seconds})
+        return torch.zeros(20000)
+
+signal.signal(signal.SIGINT, lambda *_: None)
+updates = UpdateLoader(Slow(), 2, num_workers=2, worker_timeout={timeout})
+stream = updates.updates(0)
+next(stream)
+print(*(worker.pid for worker in updates.workers), flush=True)
+for _ in stream:
+    print("update", flush=True)
+"""
+
+
+def start_program(root, seconds, timeout=300) -> tuple[subprocess.Popen, list[int]]:
+    program = subprocess.Popen(
+        [sys.executable, "-c", PROGRAM.format(seconds=seconds, timeout=timeout)], cwd=root, text=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1"}, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+    return program, [int(number) for number in program.stdout.readline().split()]
+
+
+def is_running(pid: int) -> bool:
+    try:
+        with open(f"/proc/{pid}/stat") as file:
+            return file.read().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+@linux_only
+def test_a_main_process_that_is_killed_leaves_no_others(root):
+    program, workers = start_program(root, seconds="60 if index % 5 == 0 and index != 35 else 0")
+    assert len(workers) == 2 and all(map(is_running, workers))
+    program.kill()
+    program.wait(10)
+    deadline = time.monotonic() + 2
+    while any(map(is_running, workers)) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not any(map(is_running, workers))  # even those in the midst of a sample of a minute
+
+
+@linux_only
+def test_signals_that_the_main_process_handles_do_not_reach_the_loading(root):
+    program, workers = start_program(root, seconds=0.01)
+    try:
+        for pid in workers:
+            for signum in (signal.SIGINT, signal.SIGHUP, signal.SIGUSR1):
+                os.kill(pid, signum)
+            assert os.getpgid(pid) == pid
+        os.kill(program.pid, signal.SIGINT)  # handled there
+        for _ in range(50):
+            assert program.stdout.readline() == "update\n"
+        assert all(map(is_running, workers))
+    finally:
+        program.kill()
+        program.wait(10)
+
+
+@linux_only
+def test_a_halt_of_the_whole_job_is_no_hang(root):
+    program, workers = start_program(root, seconds=0.2, timeout=2)
+    try:
+        for signum, pause in ((signal.SIGSTOP, 2.5), (signal.SIGCONT, 0)):
+            for pid in (program.pid, *workers):
+                os.kill(pid, signum)
+            time.sleep(pause)
+        for _ in range(6):
+            assert program.stdout.readline() == "update\n"
+    finally:
+        program.kill()
+        program.wait(10)
