@@ -3,6 +3,7 @@
 python -m tests.torture.two_runs
 """
 
+import signal
 from pathlib import Path
 
 from tests.torture import harness
@@ -20,6 +21,7 @@ def try_two(job: Job, whole: End, directory: Path, workers: int) -> list[str]:
     try:
         if not (first.wait_for_start() and first.wait_for(lambda: harness.checkpoints(first.run_dir))):
             return [f"the first did not run: {first.told()}"]
+        first.send(signal.SIGSTOP)  # so that it is not over before the second has come so far
         second = Life(job.resume(first.run_dir), output_dir, first.run_dir)
         status, said = second.end(), second.stderr()
         faults = [] if status == 2 else [f"the second ended with {status}: {second.told()}"]
@@ -36,8 +38,7 @@ def run(count: int = COUNT, seed: int = 0) -> Row:
     """Try it with 0, 1 and 2 loading processes."""
     row = Row(note=NOTE)
     with harness.scratch() as directory:
-        cars = harness.make_cars(directory / "cars")
-        job = harness.seg_job(cars, "UNet", "--n_epoch", "60", "--save_every_steps", "20")
+        job = harness.seg_job(harness.make_cars(directory / "cars"), "UNet")
         _, whole, _ = harness.train_whole(job, directory)
         for number in range(count):
             with harness.scratch() as place:
