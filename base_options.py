@@ -3,12 +3,14 @@
 Durations are in epochs and may be fractions, unless an option says otherwise.
 """
 
-from collections.abc import Mapping
+from argparse import Namespace
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from data.data_entry import data_types
 from loss.loss_entry import loss_types
 from model.model_entry import NETWORK_OPTIONS, model_types
+from utils.checkpointer import Checkpointer
 from utils.errors import UserError
 from utils.optimizer import OPTIMIZERS
 from utils.options import (
@@ -22,8 +24,14 @@ from utils.options import (
     list_of,
     number,
     one_of,
+    read_options,
 )
+from utils.replay import load_replay
+from utils.run_dir import find_unfinished
 from utils.scheduler import SCHEDULERS
+from utils.seed import draw_seed
+from utils.signals import duration_text
+from utils.update_guard import POLICIES
 
 DEBUG_BATCHES = 3  # of each part, with --debug
 MAX_EPOCHS = 10**6  # of any duration
@@ -31,7 +39,8 @@ MAX_EPOCHS = 10**6  # of any duration
 # What a run is: it cannot be changed in the middle. Everything else (n_epoch, num_workers, micro_batch_size ...) can.
 KEPT_ON_RESUME = (
     *NETWORK_OPTIONS, "loss_type", "data_type", "train_val_sample_rate", "test_sample_rate", "val_split", "split_seed",
-    "patch_size", "batch_size", "seed", "debug", "optim", "lr", "weight_decay", "momentum", "monitor", "monitor_mode",
+    "limit_batches", "patch_size", "batch_size", "seed", "debug", "optim", "lr", "weight_decay", "momentum", "monitor",
+    "monitor_mode",
 )  # fmt: skip
 
 
@@ -57,6 +66,56 @@ def check_network(options: Mapping[str, Any], trained: Mapping[str, Any], model_
                 f"--{name} {options.get(name)} contradicts the checkpoint {model_path}, "
                 f"whose network has {name} {trained.get(name)}; leave the flag out."
             )
+
+
+def parse_train_options(trainer_class, argv: Sequence[str] | None) -> Namespace:
+    """Resolve the options of training: the defaults, a resumed run's, --config files, `argv`; later ones win.
+
+    Args:
+        trainer_class: the task's; it and its evaluator add options to the base ones, and its defaults replace theirs.
+        argv: the command line; None for this process's.
+
+    Raises:
+        UserError: when options contradict each other, or the run that is resumed, or when that cannot be found.
+        DamagedError: when the checkpoints of the run that is to be resumed are all damaged.
+    """
+    parser = OptionParser(description=trainer_class.__doc__)
+    add_train_options(parser)
+    add_common_options(parser, trainer_class.evaluator_class.task)
+    trainer_class.evaluator_class.add_options(parser)
+    trainer_class.add_options(parser)
+    parser.apply(trainer_class.defaults, f"defaults of {trainer_class.__name__}")
+
+    given, notes = parser.parse_given(argv), []
+    if given.get("resume") and given.get("replay"):
+        raise UserError("--resume goes on with a run, and --replay looks at one update of it: give one of them.")
+    if given.get("resume") == "auto":
+        given["resume"] = find_automatically(parser, given, notes)
+    resume, layers = None, []
+    if given.get("replay"):
+        layers = [(load_replay(given["replay"])["options"], given["replay"])]
+    elif given.get("resume"):
+        path, state = Checkpointer.find(given["resume"], notes.append)
+        resume, layers = str(path), [(state["options"], str(path))]
+    opt = parser.resolve(argv, layers)
+    check_options(vars(opt), layers[0][0] if layers else {})
+    opt.resume, opt.resume_notes = resume, notes
+    opt.seed = draw_seed() if opt.seed is None else opt.seed
+    if opt.debug:
+        opt.n_epoch, opt.limit_batches = 1, DEBUG_BATCHES
+    return opt
+
+
+def find_automatically(parser: OptionParser, given: Mapping[str, Any], notes: list[str]) -> str | None:
+    """What --resume auto stands for: the newest unfinished run of this project, None when there is none."""
+    names = {name: parser.get_default(name) for name in ("output_dir", "proj_name")}
+    for values in (*map(read_options, given.get("config") or []), given):
+        names |= {name: values[name] for name in names if values.get(name)}
+    found = find_unfinished(**names)
+    where = f"of {names['proj_name']} in {names['output_dir']}"
+    goes_on, begins = f"goes on with {found}", f"no unfinished run {where}; a new one begins"
+    notes.append(f"--resume auto: {goes_on if found else begins}.")
+    return str(found) if found else None
 
 
 def add_common_options(parser: OptionParser, task: str | None) -> None:
@@ -86,6 +145,12 @@ def add_data_options(parser: OptionParser, task: str | None) -> None:
         help="processes that load data; 0 loads in the main process. Changes speed, not results")
     add("--eval_batch_size", type=number(int, low=1), default=None, metavar="N",
         help="samples per batch in validation and test (default: that of training). Changes speed, not results")
+    add("--worker_timeout", type=number(float, low=0), default=300.0, metavar="S",
+        help="seconds to wait for a batch of the loading processes before they count as hanging; 0 for ever")
+    add("--limit_batches", type=number(int, low=1), default=None, metavar="N",
+        help="at most N batches of each part in an epoch, to try something out")
+    add("--skip_bad_samples", type=number(int, low=0), default=0, metavar="N",
+        help="go on without samples that cannot be loaded, up to N different ones")
 
 
 def add_model_options(parser: OptionParser, task: str | None) -> None:
@@ -113,7 +178,7 @@ def add_machine_options(parser: OptionParser) -> None:
     add("--deterministic", action=BoolAction, default=False, help="only algorithms that repeat bit for bit on GPUs")
     add("--seed", type=number(int, low=0, high=2**63 - 1), default=None, metavar="N",
         help="seed of everything random; drawn, logged and saved when not given")
-    add("-d", "--debug", action=BoolAction, default=False, help="a few batches of each part, one epoch")
+    add("-d", "--debug", action=BoolAction, default=False, help=f"{DEBUG_BATCHES} batches of each part, one epoch")
 
 
 def add_test_options(parser: OptionParser) -> None:
@@ -148,7 +213,7 @@ def add_train_options(parser: OptionParser) -> None:
     add("--config", type=file_path, action=ExtendAction, nargs="+", default=None, metavar="FILE",
         help="option files, JSON or YAML; later ones win")
     add("--resume", type=file_path, default=None, metavar="PATH",
-        help="a run directory or checkpoint to continue, in its directory")
+        help="a run directory or checkpoint to continue, in its directory; auto: the newest unfinished, or a new one")
     add("--pretrained", action=BoolAction, default=False, help="start from the matching weights of --model_path")
     add("--parallel", type=one_of(("none", "dp"), {"True": "dp", "False": "none"}), default="none", metavar="MODE",
         help="none, or dp: DataParallel over --gpu_devices")
@@ -181,6 +246,13 @@ def add_train_options(parser: OptionParser) -> None:
     add("--lr_decay_rate", type=number(float, above=0, high=1), default=0.1, metavar="X",
         help="step, exponential: factor of a decay")
 
+    add_stop_options(parser)
+    add_safety_options(parser)
+
+
+def add_stop_options(parser: OptionParser) -> None:
+    """Add the options of what is best, when to stop, and how often to do what."""
+    not_negative, whole = number(float, low=0), number(int, low=1)
     add = parser.add_argument_group("best checkpoint and early stop").add_argument
     add("--monitor", default="loss", metavar="NAME", help="the metric of the validation that decides")
     add("--monitor_mode", type=one_of(("auto", "min", "max")), default="auto", metavar="MODE",
@@ -192,4 +264,31 @@ def add_train_options(parser: OptionParser) -> None:
     add = parser.add_argument_group("how often").add_argument
     add("--log_every", type=whole, default=50, metavar="N", help="updates between two entries of the log")
     add("--val_every", type=whole, default=1, metavar="E", help="whole epochs between two validations")
-    add("--save_every", type=epochs, default=1.0, metavar="E", help="epochs between two checkpoints")
+    add("--save_every", type=number(float, above=0, high=MAX_EPOCHS), default=1.0, metavar="E",
+        help="epochs between two checkpoints")
+    add("--save_every_steps", type=whole, default=None, metavar="N", help="updates between two checkpoints, instead")
+    add("--keep", type=whole, default=2, metavar="N", help="how many of the last checkpoints to keep")
+
+
+def add_safety_options(parser: OptionParser) -> None:
+    """Add the options of what to do when training cannot simply go on, and of how to prove that it did."""
+    not_negative_int, whole = number(int, low=0), number(int, low=1)
+    add = parser.add_argument_group("when to stop, and what to do when it goes wrong").add_argument
+    add("--max_time", type=duration_text, default=None, metavar="H:MM",
+        help="save and stop before so much time has passed since the start, with status 75")
+    add("--requeue", action=BoolAction, default=False,
+        help="under SLURM, put the job back in the queue after SIGUSR1 or --max_time")
+    add("--nan_policy", type=one_of(POLICIES), default="stop", metavar="NAME",
+        help="when a loss or gradient is not finite: stop, or skip the update")
+    add("--max_skips", type=not_negative_int, default=10, metavar="N", help="updates that --nan_policy skip may skip")
+    add("--replay", type=file_path, default=None, metavar="FILE",
+        help="make one update that was not finite again, and look into it")
+
+    add = parser.add_argument_group("proofs").add_argument
+    add("--verify_resume", type=not_negative_int, default=0, metavar="N",
+        help="instead of training: train briefly, kill that N times and resume, and compare the bits with an "
+        "uninterrupted run")
+    add("--trace", type=file_path, default=None, metavar="FILE",
+        help="append a line per update: digests of its data and of the state")
+    add("--kill_at", type=whole, default=None, metavar="N",
+        help="kill this process after update N, to try out a resume")

@@ -30,7 +30,7 @@ from utils.seed import preserved_random_state, seed_everything
 from utils.state import set_state
 from utils.timestamp import make_timestamped_dir
 
-OF_THE_LAUNCH = ("model_path", "gpu_devices", "debug")  # a checkpoint's values for these say nothing about its network
+OF_THE_LAUNCH = ("model_path", "gpu_devices", "debug", "limit_batches")  # not taken from a checkpoint
 
 
 class EvaluatorBase:
@@ -180,20 +180,21 @@ class EvaluatorBase:
         dataset = build_datasets(opt)[opt.split]
         if not opt.allow_seen:
             refuse_seen(dataset, opt.split, state["groups"])
-        limit = DEBUG_BATCHES if opt.debug else None
-        loader = build_eval_loader(dataset, cls.eval_batch_size(opt), opt.num_workers, limit)
+        limit = DEBUG_BATCHES if opt.debug else opt.limit_batches
+        limits = {"worker_timeout": opt.worker_timeout, "max_bad_samples": opt.skip_bad_samples, "part": opt.split}
+        loader = build_eval_loader(dataset, cls.eval_batch_size(opt), opt.num_workers, limit, **limits)
         evaluator = cls(opt, networks, criterion, devices[0], Precision(opt.amp, devices[0]))
-        evaluator.num_samples = len(loader.sampler)
         evaluator.output_dir, _ = make_timestamped_dir(opt.save_path)
         evaluator.logger = build_logger(opt.proj_name, evaluator.output_dir / "eval_log.txt")
         evaluator.logger.info("\n".join([device_line, *data_notes({opt.split: dataset})]))
+        loader.warn = evaluator.logger.warning
         results = evaluator.evaluate(loader)
+        evaluator.num_samples = loader.num_samples - loader.num_bad
         evaluator.report(loader)
         what = f"{opt.model_path} on the {opt.split} part of {opt.data_type}"
         record = {"what": what, "n": evaluator.num_samples, "results": results, "intervals": evaluator.intervals()}
-        evaluator.logger.info(format_results(**record))
         write_json(evaluator.output_dir / "results.json", record)
-        evaluator.logger.info(f"Saved in {evaluator.output_dir}")
+        evaluator.logger.info(f"{format_results(**record)}\nSaved in {evaluator.output_dir}")
         if opt.split == "val":
             evaluator.logger.info(compare_with_stored(results, evaluator.num_samples, state, vars(opt)))
         return evaluator

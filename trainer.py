@@ -4,7 +4,6 @@ A task derives from `TrainerBase` and says what a step learns: `compute_loss` is
 `train`, `train_epoch`, `train_update` and `train_step` in this order: that is the whole loop.
 """
 
-import sys
 import time
 from argparse import Namespace
 from collections.abc import Iterator, Mapping
@@ -14,33 +13,33 @@ from typing import Any
 import torch
 from torch import nn
 
-from base_options import DEBUG_BATCHES, add_common_options, add_train_options, check_options
+from base_options import parse_train_options
 from callbacks.callback import Callback, CallbackList
-from callbacks.console import Console
-from callbacks.csv_logger import CSVLogger
-from callbacks.progress_bar import ProgressBar
-from callbacks.tensorboard import TensorBoard
-from data.data_entry import build_datasets, build_eval_loader, data_notes, fingerprint, sample_names, seen_groups
+from callbacks.callback_entry import build_asked_for, build_default_callbacks
+from data.data_entry import build_datasets, build_loaders, data_notes, describe, seen_groups
 from data.sampler import Update, UpdateLoader
 from eval import EvaluatorBase
-from utils.checkpoint import Checkpointer, load_checkpoint
+from utils.checkpoint import load_checkpoint
+from utils.checkpointer import Checkpointer
 from utils.clipper import Clipper
 from utils.device import place_network, select_devices, wrap_network
 from utils.earlystopper import EarlyStopper, direction
-from utils.errors import UserError
+from utils.epoch_log import EpochLog
+from utils.errors import DivergedError, UserError
 from utils.func import count_samples, move_to
-from utils.meter import AvgMeter
 from utils.optimizer import build_optimizer
 from utils.options import OptionParser, run_main, saved_options
 from utils.precision import Precision
 from utils.pretrained import load_pretrained
 from utils.progress import Progress
+from utils.replay import keep_for_replay, replay
 from utils.results import scalar_names
 from utils.run_dir import RunDir
 from utils.scheduler import build_scheduler, learning_rates
-from utils.seed import draw_seed, random_state, seed_everything, set_random_state
-from utils.signals import StopSignal
+from utils.seed import random_state, seed_everything, set_random_state
+from utils.signals import StopSignal, seconds_of
 from utils.state import get_state, set_state
+from utils.update_guard import UpdateGuard
 
 
 class TrainerBase:
@@ -51,7 +50,6 @@ class TrainerBase:
 
     def __init__(self, opt: Namespace):
         self.opt = opt
-        opt.seed = draw_seed() if opt.seed is None else opt.seed
         seed_everything(opt.seed, opt.deterministic)
         self.devices, device_line = select_devices(opt.gpu_devices)
         self.device = self.devices[0]
@@ -68,17 +66,16 @@ class TrainerBase:
         self.optimizers = self.build_optimizers()
         self.schedulers = self.build_schedulers()
         self.clipper = Clipper(opt.clip, opt.clip_type)
+        self.guard = UpdateGuard(self.networks, opt.nan_policy, opt.max_skips)
 
         # where it stands
         self.progress = Progress()
         self.stopper = EarlyStopper(direction(opt.monitor, opt.monitor_mode), opt.patience, opt.min_delta)
-        self.meters: dict[str, AvgMeter] = {}  # of the epoch under way, by the names that train_step returns
-        self.seconds = {"train": 0.0, "data_wait": 0.0}  # of the epoch under way
-        self.used_lr: dict[str, float] = {}  # by the last update
+        self.epoch_log = EpochLog(self.device)
         self.score: dict[str, Any] | None = None  # of the last validation, with the update it belongs to
         self.should_stop = False  # a callback may set it
         self.exact = True  # False while the state is between two positions that a run can continue from
-        self.stop_signal = StopSignal()
+        self.stop_signal = StopSignal(seconds_of(opt.max_time) if opt.max_time else None)
 
         # what watches
         self.evaluator = self.build_evaluator()
@@ -86,11 +83,11 @@ class TrainerBase:
             raise UserError(f"--monitor {opt.monitor!r} is none of the metrics: {', '.join(names)}.")
         self.run_dir = RunDir(opt.output_dir, opt.proj_name, opt.resume)
         self.logger = self.run_dir.logger
-        self.checkpointer = Checkpointer(self.run_dir.path, opt.model_type)
-        self.callbacks = CallbackList(self.build_callbacks())
-        parts = {part: sample_names(dataset) for part, dataset in self.datasets.items()}
-        digests = {part: fingerprint(dataset) for part, dataset in self.datasets.items()}
-        self.run_dir.record(saved_options(opt), self.devices, parts, self.networks, digests)
+        self.train_loader.warn = self.val_loader.warn = self.logger.warning
+        every = opt.save_every_steps or max(1, round(opt.save_every * self.train_loader.updates_per_epoch))
+        self.checkpointer = Checkpointer(self.run_dir.path, opt.model_type, every, opt.keep)
+        self.callbacks = CallbackList([*self.build_callbacks(), *build_asked_for(opt, self.logger)])
+        self.run_dir.record(saved_options(opt), self.devices, self.networks, *describe(self.datasets))
         say = self.logger.info if opt.train_val_sample_rate == 1 else self.logger.warning  # a part of the data: aloud
         say("\n".join([device_line, *data_notes(self.datasets)]))
         if opt.pretrained and not opt.resume:
@@ -108,15 +105,9 @@ class TrainerBase:
 
     def build_loaders(self) -> tuple[UpdateLoader, Any]:
         """Return the loader of the training updates and the loader of the validation batches."""
-        opt, pin_memory = self.opt, self.device.type == "cuda"
-        opt.eval_batch_size = opt.eval_batch_size or opt.micro_batch_size or opt.batch_size
-        limit = DEBUG_BATCHES if opt.debug else None
-        train_loader = UpdateLoader(
-            self.datasets["train"], opt.batch_size, opt.micro_batch_size, opt.seed, limit, opt.num_workers, pin_memory
-        )
-        eval_batch_size = self.evaluator_class.eval_batch_size(opt)
-        val_loader = build_eval_loader(self.datasets["val"], eval_batch_size, opt.num_workers, limit, pin_memory)
-        return train_loader, val_loader
+        self.opt.eval_batch_size = self.opt.eval_batch_size or self.opt.micro_batch_size or self.opt.batch_size
+        eval_batch_size = self.evaluator_class.eval_batch_size(self.opt)
+        return build_loaders(self.opt, self.datasets, eval_batch_size, pin_memory=self.device.type == "cuda")
 
     def build_networks(self) -> dict[str, nn.Module]:
         """Return the networks by name; from the evaluator, which needs the same ones."""
@@ -150,12 +141,7 @@ class TrainerBase:
 
     def build_callbacks(self) -> list[Callback]:
         """Return what watches the run; extend the list by `[*super().build_callbacks(), Mine()]`."""
-        return [
-            *([ProgressBar(self.opt.n_epoch)] if sys.stderr.isatty() else []),
-            Console(self.logger, self.opt.monitor, self.opt.n_epoch),
-            TensorBoard(self.run_dir.path / "summary", vars(self.opt), self.opt.monitor),
-            CSVLogger(self.run_dir.path / "metrics.csv"),
-        ]
+        return build_default_callbacks(self.opt, self.run_dir.path, self.logger)
 
     def train_step(self, micro_batches: list) -> dict[str, torch.Tensor]:
         """Make one optimizer update from its micro-batches; return detached scalars to be logged and averaged."""
@@ -193,14 +179,21 @@ class TrainerBase:
 
     def backward(self, loss: torch.Tensor, weight: float = 1.0) -> None:
         """Add the gradients of `weight * loss` to those of the update."""
+        self.guard.add_loss(loss)
         self.precision.backward(loss * weight)
 
     def optimizer_step(self, name: str) -> torch.Tensor:
-        """Clip the gradients of network `name` and step its optimizer; return their norm before the clipping."""
+        """Clip the gradients of network `name` and step its optimizer; return their norm before the clipping.
+
+        Raises:
+            DivergedError: when they, or the loss, are infinite or not a number. Then no weight has changed.
+        """
         optimizer = self.optimizers[name]
         self.precision.unscale(optimizer)
         grad_norm = self.clipper(self.networks[name].parameters())
+        self.guard.check(name, grad_norm, may_overflow=self.precision.may_overflow)
         self.precision.step(optimizer)
+        self.guard.stepped.append(name)
         return grad_norm
 
     # ---- the loop ------------------------------------------------------------------------------------------------
@@ -208,7 +201,9 @@ class TrainerBase:
         """Train to the end, from the start or from where a checkpoint left; leave a checkpoint whatever happens."""
         if self.opt.resume:
             self.load_state_dict(load_checkpoint(self.opt.resume))
-        with self.stop_signal:
+        for note in (*self.opt.resume_notes, *self.checkpointer.begin(self.progress.position)):
+            self.logger.warning(note)
+        with self.run_dir.lock, self.stop_signal:
             try:
                 self.call("on_train_start")
                 while self.progress.epoch < self.opt.n_epoch and not (self.should_stop or self.stopper.should_stop):
@@ -217,6 +212,7 @@ class TrainerBase:
                 self.checkpointer.rescue(self.state_dict(), self.logger)
                 self.call("on_exception", error)
                 raise
+            self.run_dir.end(self.progress.state_dict())
         self.call("on_train_end")
 
     def train_epoch(self) -> None:
@@ -226,9 +222,9 @@ class TrainerBase:
             network.train()
         asked = time.perf_counter()
         for update in self.train_loader.updates(self.progress.epoch, self.progress.sample):
-            self.seconds["data_wait"] += time.perf_counter() - asked
+            self.epoch_log.seconds["data_wait"] += time.perf_counter() - asked
             self.train_update(update)
-            self.seconds["train"] += time.perf_counter() - asked
+            self.epoch_log.seconds["train"] += time.perf_counter() - asked
             asked = time.perf_counter()
             self.stop_signal.raise_if_set()
             if self.should_stop:
@@ -238,30 +234,44 @@ class TrainerBase:
     def train_update(self, update: Update) -> None:
         """Make one update, count it, and tell who watches."""
         self.exact = False
-        self.used_lr = learning_rates(self.optimizers)
-        values = self.train_step(update.micro_batches)
-        self.precision.finish_update()
+        used_lr = learning_rates(self.optimizers)
+        self.call("on_update_start", update)
+        values = self.guarded_step(update) if update.micro_batches else {}  # {}: no sample of it could be loaded
         for scheduler in self.schedulers.values():
             scheduler.step()
         num_samples = sum(count_samples(batch) for batch in update.micro_batches)
-        for name, value in values.items():
-            self.meters.setdefault(name, AvgMeter().to(self.device)).update(value, num_samples)
-        self.progress.finish_update(len(update.indices))  # those that could not be loaded are done with, too
+        self.epoch_log.add(values, num_samples, used_lr)
+        self.progress.finish_update(len(update.indices))  # the position counts samples that could not be loaded, too
         self.exact = True
 
         self.call("on_update_end", values)
-        if self.progress.update % self.opt.log_every == 0:
-            self.call("on_log", {**{name: float(value) for name, value in values.items()}, **self.used_lr})
-        if self.progress.sample < self.train_loader.num_samples and self.save_is_due():
+        if values and self.progress.update % self.opt.log_every == 0:
+            self.call("on_log", {**{name: float(value) for name, value in values.items()}, **used_lr})
+        if self.progress.sample < self.train_loader.num_samples and self.checkpointer.is_due(self.progress.update):
             self.save("last")
+
+    def guarded_step(self, update: Update) -> dict[str, torch.Tensor]:
+        """Make the step; one that is not finite ends the run, or is passed over (--nan_policy) and gives no values."""
+        self.guard.begin_update()
+        try:
+            values = self.train_step(update.micro_batches)
+        except DivergedError as error:
+            self.exact = self.guard.undo()
+            told = keep_for_replay(self, update, error)
+            if not self.guard.may_skip():
+                raise DivergedError(told) from None
+            self.logger.warning(f"{told}\nSkipped: {self.guard.num_skipped} of at most {self.opt.max_skips}.")
+            values = {}
+        self.precision.finish_update()
+        return values
 
     def finish_epoch(self) -> None:
         """Validate, count the epoch, tell who watches, and save: the score of an epoch is in its checkpoint."""
-        row = {f"train/{name}": meter.compute() for name, meter in self.meters.items()} | self.used_lr
-        is_last, kinds, started = self.progress.epoch + 1 == self.opt.n_epoch, [], time.perf_counter()
+        row, kinds, started = self.epoch_log.row(), [], time.perf_counter()
+        is_last = self.progress.epoch + 1 == self.opt.n_epoch
         if is_last or (self.progress.epoch + 1) % self.opt.val_every == 0:
             results = self.evaluator.evaluate(self.val_loader, before_batch=self.stop_signal.raise_if_set)
-            num_samples = len(self.val_loader.sampler)
+            num_samples = self.val_loader.num_samples - self.val_loader.num_bad
             self.score = {"update": self.progress.update, "num_samples": num_samples, "results": results}
             row |= {f"val/{name}": value for name, value in results.items()}
             row["time/val"] = time.perf_counter() - started
@@ -269,17 +279,15 @@ class TrainerBase:
             if self.stopper.update(results[self.opt.monitor]):
                 kinds.append("best")
             self.call("on_validation_end", results)
-        row |= {f"time/{name}": seconds for name, seconds in self.seconds.items()}
-        row |= {"samples_per_second": self.progress.sample / max(self.seconds["train"], 1e-9)}
+        row |= self.epoch_log.times(self.progress.sample)
 
         self.progress.finish_epoch()
-        self.meters.clear()
-        self.seconds = dict.fromkeys(self.seconds, 0.0)
+        self.epoch_log.clear()
         self.call("on_epoch_end", {"epoch": self.progress.epoch, "update": self.progress.update, **row})
         self.exact = True
         if self.stopper.should_stop:
             kinds.append("earlystop")
-        if is_last or self.save_is_due() or self.should_stop or self.stopper.should_stop:
+        if is_last or self.checkpointer.is_due(self.progress.update) or self.should_stop or self.stopper.should_stop:
             kinds.append("last")
         self.save(*kinds)
 
@@ -288,61 +296,55 @@ class TrainerBase:
         self.callbacks.call(hook, self, *arguments)
 
     # ---- checkpoints ---------------------------------------------------------------------------------------------
-    def save_is_due(self) -> bool:
-        every = max(1, round(self.opt.save_every * self.train_loader.updates_per_epoch))
-        return self.progress.update % every == 0
-
     def save(self, *kinds: str) -> None:
         """Write the state of now as checkpoints of these kinds."""
         if kinds:
             self.checkpointer.save(self.state_dict(), *kinds)
+            self.stop_signal.reserve = self.checkpointer.longest_save
 
     def stateful(self) -> dict[str, Any]:
         """Everything that has a state: an object with `state_dict`, or a dictionary of such objects."""
         return {
             "networks": self.networks, "criterion": self.criterion, "optimizers": self.optimizers,
             "schedulers": self.schedulers, "scaler": self.precision, "progress": self.progress,
-            "stopper": self.stopper, "meters": self.meters, "callbacks": self.callbacks,
+            "stopper": self.stopper, "guard": self.guard, "loader": self.train_loader, "epoch_log": self.epoch_log,
+            "callbacks": self.callbacks,
         }  # fmt: skip
 
     def state_dict(self) -> dict[str, Any]:
         """What a resume and an evaluation need, as data that `torch.load(weights_only=True)` accepts."""
         return {
             **{name: get_state(part) for name, part in self.stateful().items()},
-            "random": random_state(), "seconds": self.seconds, "used_lr": self.used_lr, "score": self.score,
-            "options": saved_options(self.opt), "groups": self.seen_groups,
-            "exact": self.exact,
+            "random": random_state(), "score": self.score, "seconds": self.epoch_log.seconds,
+            "options": saved_options(self.opt), "groups": self.seen_groups, "exact": self.exact,
         }  # fmt: skip
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from a state; UserError when it belongs to other networks or optimizers."""
-        self.meters = {name: AvgMeter().to(self.device) for name in state["meters"]}
         for name, part in self.stateful().items():
-            set_state(part, state[name], f"The {name} of the checkpoint {self.opt.resume}")
-        self.seconds, self.used_lr, self.score = state["seconds"], state["used_lr"], state["score"]
-        self.seen_groups = state["groups"]
+            what = f"The {name} of the checkpoint {self.opt.resume or self.opt.replay}"
+            set_state(part, state[name], what, may_hold_nan=name == "callbacks")  # a metric that one shows may be NaN
+        self.score, self.seen_groups, self.epoch_log.seconds = state["score"], state["groups"], state["seconds"]
         set_random_state(state["random"])
 
     # ---- the command line ----------------------------------------------------------------------------------------
     @classmethod
     def main(cls, argv: list[str] | None = None) -> None:
         """Train from the command line; ends with status 2 on what the user can mend, with 130 on Ctrl-C."""
-        run_main(lambda: cls(cls.parse_options(argv)).train())
+        run_main(lambda: cls.launch(cls.parse_options(argv)))
+
+    @classmethod
+    def launch(cls, opt: Namespace) -> None:
+        """Train, or prove that a resume is exact, or look into an update that went wrong."""
+        if opt.verify_resume:
+            from utils.verify_resume import verify_resume
+            verify_resume(opt.verify_resume, opt.seed, opt.num_workers)
+        elif opt.replay:
+            replay(lambda directory: cls(Namespace(**vars(opt) | {"output_dir": directory})), opt.replay)
+        else:
+            cls(opt).train()
 
     @classmethod
     def parse_options(cls, argv: list[str] | None = None) -> Namespace:
         """Options: the defaults, the task's, a resumed run's, --config files, the command line; later ones win."""
-        parser = OptionParser(description=cls.__doc__)
-        add_train_options(parser)
-        add_common_options(parser, cls.evaluator_class.task)
-        cls.evaluator_class.add_options(parser)
-        cls.add_options(parser)
-        parser.apply(cls.defaults, f"defaults of {cls.__name__}")
-        layers, resume = [], parser.parse_given(argv).get("resume")
-        if resume:
-            resume = str(Checkpointer.find(resume))
-            layers = [(load_checkpoint(resume)["options"], resume)]
-        opt = parser.resolve(argv, layers)
-        check_options(vars(opt), layers[0][0] if resume else {})
-        opt.resume, opt.n_epoch = resume, 1 if opt.debug else opt.n_epoch
-        return opt
+        return parse_train_options(cls, argv)

@@ -21,7 +21,7 @@ import torch
 from torch.utils.data import BatchSampler, Dataset
 
 from data.loader import WatchedLoader
-from data.sampler import SeededDataset
+from data.sampler import SeededDataset, UpdateLoader
 from utils.checkpoint import load_file
 from utils.errors import UserError
 
@@ -73,6 +73,19 @@ def build_datasets(opt: Namespace) -> dict[str, Dataset]:
     raise NotImplementedError(f"{opt.data_type} is named in DATA_TYPES, but build_datasets has no branch for it.")
 
 
+def build_loaders(
+    opt: Namespace, datasets: dict[str, Dataset], eval_batch_size: int, pin_memory: bool
+) -> tuple[UpdateLoader, WatchedLoader]:
+    """Return the loader of the training updates and that of the validation batches."""
+    train_sizes, seed, limit = (opt.batch_size, opt.micro_batch_size), opt.seed, opt.limit_batches
+    how = {
+        "num_workers": opt.num_workers, "pin_memory": pin_memory, "worker_timeout": opt.worker_timeout,
+        "max_bad_samples": opt.skip_bad_samples,
+    }  # fmt: skip
+    train_loader = UpdateLoader(datasets["train"], *train_sizes, seed, limit, **how)
+    return train_loader, build_eval_loader(datasets["val"], eval_batch_size, max_batches=limit, part="val", **how)
+
+
 def build_eval_loader(
     dataset: Dataset,
     batch_size: int,
@@ -113,6 +126,12 @@ def fingerprint(dataset: Dataset) -> str:
     if hasattr(dataset, "fingerprint"):
         return dataset.fingerprint()
     return hashlib.sha256("\n".join(sample_names(dataset)).encode()).hexdigest()
+
+
+def describe(datasets: dict[str, Dataset]) -> tuple[dict[str, list[str]], dict[str, str]]:
+    """The names of the samples of each part, and a fingerprint of each part, for the run's records."""
+    names = {part: sample_names(dataset) for part, dataset in datasets.items()}
+    return names, {part: fingerprint(dataset) for part, dataset in datasets.items()}
 
 
 def data_notes(datasets: dict[str, Dataset]) -> list[str]:

@@ -17,9 +17,12 @@ VANILLA, SEG = "Vanilla_best_ckpt.pth", "UNet_best_ckpt.pth"
 
 @pytest.fixture
 def refuse(tmp_path, small, capfd):
-    """A function that runs a program with bad input and returns what it says on standard error."""
+    """A function that runs a program with bad input and returns what it says on standard error.
 
-    def refuse(program, *flags) -> str:
+    `expected` is the exit status.
+    """
+
+    def refuse(program, *flags, expected=2) -> str:
         task = TrainerSeg if program in (TrainerSeg, EvaluatorSeg) else TrainerVanilla
         argv = [str(flag) for flag in flags]
         if issubclass(program, TrainerVanilla | TrainerSeg) and "--resume" not in argv:
@@ -33,7 +36,7 @@ def refuse(tmp_path, small, capfd):
         except SystemExit as end:
             status = end.code
         said = capfd.readouterr().err
-        assert status == 2, said
+        assert status == expected, said
         assert 1 <= len(said.splitlines()) <= 2 and "Traceback" not in said, said
         return said
 
@@ -143,32 +146,38 @@ def bad_file(kind, good, path):
         torch.save(torch.nn.Linear(2, 2).state_dict(), path)
 
 
-BAD_FILES = ["missing", "empty", "truncated", "one bit", "text", "directory", "object", "bare state dict"]
+# The exit status tells a file that was damaged, 3, from one that does not belong here, 2.
+BAD_FILES = [
+    ("missing", 2), ("empty", 3), ("truncated", 3), ("one bit", 3), ("text", 3), ("directory", 2), ("object", 2),
+    ("bare state dict", 2),
+]  # fmt: skip
 
 
-@pytest.mark.parametrize("kind", BAD_FILES)
-def test_a_file_that_is_no_checkpoint_is_not_evaluated(refuse, vanilla_run, tmp_path, kind):
+@pytest.mark.parametrize(("kind", "status"), BAD_FILES)
+def test_a_file_that_is_no_checkpoint_is_not_evaluated(refuse, vanilla_run, tmp_path, kind, status):
     path = tmp_path / "bad.pth"
     bad_file(kind, vanilla_run / VANILLA, path)
-    assert str(path) in refuse(EvaluatorVanilla, "--model_path", path)
+    assert str(path) in refuse(EvaluatorVanilla, "--model_path", path, expected=status)
     assert not list(tmp_path.glob("test/*"))
 
 
-@pytest.mark.parametrize("kind", BAD_FILES)
-def test_a_file_that_is_no_checkpoint_is_not_resumed(refuse, vanilla_run, tmp_path, contents, kind):
+@pytest.mark.parametrize(("kind", "status"), BAD_FILES)
+def test_a_file_that_is_no_checkpoint_is_not_resumed(refuse, vanilla_run, tmp_path, contents, kind, status):
     run_dir = tmp_path / "run"
     run_dir.mkdir()
     bad_file(kind, vanilla_run / VANILLA, run_dir / "Vanilla_InT_ckpt.pth")
     before = contents(run_dir)
-    assert "Vanilla_InT_ckpt.pth" in refuse(TrainerVanilla, "--resume", run_dir / "Vanilla_InT_ckpt.pth")
+    assert "Vanilla_InT_ckpt.pth" in refuse(
+        TrainerVanilla, "--resume", run_dir / "Vanilla_InT_ckpt.pth", expected=status
+    )
     assert contents(run_dir) == before
 
 
-@pytest.mark.parametrize("kind", BAD_FILES)
-def test_a_file_that_is_no_checkpoint_is_no_start(refuse, vanilla_run, tmp_path, kind):
+@pytest.mark.parametrize(("kind", "status"), BAD_FILES)
+def test_a_file_that_is_no_checkpoint_is_no_start(refuse, vanilla_run, tmp_path, kind, status):
     path = tmp_path / "bad.pth"
     bad_file(kind, vanilla_run / VANILLA, path)
-    assert str(path) in refuse(TrainerVanilla, "--pretrained", "--model_path", path)
+    assert str(path) in refuse(TrainerVanilla, "--pretrained", "--model_path", path, expected=status)
 
 
 def test_a_missing_or_empty_run_directory_is_named(refuse, tmp_path):
@@ -258,7 +267,8 @@ def test_fashion_mnist_without_files_and_without_a_network(refuse, tmp_path, mon
     monkeypatch.delenv("no_proxy", raising=False)
     said = refuse(TrainerVanilla, "--data_type", "FashionMNIST", "--data_dir", tmp_path / "nothing")
     assert "FashionMNISTSample" in said
-    assert not started(tmp_path) and not [path for path in tmp_path.rglob("*") if path.is_file()]
+    files = [path.name for path in tmp_path.rglob("*") if path.is_file()]
+    assert not started(tmp_path) and files == [".FashionMNIST.lock"]
 
 
 def test_damaged_fashion_mnist_files_are_named(refuse, tmp_path):
@@ -286,7 +296,7 @@ def test_a_disk_that_is_full_does_not_hide_behind_the_rescue(build, monkeypatch)
     def full(state, *paths):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("utils.checkpoint.save_checkpoint", full)
+    monkeypatch.setattr("utils.checkpointer.save_checkpoint", full)
     with pytest.raises(OSError, match="No space left"):
         trainer.train()
     (log,) = trainer.run_dir.path.glob("*_log.txt")

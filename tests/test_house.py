@@ -1,11 +1,13 @@
 """The order of the house: who imports whom, how long a file may be, and that nothing is promised and not kept."""
 
 import ast
+import io
 import os
 import re
 import shutil
 import subprocess
 import sys
+import tokenize
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -125,6 +127,17 @@ def test_liftable_parts_do_not_take_all_options():
 
 
 # ---- lengths ---------------------------------------------------------------------------------------------------------
+def num_code_lines(path: Path | str) -> int:
+    """Lines of code: without blank ones, comments and docstrings, which should not be saved on."""
+    tree, text = TREES[Path(path)], (ROOT / path).read_text(encoding="utf-8")
+    documented = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+    docs = [node.body[0] for node in ast.walk(tree) if isinstance(node, documented) and ast.get_docstring(node)]
+    empty = (tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT, tokenize.ENDMARKER)
+    tokens = [token for token in tokenize.generate_tokens(io.StringIO(text).readline) if token.type not in empty]
+    lines = {line for token in tokens for line in range(token.start[0], token.end[0] + 1)}
+    return len(lines - {line for doc in docs for line in range(doc.lineno, doc.end_lineno + 1)})
+
+
 def num_lines(path: Path) -> int:
     return len((ROOT / path).read_text(encoding="utf-8").splitlines())
 
@@ -155,7 +168,37 @@ def test_a_long_function_would_be_seen():
 
 
 def test_the_code_as_a_whole_stays_readable():
-    assert sum(map(num_lines, RUNTIME)) <= 6500
+    assert sum(map(num_code_lines, RUNTIME)) <= 6500
+
+
+EXECUTED = """
+import os, runpy, sys
+root, seen = os.getcwd() + os.sep, set()
+def watch(frame, event, argument):
+    if not frame.f_code.co_filename.startswith(root):
+        return None
+    seen.add((frame.f_code.co_filename, frame.f_lineno))
+    return watch
+sys.argv = ["trainer_vanilla.py", *sys.argv[1:]]
+sys.settrace(watch)
+runpy.run_path(root + "trainer_vanilla.py", run_name="__main__")
+sys.settrace(None)
+print(*{name.removeprefix(root) for name, _ in seen}, len(seen))
+"""
+
+
+def test_what_a_training_run_executes_stays_readable(command, tmp_path):
+    """The lines that a run with two epochs goes through, imports included."""
+    flags = ("--train_val_sample_rate", 300, "--n_epoch", 2, "--output_dir", tmp_path, "--save_every_steps", 3)
+    done = command("-c", EXECUTED, *flags)
+    assert done.returncode == 0, done.stderr
+    *files, count = done.stdout.splitlines()[-1].split()
+    assert {"trainer.py", "utils/checkpoint.py", "data/FashionMNIST.py"} <= set(files)
+    assert 1000 < int(count) <= 3500
+
+
+def test_lines_of_code_are_counted_without_what_explains_them():
+    assert num_code_lines("utils/progress.py") < num_lines("utils/progress.py")
 
 
 # ---- requirements ----------------------------------------------------------------------------------------------------

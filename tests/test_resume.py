@@ -202,7 +202,7 @@ def test_early_stopping_goes_on_counting(train, interrupt):
     assert again.progress.epoch == 4  # it has stopped for good
 
 
-@pytest.mark.parametrize("part", ["networks", "optimizers", "schedulers", "progress", "meters", "random"])
+@pytest.mark.parametrize("part", ["networks", "optimizers", "schedulers", "progress", "epoch_log", "random"])
 def test_a_part_that_is_not_restored_would_be_seen(train, interrupt, differences, part):
     whole = train(task=WithDropout)
     broken = interrupt(3, KeyboardInterrupt, task=WithDropout)

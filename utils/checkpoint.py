@@ -12,7 +12,6 @@ import contextlib
 import errno
 import hashlib
 import io
-import logging
 import os
 import re
 import shutil
@@ -27,9 +26,8 @@ from typing import Any, BinaryIO
 
 import torch
 
-from utils.configcmp import printable
 from utils.errors import DamagedError, UserError
-from utils.options import OptionParser, one_of, run_main
+from utils.options import OptionParser, one_of, printable, run_main
 from utils.state import digests, leaves
 from utils.untrusted import inspect
 
@@ -229,61 +227,6 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
     if not has_digest:
         raise DamagedError(f"The checkpoint {path} is damaged: the SHA-256 at its end is missing.")
     return state
-
-
-class Checkpointer:
-    """Names, writes and finds the checkpoints of one run directory.
-
-    Args:
-        run_dir: where they go.
-        prefix: the first part of their names, usually the model type.
-    """
-
-    KINDS = ("best", "last", "earlystop", "InT")  # InT: interrupted
-    HALFWAY = "crash"  # from the middle of an update: to be looked at, never to be resumed from
-
-    def __init__(self, run_dir: str | Path, prefix: str):
-        self.run_dir = Path(run_dir)
-        self.prefix = prefix
-
-    def path(self, kind: str) -> Path:
-        assert kind in (*self.KINDS, self.HALFWAY), kind
-        return self.run_dir / f"{self.prefix}_{kind}_ckpt.pth"
-
-    def save(self, state: dict[str, Any], *kinds: str) -> None:
-        save_checkpoint({"format": FORMAT, **state}, *(self.path(kind) for kind in kinds))
-
-    def rescue(self, state: dict[str, Any], logger: logging.Logger) -> None:
-        """Save what an exception interrupts. It must not take the exception's place when the disk is full, say."""
-        kind = "InT" if state["exact"] else self.HALFWAY
-        try:
-            self.save(state, kind)
-        except (OSError, RuntimeError, UserError) as error:
-            logger.error(f"The interrupted state could not be saved: {error}")
-            return
-        logger.info(f"Saved: {self.path(kind)}" + (", from the middle of an update" if not state["exact"] else ""))
-
-    @classmethod
-    def find(cls, source: str | Path) -> Path:
-        """Return the checkpoint to resume from: `source` itself, or the newest usable one of a run directory.
-
-        What an exception inside a training step left is no position of the run, and has a name of its own.
-
-        Raises:
-            UserError: when there is nothing to resume from, or the newest checkpoint is damaged.
-        """
-        source = Path(source)
-        if not source.exists():
-            raise UserError(f"--resume {source}: there is no such run directory or checkpoint.")
-        if source.is_file():
-            if not load_checkpoint(source).get("exact"):
-                raise UserError(f"--resume {source}: it is from the middle of an update. Give the directory instead.")
-            return source
-        candidates = [path for kind in cls.KINDS for path in source.glob(f"*_{kind}_ckpt.pth")]
-        for path in sorted(candidates, key=lambda path: path.stat().st_mtime_ns, reverse=True):
-            if load_checkpoint(path).get("exact"):
-                return path
-        raise UserError(f"--resume {source}: there is no checkpoint to resume from in this directory.")
 
 
 # ---- the command line ------------------------------------------------------------------------------------------------

@@ -17,7 +17,8 @@ from typing import Any
 
 from utils.errors import UserError, nearest
 
-NOT_SAVED = ("config", "resume")  # how a run was launched, not what it computes
+# How a run was launched, not what it computes.
+NOT_SAVED = ("config", "resume", "resume_notes", "replay", "verify_resume", "trace", "kill_at")
 
 
 MAX_FILE_SIZE = 2**16  # bytes of an option file; one with every option has three thousand

@@ -31,6 +31,11 @@ class Precision:
     def backward(self, loss: torch.Tensor) -> None:
         self.scaler.scale(loss).backward()
 
+    @property
+    def may_overflow(self) -> bool:
+        """Whether an infinite gradient may come from the scale, which then shrinks. Below 1 it is no excuse."""
+        return self.scaler.is_enabled() and self.scaler.get_scale() >= 1
+
     def unscale(self, optimizer: torch.optim.Optimizer) -> None:
         """Bring the gradients back to their true size, for clipping and logging."""
         if self.scaler.is_enabled():

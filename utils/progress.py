@@ -11,6 +11,11 @@ class Progress:
     update: int = 0  # completed optimizer updates since training began
     sample: int = 0  # completed samples of the epoch under way
 
+    @property
+    def position(self) -> tuple[int, int]:
+        """(epochs, updates) that are completed: how far one checkpoint is ahead of another."""
+        return self.epoch, self.update
+
     def finish_update(self, num_samples: int) -> None:
         self.update += 1
         self.sample += num_samples

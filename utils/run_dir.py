@@ -8,18 +8,24 @@ import torch
 from torch import nn
 
 from utils.func import count_parameters, layer_table, write_json
+from utils.lock import DirectoryLock
 from utils.logger import build_logger
 from utils.provenance import command_line, write_provenance
 from utils.timestamp import make_timestamped_dir
 
+ENDED = "finished.json"  # is there when a run has come to its end, and tells where it stood
+
 
 class RunDir:
-    """A new directory ``output_dir/TIMESTAMP``, or that of the run which is resumed.
+    """A new directory ``output_dir/TIMESTAMP``, or that of the run which is resumed; no other process can have it too.
 
     Args:
         output_dir: the parent of a new one.
         proj_name: the first part of the files' names.
         resume: a checkpoint. When the directory it stands in is a run's, the run goes on there.
+
+    Raises:
+        UserError: when another process is training in the directory.
 
     Attributes:
         path: the directory.
@@ -31,15 +37,22 @@ class RunDir:
             self.path = Path(resume).parent
         else:
             self.path, _ = make_timestamped_dir(output_dir)
+        self.lock = DirectoryLock(self.path)
+        self.end_path = self.path / ENDED
+        self.end_path.unlink(missing_ok=True)  # a run that is resumed has not ended
         self.name = f"{proj_name}_{self.path.name}"
         self.logger = build_logger(proj_name, self.path / f"{self.name}_log.txt")
+
+    def end(self, progress: Mapping[str, int]) -> None:
+        """Note that nothing is left to do, and where the run stands."""
+        write_json(self.end_path, progress)
 
     def record(
         self,
         options: Mapping[str, Any],
         devices: list[torch.device],
-        parts: Mapping[str, list[str]],
         networks: Mapping[str, nn.Module],
+        parts: Mapping[str, list[str]],
         fingerprints: Mapping[str, str],
     ) -> None:
         """Save the options, the split and the provenance, and log what a reader of the log wants to know first.
@@ -47,8 +60,8 @@ class RunDir:
         Args:
             options: the resolved options.
             devices: where the run computes.
-            parts: the names of the samples of each part of the data.
             networks: the networks by name.
+            parts: the names of the samples of each part of the data.
             fingerprints: a digest of each part of the data.
         """
         log = self.logger.info
@@ -63,3 +76,18 @@ class RunDir:
         for name, network in networks.items():
             total, trainable = count_parameters(network)
             log(f"Network {name!r}: {total:,} parameters, {trainable:,} trainable\n{network}\n{layer_table(network)}")
+
+
+def find_unfinished(output_dir: str | Path, proj_name: str) -> Path | None:
+    """Return the newest run of a project that has not ended and has a checkpoint, or None.
+
+    Args:
+        output_dir: the parent of the runs.
+        proj_name: the project; runs of others in the same directory are passed over.
+    """
+    runs = [path for path in Path(output_dir).glob("*/") if path.name.isdigit()]
+    for path in sorted(runs, key=lambda path: int(path.name), reverse=True):
+        config = path / f"config_{proj_name}_{path.name}.json"
+        if config.exists() and not (path / ENDED).exists() and any(path.glob("*_ckpt.pth")):
+            return path
+    return None

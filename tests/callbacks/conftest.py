@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from utils.checkpoint import Checkpointer
+from utils.checkpointer import Checkpointer
 from utils.earlystopper import EarlyStopper
 from utils.progress import Progress
 

@@ -3,7 +3,6 @@
 import ast
 import errno
 import io
-import logging
 import os
 import pickle
 import random
@@ -19,7 +18,6 @@ from torch import nn
 from utils.checkpoint import (
     FOOTER_SIZE,
     FORMAT,
-    Checkpointer,
     StorageError,
     load_checkpoint,
     load_file,
@@ -350,77 +348,6 @@ def test_one_function_opens_checkpoints_and_as_data_only():
     found = {str(path.relative_to(ROOT)): reads for path in sources if (reads := unsafe_reads(path.read_text("utf-8")))}
     assert found == {"utils/checkpoint.py": ["torch.load"]}
     assert "weights_only=True)" in (ROOT / "utils/checkpoint.py").read_text("utf-8")
-
-
-# ---- the checkpoints of a run ----------------------------------------------------------------------------------------
-def test_names(tmp_path):
-    checkpointer = Checkpointer(tmp_path, "UNet")
-    checkpointer.save({"exact": True}, "best", "last")
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["UNet_best_ckpt.pth", "UNet_last_ckpt.pth"]
-    assert load_checkpoint(checkpointer.path("best")) == {"format": FORMAT, "exact": True}
-
-
-def test_rescue_saves(tmp_path):
-    checkpointer = Checkpointer(tmp_path, "UNet")
-    checkpointer.rescue({"exact": True, "progress": 1}, logging.getLogger("unused"))
-    checkpointer.rescue({"exact": False, "progress": 2}, logging.getLogger("unused"))
-    assert load_checkpoint(tmp_path / "UNet_crash_ckpt.pth")["exact"] is False
-    assert Checkpointer.find(tmp_path) == tmp_path / "UNet_InT_ckpt.pth"  # what can be continued is not overwritten
-    assert load_checkpoint(tmp_path / "UNet_InT_ckpt.pth")["progress"] == 1
-
-
-def test_rescue_that_fails_says_so_and_raises_nothing(tmp_path, caplog):
-    checkpointer = Checkpointer(tmp_path / "gone", "UNet")
-    checkpointer.rescue({"exact": True}, logging.getLogger("rescue"))
-    assert "could not be saved" in caplog.text
-
-
-def fill(directory, **exact_by_kind) -> None:
-    """Save a checkpoint of each kind, every one a second newer than the one before."""
-    checkpointer = Checkpointer(directory, "UNet")
-    for age, (kind, exact) in enumerate(exact_by_kind.items()):
-        checkpointer.save({"exact": exact}, kind)
-        os.utime(checkpointer.path(kind), (1000 + age, 1000 + age))
-
-
-@pytest.mark.parametrize(
-    ("kinds", "found"),
-    [
-        ({"best": True, "last": True}, "last"),
-        ({"last": True, "best": True}, "best"),
-        ({"best": True, "last": True, "InT": True}, "InT"),
-        ({"best": True, "last": True, "InT": False}, "last"),
-        ({"InT": False, "earlystop": True}, "earlystop"),
-    ],
-)
-def test_newest_exact_checkpoint_of_a_directory_is_found(tmp_path, kinds, found):
-    fill(tmp_path, **kinds)
-    assert Checkpointer.find(tmp_path) == tmp_path / f"UNet_{found}_ckpt.pth"
-    assert Checkpointer.find(str(tmp_path / f"UNet_{found}_ckpt.pth")) == tmp_path / f"UNet_{found}_ckpt.pth"
-
-
-def test_nothing_to_resume_from_is_an_error_for_people(tmp_path):
-    with pytest.raises(UserError, match="no such run directory"):
-        Checkpointer.find(tmp_path / "gone")
-    with pytest.raises(UserError, match="no checkpoint to resume from"):
-        Checkpointer.find(tmp_path)
-    fill(tmp_path, InT=False)
-    with pytest.raises(UserError, match="no checkpoint to resume from"):
-        Checkpointer.find(tmp_path)
-
-
-def test_checkpoint_from_the_middle_of_an_update_is_not_resumed_even_by_name(tmp_path):
-    fill(tmp_path, last=True, InT=False)
-    with pytest.raises(UserError, match=r"InT_ckpt\.pth: it is from the middle of an update"):
-        Checkpointer.find(tmp_path / "UNet_InT_ckpt.pth")
-
-
-def test_damaged_checkpoint_is_not_passed_over_in_silence(tmp_path):
-    fill(tmp_path, best=True, last=True)
-    newest = tmp_path / "UNet_last_ckpt.pth"
-    newest.write_bytes(newest.read_bytes()[:-1])
-    with pytest.raises(UserError, match=r"UNet_last_ckpt\.pth is damaged"):
-        Checkpointer.find(tmp_path)
 
 
 # ---- the command line ------------------------------------------------------------------------------------------------

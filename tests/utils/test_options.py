@@ -14,6 +14,7 @@ from utils.errors import UserError
 from utils.func import write_json
 from utils.optimizer import OPTIMIZERS
 from utils.options import (
+    NOT_SAVED,
     BoolAction,
     ExtendAction,
     ListAction,
@@ -324,7 +325,7 @@ def test_option_of_another_program_is_passed_over_only_where_it_is_expected(refu
 
 # ---- saved and read again --------------------------------------------------------------------------------------------
 CANDIDATES = (
-    *("7", "64", "0.5", "1.5", "bf16", "value", "min", "max", "dp", "padding", "transposed"),
+    *("7", "64", "1:30", "skip", "0.5", "1.5", "bf16", "value", "min", "max", "dp", "padding", "transposed"),
     *(*OPTIMIZERS, *SCHEDULERS, *data_types(None), *model_types(None), *loss_types(None)),
 )
 
@@ -362,7 +363,7 @@ def task(request, monkeypatch):
 
 def test_saved_options_of_a_real_trainer_give_the_same_options(task, tmp_path):
     task, parser = task
-    changed = [text for name, action in parser.known.items() if name not in ("config", "resume")
+    changed = [text for name, action in parser.known.items() if name not in NOT_SAVED
                for text in another_value(action)]  # fmt: skip
     for argv in ([], changed):
         opt = task.parse_options(argv)

@@ -24,7 +24,7 @@ def short_provenance(monkeypatch):
 
 def record(directory: RunDir, parts=PARTS) -> None:
     networks = {"model": nn.Linear(3, 2)}
-    directory.record(OPTIONS, [torch.device("cpu")], parts, networks, FINGERPRINTS)
+    directory.record(OPTIONS, [torch.device("cpu")], networks, parts, FINGERPRINTS)
 
 
 def test_new_runs_have_new_directories(tmp_path):
@@ -37,7 +37,7 @@ def test_record_holds_options_split_and_provenance(tmp_path):
     record(directory)
     timestamp = directory.path.name
     assert sorted(path.name for path in directory.path.iterdir()) == [
-        f"Vanilla_{timestamp}_log.txt", f"config_Vanilla_{timestamp}.json", "provenance.json", "split.json",
+        ".lock", f"Vanilla_{timestamp}_log.txt", f"config_Vanilla_{timestamp}.json", "provenance.json", "split.json",
     ]  # fmt: skip
     assert json.loads((directory.path / f"config_Vanilla_{timestamp}.json").read_text()) == OPTIONS
     assert json.loads((directory.path / "split.json").read_text()) == PARTS

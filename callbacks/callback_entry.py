@@ -1,0 +1,40 @@
+"""Select the callbacks of a run."""
+
+import logging
+import sys
+from argparse import Namespace
+from pathlib import Path
+
+from callbacks.callback import Callback
+from callbacks.console import Console
+from callbacks.csv_logger import CSVLogger
+from callbacks.progress_bar import ProgressBar
+from callbacks.tensorboard import TensorBoard
+
+
+def build_default_callbacks(opt: Namespace, run_dir: Path, logger: logging.Logger) -> list[Callback]:
+    """Return what watches every run, unless the task says otherwise: a bar on terminals, the log, the curves."""
+    return [
+        *([ProgressBar(opt.n_epoch)] if sys.stderr.isatty() else []),
+        Console(logger, opt.monitor, opt.n_epoch),
+        TensorBoard(run_dir / "summary", vars(opt), opt.monitor),
+        CSVLogger(run_dir / "metrics.csv"),
+    ]
+
+
+def build_asked_for(opt: Namespace, logger: logging.Logger) -> list[Callback]:
+    """Return a callback for each of --requeue, --trace and --kill_at that is given, whatever the task's own are."""
+    callbacks: list[Callback] = []
+    if opt.requeue:
+        from callbacks.requeue import Requeue
+
+        callbacks.append(Requeue(logger))
+    if opt.trace:
+        from callbacks.trace import Trace
+
+        callbacks.append(Trace(opt.trace))
+    if opt.kill_at:
+        from callbacks.kill import Kill
+
+        callbacks.append(Kill(opt.kill_at))
+    return callbacks

@@ -1,0 +1,172 @@
+"""What a resume goes on from: the newest unfinished run, its newest good checkpoint, and nobody else's."""
+
+import shutil
+import subprocess
+import sys
+import time
+
+import pytest
+
+from trainer_vanilla import TrainerVanilla
+from utils.checkpoint import load_checkpoint
+from utils.errors import DamagedError, UserError
+
+UPDATES_PER_EPOCH = 8  # of the small vanilla run
+
+
+class Interrupted(Exception):
+    """Stands for whatever ends a run early."""
+
+
+class StopsEarly(TrainerVanilla):
+    """Ends before its twelfth update."""
+
+    def compute_loss(self, batch):
+        if self.progress.update == 11:
+            raise Interrupted
+        return super().compute_loss(batch)
+
+
+@pytest.fixture
+def stopped(build):
+    """A run that ended in its second epoch; its last checkpoint is of update 8."""
+    trainer = build(task=StopsEarly)
+    with pytest.raises(Interrupted):
+        trainer.train()
+    return trainer
+
+
+def damage(path) -> None:
+    path.write_bytes(path.read_bytes()[:-1000])
+
+
+def auto(build, runs, *flags, **settings):
+    small = ("--train_val_sample_rate", 600, "--batch_size", 64, "--n_epoch", 2, "--gpu_devices", "cpu", "--seed", 0)
+    return build("--resume", "auto", "--output_dir", runs, *small, *flags, **settings)
+
+
+# ---- --resume auto ---------------------------------------------------------------------------------------------------
+def test_auto_goes_on_with_the_unfinished_run(stopped, build, train, weights, differences):
+    resumed = auto(build, stopped.run_dir.path.parent)
+    assert resumed.run_dir.path == stopped.run_dir.path
+    resumed.train()
+    assert differences(weights(resumed), weights(train())) == []
+    log = next(resumed.run_dir.path.glob("*_log.txt")).read_text()
+    assert f"--resume auto: goes on with {resumed.run_dir.path}" in log
+
+
+def test_auto_begins_anew_where_there_is_no_unfinished_run(train, build):
+    finished = train()
+    runs = finished.run_dir.path.parent
+    again = auto(build, runs)
+    assert again.run_dir.path != finished.run_dir.path and again.progress.update == 0
+    assert "no unfinished run of Vanilla" in again.opt.resume_notes[0]
+
+
+def test_auto_takes_the_newest_of_its_own_project(stopped, build, tmp_path):
+    runs = stopped.run_dir.path.parent
+    other = runs / str(int(stopped.run_dir.path.name) + 100)
+    shutil.copytree(stopped.run_dir.path, other)
+    next(other.glob("config_Vanilla_*")).rename(other / f"config_Other_{other.name}.json")
+    assert auto(build, runs).run_dir.path == stopped.run_dir.path
+    next(other.glob("config_Other_*")).rename(other / f"config_Vanilla_{other.name}.json")
+    assert auto(build, runs).run_dir.path == other
+
+
+def test_auto_never_begins_anew_because_of_damage(stopped, build):
+    runs = stopped.run_dir.path.parent
+    for path in stopped.run_dir.path.glob("*_ckpt.pth"):
+        damage(path)
+    before = sorted(runs.iterdir())
+    with pytest.raises(DamagedError, match="no good checkpoint is left"):
+        auto(build, runs)
+    assert sorted(runs.iterdir()) == before
+
+
+def test_auto_refuses_to_go_on_as_another_run(stopped, build):
+    with pytest.raises(UserError, match=r"--lr 0\.5 contradicts the run that is resumed"):
+        auto(build, stopped.run_dir.path.parent, "--lr", 0.5)
+
+
+def test_auto_reads_where_to_look_from_option_files_too(stopped, build, tmp_path):
+    config = tmp_path / "options.json"
+    config.write_text(f'{{"output_dir": "{stopped.run_dir.path.parent}"}}')
+    opt = TrainerVanilla.parse_options(["--resume", "auto", "--config", str(config)])
+    assert opt.resume == str(stopped.checkpointer.path("last"))
+
+
+def test_finished_run_that_is_lengthened_is_unfinished_again(train, build):
+    finished = train("--n_epoch", 1)
+    assert (finished.run_dir.path / "finished.json").exists()
+    longer = build("--resume", finished.run_dir.path, "--n_epoch", 3)
+    assert not (finished.run_dir.path / "finished.json").exists()
+    longer.train()
+    assert (finished.run_dir.path / "finished.json").exists()
+
+
+# ---- damage ----------------------------------------------------------------------------------------------------------
+def test_run_with_a_damaged_checkpoint_ends_with_the_same_bits(build, train, weights, differences):
+    trainer = build("--save_every_steps", 2, task=StopsEarly)
+    with pytest.raises(Interrupted):
+        trainer.train()
+    damage(trainer.checkpointer.path("last"))
+    resumed = train("--resume", trainer.run_dir.path, callbacks=None)
+    log = next(resumed.run_dir.path.glob("*_log.txt")).read_text()
+    assert "Vanilla_last_ckpt.pth is damaged" in log and "The newest good one is used" in log
+    assert "after update 8:" in log  # the last was of update 10
+    assert differences(weights(resumed), weights(train("--save_every_steps", 2))) == []
+
+
+def test_exit_status_when_all_are_damaged(stopped, command):
+    for path in stopped.run_dir.path.glob("*_ckpt.pth"):
+        damage(path)
+    done = command("trainer_vanilla.py", "--resume", stopped.run_dir.path)
+    assert done.returncode == 3 and "no good checkpoint is left" in done.stderr and "Traceback" not in done.stderr
+
+
+# ---- how often, how many, how long -----------------------------------------------------------------------------------
+def test_save_every_steps(train):
+    saved = []
+
+    class Noting(TrainerVanilla):
+        def save(self, *kinds):
+            if "last" in kinds:
+                saved.append(self.progress.update)
+            super().save(*kinds)
+
+    trainer = train("--save_every_steps", 3, "--keep", 3, task=Noting)
+    assert saved == [3, 6, 9, 12, 15, 16]
+    kept = sorted(path.name for path in trainer.run_dir.path.glob("*_last*"))
+    assert kept == ["Vanilla_last-12_ckpt.pth", "Vanilla_last-15_ckpt.pth", "Vanilla_last_ckpt.pth"]
+
+
+def test_time_limit_stops_with_a_checkpoint_and_status_75(build, train, weights, differences, monkeypatch):
+    trainer = build("--max_time", "0:10")
+    monkeypatch.setattr(trainer.stop_signal, "_clock", lambda: 60.0 * trainer.progress.update)  # a minute per update
+    with pytest.raises(SystemExit) as caught:
+        trainer.train()
+    assert caught.value.code == 75
+    position = load_checkpoint(trainer.checkpointer.path("InT"))["progress"]["update"]
+    assert 5 <= position < 10
+    resumed = train("--resume", trainer.run_dir.path, "--max_time", "2h")
+    assert differences(weights(resumed), weights(train())) == []
+
+
+# ---- two runs --------------------------------------------------------------------------------------------------------
+def test_second_run_in_a_directory_is_refused_until_the_first_is_dead(stopped, build, root):
+    holder = subprocess.Popen(
+        [sys.executable, "-c", "import sys, time; from utils.lock import DirectoryLock\n"
+         "lock = DirectoryLock(sys.argv[1]); print('held', flush=True); time.sleep(60)", stopped.run_dir.path],
+        cwd=root, stdout=subprocess.PIPE,
+    )  # fmt: skip
+    try:
+        stopped.run_dir.lock.release()
+        assert holder.stdout.readline() == b"held\n" or holder.stdout
+        with pytest.raises(UserError, match=f"in use by another run.*{holder.pid}"):
+            build("--resume", stopped.run_dir.path)
+    finally:
+        holder.kill()
+        holder.wait()
+    started = time.monotonic()
+    build("--resume", stopped.run_dir.path)
+    assert time.monotonic() - started < 30

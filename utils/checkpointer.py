@@ -1,0 +1,172 @@
+"""The checkpoints of one run: their names, how many are kept, and which of them a run goes on from."""
+
+import logging
+import os
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from utils.checkpoint import FORMAT, load_checkpoint, read_position, save_checkpoint, sweep_temporaries, verify
+from utils.errors import DamagedError, UserError
+
+UNKNOWN = (2**64, 2**64)  # the position of a file that cannot tell it: beyond all others, so that it is looked at first
+
+
+class Checkpointer:
+    """Names, writes and finds the checkpoints of one run directory.
+
+    The newest is `PREFIX_last_ckpt.pth`; those before it are `PREFIX_last-UPDATE_ckpt.pth`. Each write goes to a
+    temporary file first, which takes its name when it is whole, so at every moment `last` is either the old or the new
+    one, and one before it is removed only when enough good newer ones are there.
+
+    Args:
+        run_dir: where they go.
+        prefix: the first part of their names, usually the model type.
+        every: updates from one to the next.
+        keep: how many of `last` to keep, the newest included.
+
+    Attributes:
+        longest_save: seconds.
+    """
+
+    KINDS = ("best", "last", "earlystop", "InT")  # InT: interrupted
+    HALFWAY = "crash"  # from the middle of an update: to be looked at, never to be resumed from
+
+    def __init__(self, run_dir: str | Path, prefix: str, every: int = 1, keep: int = 2):
+        self.run_dir = Path(run_dir)
+        self.prefix = prefix
+        self.every = every
+        self.keep = keep
+        self.longest_save = 0.0
+
+    def path(self, kind: str) -> Path:
+        return self.run_dir / f"{self.prefix}_{kind}_ckpt.pth"
+
+    def is_due(self, update: int) -> bool:
+        """Whether to save after so many updates."""
+        return update % self.every == 0
+
+    # ---- write ---------------------------------------------------------------------------------------------------
+    def save(self, state: dict[str, Any], *kinds: str) -> None:
+        """Write the state as checkpoints of these kinds, and remove what is older than `keep`."""
+        started = time.perf_counter()
+        if "last" in kinds:
+            self._keep_the_last_one()
+        save_checkpoint({"format": FORMAT, **state}, *(self.path(kind) for kind in kinds))
+        if "last" in kinds:
+            self._prune()
+        self.longest_save = max(self.longest_save, time.perf_counter() - started)
+
+    def _keep_the_last_one(self) -> None:
+        """Give `last` a second name, under which it stays when the next one takes its place."""
+        last = self.path("last")
+        position = read_position(last) if self.keep > 1 and last.exists() else None
+        if position is None:
+            return
+        second = self.path(f"last-{position[1]}")
+        second.unlink(missing_ok=True)
+        try:
+            os.link(last, second)
+        except OSError:  # a file system without links
+            shutil.copyfile(last, second)
+
+    def _before_last(self) -> list[Path]:
+        """The kept ones, newest first."""
+        found = self.run_dir.glob(f"{self.prefix}_last-*_ckpt.pth")
+        return sorted(found, key=lambda path: read_position(path) or (0, 0), reverse=True)
+
+    def _prune(self) -> None:
+        """Remove kept ones, once enough newer ones are proven good. A damaged one does not count."""
+        num_good = 1  # the one that was just written
+        for path in self._before_last():
+            if num_good >= self.keep:
+                path.unlink()
+            elif is_good(path):
+                num_good += 1
+
+    def rescue(self, state: dict[str, Any], logger: logging.Logger) -> None:
+        """Save what an exception interrupts. It must not take the exception's place when the disk is full, say."""
+        kind = "InT" if state["exact"] else self.HALFWAY
+        try:
+            self.save(state, kind)
+        except (UserError, OSError, RuntimeError) as error:
+            logger.error(f"The interrupted state could not be saved: {error}")
+            return
+        logger.info(f"Saved: {self.path(kind)}" + (", from the middle of an update" if not state["exact"] else ""))
+
+    # ---- begin ---------------------------------------------------------------------------------------------------
+    def begin(self, position: tuple[int, int] = (0, 0)) -> list[str]:
+        """Clear the directory for a run that goes on from `position` (epochs, updates); say what was moved.
+
+        Left-over temporary files of a process that died while writing are removed. Checkpoints ahead of the position
+        are of a future that will not come, or comes again: they are renamed, or the next resume would take one of them
+        for the newest. So are those that are too damaged to tell their position.
+        """
+        sweep_temporaries(self.run_dir)
+        moved = []
+        for path in self.candidates(self.run_dir):
+            if (read_position(path) or UNKNOWN) > position:
+                path.rename(aside := path.with_name(path.name + ".aside"))
+                moved.append(f"{path.name} is damaged, or ahead of where the run goes on; renamed to {aside.name}.")
+        return moved
+
+    # ---- find ----------------------------------------------------------------------------------------------------
+    @classmethod
+    def candidates(cls, directory: Path) -> list[Path]:
+        """The checkpoints of a directory that a run can go on from, if they are good; newest position first.
+
+        The position is read from the file, because times do not survive a copy.
+        """
+        patterns = [*(f"*_{kind}_ckpt.pth" for kind in cls.KINDS), "*_last-*_ckpt.pth"]
+        found = {path for pattern in patterns for path in directory.glob(pattern)}
+        order = {path: (read_position(path) or UNKNOWN, path.stat().st_mtime_ns) for path in found}
+        return sorted(found, key=order.__getitem__, reverse=True)
+
+    @classmethod
+    def find(cls, source: str | Path, warn: Callable[[str], None]) -> tuple[Path, dict[str, Any]]:
+        """Return the checkpoint to resume from, and its content: `source`, or the newest good one of a run directory.
+
+        Args:
+            source: a checkpoint or a run directory.
+            warn: is told of each damaged checkpoint that is passed over.
+
+        Raises:
+            DamagedError: when there are checkpoints, but none that is good.
+            UserError: when there is nothing to resume from.
+        """
+        source = Path(source)
+        if not source.exists():
+            raise UserError(f"--resume {source}: there is no such run directory or checkpoint.")
+        if source.is_file():
+            state = load_checkpoint(source)
+            if not state.get("exact"):
+                raise UserError(f"--resume {source}: it is from the middle of an update. Give the directory instead.")
+            return source, state
+        good, damaged = [], []
+        for path in cls.candidates(source):
+            try:
+                verify(path)
+                good.append(path)
+            except DamagedError as error:
+                damaged.append(path.name)
+                warn(f"{error} The newest good one is used.")
+        for path in good:
+            state = load_checkpoint(path)
+            if state.get("exact"):
+                return path, state
+        if damaged:
+            raise DamagedError(
+                f"--resume {source}: no good checkpoint is left. Damaged: {', '.join(damaged)}.\n"
+                f"To begin anew, leave --resume out."
+            )
+        raise UserError(f"--resume {source}: there is no checkpoint to resume from in this directory.")
+
+
+def is_good(path: Path) -> bool:
+    try:
+        verify(path)
+    except UserError:
+        return False
+    return True

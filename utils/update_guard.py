@@ -1,0 +1,103 @@
+"""Refuse an update whose loss or gradient is infinite or not a number, before it reaches the weights."""
+
+import random
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from utils.errors import DivergedError
+
+POLICIES = ("stop", "skip")
+
+
+class UpdateGuard:
+    """Watches one update at a time, and can undo what its forward passes changed.
+
+    The weights need no undoing, since the check comes before the optimizer's step. But a forward pass also moves
+    buffers (the statistics of batch normalization, which one NaN would spoil for good) and random generators: those are
+    remembered at the beginning of an update, and put back if it is refused. So a refused update can be made again,
+    exactly, and a run that skips it goes on as if it had not been tried.
+
+    A NaN anywhere in a gradient makes its norm NaN, so the norm is all there is to look at, with the loss.
+
+    Args:
+        networks: by name.
+        policy: "stop" ends the run at a refused update, "skip" goes on without it.
+        max_skips: with "skip", the number of refused updates that one run may have.
+
+    >>> guard = UpdateGuard({"model": nn.Linear(1, 1)})
+    >>> guard.begin_update()
+    >>> guard.add_loss(torch.tensor(0.5))
+    >>> guard.check("model", grad_norm=torch.tensor(float("nan")))
+    Traceback (most recent call last):
+    utils.errors.DivergedError: the gradient of 'model' is not finite: its norm is nan, the loss 0.5
+    """
+
+    def __init__(self, networks: Mapping[str, nn.Module], policy: str = "stop", max_skips: int = 10):
+        assert policy in POLICIES, policy
+        self.policy = policy
+        self.max_skips = max_skips
+        self.num_skipped = 0
+        self.stepped: list[str] = []  # networks whose step of the update under way is already made
+        self._buffers = [buffer for network in networks.values() for buffer in network.buffers()]
+        self._kept = [torch.empty_like(buffer) for buffer in self._buffers]
+        self._loss: torch.Tensor | None = None
+        self._random: tuple = ()
+
+    def begin_update(self) -> None:
+        """Remember what the update may change besides weights."""
+        self.stepped, self._loss = [], None
+        if self._buffers:
+            torch._foreach_copy_(self._kept, [buffer.detach() for buffer in self._buffers])
+        cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
+        self._random = random.getstate(), np.random.get_state(), torch.get_rng_state(), cuda
+
+    def add_loss(self, loss: torch.Tensor) -> None:
+        """Count a loss of this update in; it is looked at with the gradient, so as to wait for the device only once."""
+        loss = loss.detach()
+        self._loss = loss if self._loss is None else self._loss + loss
+
+    def check(self, name: str, grad_norm: torch.Tensor, may_overflow: bool = False) -> None:
+        """Raise DivergedError when the losses of this update or the gradient of network `name` are not finite.
+
+        Args:
+            name: the network that is about to be stepped.
+            grad_norm: the norm of its gradient, a scalar.
+            may_overflow: look at the loss only: the overflow of scaled float16 gradients is the scaler's to mend.
+        """
+        suspect = grad_norm if self._loss is None else grad_norm + self._loss
+        if may_overflow:
+            suspect = self._loss
+        if suspect is None or torch.isfinite(suspect):
+            return
+        loss, norm = float("nan") if self._loss is None else float(self._loss), float(grad_norm)
+        told = f"its norm is {norm:g}, the loss {loss:g}"
+        raise DivergedError(f"the gradient of {name!r} is not finite: {told}")
+
+    def undo(self) -> bool:
+        """Put back what the update changed. False when a step of it was already made, which cannot be undone."""
+        if self._buffers:
+            with torch.no_grad():
+                torch._foreach_copy_(self._buffers, self._kept)
+        python, numpy, cpu, cuda = self._random
+        random.setstate(python)
+        np.random.set_state(numpy)
+        torch.set_rng_state(cpu)
+        if cuda:
+            torch.cuda.set_rng_state_all(cuda)
+        return not self.stepped
+
+    def may_skip(self) -> bool:
+        """Say whether the run may go on without a refused update, and if so count it."""
+        allowed = self.policy == "skip" and self.num_skipped < self.max_skips and not self.stepped
+        self.num_skipped += allowed
+        return allowed
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"num_skipped": self.num_skipped}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.num_skipped = state["num_skipped"]
