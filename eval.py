@@ -21,7 +21,8 @@ from loss.loss_entry import build_criterion
 from model.model_entry import build_networks
 from utils.checkpoint import load_checkpoint
 from utils.device import place_network, select_devices
-from utils.func import move_to, write_json
+from utils.files import write_json
+from utils.func import move_to
 from utils.logger import build_logger
 from utils.options import OptionParser, run_main
 from utils.precision import Precision

@@ -299,8 +299,8 @@ class TrainerBase:
     def save(self, *kinds: str) -> None:
         """Write the state of now as checkpoints of these kinds."""
         if kinds:
-            self.checkpointer.save(self.state_dict(), *kinds)
-            self.stop_signal.reserve = self.checkpointer.longest_save
+            self.call("on_save")
+            self.stop_signal.reserve = self.checkpointer.save(self.state_dict(), *kinds)
 
     def stateful(self) -> dict[str, Any]:
         """Everything that has a state: an object with `state_dict`, or a dictionary of such objects."""

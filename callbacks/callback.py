@@ -5,6 +5,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from utils.errors import nearest
+from utils.files import told_when_full
 from utils.seed import preserved_random_state
 from utils.state import check_plain
 
@@ -28,6 +29,7 @@ class Callback:
                 on_log                  every --log_every updates, with plain numbers
             on_validation_end           when the epoch was validated
             on_epoch_end                before the checkpoint is written, so that what it records is in it
+        on_save                         before each checkpoint
         on_train_end
         on_exception                    instead of on_train_end, when anything was raised; it is raised again
 
@@ -41,7 +43,7 @@ class Callback:
 
     HOOKS = (
         "on_train_start", "on_epoch_start", "on_update_start", "on_update_end", "on_log", "on_validation_end",
-        "on_epoch_end", "on_train_end", "on_exception",
+        "on_epoch_end", "on_save", "on_train_end", "on_exception",
     )  # fmt: skip
 
     def __init_subclass__(cls, **kwargs):
@@ -72,6 +74,9 @@ class Callback:
     def on_epoch_end(self, trainer, row: Mapping[str, float]) -> None:
         """After an epoch; `row` is its line of metrics.csv."""
 
+    def on_save(self, trainer) -> None:
+        """Before a checkpoint is written: what is in it must not be ahead of what you have written."""
+
     def on_train_end(self, trainer) -> None:
         """After the last epoch, when nothing was raised."""
 
@@ -101,14 +106,16 @@ class CallbackList:
 
         Raises:
             RuntimeError: when a callback changed weights, a learning rate or the train/eval mode.
+            StorageError: when a callback wrote to a full disk.
         """
         for callback in self._listeners[hook]:  # often none: then a hook costs nothing
             before = self._watched(trainer)
-            with preserved_random_state():  # for each: what one draws, the next does not see
+            name = f"{type(callback).__name__}.{hook}"
+            with told_when_full(name), preserved_random_state():  # for each: what one draws, the next does not see
                 getattr(callback, hook)(trainer, *arguments)
             if self._watched(trainer) != before:
                 raise RuntimeError(
-                    f"{type(callback).__name__}.{hook} changed weights, gradients, a learning rate or the "
+                    f"{name} changed weights, gradients, a learning rate or the "
                     "train/eval mode. A callback only watches; to change the computation, override the trainer."
                 )
 

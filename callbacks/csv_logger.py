@@ -1,10 +1,12 @@
 """One row per epoch in a CSV file."""
 
 import csv
+import io
 from collections.abc import Mapping
 from pathlib import Path
 
 from callbacks.callback import Callback
+from utils.files import write_atomically
 
 
 class CSVLogger(Callback):
@@ -31,9 +33,8 @@ class CSVLogger(Callback):
 
     def write(self) -> None:
         columns = list(dict.fromkeys(key for row in self.rows for key in row))
-        temporary = self.path.with_suffix(".tmp")
-        with open(temporary, "w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, columns, restval="")
-            writer.writeheader()
-            writer.writerows(self.rows)
-        temporary.replace(self.path)
+        file = io.StringIO(newline="")
+        writer = csv.DictWriter(file, columns, restval="")
+        writer.writeheader()
+        writer.writerows(self.rows)
+        write_atomically(self.path, file.getvalue().encode())

@@ -1,5 +1,6 @@
 """Curves, pictures and hyper-parameters for TensorBoard."""
 
+import contextlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -44,14 +45,19 @@ class TensorBoard(Callback):
             self.writer.add_image("val/predictions", picture, trainer.progress.update)
         self.writer.flush()
 
+    def on_save(self, trainer) -> None:
+        self.writer.flush()  # a run that is killed and resumed from this checkpoint has no gap
+
     def on_train_end(self, trainer) -> None:
         from torch.utils.tensorboard.summary import hparams
 
         for summary in hparams(self.hparams, {f"best/{self.monitor}": trainer.stopper.best}):
             self.writer.file_writer.add_summary(summary)
-        self.writer.add_scalar(f"best/{self.monitor}", trainer.stopper.best, trainer.progress.update)
+        # After the last update, so that it is struck out with what comes then when a finished run is lengthened.
+        self.writer.add_scalar(f"best/{self.monitor}", trainer.stopper.best, trainer.progress.update + 1)
         self.writer.close()
 
     def on_exception(self, trainer, error: BaseException) -> None:
         if self.writer is not None:
-            self.writer.close()
+            with contextlib.suppress(OSError):  # a full disk may be what the exception is about
+                self.writer.close()

@@ -205,7 +205,7 @@ def test_the_hooks_are_called_in_the_documented_order(train):
     assert calls == [
         ("on_train_start", 0), ("on_epoch_start", 0), ("on_update_start", 0), ("on_update_end", 1),
         ("on_update_start", 1), ("on_update_end", 2), ("on_log", 2), ("on_update_start", 2), ("on_update_end", 3),
-        ("on_validation_end", 3), ("on_epoch_end", 3), ("on_train_end", 3),
+        ("on_validation_end", 3), ("on_epoch_end", 3), ("on_save", 3), ("on_train_end", 3),
     ]  # fmt: skip
 
 

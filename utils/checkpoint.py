@@ -9,12 +9,9 @@ would load as a wrong weight.
 """
 
 import contextlib
-import errno
 import hashlib
 import io
 import os
-import re
-import shutil
 import stat
 import struct
 import sys
@@ -27,6 +24,7 @@ from typing import Any, BinaryIO
 import torch
 
 from utils.errors import DamagedError, UserError
+from utils.files import write_atomically
 from utils.options import OptionParser, one_of, printable, run_main
 from utils.state import digests, leaves
 from utils.untrusted import inspect
@@ -36,71 +34,10 @@ POSITION = struct.Struct(">QQ")
 DIGEST_SIZE = hashlib.sha256().digest_size
 FOOTER_SIZE = len(MAGIC) + POSITION.size + DIGEST_SIZE
 FORMAT = 1
-NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
-CANNOT_FSYNC = {errno.EINVAL, errno.ENOTSUP}  # what a file system answers that has no such call for directories
 CHUNK = 2**20  # bytes
 
 
-class StorageError(UserError):
-    """There is no room for a file: the disk is full, or a quota or a limit is reached."""
-
-
 # ---- write -----------------------------------------------------------------------------------------------------------
-def write_atomically(path: Path, *parts: bytes | memoryview) -> None:
-    """Write a file so that at every moment, even at a crash, `path` holds either the old content or the new.
-
-    The temporary file stands in the same directory, because a rename is atomic only within one file system, and it is
-    flushed to the disk before the rename, because the rename may reach the disk first.
-
-    Raises:
-        StorageError: when there is no room. The old file stays.
-        UserError: when the file cannot be written for another reason.
-    """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "wb") as file:
-            for part in parts:
-                file.write(part)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-        fsync_directory(path.parent)
-    except OSError as error:
-        if error.errno not in NO_SPACE:
-            raise UserError(f"Cannot write {path}: {error.strerror}.") from None
-        needed, free = sum(map(len, parts)), shutil.disk_usage(path.parent).free
-        intact = " The file of this name that was there before is intact." if path.exists() else ""
-        raise StorageError(
-            f"Cannot write {path}: {error.strerror}. It needs {needed:,} bytes; {free:,} are free on the disk.{intact}"
-        ) from None
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
-
-
-def fsync_directory(directory: Path) -> None:
-    """Bring the names in a directory to the disk, where the file system can."""
-    descriptor = os.open(directory, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    except OSError as error:
-        if error.errno not in CANNOT_FSYNC:
-            raise
-    finally:
-        os.close(descriptor)
-
-
-def sweep_temporaries(directory: str | Path) -> list[Path]:
-    """Remove what `write_atomically` left in a directory when the process was killed; return what was removed.
-
-    No other process may be writing there: take the lock of the directory first.
-    """
-    found = [path for path in Path(directory).glob(".*.tmp") if re.fullmatch(r"\..+\.\d+\.tmp", path.name)]
-    for path in found:
-        path.unlink(missing_ok=True)
-    return found
-
-
 def make_footer(body: bytes | memoryview, position: tuple[int, int] = (0, 0)) -> bytes:
     """What stands behind the archive `body`."""
     start = MAGIC + POSITION.pack(*position)

@@ -8,8 +8,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from utils.checkpoint import FORMAT, load_checkpoint, read_position, save_checkpoint, sweep_temporaries, verify
+from utils.checkpoint import FORMAT, load_checkpoint, read_position, save_checkpoint, verify
 from utils.errors import DamagedError, UserError
+from utils.files import sweep_temporaries
 
 UNKNOWN = (2**64, 2**64)  # the position of a file that cannot tell it: beyond all others, so that it is looked at first
 
@@ -49,8 +50,8 @@ class Checkpointer:
         return update % self.every == 0
 
     # ---- write ---------------------------------------------------------------------------------------------------
-    def save(self, state: dict[str, Any], *kinds: str) -> None:
-        """Write the state as checkpoints of these kinds, and remove what is older than `keep`."""
+    def save(self, state: dict[str, Any], *kinds: str) -> float:
+        """Write the state as checkpoints of these kinds, remove all beyond `keep`, and return `longest_save`."""
         started = time.perf_counter()
         if "last" in kinds:
             self._keep_the_last_one()
@@ -58,6 +59,7 @@ class Checkpointer:
         if "last" in kinds:
             self._prune()
         self.longest_save = max(self.longest_save, time.perf_counter() - started)
+        return self.longest_save
 
     def _keep_the_last_one(self) -> None:
         """Give `last` a second name, under which it stays when the next one takes its place."""
@@ -121,7 +123,8 @@ class Checkpointer:
         """
         patterns = [*(f"*_{kind}_ckpt.pth" for kind in cls.KINDS), "*_last-*_ckpt.pth"]
         found = {path for pattern in patterns for path in directory.glob(pattern)}
-        order = {path: (read_position(path) or UNKNOWN, path.stat().st_mtime_ns) for path in found}
+        # `last` has two names for a moment: the shorter one stays.
+        order = {path: (read_position(path) or UNKNOWN, path.stat().st_mtime_ns, -len(path.name)) for path in found}
         return sorted(found, key=order.__getitem__, reverse=True)
 
     @classmethod

@@ -1,8 +1,6 @@
 """Small functions on batches, modules and files."""
 
-import json
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -107,8 +105,3 @@ def layer_table(module: nn.Module, max_rows: int = 40) -> str:
     total, trainable = count_parameters(module)
     lines.append(f"total {total:,} parameters, {trainable:,} trainable")
     return "\n".join(lines)
-
-
-def write_json(path: str | Path, content: Any, indent: int | None = 2) -> None:
-    """Write `content` as a JSON file that ends with a line break."""
-    Path(path).write_text(json.dumps(content, indent=indent) + "\n", encoding="utf-8")

@@ -34,6 +34,20 @@ class TerminalHandler(logging.Handler):
             print(text.encode("ascii", "replace").decode(), file=stream, flush=True)
 
 
+class LogFileHandler(logging.FileHandler):
+    """Appends to a file; when that fails, says so once and lets the run go on."""
+
+    has_failed = False
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        error = sys.exc_info()[1]
+        if not isinstance(error, OSError):
+            super().handleError(record)
+        elif not self.has_failed:
+            self.has_failed = True
+            print(f"The log {self.baseFilename} lacks lines: {error.strerror}.", file=sys.stderr)
+
+
 def build_logger(name: str, path: str | Path | None = None) -> logging.Logger:
     """Return a logger that writes to the terminal and, when `path` is given, appends to that file.
 
@@ -42,7 +56,7 @@ def build_logger(name: str, path: str | Path | None = None) -> logging.Logger:
     logger = logging.Logger(name, level=logging.INFO)
     logger.addHandler(TerminalHandler())
     if path is not None:
-        handler = logging.FileHandler(path, encoding="utf-8", delay=True)
+        handler = LogFileHandler(path, encoding="utf-8", delay=True)
         handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
         logger.addHandler(handler)
     return logger

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from utils.func import write_json
+from utils.files import write_json
 
 PACKAGES = ("torchvision", "numpy", "pillow", "tensorboard", "matplotlib")
 

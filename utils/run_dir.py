@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from utils.func import count_parameters, layer_table, write_json
+from utils.files import write_json
+from utils.func import count_parameters, layer_table
 from utils.lock import DirectoryLock
 from utils.logger import build_logger
 from utils.provenance import command_line, write_provenance

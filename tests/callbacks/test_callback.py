@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from callbacks.callback import Callback, CallbackList
+from utils.files import StorageError
 
 ARGUMENTS = {"on_update_start": (None,), "on_update_end": ({},), "on_log": ({},), "on_validation_end": ({},),
              "on_epoch_end": ({},), "on_exception": (ValueError(),)}  # fmt: skip
@@ -240,3 +241,13 @@ def test_state_that_could_not_be_loaded_again_is_refused_when_it_is_saved():
 
     with pytest.raises(TypeError, match=r"'Keeps.0'\]\['best'\]\[1\] is of type float64"):
         CallbackList([Keeps()]).state_dict()
+
+
+def test_full_disk_in_a_callback_is_an_error_for_people_that_names_it(trainer):
+    class Writes(Callback):
+        def on_log(self, trainer, values):
+            with open("/dev/full", "w") as file:
+                file.write("x" * 100_000)
+
+    with pytest.raises(StorageError, match=r"^Writes\.on_log cannot write: No space left on device"):
+        CallbackList([Writes()]).call("on_log", trainer, {})

@@ -47,7 +47,7 @@ def test_curves_stand_under_their_names_at_the_updates(trainer, tmp_path):
     assert steps(events, "train/loss") == [2, 4, 6, 8] and steps(events, "val/accuracy") == [4, 8]
     assert [event.value for event in events.Scalars("train/loss")] == pytest.approx([1 / 2, 1 / 4, 1 / 6, 1 / 8])
     (best,) = events.Scalars("best/accuracy")
-    assert (best.step, best.value) == (8, pytest.approx(0.08))
+    assert (best.step, best.value) == (9, pytest.approx(0.08))
     assert events.Tags()["images"] == []
 
 
@@ -66,6 +66,23 @@ def test_resumed_run_leaves_no_update_twice(trainer, tmp_path):
     events = read(tmp_path)
     assert steps(events, "train/loss") == [2, 4, 6, 8, 10, 12]
     assert steps(events, "val/accuracy") == [4, 8, 12]
+
+
+def test_finished_run_that_is_resumed_has_one_best_value(trainer, tmp_path):
+    train(trainer, tmp_path, [2, 4])
+    time.sleep(1)
+    train(trainer, tmp_path, [])  # killed after its end was written, and resumed: nothing is left to do
+    assert steps(read(tmp_path), "best/accuracy") == [5]
+
+
+def test_what_a_checkpoint_is_ahead_of_is_on_the_disk(trainer, tmp_path):
+    board = TensorBoard(tmp_path, OPTIONS, "accuracy")
+    board.on_train_start(trainer)
+    trainer.progress.update = 2
+    board.on_log(trainer, {"loss": 0.5})
+    board.on_save(trainer)
+    assert steps(read(tmp_path), "train/loss") == [2]  # though the writer is still open
+    board.on_exception(trainer, KeyboardInterrupt())
 
 
 def test_options_are_in_the_table_of_hyper_parameters(trainer, tmp_path):

@@ -18,18 +18,16 @@ from torch import nn
 from utils.checkpoint import (
     FOOTER_SIZE,
     FORMAT,
-    StorageError,
     load_checkpoint,
     load_file,
     main,
     make_footer,
     read_position,
     save_checkpoint,
-    sweep_temporaries,
     verify,
-    write_atomically,
 )
 from utils.errors import DamagedError, UserError
+from utils.files import StorageError, sweep_temporaries, write_atomically
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 STATE = {"format": FORMAT, "exact": True, "weight": torch.arange(6.0), "options": {"lr": 1e-3, "seed": None}}

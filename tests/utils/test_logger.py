@@ -105,3 +105,13 @@ for number in range(3):
     errors = run.stderr.read()
     assert run.wait(timeout=60) == 0 and "Traceback" not in errors
     assert "line 2" in (tmp_path / "log.txt").read_text()
+
+
+def test_log_on_a_full_disk_is_told_once_and_ends_nothing(tmp_path, capsys):
+    (tmp_path / "log.txt").symlink_to("/dev/full")
+    logger = build_logger("Vanilla", tmp_path / "log.txt")
+    logger.info("one")
+    logger.info("two")
+    captured = capsys.readouterr()
+    assert captured.out == "one\ntwo\n"
+    assert captured.err.count("lacks lines: No space left") == 1 and "Traceback" not in captured.err

@@ -11,7 +11,7 @@ from model.model_entry import model_types
 from trainer_seg_on_carvana import TrainerSeg
 from trainer_vanilla import TrainerVanilla
 from utils.errors import UserError
-from utils.func import write_json
+from utils.files import write_json
 from utils.optimizer import OPTIMIZERS
 from utils.options import (
     NOT_SAVED,
