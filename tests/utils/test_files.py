@@ -23,9 +23,9 @@ def test_what_cannot_be_written_as_json_leaves_the_old_file(tmp_path):
 
 
 def test_full_disk_is_told_by_who_found_it():
-    with pytest.raises(StorageError, match=r"^CSVLogger cannot write: No space left on device\. Make room") as caught:
-        with told_when_full("CSVLogger"), open("/dev/full", "w") as file:
-            file.write("x" * 100_000)
+    refused = pytest.raises(StorageError, match=r"^CSVLogger cannot write: No space left on device\. Make room")
+    with refused as caught, told_when_full("CSVLogger"), open("/dev/full", "w") as file:
+        file.write("x" * 100_000)
     assert isinstance(caught.value, UserError) and caught.value.status == 2
 
 
