@@ -230,7 +230,8 @@ CAUSES = {
         "data and random": DRAWS,
         "data": REMEMBERS,
         "random": "Something draws from a global generator once per process, such as at its first use after the start. "
-        "Draw it in the constructor, before the random states are put back, and keep what came of it in a state_dict.",
+        "Draw it in the constructor, before the random states are put back, and keep what came of it in a state_dict. "
+        "Or a load_state_dict of your own does not put the random states back, or draws afterwards.",
         "step": "Something that decides the update is in no state_dict: an attribute of the trainer; a plain attribute "
         "of a network or of the loss, or a buffer with persistent=False; a generator, a schedule or an average of your "
         "own. In a module use register_buffer, or get_extra_state and set_extra_state; for the trainer, return the "
