@@ -27,7 +27,7 @@ from utils.options import (
     read_options,
 )
 from utils.replay import load_replay
-from utils.run_dir import find_unfinished
+from utils.run_dir import find_unfinished, is_run_dir
 from utils.scheduler import SCHEDULERS
 from utils.seed import draw_seed
 from utils.signals import duration_text
@@ -96,6 +96,8 @@ def parse_train_options(trainer_class, argv: Sequence[str] | None) -> Namespace:
         layers = [(load_replay(given["replay"])["options"], given["replay"])]
     elif given.get("resume"):
         path, state = Checkpointer.find(given["resume"], notes.append)
+        if not is_run_dir(path.parent):
+            state["options"].pop("output_dir", None)  # a checkpoint from elsewhere does not say where to write
         resume, layers = str(path), [(state["options"], str(path))]
     opt = parser.resolve(argv, layers)
     check_options(vars(opt), layers[0][0] if layers else {})
@@ -150,7 +152,7 @@ def add_data_options(parser: OptionParser, task: str | None) -> None:
     add("--limit_batches", type=number(int, low=1), default=None, metavar="N",
         help="at most N batches of each part in an epoch, to try something out")
     add("--skip_bad_samples", type=number(int, low=0), default=0, metavar="N",
-        help="go on without samples that cannot be loaded, up to N different ones")
+        help="go on without samples that cannot be loaded, up to N different ones of each part")
 
 
 def add_model_options(parser: OptionParser, task: str | None) -> None:

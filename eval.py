@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from base_options import DEBUG_BATCHES, add_common_options, add_test_options, check_network, train_option_names
-from data.data_entry import build_datasets, build_eval_loader, data_notes, refuse_seen
+from data.data_entry import build_datasets, build_loader_of_part, data_notes, refuse_seen
 from loss.loss_entry import build_criterion
 from model.model_entry import build_networks
 from utils.checkpoint import load_checkpoint
@@ -31,7 +31,7 @@ from utils.seed import preserved_random_state, seed_everything
 from utils.state import set_state
 from utils.timestamp import make_timestamped_dir
 
-OF_THE_LAUNCH = ("model_path", "gpu_devices", "debug", "limit_batches")  # not taken from a checkpoint
+OF_THE_LAUNCH = ("model_path", "gpu_devices", "debug", "limit_batches", "save_path")  # not taken from a checkpoint
 
 
 class EvaluatorBase:
@@ -165,6 +165,7 @@ class EvaluatorBase:
         trained = {name: value for name, value in trained.items() if name not in OF_THE_LAUNCH}
         opt = parser.resolve(argv, [(trained, model_path)])
         check_network(vars(opt), trained, model_path)
+        opt.limit_batches = DEBUG_BATCHES if opt.debug else opt.limit_batches
         return opt
 
     @classmethod
@@ -181,9 +182,7 @@ class EvaluatorBase:
         dataset = build_datasets(opt)[opt.split]
         if not opt.allow_seen:
             refuse_seen(dataset, opt.split, state["groups"])
-        limit = DEBUG_BATCHES if opt.debug else opt.limit_batches
-        limits = {"worker_timeout": opt.worker_timeout, "max_bad_samples": opt.skip_bad_samples, "part": opt.split}
-        loader = build_eval_loader(dataset, cls.eval_batch_size(opt), opt.num_workers, limit, **limits)
+        loader = build_loader_of_part(opt, dataset, opt.split, cls.eval_batch_size(opt))
         evaluator = cls(opt, networks, criterion, devices[0], Precision(opt.amp, devices[0]))
         evaluator.output_dir, _ = make_timestamped_dir(opt.save_path)
         evaluator.logger = build_logger(opt.proj_name, evaluator.output_dir / "eval_log.txt")

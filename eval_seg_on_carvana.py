@@ -1,6 +1,7 @@
 """Evaluate a segmentation network: python eval_seg_on_carvana.py --model_path Results/Carvana/.../UNet_best_ckpt.pth"""
 
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 import torch.nn.functional as F
@@ -88,20 +89,22 @@ class EvaluatorSeg(EvaluatorBase):
             return
         output_dir = self.output_dir / self.opt.mode / self.opt.data_type
         output_dir.mkdir(parents=True)
-        names = loader.dataset.names
         rows, captions, place = [], [], 0
         with self.inference(), self.precision.autocast():
-            for batch in loader:
-                images, masks = move_to(batch, self.device)
-                for i in range(len(images)):
+            for batch in loader.batches():
+                if not batch.given:
+                    continue  # none of its images can be read
+                images, masks = move_to(batch.data, self.device)
+                for i, index in enumerate(batch.given):
                     if (place + i) % self.opt.n_snap == 0:
                         predicted = self.to_classes(self.predict(images[i : i + 1]))[0]  # (H, W)
                         row = (images[i], self.to_grey(masks[i]), self.to_grey(predicted))
+                        name = Path(loader.dataset.names[index]).name  # so that no name leads out of the directory
                         for kind, picture in zip(("origin", "mask", "pred"), row, strict=True):
-                            save_picture(picture, output_dir / f"{names[place + i]}_{kind}.png")
+                            save_picture(picture, output_dir / f"{name}_{kind}.png")
                         rows.append(row)
-                        captions.append((names[place + i], "mask", "prediction"))
-                place += len(images)
+                        captions.append((name, "mask", "prediction"))
+                place += len(batch.given)
         contact_sheet(rows[:24], captions[:24], path=output_dir / "contact_sheet.png")
         self.logger.info(f"Pictures of {len(rows)} of {place} images, and contact_sheet.png: {output_dir}")
 

@@ -77,13 +77,26 @@ def build_loaders(
     opt: Namespace, datasets: dict[str, Dataset], eval_batch_size: int, pin_memory: bool
 ) -> tuple[UpdateLoader, WatchedLoader]:
     """Return the loader of the training updates and that of the validation batches."""
-    train_sizes, seed, limit = (opt.batch_size, opt.micro_batch_size), opt.seed, opt.limit_batches
-    how = {
+    sizes = (opt.batch_size, opt.micro_batch_size)
+    how = how_to_load(opt, pin_memory)
+    train_loader = UpdateLoader(datasets["train"], *sizes, opt.seed, max_updates=opt.limit_batches, **how)
+    return train_loader, build_loader_of_part(opt, datasets["val"], "val", eval_batch_size, pin_memory)
+
+
+def build_loader_of_part(
+    opt: Namespace, dataset: Dataset, part: str, batch_size: int, pin_memory: bool = False
+) -> WatchedLoader:
+    """Return the loader that evaluates a part of the data."""
+    return build_eval_loader(
+        dataset, batch_size, max_batches=opt.limit_batches, part=part, **how_to_load(opt, pin_memory)
+    )
+
+
+def how_to_load(opt: Namespace, pin_memory: bool) -> dict[str, Any]:
+    return {
         "num_workers": opt.num_workers, "pin_memory": pin_memory, "worker_timeout": opt.worker_timeout,
         "max_bad_samples": opt.skip_bad_samples,
     }  # fmt: skip
-    train_loader = UpdateLoader(datasets["train"], *train_sizes, seed, limit, **how)
-    return train_loader, build_eval_loader(datasets["val"], eval_batch_size, max_batches=limit, part="val", **how)
 
 
 def build_eval_loader(

@@ -10,7 +10,7 @@ from eval_seg_on_carvana import EvaluatorSeg
 from eval_vanilla import EvaluatorVanilla
 from trainer_seg_on_carvana import TrainerSeg
 from trainer_vanilla import TrainerVanilla
-from utils.checkpoint import load_checkpoint
+from utils.checkpoint import load_checkpoint, save_checkpoint
 
 VANILLA, SEG = "Vanilla_best_ckpt.pth", "UNet_best_ckpt.pth"
 
@@ -301,3 +301,28 @@ def test_a_disk_that_is_full_does_not_hide_behind_the_rescue(build, monkeypatch)
         trainer.train()
     (log,) = trainer.run_dir.path.glob("*_log.txt")
     assert "could not be saved" in log.read_text()
+
+
+# ---- where a file from elsewhere makes a program write ---------------------------------------------------------------
+def with_options(source, target, **options) -> None:
+    """Copy a checkpoint with other options, as an attacker can: the digest is right."""
+    state = load_checkpoint(source)
+    save_checkpoint({**state, "options": {**state["options"], **options}}, target)
+
+
+def test_a_checkpoint_does_not_say_where_its_evaluation_writes(vanilla_run, tmp_path, monkeypatch):
+    with_options(vanilla_run / VANILLA, tmp_path / "a.pth", save_path=str(tmp_path / "theirs"))
+    opt = EvaluatorVanilla.parse_options(["--model_path", str(tmp_path / "a.pth")])
+    assert opt.save_path == "./test_viz/"
+
+
+def test_a_checkpoint_outside_a_run_does_not_say_where_its_run_is_continued(vanilla_run, tmp_path):
+    with_options(vanilla_run / VANILLA, tmp_path / "Vanilla_last_ckpt.pth", output_dir=str(tmp_path / "theirs"))
+    opt = TrainerVanilla.parse_options(["--resume", str(tmp_path / "Vanilla_last_ckpt.pth")])
+    assert opt.output_dir == "./Results/Vanilla/"
+
+
+@pytest.mark.parametrize("name", ["../out", "/tmp/out", "a/b", "..", "", "a\nb"])
+def test_a_checkpoint_does_not_name_files_outside_its_directory(refuse, vanilla_run, tmp_path, name):
+    with_options(vanilla_run / VANILLA, tmp_path / "Vanilla_last_ckpt.pth", proj_name=name)
+    assert "proj_name" in refuse(TrainerVanilla, "--resume", tmp_path / "Vanilla_last_ckpt.pth")

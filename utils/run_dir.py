@@ -34,7 +34,7 @@ class RunDir:
     """
 
     def __init__(self, output_dir: str | Path, proj_name: str, resume: str | None = None):
-        if resume and any(Path(resume).parent.glob("config_*.json")):
+        if resume and is_run_dir(Path(resume).parent):
             self.path = Path(resume).parent
         else:
             self.path, _ = make_timestamped_dir(output_dir)
@@ -77,6 +77,10 @@ class RunDir:
         for name, network in networks.items():
             total, trainable = count_parameters(network)
             log(f"Network {name!r}: {total:,} parameters, {trainable:,} trainable\n{network}\n{layer_table(network)}")
+
+
+def is_run_dir(path: Path) -> bool:
+    return any(path.glob("config_*.json"))
 
 
 def find_unfinished(output_dir: str | Path, proj_name: str) -> Path | None:
