@@ -2,7 +2,6 @@
 
 import logging
 import os
-import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import Any
 
 from utils.checkpoint import FORMAT, load_checkpoint, read_position, save_checkpoint, verify
 from utils.errors import DamagedError, UserError
-from utils.files import sweep_temporaries
+from utils.files import sweep_temporaries, write_atomically
 
 UNKNOWN = (2**64, 2**64)  # the position of a file that cannot tell it: beyond all others, so that it is looked at first
 
@@ -72,7 +71,7 @@ class Checkpointer:
         try:
             os.link(last, second)
         except OSError:  # a file system without links
-            shutil.copyfile(last, second)
+            write_atomically(second, last.read_bytes())
 
     def _before_last(self) -> list[Path]:
         """The kept ones, newest first."""
