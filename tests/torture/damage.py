@@ -104,8 +104,10 @@ def try_damage(run_dir: Path, damage, dice: random.Random) -> list[str]:
         except DamagedError as error:
             faults += [] if path.name in str(error) else [f"{path.name} is not named: {error}"]
     try:
-        update = load_checkpoint(Checkpointer.find(run_dir))["progress"]["update"]
+        warnings: list[str] = []
+        update = Checkpointer.find(run_dir, warnings.append)[1]["progress"]["update"]
         faults += [] if update == before else [f"update {update} is resumed, not {before}"]
+        faults += [f"{path.name} is not named on resume" for path in damaged if path.name not in "".join(warnings)]
     except UserError as error:
         faults.append(f"nothing is resumed: {error}")
     return faults
@@ -129,7 +131,7 @@ def run(count: int = COUNT, seed: int = 0) -> Row:
     row = Row()
     with harness.scratch() as directory:
         job = harness.seg_job(harness.make_cars(directory / "cars"), "UNet", "--keep", "3", "--num_workers", "0")
-        _, whole, _ = harness.train_whole(job, directory)
+        whole, _ = harness.train_whole(job)
         output_dir = directory / "killed"
         life = Life(job.command("--output_dir", output_dir, "--kill_at", 39), output_dir)
         life.end()

@@ -92,10 +92,10 @@ def run_inside(place: Path, count: int, seed: int, is_limit: bool) -> Row:
     """Try it on the file system at `place`."""
     row, enough = Row(), 0
     with harness.scratch() as directory:
-        job = harness.seg_job(harness.make_cars(directory / "cars"), "UNet", "--save_every_steps", "3")
-        _, whole, _ = harness.train_whole(job, directory, "--num_workers", 0)
+        job = harness.seg_job(harness.make_cars(directory / "cars"), "UNet")
+        whole, _ = harness.train_whole(job)
         output_dir = directory / "killed"
-        life = Life(job.command("--output_dir", output_dir, "--num_workers", 0, "--kill_at", 20), output_dir)
+        life = Life(job.command("--output_dir", output_dir, "--num_workers", 0, "--kill_at", 21), output_dir)
         life.end()
         size = max(path.stat().st_size for path in harness.checkpoints(life.run_dir))
         for number in range(4 * count):

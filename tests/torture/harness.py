@@ -102,14 +102,22 @@ def side_by_side(function: Callable[[Any], Any], inputs: Sequence[Any], jobs: in
 # ---- small runs ------------------------------------------------------------------------------------------------------
 @dataclass(frozen=True)
 class Job:
-    """A small run: the arguments of Python, without where the run goes."""
+    """A small run: the arguments of Python, without where the run goes.
+
+    Attributes:
+        name: for messages.
+        program: the program.
+        flags: what the run is.
+        data: where its data is; what is drawn there is always the same.
+    """
 
     name: str
     program: tuple[str, ...]
     flags: tuple[str, ...]
+    data: tuple[str, ...] = field(default=(), compare=False)
 
     def command(self, *flags: Any) -> list[str]:
-        return [sys.executable, *self.program, *self.flags, *map(str, flags)]
+        return [sys.executable, *self.program, *self.data, *self.flags, *map(str, flags)]
 
     def resume(self, run_dir: Path, *flags: Any) -> list[str]:
         return [sys.executable, *self.program, "--resume", str(run_dir), *map(str, flags)]
@@ -131,8 +139,8 @@ def vanilla_job(name: str = "vanilla", *flags: str, program: tuple[str, ...] = (
 
 def seg_job(cars: Path, name: str = "segmentation", *flags: str) -> Job:
     """32 images in 7 updates an epoch: six of 5, and one of 2. UNet has batch normalization."""
-    own = ("--data_dir", str(cars), "--batch_size", "5", "--n_epoch", "8", "--save_every_steps", "2")
-    return Job(name, ("trainer_seg_on_carvana.py",), (*SEG, *own, *flags))
+    own = ("--batch_size", "5", "--n_epoch", "8", "--save_every_steps", "2")
+    return Job(name, ("trainer_seg_on_carvana.py",), (*SEG, *own, *flags), ("--data_dir", str(cars)))
 
 
 def make_cars(directory: Path) -> Path:
@@ -223,8 +231,8 @@ class Life:
 
 # ---- what is left of a run -------------------------------------------------------------------------------------------
 def checkpoints(run_dir: Path) -> list[Path]:
-    """The files with the name of a checkpoint, temporary ones apart."""
-    return sorted(path for path in run_dir.glob("*ckpt*.pth*") if not path.name.startswith("."))
+    """The files with the name of a checkpoint."""
+    return sorted(path for path in run_dir.glob("*_ckpt.pth") if not path.name.startswith("."))
 
 
 def newest_update(run_dir: Path | None) -> tuple[int | None, list[str]]:
@@ -307,15 +315,24 @@ def finish(job: Job, run_dir: Path, whole: End, *flags: Any) -> list[str]:
     return [f"resumed, it ended with {status}: {life.told()}"] if status else differences(whole, end_of(run_dir))
 
 
-def train_whole(job: Job, directory: Path, *flags: Any) -> tuple[Path, End, float]:
-    """Train without interruption; return the run's directory, its end, and for how many seconds it trained."""
-    output_dir = directory / f"{job.name} whole".replace(" ", "_")
-    life = Life(job.command("--output_dir", output_dir, *flags), output_dir)
-    life.wait_for_start()
-    started = time.monotonic()
-    if life.end() != 0:
-        raise RuntimeError(f"{job.name} does not even run without interruption: {life.told()}")
-    return life.run_dir, end_of(life.run_dir), time.monotonic() - started
+WHOLE: dict[Job, tuple[End, float]] = {}
+GUARDS: dict[Job, threading.Lock] = {}
+
+
+def train_whole(job: Job) -> tuple[End, float]:
+    """Train without interruption, once for each job; return the end, and for how many seconds it trained."""
+    with GUARDS.setdefault(job, threading.Lock()):
+        if job not in WHOLE:
+            with scratch() as output_dir:
+                life = Life(job.command("--output_dir", output_dir), output_dir)
+                life.wait_for_start()
+                started = time.monotonic()
+                if life.end() != 0:
+                    raise RuntimeError(f"{job.name} does not even run without interruption: {life.told()}")
+                WHOLE[job] = end_of(life.run_dir), time.monotonic() - started
+            names = {tag.split("/")[0] for tag in WHOLE[job][0].curves}
+            assert names >= {"train", "val", "best"}, "there is too little to compare"
+    return WHOLE[job]
 
 
 def draw(seed: int, *names: Any) -> random.Random:

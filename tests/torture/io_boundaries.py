@@ -7,6 +7,8 @@ not return.
 """
 
 import builtins
+import errno
+import itertools
 import os
 import signal
 from collections.abc import Callable
@@ -17,7 +19,7 @@ import torch
 
 from tests.torture import harness
 from tests.torture.harness import Row
-from utils.checkpoint import load_checkpoint, verify
+from utils.checkpoint import verify
 from utils.checkpointer import Checkpointer
 from utils.errors import UserError
 
@@ -29,6 +31,7 @@ CALLS = (
 )  # fmt: skip
 KINDS = (("last",), ("best", "last"))
 KEEPS = (1, 2, 3)
+LINKS = (True, False)  # whether the file system has links
 EARLIER = (0, 1, 2, 4)  # saves before the one in which the process dies
 NOTE = "open, each write (also in its middle), flush, close, fsync, link, rename, unlink, those of the directory too"
 
@@ -51,8 +54,8 @@ class Boundaries:
 
         return call
 
-    def install(self) -> None:
-        """Watch the whole process, for the rest of its life."""
+    def install(self, links: bool) -> None:
+        """Watch the whole process, for the rest of its life, and let it have links or not."""
         plain_open = builtins.open
 
         def watched_open(file: Any, mode: str = "r", *arguments: Any, **keywords: Any) -> Any:
@@ -65,6 +68,12 @@ class Boundaries:
         for name in CALLS:
             if hasattr(os, name):
                 setattr(os, name, self.watch(getattr(os, name)))
+        if not links:
+            os.link = no_link
+
+
+def no_link(*arguments: Any, **keywords: Any) -> None:
+    raise OSError(errno.EPERM, os.strerror(errno.EPERM))
 
 
 class WatchedFile:
@@ -106,13 +115,15 @@ def state_after(update: int) -> dict[str, Any]:
     return {"exact": True, "progress": progress, "weights": torch.full((1000,), float(update))}
 
 
-def save_and_die(checkpointer: Checkpointer, update: int, kinds: tuple[str, ...], die_at: int) -> bool:
+def save_and_die(
+    checkpointer: Checkpointer, update: int, kinds: tuple[str, ...], die_at: int, links: bool = True
+) -> bool:
     """Save in a forked process that dies at a boundary; False when it had none so far out, and finished."""
     pid = os.fork()
     if pid == 0:
         status = 1
         try:
-            Boundaries(die_at).install()
+            Boundaries(die_at).install(links)
             checkpointer.save(state_after(update), *kinds)
             status = 0
         finally:
@@ -133,18 +144,18 @@ def faults_after(directory: Path, old: int | None, new: int, kinds: tuple[str, .
         except UserError as error:
             faults.append(str(error))
     try:
-        found = load_checkpoint(Checkpointer.find(directory))
+        _, found = Checkpointer.find(directory, faults.append)
         update = found["progress"]["update"]
         faults += [] if update in (old, new) else [f"found update {update}, not {old} or {new}"]
         faults += [] if bool((found["weights"] == update).all()) else ["the content is that of another update"]
     except UserError as error:
         faults += [] if old is None else [f"nothing was found: {error}"]
     try:  # the next process sweeps, and saves as if nothing had been
-        next_one = Checkpointer(directory, "Net", keep)
-        next_one.sweep()
+        next_one = Checkpointer(directory, "Net", keep=keep)
+        next_one.begin((0, new))
         faults += [f"{path.name} is left over" for path in directory.glob(".*.tmp")]
         next_one.save(state_after(new + 1), *kinds)
-        update = load_checkpoint(Checkpointer.find(directory))["progress"]["update"]
+        update = Checkpointer.find(directory, faults.append)[1]["progress"]["update"]
         faults += [] if update == new + 1 else [f"after the next save, update {update} is found"]
     except (UserError, OSError) as error:
         faults.append(f"the next save failed: {error}")
@@ -154,26 +165,24 @@ def faults_after(directory: Path, old: int | None, new: int, kinds: tuple[str, .
 def run(count: int = COUNT, seed: int = 0) -> Row:
     """Try every boundary of every kind of save, `count` of each kind at most."""
     row, numbers = Row(), []
-    for keep in KEEPS:
-        for kinds in KINDS:
-            for earlier in EARLIER:
-                what = f"--keep {keep}, {' and '.join(kinds)}, {earlier} saves before, boundary"
-                for boundary in range(1, count + 1):
-                    with harness.scratch() as directory:
-                        checkpointer = Checkpointer(directory, "Net", keep)
-                        for update in range(1, earlier + 1):
-                            checkpointer.save(state_after(update), *kinds)
-                        if not save_and_die(checkpointer, earlier + 1, kinds, boundary):
-                            numbers.append(boundary - 1)
-                            break
-                        faults = faults_after(directory, earlier or None, earlier + 1, kinds, keep)
-                        row.add(f"{what} {boundary}", faults)
+    for keep, kinds, links, earlier in itertools.product(KEEPS, KINDS, LINKS, EARLIER):
+        how = f"--keep {keep}, {' and '.join(kinds)}, {earlier} saves before{'' if links else ', no links'}"
+        for boundary in range(1, count + 1):
+            with harness.scratch() as directory:
+                checkpointer = Checkpointer(directory, "Net", keep=keep)
+                for update in range(1, earlier + 1):
+                    checkpointer.save(state_after(update), *kinds)
+                if not save_and_die(checkpointer, earlier + 1, kinds, boundary, links):
+                    numbers.append(boundary - 1)
+                    break
+                faults = faults_after(directory, earlier or None, earlier + 1, kinds, keep)
+                row.add(f"{how}, boundary {boundary}", faults)
     if not numbers or min(numbers) < 6:
         row.failures.append(f"too few boundaries were met: {numbers}")
     keeps = ", ".join(map(str, KEEPS))
     row.note = (
         f"{NOTE}; {min(numbers, default=0)} to {max(numbers, default=0)} boundaries a save; with --keep {keeps}, "
-        "the first save and later ones, one kind of checkpoint and two"
+        "the first save and later ones, one kind of checkpoint and two, on a file system with links and one without"
     )
     return row
 

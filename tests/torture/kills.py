@@ -107,7 +107,7 @@ def run(count: int = COUNT, seed: int = 0, only: str = "") -> Row:
             job, share = job_and_share
             if not share:
                 return
-            _, whole, seconds = harness.train_whole(job, directory)
+            whole, seconds = harness.train_whole(job)
             done = 0
             for number in range(share):
                 if done < share:

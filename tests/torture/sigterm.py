@@ -56,8 +56,8 @@ def run(count: int = COUNT, seed: int = 0) -> Row:
     row, others = Row(note=NOTE), ("SIGINT", "SIGUSR1", "SIGHUP")
     with harness.scratch() as directory:
         cars = harness.make_cars(directory / "cars")
-        jobs = [harness.seg_job(cars, "UNet"), harness.vanilla_job("dropout", program=harness.DROPOUT)]
-        wholes = harness.side_by_side(lambda job: harness.train_whole(job, directory)[1:], jobs)
+        jobs = [harness.seg_job(cars, "UNet"), harness.vanilla_job("dropout", program=harness.DROPOUT)][:count]
+        wholes = harness.side_by_side(harness.train_whole, jobs)
 
         def one(number: int) -> None:
             job, (whole, seconds) = jobs[number % 2], wholes[number % 2]

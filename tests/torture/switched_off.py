@@ -40,7 +40,8 @@ SWITCHES = {"random_state": without_random_state, "sample_seeds": without_sample
 
 def with_fault(job: Job, switch: str) -> Job:
     """The same run with something switched off in its process."""
-    return Job(f"{job.name} without {switch}", ("-m", "tests.torture.switched_off", switch, *job.program), job.flags)
+    program = ("-m", "tests.torture.switched_off", switch, *job.program)
+    return Job(f"{job.name} without {switch}", program, job.flags, job.data)
 
 
 def resumed_differences(job: Job, directory: Path) -> list[str]:
@@ -49,7 +50,7 @@ def resumed_differences(job: Job, directory: Path) -> list[str]:
     Raises:
         RuntimeError: when one of them does not run as it should.
     """
-    _, whole, _ = harness.train_whole(job, directory)
+    whole, _ = harness.train_whole(job)
     output_dir = directory / f"{job.name} killed"
     life = Life(job.command("--output_dir", output_dir, "--kill_at", KILL_AT), output_dir)
     status = life.end()

@@ -39,7 +39,7 @@ def run(count: int = COUNT, seed: int = 0) -> Row:
     row = Row(note=NOTE)
     with harness.scratch() as directory:
         job = harness.seg_job(harness.make_cars(directory / "cars"), "UNet")
-        _, whole, _ = harness.train_whole(job, directory)
+        whole, _ = harness.train_whole(job)
         for number in range(count):
             with harness.scratch() as place:
                 row.add(f"try {number}", try_two(job, whole, place, 2 - number % 3))

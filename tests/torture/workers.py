@@ -20,11 +20,9 @@ NOTE = f"the sample is named, a checkpoint is kept, resumed to the right digests
 
 
 def try_fault(
-    job: Job, whole_dir: Path, whole: End, fault: str, directory: Path, workers: int
+    job: Job, whole: End, fault: str, directory: Path, workers: int
 ) -> tuple[list[str], str]:
     """Let one sample misbehave; return faults, and how long it took until the run had ended."""
-    names = json.loads((whole_dir / "split.json").read_text())["train"]
-    name = names[bad_index(len(names), seed=1)]
     output_dir = directory / fault
     flags = ("--output_dir", output_dir, "--num_workers", workers, "--worker_timeout", WORKER_TIMEOUT)
     life = Life(job.command(*flags), output_dir, **{FAULT: fault})
@@ -32,6 +30,8 @@ def try_fault(
     started = time.monotonic()
     status, took = life.end(90), time.monotonic() - started
     said = life.stderr()
+    names = json.loads((life.run_dir / "split.json").read_text())["train"]
+    name = names[bad_index(len(names), seed=1)]
     faults = [] if status == STATUS[fault] else [f"status {status}: {life.told()}"]
     faults += [] if took <= IN_TIME.get(fault, 6) else [f"it took {took:.0f} s"]
     faults += [] if repr(name) in said else [f"the sample {name!r} is not named: {life.told()}"]
@@ -48,12 +48,12 @@ def run(count: int = COUNT, seed: int = 0) -> Row:
     row, times = Row(), []
     with harness.scratch() as directory:
         job = harness.vanilla_job("faulty", program=("-m", "tests.torture.tasks", "faulty"))
-        whole_dir, whole, _ = harness.train_whole(job, directory)
+        whole, _ = harness.train_whole(harness.vanilla_job())  # without the fault it is the same
 
         def one(number: int) -> None:
             fault = list(STATUS)[number % len(STATUS)]
             place, workers = directory / str(number), 2 - number // len(STATUS) % 2
-            faults, took = try_fault(job, whole_dir, whole, fault, place, workers)
+            faults, took = try_fault(job, whole, fault, place, workers)
             times.append(took)
             row.add(fault, faults)
 
