@@ -121,7 +121,7 @@ def encode_mask(parts: Image.Image, n_classes: int) -> Image.Image:
 
 def check_arguments(cars: int, views: int, size: tuple[int, int], seed: int, n_classes: int) -> None:
     checks = (("--cars", cars, 1, 100_000), ("--views", views, 1, 99), ("--n_classes", n_classes, 2, 4))
-    checks += (("--size", min(size), 32, 10_000), ("--size", max(size), 32, 10_000), ("--seed", seed, 0, 2**63))
+    checks += (("--size", min(size), 32, 10_000), ("--size", max(size), 32, 10_000), ("--seed", seed, 0, 2**63 - 1))
     for option, value, least, most in checks:
         if not least <= value <= most:
             raise UserError(f"{option} {value} is out of range: give {least} to {most}.")

@@ -85,7 +85,7 @@ def read_config(path: str) -> dict[str, Any]:
         UserError: when there is no such file, more than one in the directory, or it is not one JSON object.
     """
     file = Path(path)
-    if file.is_dir():
+    if os.path.isdir(path):
         found = sorted(file.glob("config_*.json"))
         if len(found) != 1:
             names = ", ".join(one.name for one in found) or "none"

@@ -16,11 +16,10 @@ from pathlib import Path
 from typing import Any
 
 from utils.errors import UserError, nearest
+from utils.files import NO_SPACE
 
 # How a run was launched, not what it computes.
 NOT_SAVED = ("config", "resume", "resume_notes", "replay", "verify_resume", "trace", "kill_at")
-
-
 MAX_FILE_SIZE = 2**16  # bytes of an option file; one with every option has three thousand
 NUMBERS = {  # plainer than int() and float(), which take 1_000, ' 1', nan and the digits of every script
     int: re.compile(r"[+-]?[0-9]+"),
@@ -196,6 +195,10 @@ class OptionParser(argparse.ArgumentParser):
         return {action.dest: action for action in self._actions if action.dest != "help"}
 
     def parse_args(self, args: Sequence[str] | None = None, namespace=None) -> argparse.Namespace:
+        args = sys.argv[1:] if args is None else args
+        for text in args:  # argparse may take this -- for the end of the options, and an empty list for the value
+            if text.startswith("-") and text.endswith("=--"):
+                self.error(f"argument {shown(text[:-3])}: '--' is not a value")
         options, extra = self.parse_known_args(args, namespace)
         if extra:
             flags = [flag for action in self._actions for flag in action.option_strings]
@@ -317,9 +320,14 @@ def read_yaml(text: str) -> Any:
             return without_duplicates([(plain(name), plain(value)) for name, value in node.value])
         return [plain(entry) for entry in node.value] if isinstance(node, yaml.SequenceNode) else node.value
 
+    depth = 0
     try:
-        if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, Loader=yaml.SafeLoader)):
-            raise ValueError("aliases (*name) are not allowed")
+        for event in yaml.parse(text, Loader=yaml.SafeLoader):
+            depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+            if depth > 2:  # a list in a mapping; and brackets in brackets take the longer the deeper they are
+                raise ValueError("it is not flat")
+            if isinstance(event, yaml.AliasEvent):
+                raise ValueError("aliases (*name) are not allowed")
         return plain(yaml.compose(text, Loader=yaml.SafeLoader))
     except yaml.YAMLError as error:
         raise ValueError(" ".join(str(error).split())) from None
@@ -353,12 +361,21 @@ def saved_options(opt: argparse.Namespace) -> dict[str, Any]:
 
 
 def run_main(main: Callable[[], Any]) -> None:
-    """Call `main`; a UserError ends with its one or two lines on stderr and its status, Ctrl-C with status 130."""
+    """Call `main`; a UserError ends with its one or two lines on stderr and its status, Ctrl-C with status 130.
+
+    A disk that is full ends it as a UserError does: what was being written is for the user to make room for.
+    """
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:  # closed by whoever started the program
             setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115 - lives as long as the process
     try:
-        main()
+        try:
+            main()
+        except OSError as error:
+            if error.errno not in NO_SPACE:
+                raise
+            where = f" for {error.filename}" if error.filename else ""
+            raise UserError(f"Cannot go on: {error.strerror}{where}. Make room on the disk.") from None
     except UserError as error:
         message = "\n".join(map(printable, str(error).split("\n")))
         print(f"{Path(sys.argv[0]).name}: error: {message}", file=sys.stderr)

@@ -62,6 +62,10 @@ class NotRefusedError(Exception):
     """A program began with its work."""
 
 
+class HangsError(BaseException):
+    """A program takes too long. No OSError, as TimeoutError is, and no Exception, which a program might catch."""
+
+
 def begin(*arguments, **keywords):
     raise NotRefusedError("the work began")
 
@@ -110,7 +114,7 @@ def walk(directory: Path | str) -> Iterator[os.DirEntry]:
 @contextlib.contextmanager
 def time_limit(seconds: float) -> Iterator[None]:
     def stop(number, frame):
-        raise TimeoutError(f"it took more than {seconds} seconds")
+        raise HangsError(f"it took more than {seconds} seconds")
 
     before = signal.signal(signal.SIGALRM, stop)
     signal.setitimer(signal.ITIMER_REAL, seconds)
@@ -155,7 +159,7 @@ def complaint(example: Example, run: Callable[[Example], tuple[int | None, str]]
         status, said = run(example)
     except NotRefusedError as error:
         return f"{error}"
-    except Exception as error:
+    except (Exception, HangsError) as error:
         return f"{type(error).__name__}: {error}"[:300]
     finally:
         for name, _ in example.files:

@@ -10,6 +10,7 @@ What an option takes is said here a second time, in `KINDS`, so that a limit tha
 
 import json
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from hypothesis import strategies as st
@@ -45,7 +46,8 @@ class Text:
 BOOL = "bool"
 WHOLE, COUNT, SEED = Number(True, low=1), Number(True, low=0), Number(True, low=0, high=2**63 - 1)
 POSITIVE, NOT_NEGATIVE, SHARE = Number(above=0), Number(low=0), Number(low=0, high=1)
-LINE, PATH = Text(), Text(r".+", ("runs", "./runs/deep", "größe 日本", "a=b", "--x"), wrong=("", " ", "a\nb", "a\tb",
+LINE, PATH = Text(), Text(r".+", ("runs", "./runs/deep", "größe 日本", "a=b", "--x"), wrong=("", " ", "--", "a\nb",
+"a\tb",
 "x" * 256, "a/" * 2048))
 NAME = Text(
     r"\w[\w.-]*", ("Name", "größe", "a.b-c_1", "1"),
@@ -65,7 +67,7 @@ SHARED = {
     "split_seed": SEED, "num_workers": Number(True, low=0, high=1000), "eval_batch_size": WHOLE, "n_channels": WHOLE,
     "n_classes": WHOLE, "gpu_devices": DEVICES, "amp": Choice(("no", "bf16", "fp16")), "compile": BOOL,
     "channels_last": BOOL, "deterministic": BOOL, "seed": SEED, "debug": BOOL, "worker_timeout": NOT_NEGATIVE,
-    "skip_bad_samples": COUNT, "model_path": PATH,
+    "skip_bad_samples": COUNT, "limit_batches": WHOLE, "model_path": PATH,
 }  # fmt: skip
 EPOCHS = Number(above=0, high=1e6)
 TRAIN = {
@@ -109,7 +111,8 @@ KINDS = {
     "plot_log": {"output": PATH},
     "accuracy": {"seeds": Number(True, low=2)},
 }  # fmt: skip
-OF_THE_LAUNCH = ("config", "resume", "replay")  # their values are files; see `wrong_launches`
+# Options of a trainer that stand on the command line only.
+OF_THE_LAUNCH = {"resume": PATH, "replay": PATH, "trace": PATH, "verify_resume": COUNT, "kill_at": WHOLE}
 NEVER_NULL = ("gpu_devices", "amp", "val_split", "compile", "debug", "split_seed", "proj_name")
 TASKS = ("trainer_vanilla", "trainer_seg_on_carvana", "eval_vanilla", "eval_seg_on_carvana")
 
@@ -128,6 +131,11 @@ BASE = {
     "plot_log": ("curves",),
     "accuracy": ("vanilla",),
 }  # fmt: skip
+
+
+def flags_of(program: str) -> dict:
+    """What the flags of a program take: its options, and those of the launch."""
+    return KINDS[program] | (OF_THE_LAUNCH if program.startswith("trainer") else {})
 
 
 @dataclass(frozen=True)
@@ -194,6 +202,24 @@ def wrong_texts(kind) -> st.SearchStrategy[str]:
     return st.one_of(broken, *([st.sampled_from(kind.wrong)] if kind.wrong else []))
 
 
+def edges(kind) -> list[str]:
+    """The wrong texts that are nearest to right ones, and the best known others."""
+    if kind == BOOL:
+        return ["", "1", "yes", "Truee"]
+    if isinstance(kind, Choice):
+        return ["", kind.names[0] + "x", kind.names[-1].swapcase() + "_"]
+    if isinstance(kind, Text):
+        return [*kind.wrong, kind.good[-1] + "\x1b", "\ud800"]
+    found = ["", "--", "nan", "inf", "-inf", "1e999", "x", "1_0", "٣", *(["1.5", "1e1"] if kind.is_int else [])]
+    if kind.low is not None:
+        found.append(str(kind.low - 1) if kind.is_int else f"{kind.low - 1e-6:.6f}")
+    if kind.above is not None:
+        found += [str(kind.above), "-1e-9"]
+    if kind.high is not None:
+        found.append(str(int(kind.high) + 1) if kind.is_int else f"{kind.high + 1e-6:.6f}")
+    return found
+
+
 def right_values(kind) -> st.SearchStrategy:
     """Values that an option of this kind takes, as a JSON file would hold them."""
     if kind == BOOL:
@@ -243,7 +269,7 @@ def wrong_values(draw, kinds: dict):
 @st.composite
 def unknown_flags(draw, kinds: dict):
     """Abbreviations, slips of the pen and flags of elsewhere."""
-    known = {f"--{name}" for name in (*kinds, *OF_THE_LAUNCH)} | {"--help"}
+    known = {f"--{name}" for name in (*kinds, *OF_THE_LAUNCH, "config", "help")}
     known |= {f"--no-{name}" for name, kind in kinds.items() if kind == BOOL} | {f"--{name}" for name in TRAIN}
     name = draw(st.sampled_from(sorted(kinds)))
     place = draw(st.integers(0, len(name) - 1))
@@ -285,20 +311,24 @@ def stray_arguments(kinds: dict):
     return texts.map(lambda text: ((text,), ("unexpected argument", "unknown option '-1'")))
 
 
-CONTRADICTIONS = {  # what only shows when the parts of a run are put together
+# What only shows when the parts of a run are put together. A damaged checkpoint is another matter: it has status 3.
+CONTRADICTIONS = {
     "trainer_vanilla": (
         ("--pretrained",), ("--model_path", "vanilla.pth"), ("--pretrained", "--model_path", "nowhere.pth"),
-        ("--pretrained", "--model_path", "rubbish.pth"), ("--pretrained", "--model_path", "empty"),
-        ("--pretrained", "--model_path", "seg.pth"), ("--lr_scheduler", "step"), ("--lr_decay_epochs", "3"),
+        ("--pretrained", "--model_path", "empty"),
+        ("--lr_scheduler", "step"), ("--lr_decay_epochs", "3"),
         ("--lr_scheduler", "step", "--lr_decay_epochs", "3", "--lr_decay_steps", "1"), ("--lr_min", "1"),
         ("--lr_scheduler", "step", "--lr_decay_steps", "1e-9"), ("--momentum", "1"), ("--val_split", "601"),
         ("--val_split", "1"), ("--val_split", "1e300"), ("--train_val_sample_rate", "1e300"),
         ("--train_val_sample_rate", "1e-300"), ("--n_channels", "3"), ("--n_classes", "9"), ("--monitor", "dice"),
         ("--monitor", ""), ("--monitor", "__class__"), ("--output_dir", "taken"), ("--output_dir", "taken/deeper"),
         ("--output_dir", "x" * 300), ("--output_dir", "loop"), ("--output_dir", "/dev/null"),
-        ("--output_dir", "/proc/none"), ("--resume", "nowhere"), ("--resume", "empty"), ("--resume", "taken"),
-        ("--resume", "rubbish.pth"), ("--resume", "loop"), ("--resume", ""), ("--resume", "x" * 5000),
-        ("--resume", "seg.pth"), ("--resume", "bare.pth"), ("--resume", "odd.pth"), ("--resume", "/dev/null"),
+        ("--output_dir", "/proc/none"), ("--resume", "nowhere"), ("--resume", "empty"),
+        ("--resume", "loop"), ("--resume", ""), ("--resume", "x" * 5000),
+        ("--resume", "seg.pth"), ("--resume", "bare.pth"), ("--resume", "auto", "--config", "nowhere.json"),
+        ("--replay", "nowhere"), ("--replay", "vanilla.pth"), ("--replay", "bare.pth"), ("--replay", "empty"),
+        ("--resume", "vanilla.pth", "--replay", "vanilla.pth"), ("--resume", "auto", "--output_dir", "taken"),
+        ("--resume", "odd.pth"),
         ("--resume", "vanilla.pth", "--lr", "0.5"), ("--resume", "a\nb"), ("--resume", "\x00"), ("--config", ""),
         ("--config", "/dev/zero"), ("--config", "fifo"),
         ("--config", "nowhere.json"), ("--config", "empty"), ("--config", "taken"), ("--config", "loop"),
@@ -309,19 +339,19 @@ CONTRADICTIONS = {  # what only shows when the parts of a run are put together
         ("--data_dir", "nowhere"), ("--data_dir", "taken"), ("--data_dir", "empty"), ("--data_dir", "loop"),
         ("--data_dir", "x" * 300), ("--n_channels", "4"), ("--gpu_devices", "0,0"),
         ("--deep_supervision",), ("--test_sample_rate", "100"), ("--val_split", "24"), ("--monitor", "accuracy"),
-        ("--resume", "vanilla.pth"), ("--pretrained", "--model_path", "vanilla.pth"), ("--output_dir", "taken"),
+        ("--resume", "vanilla.pth"), ("--output_dir", "taken"),
         ("--resume", "seg.pth", "--width", "3"), ("--resume", "nowhere"), ("--config", "nowhere.yaml"),
     ),
     "eval_vanilla": (
         ("--model_path", "seg.pth"), ("--model_path", "nowhere"), ("--model_path", "empty"), ("--model_path", "loop"),
-        ("--model_path", "rubbish.pth"), ("--model_path", "bare.pth"), ("--model_path", "odd.pth"),
-        ("--model_path", "/dev/null"), ("--model_path", "x" * 300), ("--model_path", "\x00"), ("--model_path", "a\nb"),
+        ("--model_path", "bare.pth"), ("--model_path", "odd.pth"),
+        ("--model_path", "x" * 300), ("--model_path", "\x00"), ("--model_path", "a\nb"),
         ("--model_path", ""), ("--n_classes", "11"), ("--save_path", "taken"),
         ("--save_path", "loop/x"), ("--val_split", "1e300", "--split", "val"), ("--resume", "vanilla.pth"),
         ("--config", "nowhere.json"), ("--lr", "1e-3"), ("--n_epoch", "3"), ("--augment",), ("--patch_size", "32"),
     ),
     "eval_seg_on_carvana": (
-        ("--model_path", "vanilla.pth"), ("--model_path", "rubbish.pth"), ("--data_dir", "nowhere"), ("--width", "3"),
+        ("--model_path", "vanilla.pth"), ("--data_dir", "nowhere"), ("--width", "3"),
         ("--data_dir", "empty"), ("--save_path", "taken"), ("--up", "transposed"), ("--n_channels", "1"),
         ("--model_type", "UNetpp"), ("--augment",), ("--gpu_devices", "1,1"), ("--label_smoothing", "0.1"),
     ),
@@ -329,7 +359,7 @@ CONTRADICTIONS = {  # what only shows when the parts of a run are put together
         (), ("good.json",), ("good.json", "nowhere"), ("good.json", "empty"), ("rubbish.pth", "good.json"),
         ("good.json", "loop"), ("good.json", "/dev/zero"), ("fifo", "good.json"), ("good.json", "a\nb"),
         ("good.json", "\x00"), ("good.json", "x" * 300), ("--jso", "good.json", "good.json"), ("good.json", "\x1b[31m"),
-        ("--json=1", "good.json", "good.json"), ("good.json", "", "good.json"), ("good.json", "/dev/null"),
+        ("--json=1", "good.json", "good.json"), ("good.json", "/dev/null"),
     ),
     "make_carvana_like": (
         (), ("--data_dir", "new"), ("--cars", "1"), ("--data_dir", "cars", "--cars", "1"),
@@ -358,7 +388,8 @@ def contradictions(program: str):
     words = {"--pretrained": "--model_path"}
 
     def with_names(argv: tuple[str, ...]) -> tuple[tuple[str, ...], tuple[str, ...]]:
-        names = {word for flag in argv for word in (flag.lstrip("-"), words.get(flag), repr(flag)[1:40].rstrip("'"))}
+        names = {word for flag in argv for word in (flag.split("=")[0].lstrip("-"), words.get(flag),
+        repr(flag)[1:40].rstrip("'"))}
         return argv, (*sorted(names - {"", None}), *(("required", "two or more",
         ": a run") if program not in TASKS else ()))
 
@@ -392,7 +423,7 @@ def wrong_entries(draw, kinds: dict):
         types += [["3", "--debug"], ["3", "--seed=5"], ["--debug"], [3, "-d"], [3, True], [3, None]]
         values[name] = draw(st.sampled_from(types))
     else:
-        keys = ("config", "resume", "replay", "help", "", "-", f"--{name}", f"{name} ", f" {name}", name.upper(),
+        keys = ("config", *OF_THE_LAUNCH, "help", "", "-", f"--{name}", f"{name} ", f" {name}", name.upper(),
         name[:-1])
         keys += ("\n", "\x00", "\ud800", "__class__", "x" * 5000, f"{name}\n--lr", "=", "lr=1", "resume_notes", "é")
         name = draw(st.sampled_from(keys).filter(lambda key: key not in kinds and key not in TRAIN) | st.just("lr_"))
@@ -442,36 +473,39 @@ def wrong_json(draw, kinds: dict):
     return draw(st.sampled_from(("options.json", "options", "options.txt"))), content, ()
 
 
+YAML_DEPTHS = (10, 900, 5000)
+YAML_BOMB = b"a0: &a0 [1,1,1,1,1,1,1,1,1,1]\n" + b"".join(
+    b"a%d: &a%d [%s]\n" % (level, level, b",".join([b"*a%d" % (level - 1)] * 10)) for level in range(1, 8)
+)
+WRONG_YAML = (
+    b"", b"---", b"- seed", b"seed", b"1", b"null", b"~", b"seed: 1\nseed: 2", b"seed: 1\n---\nseed: 2",
+    b"seed:\t- 1",
+    b"seed: [1", b"seed: {a: 1}", b"seed: 'a", b"\tseed: 1", b"seed: 1\n lr: 2\n", b": 1", b"? [a, b]\n: 1",
+    b"1: 2",
+    b"null: 1", b"~: 1", b"[seed]: 1", b"{a: b}: 1", b"true: 1", b"<<: {seed: 1}",
+    b"base: &b {seed: 1}\n<<: *b",
+    b"seed: &s 1\nsplit_seed: *s", b"seed: *nobody", b"seed: &a [*a]", b"&a seed: *a", b"&a {seed: *a}",
+    b"&a [*a]",
+    b"seed: !!python/object/apply:os.getpid []", b"seed: !!python/object/new:os.system [id]", b"seed: !u 1",
+    b"proj_name: !!python/name:os.system", b"proj_name: !!python/name:os.system x", b"!!python/object:os.x {}",
+    b"proj_name: !!binary aGFsbG8=", b"!!set {seed}", b"!!omap [seed: 1]", b"proj_name: !local x", b"!!map [1]",
+    b"%YAML 3.0\n---\nseed: 1", b"%TAG ! tag:x,2000:\n---\nseed: !a 1",
+    b"seed: 1_000", b"seed: 0x10", b"seed: 0o17", b"seed: .nan", b"val_split: .inf", b"val_split: 1e999",
+    b"seed: |\n  1\n", b"proj_name: >\n  a\n  b\n", b'proj_name: "a\\0"', b'proj_name: "\\ud800"',
+    b"seed: 1:30",
+    b"seed: @1", b"seed: `1`", b"seed: 1 # \x00", b"seed: \x07", b"\xff\xfes\x00", b"seed: \xe9",
+    b"\xef\xbb\xbf-",
+    b"seed: 1\n#" + b"x" * 3_000_000, b"x: 1\n" * 400_000, b"!" * 5000,
+    YAML_BOMB, *(text * depth for text in (b"[", b"- ", b"? ", b"a: {") for depth in YAML_DEPTHS),
+    *(start + b"[" * depth + b"]" * depth for start in (b"", b"seed: ") for depth in YAML_DEPTHS),
+)  # fmt: skip
+
+
 @st.composite
 def wrong_yaml(draw, kinds: dict):
     """Files that are no flat YAML mapping in UTF-8, or that want more than data."""
-    depth = draw(st.sampled_from((10, 900, 5000)))
-    bomb = b"a0: &a0 [1,1,1,1,1,1,1,1,1,1]\n" + b"".join(
-        b"a%d: &a%d [%s]\n" % (level, level, b",".join([b"*a%d" % (level - 1)] * 10)) for level in range(1, 8)
-    )
     content = draw(st.one_of(
-        st.sampled_from((
-            b"", b"---", b"- seed", b"seed", b"1", b"null", b"~", b"seed: 1\nseed: 2", b"seed: 1\n---\nseed: 2",
-            b"seed:\t- 1",
-            b"seed: [1", b"seed: {a: 1}", b"seed: 'a", b"\tseed: 1", b"seed: 1\n lr: 2\n", b": 1", b"? [a, b]\n: 1",
-            b"1: 2",
-            b"null: 1", b"~: 1", b"[seed]: 1", b"{a: b}: 1", b"true: 1", b"<<: {seed: 1}",
-            b"base: &b {seed: 1}\n<<: *b",
-            b"seed: &s 1\nsplit_seed: *s", b"seed: *nobody", b"seed: &a [*a]", b"&a seed: *a", b"&a {seed: *a}",
-            b"&a [*a]",
-            b"seed: !!python/object/apply:os.getpid []", b"seed: !!python/object/new:os.system [id]", b"seed: !u 1",
-            b"proj_name: !!python/name:os.system", b"proj_name: !!python/name:os.system x", b"!!python/object:os.x {}",
-            b"proj_name: !!binary aGFsbG8=", b"!!set {seed}", b"!!omap [seed: 1]", b"proj_name: !local x", b"!!map [1]",
-            b"%YAML 3.0\n---\nseed: 1", b"%TAG ! tag:x,2000:\n---\nseed: !a 1",
-            b"seed: 1_000", b"seed: 0x10", b"seed: 0o17", b"seed: .nan", b"val_split: .inf", b"val_split: 1e999",
-            b"seed: |\n  1\n", b"proj_name: >\n  a\n  b\n", b'proj_name: "a\\0"', b'proj_name: "\\ud800"',
-            b"seed: 1:30",
-            b"seed: @1", b"seed: `1`", b"seed: 1 # \x00", b"seed: \x07", b"\xff\xfes\x00", b"seed: \xe9",
-            b"\xef\xbb\xbf-",
-            b"[" * depth, b"[" * depth + b"]" * depth, b"a: " + b"{a: " * depth, b"- " * depth, b"? " * depth, bomb,
-            b"seed: " + b"[" * depth + b"]" * depth, b"seed: 1\n#" + b"x" * 3_000_000, b"x: 1\n" * 400_000, b"!" * 5000,
-        )),
-        st.binary(max_size=100).map(lambda data: b"\xff" + data),
+        st.sampled_from(WRONG_YAML), st.binary(max_size=100).map(lambda data: b"\xff" + data),
         st.text(max_size=40).map(lambda text: b"seed: [" + text.encode("utf-8", "replace")),
         st.just("größe: 1".encode("utf-16")),
     ))  # fmt: skip
@@ -489,11 +523,12 @@ def wrong_examples(draw, program: str) -> Example:
     before, after, files = draw(harmless_flags(kinds)), draw(harmless_flags(kinds)), ()
     if fault == "flag":
         faults = (wrong_values, wrong_values, unknown_flags, missing_values, negations, stray_arguments)
-        wrong, names = draw(draw(st.sampled_from(faults))(kinds))
+        wrong, names = draw(draw(st.sampled_from(faults))(flags_of(program)))
     elif fault == "file":
         faults = (wrong_entries, wrong_entries, wrong_json, wrong_yaml)
         name, content, names = draw(draw(st.sampled_from(faults))(kinds))
-        files, wrong, names = ((name, content),), ("--config", name), (name, *names)
+        auto = draw(st.sampled_from(((), ("--resume", "auto")))) if program.startswith("trainer") else ()
+        files, wrong, names = ((name, content),), (*auto, "--config", name), (name, *names)
     else:
         wrong, names = draw(contradictions(program))
     return Example(program, (*BASE[program], *before, *wrong, *after), names, files, wrong)
@@ -513,6 +548,31 @@ def wrong_examples_of_a_tool(draw, program: str, fault: str) -> Example:
     faults = (wrong_values, wrong_values, unknown_flags, missing_values)
     wrong, names = draw(draw(st.sampled_from(faults))(kinds))
     return Example(program, (*base, *wrong), names, fault=wrong)
+
+
+def wrong_one_by_one(program: str) -> Iterator[Example]:
+    """Every option with the values at the edges of what it takes, and every fault that is listed here."""
+    base, kinds = BASE[program], flags_of(program)
+    for name, kind in kinds.items():
+        for text in edges(kind):
+            yield Example(program, (*base, f"--{name}={text}"), (f"--{name}",))
+    for argv in CONTRADICTIONS[program]:
+        yield Example(program, (*(base if program in TASKS else ()), *argv), ())
+    files = [("options.json", content) for content in BROKEN_JSON]
+    if program == "configcmp":
+        yield from (Example(program, ("good.json", name), (name,), ((name, content),)) for name, content in files)
+    if program == "trainer_vanilla":  # the others read them by the same lines
+        files += [("options.json", content) for content in WRONG_JSON]
+        files += [("options.yaml", content) for content in WRONG_YAML]
+        for name, content in files:
+            yield Example(program, (*base, "--config", name), (name,), ((name, content),))
+        for value in ({}, {"a": 1}, [], ["a"], [{}], None):
+            content = json_bytes({"description": value})
+            yield Example(program, (*base, "--config", "a.json"), ("description", "a.json"), (("a.json", content),))
+    if "lr_decay_epochs" in kinds:
+        for entry in ("--debug", "-d", "--seed=5", "--"):
+            content = json_bytes({"lr_scheduler": "step", "lr_decay_epochs": [3, entry]})
+            yield Example(program, (*base, "--config", "a.json"), ("lr_decay_epochs",), (("a.json", content),))
 
 
 def any_wrong_example() -> st.SearchStrategy[Example]:

@@ -1,6 +1,9 @@
 """The command line is strict, files mean the same as a command line, and what is saved gives the same options back."""
 
 import json
+import sys
+from argparse import ArgumentTypeError
+from pathlib import Path
 
 import pytest
 import yaml
@@ -20,7 +23,9 @@ from utils.options import (
     ListAction,
     OptionParser,
     as_flags,
+    device_ids,
     file_name,
+    file_path,
     list_of,
     number,
     one_of,
@@ -145,6 +150,8 @@ def test_what_may_be_written_on_the_command_line(argv, given):
         ("--optim adamw", ["--optim", "'adamw'", "adam, adamW, sgd", "did you mean 'adamW'"]),
         ("--decay 3,zero", ["--decay", "'zero'", "> 0"]),
         ("--decay 3,,6", ["--decay", "''"]),
+        ("--batch_size=--", ["--batch_size", "'--'"]),
+        ("--text=--", ["--text", "'--'"]),
         ("--decay -1e-3", ["--decay", "'-1e-3'"]),
         ("--name a/b", ["--name", "'a/b'", "letters"]),
         ("--name ..", ["--name", "'..'"]),
@@ -181,6 +188,67 @@ def test_error_for_people_and_interruption_end_with_their_status(refusal):
 def test_fault_of_the_programmer_keeps_its_traceback():
     with pytest.raises(ZeroDivisionError):
         run_main(lambda: 1 / 0)
+    with pytest.raises(FileNotFoundError):
+        run_main(lambda: Path("nowhere/file").read_text())
+
+
+def test_disk_that_is_full_ends_with_a_line_for_people(refusal):
+    def fill():
+        with open("/dev/full", "w") as file:
+            file.write("x")
+
+    assert "No space left on device. Make room" in refusal(fill)
+
+
+def test_output_that_is_closed_is_done_without(monkeypatch):
+    monkeypatch.setattr("sys.stdout", None)
+    run_main(lambda: print(sys.stdout.isatty(), flush=True))
+
+
+def test_line_of_an_error_cannot_command_a_terminal(refusal):
+    def give_up():
+        raise UserError("no file a\x1b[31m\rb")
+
+    assert refusal(give_up).endswith("no file a\\x1b[31m\\rb\n")
+
+
+@pytest.mark.parametrize("text", ["cpu", "CPU", "0", "1,0", "2, 0"])
+def test_ids_of_devices(text):
+    assert device_ids(text) == text
+
+
+@pytest.mark.parametrize("text", ["", "gpu", "-1", "0,", "0 1", "cpu,0", "1.0", "1_0", "٣", "99999"])
+def test_what_is_no_id_of_a_device_is_refused(text):
+    with pytest.raises(ArgumentTypeError, match="is not a list of GPU ids"):
+        device_ids(text)
+
+
+@pytest.mark.parametrize("text", [".", "~/runs", "größe 日本/x", "a=b", "x" * 255])
+def test_names_of_files(text):
+    assert file_path(text) == text
+
+
+@pytest.mark.parametrize("text", ["", "  ", "a\nb", "a\0b", "\x1b[31m", "\udcff", "x" * 256, "日" * 86, "a/" * 2048])
+def test_what_cannot_name_a_file_is_refused(text):
+    with pytest.raises(ArgumentTypeError):
+        file_path(text)
+
+
+@pytest.mark.parametrize("text", ["1_000", "٣", " 1", "1 ", "1\n", "0x1", "1e999", "inf", "nan", ".", "1e", "--1"])
+def test_numbers_are_plain(text):
+    for kind in (int, float):
+        with pytest.raises(ArgumentTypeError):
+            number(kind)(text)
+
+
+@pytest.mark.parametrize("text", ["1", "+1", "-1.", ".5", "1e-3", "1E+5", "007"])
+def test_what_is_a_number(text):
+    assert number(float)(text) == float(text)
+
+
+def test_long_value_is_cut_in_the_message(refusal):
+    for argv in (["--lr", "x" * 10**5], ["--" + "x" * 10**5], ["--optim", "x" * 10**5], ["--viz", "x" * 10**5]):
+        assert len(refusal(lambda argv=argv: parse(*argv))) < 300
 
 
 # ---- files -----------------------------------------------------------------------------------------------------------
@@ -302,6 +370,35 @@ def test_yaml_makes_no_objects(option_file, tmp_path):
     with pytest.raises(UserError, match="tag"):
         read_options(path)
     assert not (tmp_path / "made").exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "in_line"),
+    [
+        ("lr: &x 1\nseed: *x", "aliases"), ("text: !local x", "tag"), ("text: !!binary eA==", "tag"),
+        ("lr: 1\n---\nlr: 2", "single document"), ("lr: {a: 1}", "not flat"), ("lr: [[1]]", "not flat"),
+        ("- " * 5000, "options.yaml"),
+    ],
+)  # fmt: skip
+def test_yaml_is_plain_and_flat(refusal, option_file, text, in_line):
+    assert in_line in refusal(lambda: parse("--config", option_file(text, "options.yaml")))
+
+
+def test_file_that_is_large_or_no_file_is_refused(refusal, option_file, tmp_path):
+    assert "more than 65,536 bytes" in refusal(lambda: parse("--config", option_file(" " * 70_000)))
+    assert "not a regular file" in refusal(lambda: parse("--config", "/dev/zero"))
+
+
+@pytest.mark.parametrize("entry", ["--debug", "-d", "--", "--text=x"])
+def test_entry_of_a_list_is_not_a_flag(refusal, option_file, entry):
+    assert repr(entry) in refusal(lambda: parse("--config", option_file(json.dumps({"decay": [3, entry]}))))
+
+
+def test_option_of_the_launch_is_refused_in_a_file_even_where_others_are_passed_over(refusal, option_file):
+    parser = small_parser()
+    parser.passed_over = {"resume"}
+    path = option_file('{"resume": "x"}')
+    assert "belongs on the command line" in refusal(lambda: parser.resolve(["--config", path]))
 
 
 def test_default_of_a_task_is_checked_like_a_flag(refusal):
