@@ -203,6 +203,7 @@ def attempt(count: int, first_seed: int = 0, num_processes: int = 20) -> tuple[i
         The number tried, and a text for each that did not end as it must.
     """
     tried: set[tuple] = set()
+    in_processes: list[Example] = []
     failures: list[str] = []
 
     @seed(first_seed)
@@ -217,8 +218,9 @@ def attempt(count: int, first_seed: int = 0, num_processes: int = 20) -> tuple[i
             return
         tried.add(fault)
         wrong = complaint(example)
-        is_chosen = num_processes and len(tried) % max(count // num_processes, 1) == 0
-        if wrong is None and is_chosen and can_be_typed(example):
+        is_due = len(in_processes) < len(tried) * num_processes // count
+        if wrong is None and is_due and can_be_typed(example):
+            in_processes.append(example)
             wrong = complaint(example, run_process)
         if wrong is not None:
             failures.append(f"{' '.join((example.program, *example.fault))!r:.300}: {wrong}")
