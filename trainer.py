@@ -25,7 +25,7 @@ from utils.clipper import Clipper
 from utils.device import place_network, select_devices, wrap_network
 from utils.earlystopper import EarlyStopper, direction
 from utils.epoch_log import EpochLog
-from utils.errors import DivergedError, UserError
+from utils.errors import DivergedError, LoadingError, UserError
 from utils.func import count_samples, move_to
 from utils.optimizer import build_optimizer
 from utils.options import OptionParser, run_main, saved_options
@@ -57,10 +57,12 @@ class TrainerBase:
 
         # what learns
         self.datasets = build_datasets(opt)
-        self.seen_groups = seen_groups(self.datasets, opt.model_path if opt.pretrained and not opt.resume else None)
+        start = opt.model_path if opt.pretrained and not opt.resume else None
+        self.seen_groups = seen_groups(self.datasets, start)
         self.train_loader, self.val_loader = self.build_loaders()
         place = partial(place_network, device=self.device, channels_last=opt.channels_last, compile=opt.compile)
         self.networks = {name: place(network) for name, network in self.build_networks().items()}
+        loaded = [load_pretrained(net, start, name) for name, net in self.networks.items()] if start else []
         self.wrapped = {name: wrap_network(net, self.devices, opt.parallel) for name, net in self.networks.items()}
         self.criterion = self.build_criterion().to(self.device)
         self.optimizers = self.build_optimizers()
@@ -89,10 +91,7 @@ class TrainerBase:
         self.callbacks = CallbackList([*self.build_callbacks(), *build_asked_for(opt, self.logger)])
         self.run_dir.record(saved_options(opt), self.devices, self.networks, *describe(self.datasets))
         say = self.logger.info if opt.train_val_sample_rate == 1 else self.logger.warning  # a part of the data: aloud
-        say("\n".join([device_line, *data_notes(self.datasets)]))
-        if opt.pretrained and not opt.resume:
-            for name, network in self.networks.items():
-                self.logger.info(load_pretrained(network, opt.model_path, name))
+        say("\n".join([device_line, *data_notes(self.datasets), *loaded]))
 
     # ---- the task: override --------------------------------------------------------------------------------------
     @classmethod
@@ -211,6 +210,8 @@ class TrainerBase:
             except BaseException as error:
                 self.checkpointer.rescue(self.state_dict(), self.logger)
                 self.call("on_exception", error)
+                if isinstance(error, LoadingError):
+                    self.stop_signal.raise_if_set()  # what ended the loading processes was meant for this one too
                 raise
             self.run_dir.end(self.progress.state_dict())
         self.call("on_train_end")
@@ -239,8 +240,7 @@ class TrainerBase:
         values = self.guarded_step(update) if update.micro_batches else {}  # {}: no sample of it could be loaded
         for scheduler in self.schedulers.values():
             scheduler.step()
-        num_samples = sum(count_samples(batch) for batch in update.micro_batches)
-        self.epoch_log.add(values, num_samples, used_lr)
+        self.epoch_log.add(values, sum(map(count_samples, update.micro_batches)), used_lr)
         self.progress.finish_update(len(update.indices))  # the position counts samples that could not be loaded, too
         self.exact = True
 

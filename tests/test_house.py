@@ -175,7 +175,7 @@ EXECUTED = """
 import os, runpy, sys
 root, seen = os.getcwd() + os.sep, set()
 def watch(frame, event, argument):
-    if not frame.f_code.co_filename.startswith(root):
+    if not frame.f_code.co_filename.startswith(root) or "site-packages" in frame.f_code.co_filename:
         return None
     seen.add((frame.f_code.co_filename, frame.f_lineno))
     return watch

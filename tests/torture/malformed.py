@@ -315,7 +315,7 @@ def stray_arguments(kinds: dict):
 CONTRADICTIONS = {
     "trainer_vanilla": (
         ("--pretrained",), ("--model_path", "vanilla.pth"), ("--pretrained", "--model_path", "nowhere.pth"),
-        ("--pretrained", "--model_path", "empty"),
+        ("--pretrained", "--model_path", "empty"), ("--pretrained", "--model_path", "seg.pth"),
         ("--lr_scheduler", "step"), ("--lr_decay_epochs", "3"),
         ("--lr_scheduler", "step", "--lr_decay_epochs", "3", "--lr_decay_steps", "1"), ("--lr_min", "1"),
         ("--lr_scheduler", "step", "--lr_decay_steps", "1e-9"), ("--momentum", "1"), ("--val_split", "601"),

@@ -261,15 +261,20 @@ def test_lock_is_free_after_an_error_in_the_block(tmp_path, root):
 
 
 def test_of_many_that_start_at_once_one_gets_in(tmp_path):
+    context = multiprocessing.get_context("fork")
+    num_tried = context.Value("i", 0)
+
     def work(place):
         try:
             DirectoryLock(tmp_path)
+            (tmp_path / f"in{place}").touch()
         except UserError:
-            return
-        (tmp_path / f"in{place}").touch()
-        time.sleep(0.7)
+            pass
+        with num_tried:
+            num_tried.value += 1
+        while num_tried.value < 8:  # who is in stays until all have tried
+            time.sleep(0.01)
 
-    context = multiprocessing.get_context("fork")
     processes = [context.Process(target=work, args=(place,)) for place in range(8)]
     for process in processes:
         process.start()
