@@ -5,11 +5,13 @@ Durations are in epochs and may be fractions, unless an option says otherwise.
 
 from argparse import Namespace
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
-from data.data_entry import data_types
+from data.data_entry import DEBUG_BATCHES, data_types
 from loss.loss_entry import loss_types
 from model.model_entry import NETWORK_OPTIONS, model_types
+from utils.checkpoint import options_of
 from utils.checkpointer import Checkpointer
 from utils.errors import UserError
 from utils.optimizer import OPTIMIZERS
@@ -27,31 +29,36 @@ from utils.options import (
     read_options,
 )
 from utils.replay import load_replay
-from utils.run_dir import find_unfinished, is_run_dir
+from utils.run_dir import is_run_dir, unfinished_runs
 from utils.scheduler import SCHEDULERS
 from utils.seed import draw_seed
 from utils.signals import duration_text
 from utils.update_guard import POLICIES
 
-DEBUG_BATCHES = 3  # of each part, with --debug
 MAX_EPOCHS = 10**6  # of any duration
 
-# What a run is: it cannot be changed in the middle. Everything else (n_epoch, num_workers, micro_batch_size ...) can.
-KEPT_ON_RESUME = (
-    *NETWORK_OPTIONS, "loss_type", "data_type", "train_val_sample_rate", "test_sample_rate", "val_split", "split_seed",
-    "limit_batches", "patch_size", "batch_size", "seed", "debug", "optim", "lr", "weight_decay", "momentum", "monitor",
-    "monitor_mode",
+# What an evaluation does not take from a checkpoint.
+OF_THE_LAUNCH = ("model_path", "gpu_devices", "debug", "limit_batches", "save_path")
+
+# All that a resumed run may have otherwise than before. Everything else makes it what it is, a task's own options too.
+MAY_CHANGE = (
+    "n_epoch", "patience", "description", "output_dir", "data_dir", "pretrained", "model_path", "micro_batch_size",
+    "eval_batch_size", "num_workers", "worker_timeout", "skip_bad_samples", "gpu_devices", "parallel", "compile",
+    "channels_last", "deterministic", "log_every", "save_every", "save_every_steps", "keep", "max_time", "requeue",
+    "nan_policy", "max_skips",
 )  # fmt: skip
 
 
-def check_options(options: Mapping[str, Any], saved: Mapping[str, Any]) -> None:
+def check_options(options: Mapping[str, Any], saved: Mapping[str, Any], resumes: bool = False) -> None:
     """Raise UserError when options of training contradict each other, or those `saved` by a run that is resumed."""
-    for name in KEPT_ON_RESUME:
-        if name in saved and options.get(name) != saved[name]:
+    for name in saved.keys() & options.keys() - set(MAY_CHANGE):
+        if options[name] != saved[name]:
             raise UserError(
                 f"--{name} {options.get(name)} contradicts the run that is resumed, which has {saved[name]}.\n"
                 f"Leave it out, or start a new run from the weights: --pretrained --model_path CHECKPOINT"
             )
+    if options["requeue"] and not resumes:
+        raise UserError("--requeue needs --resume auto: without it, the job would begin anew each time.")
     if options["pretrained"] and not options["model_path"]:
         raise UserError("--pretrained needs --model_path: the file to start from.")
     if options["model_path"] and not options["pretrained"]:
@@ -89,18 +96,17 @@ def parse_train_options(trainer_class, argv: Sequence[str] | None) -> Namespace:
     given, notes = parser.parse_given(argv), []
     if given.get("resume") and given.get("replay"):
         raise UserError("--resume goes on with a run, and --replay looks at one update of it: give one of them.")
+    resumes = bool(given.get("resume"))
     if given.get("resume") == "auto":
         given["resume"] = find_automatically(parser, given, notes)
     resume, layers = None, []
     if given.get("replay"):
-        layers = [(load_replay(given["replay"])["options"], given["replay"])]
+        layers = [(options_of(load_replay(given["replay"]), given["replay"]), given["replay"])]
     elif given.get("resume"):
         path, state = Checkpointer.find(given["resume"], notes.append)
-        if not is_run_dir(path.parent):
-            state["options"].pop("output_dir", None)  # a checkpoint from elsewhere does not say where to write
-        resume, layers = str(path), [(state["options"], str(path))]
+        resume, layers = str(path), [(harmless_options(options_of(state, path), path), str(path))]
     opt = parser.resolve(argv, layers)
-    check_options(vars(opt), layers[0][0] if layers else {})
+    check_options(vars(opt), layers[0][0] if layers else {}, resumes)
     opt.resume, opt.resume_notes = resume, notes
     opt.seed = draw_seed() if opt.seed is None else opt.seed
     if opt.debug:
@@ -108,16 +114,41 @@ def parse_train_options(trainer_class, argv: Sequence[str] | None) -> Namespace:
     return opt
 
 
+def harmless_options(options: dict[str, Any], path: str | Path) -> dict[str, Any]:
+    """The options of a checkpoint without those that would make a program write where the file says.
+
+    Args:
+        options: of the checkpoint; those of a run directory may name it.
+        path: where the checkpoint is.
+    """
+    left_out = () if is_run_dir(Path(path).parent) else ("output_dir",)
+    if not Path(str(options.get("data_dir", ""))).is_dir():
+        left_out = (*left_out, "data_dir")  # it would be made
+    return {name: value for name, value in options.items() if name not in left_out}
+
+
+def trained_options(state: dict[str, Any], path: str) -> dict[str, Any]:
+    """The options of a checkpoint that an evaluation starts from."""
+    options = harmless_options(options_of(state, path), path)
+    return {name: value for name, value in options.items() if name not in OF_THE_LAUNCH}
+
+
 def find_automatically(parser: OptionParser, given: Mapping[str, Any], notes: list[str]) -> str | None:
-    """What --resume auto stands for: the newest unfinished run of this project, None when there is none."""
-    names = {name: parser.get_default(name) for name in ("output_dir", "proj_name")}
+    """What --resume auto stands for: the newest unfinished run of this project with these options; None without one."""
+    asked_for = {}
     for values in (*map(read_options, given.get("config") or []), given):
-        names |= {name: values[name] for name in names if values.get(name)}
-    found = find_unfinished(**names)
+        asked_for |= values
+    names = {name: str(asked_for.get(name, parser.get_default(name))) for name in ("output_dir", "proj_name")}
+    for path, options in unfinished_runs(**names):
+        kept = asked_for.keys() & options.keys() - set(MAY_CHANGE)
+        if others := [name for name in sorted(kept) if str(asked_for[name]) != str(options[name])]:
+            notes.append(f"--resume auto: passes over {path}, which has another --{' --'.join(others)}.")
+            continue
+        notes.append(f"--resume auto: goes on with {path}.")
+        return str(path)
     where = f"of {names['proj_name']} in {names['output_dir']}"
-    goes_on, begins = f"goes on with {found}", f"no unfinished run {where}; a new one begins"
-    notes.append(f"--resume auto: {goes_on if found else begins}.")
-    return str(found) if found else None
+    notes.append(f"--resume auto: no unfinished run {where}; a new one begins.")
+    return None
 
 
 def add_common_options(parser: OptionParser, task: str | None) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from base_options import DEBUG_BATCHES, add_common_options, add_test_options, check_network, train_option_names
+from base_options import add_common_options, add_test_options, check_network, train_option_names, trained_options
 from data.data_entry import build_datasets, build_loader_of_part, data_notes, refuse_seen
 from loss.loss_entry import build_criterion
 from model.model_entry import build_networks
@@ -30,8 +30,6 @@ from utils.results import compare_with_stored, format_results, scalars
 from utils.seed import preserved_random_state, seed_everything
 from utils.state import set_state
 from utils.timestamp import make_timestamped_dir
-
-OF_THE_LAUNCH = ("model_path", "gpu_devices", "debug", "limit_batches", "save_path")  # not taken from a checkpoint
 
 
 class EvaluatorBase:
@@ -161,11 +159,9 @@ class EvaluatorBase:
         model_path = parser.parse_given(argv).get("model_path")
         if not model_path:
             parser.error("--model_path is needed: the checkpoint to evaluate, Results/.../..._best_ckpt.pth")
-        trained = load_checkpoint(model_path)["options"]
-        trained = {name: value for name, value in trained.items() if name not in OF_THE_LAUNCH}
+        trained = trained_options(load_checkpoint(model_path), model_path)
         opt = parser.resolve(argv, [(trained, model_path)])
         check_network(vars(opt), trained, model_path)
-        opt.limit_batches = DEBUG_BATCHES if opt.debug else opt.limit_batches
         return opt
 
     @classmethod

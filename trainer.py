@@ -16,7 +16,7 @@ from torch import nn
 from base_options import parse_train_options
 from callbacks.callback import Callback, CallbackList
 from callbacks.callback_entry import build_asked_for, build_default_callbacks
-from data.data_entry import build_datasets, build_loaders, data_notes, describe, seen_groups
+from data.data_entry import build_datasets, build_loaders, data_notes, describe, seen_groups, unite
 from data.sampler import Update, UpdateLoader
 from eval import EvaluatorBase
 from utils.checkpoint import load_checkpoint
@@ -25,7 +25,7 @@ from utils.clipper import Clipper
 from utils.device import place_network, select_devices, wrap_network
 from utils.earlystopper import EarlyStopper, direction
 from utils.epoch_log import EpochLog
-from utils.errors import DivergedError, LoadingError, UserError
+from utils.errors import DivergedError
 from utils.func import count_samples, move_to
 from utils.optimizer import build_optimizer
 from utils.options import OptionParser, run_main, saved_options
@@ -33,7 +33,7 @@ from utils.precision import Precision
 from utils.pretrained import load_pretrained
 from utils.progress import Progress
 from utils.replay import keep_for_replay, replay
-from utils.results import scalar_names
+from utils.results import check_monitor
 from utils.run_dir import RunDir
 from utils.scheduler import build_scheduler, learning_rates
 from utils.seed import random_state, seed_everything, set_random_state
@@ -68,7 +68,7 @@ class TrainerBase:
         self.optimizers = self.build_optimizers()
         self.schedulers = self.build_schedulers()
         self.clipper = Clipper(opt.clip, opt.clip_type)
-        self.guard = UpdateGuard(self.networks, opt.nan_policy, opt.max_skips)
+        self.guard = UpdateGuard([*self.networks.values(), self.criterion], opt.nan_policy, opt.max_skips)
 
         # where it stands
         self.progress = Progress()
@@ -81,11 +81,11 @@ class TrainerBase:
 
         # what watches
         self.evaluator = self.build_evaluator()
-        if opt.monitor not in (names := scalar_names(self.evaluator.meters)):
-            raise UserError(f"--monitor {opt.monitor!r} is none of the metrics: {', '.join(names)}.")
+        check_monitor(opt.monitor, self.evaluator.meters)
         self.run_dir = RunDir(opt.output_dir, opt.proj_name, opt.resume)
         self.logger = self.run_dir.logger
-        self.train_loader.warn = self.val_loader.warn = self.logger.warning
+        for loader in (self.train_loader, self.val_loader):
+            loader.warn, loader.interrupt = self.logger.warning, self.stop_signal.raise_if_set
         every = opt.save_every_steps or max(1, round(opt.save_every * self.train_loader.updates_per_epoch))
         self.checkpointer = Checkpointer(self.run_dir.path, opt.model_type, every, opt.keep)
         self.callbacks = CallbackList([*self.build_callbacks(), *build_asked_for(opt, self.logger)])
@@ -208,13 +208,12 @@ class TrainerBase:
                 while self.progress.epoch < self.opt.n_epoch and not (self.should_stop or self.stopper.should_stop):
                     self.train_epoch()
             except BaseException as error:
-                self.checkpointer.rescue(self.state_dict(), self.logger)
-                self.call("on_exception", error)
-                if isinstance(error, LoadingError):
-                    self.stop_signal.raise_if_set()  # what ended the loading processes was meant for this one too
-                raise
+                self.checkpointer.rescue(self.state_dict, self.logger)
+                cause = self.stop_signal.cause_of(error)
+                self.call("on_exception", cause)
+                raise cause from error.__cause__
             self.run_dir.end(self.progress.state_dict())
-        self.call("on_train_end")
+            self.call("on_train_end")
 
     def train_epoch(self) -> None:
         """Train on what is left of the epoch, validate, and save."""
@@ -324,7 +323,8 @@ class TrainerBase:
         for name, part in self.stateful().items():
             what = f"The {name} of the checkpoint {self.opt.resume or self.opt.replay}"
             set_state(part, state[name], what, may_hold_nan=name == "callbacks")  # a metric that one shows may be NaN
-        self.score, self.seen_groups, self.epoch_log.seconds = state["score"], state["groups"], state["seconds"]
+        self.score, self.epoch_log.seconds = state["score"], state["seconds"]
+        self.seen_groups = unite(self.seen_groups, state["groups"])
         set_random_state(state["random"])
 
     # ---- the command line ----------------------------------------------------------------------------------------

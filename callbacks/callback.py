@@ -114,6 +114,7 @@ class CallbackList:
             with told_when_full(name), preserved_random_state():  # for each: what one draws, the next does not see
                 getattr(callback, hook)(trainer, *arguments)
             if self._watched(trainer) != before:
+                trainer.exact = False  # so what is saved now is not taken for a position of the run
                 raise RuntimeError(
                     f"{name} changed weights, gradients, a learning rate or the "
                     "train/eval mode. A callback only watches; to change the computation, override the trainer."

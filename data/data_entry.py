@@ -30,6 +30,7 @@ DATA_TYPES = {
     "FashionMNIST": "classification",
     "Carvana": "segmentation",
 }
+DEBUG_BATCHES = 3  # of each part, with --debug
 PARTS = ("train", "val", "test")
 
 
@@ -87,9 +88,8 @@ def build_loader_of_part(
     opt: Namespace, dataset: Dataset, part: str, batch_size: int, pin_memory: bool = False
 ) -> WatchedLoader:
     """Return the loader that evaluates a part of the data."""
-    return build_eval_loader(
-        dataset, batch_size, max_batches=opt.limit_batches, part=part, **how_to_load(opt, pin_memory)
-    )
+    limit = DEBUG_BATCHES if opt.debug else opt.limit_batches
+    return build_eval_loader(dataset, batch_size, max_batches=limit, part=part, **how_to_load(opt, pin_memory))
 
 
 def how_to_load(opt: Namespace, pin_memory: bool) -> dict[str, Any]:
@@ -166,10 +166,13 @@ def seen_groups(datasets: dict[str, Dataset], pretrained: str | None = None) -> 
     """The `group_hashes` of "train" and "val", with those that the weights in the file `pretrained` saw before."""
     seen = {part: group_hashes(datasets[part]) for part in ("train", "val")}
     content = load_file(pretrained) if pretrained else {}
-    before = content.get("groups", {}) if isinstance(content, dict) else {}
-    for part in seen.keys() & before.keys():
-        seen[part] = torch.cat([seen[part], before[part]]).unique()
-    return seen
+    return unite(seen, content.get("groups", {}) if isinstance(content, dict) else {})
+
+
+def unite(seen: dict[str, torch.Tensor], before: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """What has been seen in either of two, by part."""
+    return {part: torch.cat([of_part, before[part]]).unique() if part in before else of_part
+            for part, of_part in seen.items()}  # fmt: skip
 
 
 def refuse_seen(dataset: Dataset, part: str, seen: dict[str, torch.Tensor]) -> None:

@@ -7,6 +7,7 @@ from trainer_seg_on_carvana import TrainerSeg
 from trainer_vanilla import TrainerVanilla
 from utils.checkpoint import load_checkpoint
 from utils.errors import DivergedError
+from utils.files import StorageError
 
 BAD_UPDATE = 10  # counted from 1: the second of the second epoch
 
@@ -194,3 +195,42 @@ def test_exit_status_and_one_message(tmp_path, root, command):
     (file,) = (tmp_path / "runs").glob("*/*_replay.pth")
     again = command(script, "--replay", file)
     assert again.returncode == 4 and "went wrong again" in again.stderr
+
+
+class TwoNetworks(TrainerVanilla):
+    """The second network diverges when the first has been stepped."""
+
+    def build_networks(self):
+        return {name: super(TwoNetworks, self).build_networks()["model"] for name in ("first", "second")}
+
+    def build_evaluator(self):
+        evaluator = super().build_evaluator()
+        evaluator.networks = {"model": self.networks["first"]}
+        return evaluator
+
+    def train_step(self, micro_batches):
+        ((images, labels),) = [batch for batch, _ in self.weighted(micro_batches)]
+        for name, factor in (("first", 1.0), ("second", float("nan") if self.progress.update == 4 else 1.0)):
+            self.optimizers[name].zero_grad()
+            loss = self.criterion(self.networks[name](images), labels) * factor
+            self.backward(loss)
+            self.optimizer_step(name)
+        return {"loss": loss.detach()}
+
+
+def test_half_an_update_is_neither_skipped_nor_replayed(build):
+    trainer = build("--nan_policy", "skip", task=TwoNetworks)
+    with pytest.raises(DivergedError, match="Another network was already stepped"):
+        trainer.train()
+    assert not list(trainer.run_dir.path.glob("*_replay.pth"))
+    assert trainer.checkpointer.path("crash").exists() and not trainer.checkpointer.path("InT").exists()
+
+
+def test_samples_are_named_even_if_there_is_no_room_for_the_replay_file(build, monkeypatch):
+    def full(*arguments):
+        raise StorageError("Cannot write: no space.")
+
+    trainer = build(task=NaNTrainer)
+    monkeypatch.setattr("utils.replay.save_checkpoint", full)
+    with pytest.raises(DivergedError, match=r"Samples: train/.*\n?.*cannot be replayed. Cannot write: no space"):
+        trainer.train()

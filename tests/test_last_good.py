@@ -1,15 +1,19 @@
 """What a resume goes on from: the newest unfinished run, its newest good checkpoint, and nobody else's."""
 
+import json
 import shutil
+import signal
 import subprocess
 import sys
 import time
 
 import pytest
+import torch
 
+from callbacks.callback import Callback
 from trainer_vanilla import TrainerVanilla
 from utils.checkpoint import load_checkpoint
-from utils.errors import DamagedError, UserError
+from utils.errors import DamagedError, LoadingError, UserError
 
 UPDATES_PER_EPOCH = 8  # of the small vanilla run
 
@@ -83,11 +87,6 @@ def test_auto_never_begins_anew_because_of_damage(stopped, build):
     assert sorted(runs.iterdir()) == before
 
 
-def test_auto_refuses_to_go_on_as_another_run(stopped, build):
-    with pytest.raises(UserError, match=r"--lr 0\.5 contradicts the run that is resumed"):
-        auto(build, stopped.run_dir.path.parent, "--lr", 0.5)
-
-
 def test_auto_reads_where_to_look_from_option_files_too(stopped, build, tmp_path):
     config = tmp_path / "options.json"
     config.write_text(f'{{"output_dir": "{stopped.run_dir.path.parent}"}}')
@@ -95,12 +94,17 @@ def test_auto_reads_where_to_look_from_option_files_too(stopped, build, tmp_path
     assert opt.resume == str(stopped.checkpointer.path("last"))
 
 
-def test_finished_run_that_is_lengthened_is_unfinished_again(train, build):
+def test_finished_run_that_is_lengthened_is_unfinished_again(train):
     finished = train("--n_epoch", 1)
     assert (finished.run_dir.path / "finished.json").exists()
-    longer = build("--resume", finished.run_dir.path, "--n_epoch", 3)
-    assert not (finished.run_dir.path / "finished.json").exists()
-    longer.train()
+    seen = []
+
+    class Looks(Callback):
+        def on_epoch_end(self, trainer, row):
+            seen.append((trainer.run_dir.path / "finished.json").exists())
+
+    train("--resume", finished.run_dir.path, "--n_epoch", 3, callbacks=[Looks()])
+    assert seen == [False, False]
     assert (finished.run_dir.path / "finished.json").exists()
 
 
@@ -170,3 +174,96 @@ def test_second_run_in_a_directory_is_refused_until_the_first_is_dead(stopped, b
     started = time.monotonic()
     build("--resume", stopped.run_dir.path)
     assert time.monotonic() - started < 30
+
+
+# ---- what may be otherwise, and what may not -------------------------------------------------------------------------
+@pytest.mark.parametrize("flags", [
+    ("--clip", 0.01), ("--amp", "bf16"), ("--lr_scheduler", "constant"), ("--label_smoothing", 0.4),
+    ("--warmup_epoch", 1), ("--val_every", 2), ("--proj_name", "Other"),
+])  # fmt: skip
+def test_what_makes_it_another_run_is_refused(stopped, build, flags):
+    with pytest.raises(UserError, match=f"{flags[0]} .* contradicts the run that is resumed"):
+        build("--resume", stopped.run_dir.path, *flags)
+
+
+def test_what_belongs_to_the_machine_may_change(stopped, build):
+    flags = ("--num_workers", 1, "--micro_batch_size", 8, "--keep", 3, "--save_every_steps", 2, "--n_epoch", 5)
+    assert build("--resume", stopped.run_dir.path, *flags).opt.n_epoch == 5
+
+
+def test_auto_passes_over_a_run_with_other_options_and_says_so(stopped, build):
+    other = auto(build, stopped.run_dir.path.parent, "--seed", 5)
+    assert other.run_dir.path != stopped.run_dir.path
+    assert "which has another --seed" in other.opt.resume_notes[0]
+
+
+def test_auto_begins_anew_after_a_run_that_left_nothing_to_resume_from(build):
+    class Fails(TrainerVanilla):
+        def compute_loss(self, batch):
+            raise Interrupted
+
+    trainer = build(task=Fails)
+    with pytest.raises(Interrupted):
+        trainer.train()
+    assert trainer.checkpointer.path("crash").exists()
+    again = auto(build, trainer.run_dir.path.parent)
+    assert again.run_dir.path != trainer.run_dir.path
+
+
+def test_requeue_without_a_resume_is_refused(build):
+    with pytest.raises(UserError, match="--requeue needs --resume auto"):
+        build("--requeue")
+
+
+def test_run_that_could_not_be_resumed_is_still_finished(train, build):
+    finished = train()
+    with pytest.raises((UserError, OSError)):
+        build("--resume", finished.run_dir.path, "--trace", "/nonexistent/trace").train()
+    assert (finished.run_dir.path / "finished.json").exists()
+
+
+def test_data_that_changed_is_told(stopped, build):
+    path = stopped.run_dir.path / "provenance.json"
+    record = json.loads(path.read_text())
+    record["data"]["val"] = "another"
+    path.write_text(json.dumps(record))
+    build("--resume", stopped.run_dir.path)
+    log = next(stopped.run_dir.path.glob("*_log.txt")).read_text()
+    assert "The data is not what this run began with: val changed." in log
+    path.write_text("rubbish")
+    build("--resume", stopped.run_dir.path)
+
+
+def test_what_was_seen_before_a_resume_and_after_it_counts(stopped, build):
+    before = stopped.seen_groups["train"]
+    resumed = build("--resume", stopped.run_dir.path)
+    resumed.seen_groups = {part: torch.tensor([1, 2]) for part in ("train", "val")}  # as of other data
+    resumed.load_state_dict(load_checkpoint(resumed.opt.resume))
+    assert set(resumed.seen_groups["train"].tolist()) == {1, 2, *before.tolist()}
+
+
+def test_weights_that_a_callback_spoiled_are_not_resumed_from(build):
+    class Spoils(Callback):
+        def on_update_end(self, trainer, values):
+            if trainer.progress.update == 11:
+                with torch.no_grad():
+                    next(trainer.model.parameters()).zero_()
+
+    trainer = build(callbacks=[Spoils()])
+    with pytest.raises(RuntimeError, match="changed weights"):
+        trainer.train()
+    assert not trainer.checkpointer.path("InT").exists()
+    assert TrainerVanilla.parse_options(["--resume", str(trainer.run_dir.path)]).resume.endswith("last_ckpt.pth")
+
+
+def test_signal_that_ended_the_loading_processes_is_what_ends_the_run(build):
+    class LosesItsLoader(TrainerVanilla):
+        def compute_loss(self, batch):
+            if self.progress.update == 3:
+                self.stop_signal.signum = signal.SIGTERM
+                raise LoadingError("A loading process was ended by SIGTERM.")
+            return super().compute_loss(batch)
+
+    with pytest.raises(SystemExit) as caught:
+        build(task=LosesItsLoader).train()
+    assert caught.value.code == 143

@@ -166,6 +166,13 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
     return state
 
 
+def options_of(state: dict[str, Any], path: str | Path) -> dict[str, Any]:
+    options = state.get("options")
+    if not isinstance(options, dict) or not all(isinstance(name, str) for name in options):
+        raise UserError(f"{path} holds no options of a run.")
+    return options
+
+
 # ---- the command line ------------------------------------------------------------------------------------------------
 def describe(state: dict[str, Any]) -> str:
     """Say what a checkpoint holds, in lines of at most 80 letters where words allow it."""

@@ -11,6 +11,7 @@ from utils.checkpoint import FORMAT, load_checkpoint, read_position, save_checkp
 from utils.errors import DamagedError, UserError
 from utils.files import sweep_temporaries, write_atomically
 
+ENDED = "finished.json"  # is there when a run has come to its end, and tells where it stood
 UNKNOWN = (2**64, 2**64)  # the position of a file that cannot tell it: beyond all others, so that it is looked at first
 
 
@@ -53,18 +54,20 @@ class Checkpointer:
         """Write the state as checkpoints of these kinds, remove all beyond `keep`, and return `longest_save`."""
         started = time.perf_counter()
         if "last" in kinds:
-            self._keep_the_last_one()
+            self._keep_the_last_one((state["progress"]["epoch"], state["progress"]["update"]))
         save_checkpoint({"format": FORMAT, **state}, *(self.path(kind) for kind in kinds))
+        if not self.longest_save:
+            load_checkpoint(self.path(kinds[0]))  # what cannot be opened again is noticed at the first one
         if "last" in kinds:
             self._prune()
         self.longest_save = max(self.longest_save, time.perf_counter() - started)
         return self.longest_save
 
-    def _keep_the_last_one(self) -> None:
-        """Give `last` a second name, under which it stays when the next one takes its place."""
+    def _keep_the_last_one(self, next_position: tuple[int, int]) -> None:
+        """Give `last` a second name, under which it stays when the next one, of another position, takes its place."""
         last = self.path("last")
         position = read_position(last) if self.keep > 1 and last.exists() else None
-        if position is None:
+        if position in (None, next_position):
             return
         second = self.path(f"last-{position[1]}")
         second.unlink(missing_ok=True)
@@ -87,13 +90,14 @@ class Checkpointer:
             elif is_good(path):
                 num_good += 1
 
-    def rescue(self, state: dict[str, Any], logger: logging.Logger) -> None:
+    def rescue(self, get_state: Callable[[], dict[str, Any]], logger: logging.Logger) -> None:
         """Save what an exception interrupts. It must not take the exception's place when the disk is full, say."""
-        kind = "InT" if state["exact"] else self.HALFWAY
         try:
+            state = get_state()
+            kind = "InT" if state["exact"] else self.HALFWAY
             self.save(state, kind)
-        except (UserError, OSError, RuntimeError) as error:
-            logger.error(f"The interrupted state could not be saved: {error}")
+        except Exception as error:
+            logger.error(f"The interrupted state could not be saved: {error or type(error).__name__}")
             return
         logger.info(f"Saved: {self.path(kind)}" + (", from the middle of an update" if not state["exact"] else ""))
 
@@ -106,11 +110,15 @@ class Checkpointer:
         for the newest. So are those that are too damaged to tell their position.
         """
         sweep_temporaries(self.run_dir)
+        (self.run_dir / ENDED).unlink(missing_ok=True)
         moved = []
         for path in self.candidates(self.run_dir):
-            if (read_position(path) or UNKNOWN) > position:
-                path.rename(aside := path.with_name(path.name + ".aside"))
-                moved.append(f"{path.name} is damaged, or ahead of where the run goes on; renamed to {aside.name}.")
+            of_file = read_position(path)
+            if (of_file or UNKNOWN) > position:
+                names = (path.with_name(f"{path.name}.aside{number or ''}") for number in range(10**6))
+                path.rename(aside := next(name for name in names if not name.exists()))
+                why = "ahead of where the run goes on" if of_file else "damaged"
+                moved.append(f"{path.name} is {why}; renamed to {aside.name}.")
         return moved
 
     # ---- find ----------------------------------------------------------------------------------------------------
@@ -121,7 +129,7 @@ class Checkpointer:
         The position is read from the file, because times do not survive a copy.
         """
         patterns = [*(f"*_{kind}_ckpt.pth" for kind in cls.KINDS), "*_last-*_ckpt.pth"]
-        found = {path for pattern in patterns for path in directory.glob(pattern)}
+        found = {path for pattern in patterns for path in directory.glob(pattern) if path.is_file()}
         # `last` has two names for a moment: the shorter one stays.
         order = {path: (read_position(path) or UNKNOWN, path.stat().st_mtime_ns, -len(path.name)) for path in found}
         return sorted(found, key=order.__getitem__, reverse=True)
@@ -142,7 +150,10 @@ class Checkpointer:
         if not source.exists():
             raise UserError(f"--resume {source}: there is no such run directory or checkpoint.")
         if source.is_file():
-            state = load_checkpoint(source)
+            try:
+                state = load_checkpoint(source)
+            except DamagedError as error:
+                raise DamagedError(f"{error}\nGive the directory to go on from the newest good one in it.") from None
             if not state.get("exact"):
                 raise UserError(f"--resume {source}: it is from the middle of an update. Give the directory instead.")
             return source, state
@@ -151,7 +162,7 @@ class Checkpointer:
             try:
                 verify(path)
                 good.append(path)
-            except DamagedError as error:
+            except UserError as error:  # damaged, or not to be read
                 damaged.append(path.name)
                 warn(f"{error} The newest good one is used.")
         for path in good:

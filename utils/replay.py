@@ -25,32 +25,38 @@ def keep_for_replay(trainer, update, error: DivergedError) -> str:
     """Write the trainer's state before an update, and the update's data, to a file; return what to tell the user.
 
     Batches of types that a checkpoint cannot hold are left out, and a replay then takes them from the data set, where
-    the same position gives the same samples.
+    the same position gives the same samples. An update of which a step was made has no state before it to go back to,
+    so there is no file.
 
     Args:
-        trainer: its state is that before the update.
+        trainer: its state is that before the update, when `trainer.exact` is true.
         update: what the update was made from, see `data.sampler.Update`.
         error: what was wrong.
     """
+    names = getattr(trainer.train_loader.dataset, "names", None) or range(len(trainer.train_loader.dataset))
+    names = [str(names[index]) for index in update.indices]
+    number = trainer.progress.update + 1
+    told = f"Epoch {trainer.progress.epoch + 1}, update {number}: {error}. Samples: {tell_names(names)}."
+    if not trainer.exact:
+        return f"{told}\nAnother network was already stepped, so the update can be neither skipped nor replayed."
     micro_batches = [move_to(batch, "cpu") for batch in update.micro_batches]
     try:
         check_plain(micro_batches, "a batch")
     except TypeError:
         micro_batches = []
-    names = getattr(trainer.train_loader.dataset, "names", None) or range(len(trainer.train_loader.dataset))
-    names = [str(names[index]) for index in update.indices]
-    number = trainer.progress.update + 1
     path = trainer.run_dir.path / f"{trainer.checkpointer.prefix}_update{number}_replay.pth"
     record = {"micro_batches": micro_batches, "names": names, "reason": str(error)}
-    save_checkpoint({"format": FORMAT, **trainer.state_dict(), "replay": record}, path)
-    return (
-        f"Epoch {trainer.progress.epoch + 1}, update {number}: {error}. Samples: {tell_names(names)}.\n"
-        f"To look into it: --replay {path}"
-    )
+    for earlier in trainer.run_dir.path.glob("*_replay.pth"):
+        earlier.unlink()  # each is as large as a checkpoint
+    try:
+        save_checkpoint({"format": FORMAT, **trainer.state_dict(), "replay": record}, path)
+    except UserError as not_saved:
+        return f"{told}\nIt cannot be replayed. {not_saved}"
+    return f"{told}\nTo look into it, with all names: --replay {path}"
 
 
 def load_replay(path: str | Path) -> dict[str, Any]:
-    """Open what `write_replay` wrote; UserError for any other checkpoint."""
+    """Open what `keep_for_replay` wrote; UserError for any other checkpoint."""
     state = load_checkpoint(path)
     if "replay" not in state:
         raise UserError(f"--replay {path}: this checkpoint holds no update to replay. Give a ..._replay.pth file.")

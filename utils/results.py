@@ -83,3 +83,9 @@ def compare_with_stored(
                 f"{name} is {new:.6f}, but {old:.6f} was stored with the checkpoint. The data or the code is another."
             )
     return "The score agrees with the one that is stored in the checkpoint."
+
+
+def check_monitor(name: str, meters: Mapping[str, Any]) -> None:
+    """Raise UserError when `name` is none of the scalars that these meters give."""
+    if name not in (names := scalar_names(meters)):
+        raise UserError(f"--monitor {name!r} is none of the metrics: {', '.join(names)}.")

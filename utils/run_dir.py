@@ -1,20 +1,21 @@
 """The directory of one run: what it holds besides checkpoints and curves is written here."""
 
-from collections.abc import Mapping
+import json
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
+from utils.checkpointer import ENDED, Checkpointer
 from utils.files import write_json
 from utils.func import count_parameters, layer_table
 from utils.lock import DirectoryLock
 from utils.logger import build_logger
+from utils.options import read_options
 from utils.provenance import command_line, write_provenance
 from utils.timestamp import make_timestamped_dir
-
-ENDED = "finished.json"  # is there when a run has come to its end, and tells where it stood
 
 
 class RunDir:
@@ -39,14 +40,12 @@ class RunDir:
         else:
             self.path, _ = make_timestamped_dir(output_dir)
         self.lock = DirectoryLock(self.path)
-        self.end_path = self.path / ENDED
-        self.end_path.unlink(missing_ok=True)  # a run that is resumed has not ended
         self.name = f"{proj_name}_{self.path.name}"
         self.logger = build_logger(proj_name, self.path / f"{self.name}_log.txt")
 
     def end(self, progress: Mapping[str, int]) -> None:
         """Note that nothing is left to do, and where the run stands."""
-        write_json(self.end_path, progress)
+        write_json(self.path / ENDED, progress)
 
     def record(
         self,
@@ -71,6 +70,9 @@ class RunDir:
         write_json(self.path / "split.json", parts, indent=None)
         if not (self.path / "provenance.json").exists():  # a resumed run keeps that of its beginning
             write_provenance(self.path / "provenance.json", devices, fingerprints)
+        first = self.first_fingerprints()
+        if changed := [part for part, of_part in first.items() if fingerprints.get(part) != of_part]:
+            self.logger.warning(f"The data is not what this run began with: {', '.join(changed)} changed.")
         log(f"Command: {command_line()}")
         log("Options: " + ", ".join(f"{name}={value}" for name, value in options.items() if value not in (None, "")))
         log("Data: " + ", ".join(f"{len(names):,} {part}" for part, names in parts.items()))
@@ -79,12 +81,20 @@ class RunDir:
             log(f"Network {name!r}: {total:,} parameters, {trainable:,} trainable\n{network}\n{layer_table(network)}")
 
 
+    def first_fingerprints(self) -> dict[str, str]:
+        """The digest of each part of the data when the run began; none when the file was damaged."""
+        try:
+            return dict(json.loads((self.path / "provenance.json").read_text(encoding="utf-8"))["data"])
+        except (OSError, ValueError, LookupError, TypeError):
+            return {}
+
+
 def is_run_dir(path: Path) -> bool:
     return any(path.glob("config_*.json"))
 
 
-def find_unfinished(output_dir: str | Path, proj_name: str) -> Path | None:
-    """Return the newest run of a project that has not ended and has a checkpoint, or None.
+def unfinished_runs(output_dir: str | Path, proj_name: str) -> Iterator[tuple[Path, dict[str, Any]]]:
+    """Yield the runs of a project that have not ended and have a checkpoint, newest first, with their options.
 
     Args:
         output_dir: the parent of the runs.
@@ -93,6 +103,5 @@ def find_unfinished(output_dir: str | Path, proj_name: str) -> Path | None:
     runs = [path for path in Path(output_dir).glob("*/") if path.name.isdigit()]
     for path in sorted(runs, key=lambda path: int(path.name), reverse=True):
         config = path / f"config_{proj_name}_{path.name}.json"
-        if config.exists() and not (path / ENDED).exists() and any(path.glob("*_ckpt.pth")):
-            return path
-    return None
+        if config.exists() and not (path / ENDED).exists() and Checkpointer.candidates(path):
+            yield path, read_options(config)

@@ -12,6 +12,8 @@ import time
 from collections.abc import Callable
 from types import FrameType
 
+from utils.errors import LoadingError
+
 # Ctrl-C, the request to end, the terminal that was closed, and a scheduler's warning that the time is nearly up.
 # Windows knows the first two.
 SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1") if hasattr(signal, name))
@@ -196,6 +198,12 @@ class StopSignal:
             with contextlib.suppress(OSError):
                 if os.isatty(2):  # print() must not be called from a handler: it may have interrupted a print()
                     os.write(2, TERMINAL_MESSAGE)
+
+    def cause_of(self, error: BaseException) -> BaseException:
+        """The exception itself; or the signal, when a loading process ended by it, which went to all processes."""
+        if self.signum is None or not isinstance(error, LoadingError):
+            return error
+        return KeyboardInterrupt() if self.signum == signal.SIGINT else Terminated(self.signum)
 
     def raise_if_set(self) -> None:
         """Raise KeyboardInterrupt or `Terminated` if a signal has arrived, or `TimeIsUp` if another round might not

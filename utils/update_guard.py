@@ -1,7 +1,7 @@
 """Refuse an update whose loss or gradient is infinite or not a number, before it reaches the weights."""
 
 import random
-from collections.abc import Mapping
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -24,11 +24,11 @@ class UpdateGuard:
     A NaN anywhere in a gradient makes its norm NaN, so the norm is all there is to look at, with the loss.
 
     Args:
-        networks: by name.
+        modules: what the forward passes go through: the networks and the criterion.
         policy: "stop" ends the run at a refused update, "skip" goes on without it.
         max_skips: with "skip", the number of refused updates that one run may have.
 
-    >>> guard = UpdateGuard({"model": nn.Linear(1, 1)})
+    >>> guard = UpdateGuard([nn.Linear(1, 1)])
     >>> guard.begin_update()
     >>> guard.add_loss(torch.tensor(0.5))
     >>> guard.check("model", grad_norm=torch.tensor(float("nan")))
@@ -36,20 +36,24 @@ class UpdateGuard:
     utils.errors.DivergedError: the gradient of 'model' is not finite: its norm is nan, the loss 0.5
     """
 
-    def __init__(self, networks: Mapping[str, nn.Module], policy: str = "stop", max_skips: int = 10):
+    def __init__(self, modules: Iterable[nn.Module], policy: str = "stop", max_skips: int = 10):
         assert policy in POLICIES, policy
         self.policy = policy
         self.max_skips = max_skips
         self.num_skipped = 0
         self.stepped: list[str] = []  # networks whose step of the update under way is already made
-        self._buffers = [buffer for network in networks.values() for buffer in network.buffers()]
-        self._kept = [torch.empty_like(buffer) for buffer in self._buffers]
+        # By owner and name, because a forward pass may also put a new tensor in the place of a buffer.
+        owners = [owner for module in modules for owner in module.modules()]
+        self._places = [(owner, name) for owner in owners for name, _ in owner.named_buffers(recurse=False)]
+        self._buffers: list[torch.Tensor] = []
+        self._kept = [getattr(owner, name).clone() for owner, name in self._places]
         self._loss: torch.Tensor | None = None
         self._random: tuple = ()
 
     def begin_update(self) -> None:
         """Remember what the update may change besides weights."""
         self.stepped, self._loss = [], None
+        self._buffers = [getattr(owner, name) for owner, name in self._places]
         if self._buffers:
             torch._foreach_copy_(self._kept, [buffer.detach() for buffer in self._buffers])
         cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
@@ -82,6 +86,8 @@ class UpdateGuard:
         if self._buffers:
             with torch.no_grad():
                 torch._foreach_copy_(self._buffers, self._kept)
+            for (owner, name), buffer in zip(self._places, self._buffers, strict=True):
+                setattr(owner, name, buffer)
         python, numpy, cpu, cuda = self._random
         random.setstate(python)
         np.random.set_state(numpy)

@@ -3,6 +3,7 @@
 import logging
 import shutil
 
+import numpy as np
 import pytest
 import torch
 
@@ -136,11 +137,11 @@ def test_damaged_file_that_was_asked_for_is_not_replaced_by_another(saved, tmp_p
 
 def test_interrupted_one_counts_by_its_position_and_a_halfway_one_never(saved, tmp_path):
     checkpointer = saved(1, 2)
-    checkpointer.rescue(state(4), logging.getLogger("test"))
+    checkpointer.rescue(lambda: state(4), logging.getLogger("test"))
     assert find(tmp_path)[0] == "Net_InT_ckpt.pth"
     checkpointer.save(state(5), "last")
     assert find(tmp_path)[0] == "Net_last_ckpt.pth"
-    checkpointer.rescue(state(9, exact=False), logging.getLogger("test"))
+    checkpointer.rescue(lambda: state(9, exact=False), logging.getLogger("test"))
     assert "Net_crash_ckpt.pth" in names(tmp_path) and find(tmp_path)[0] == "Net_last_ckpt.pth"
     with pytest.raises(UserError, match="middle of an update"):
         find(tmp_path / "Net_crash_ckpt.pth")
@@ -168,6 +169,28 @@ def test_run_that_goes_on_from_an_older_one_is_not_overtaken_by_its_former_futur
     assert find(tmp_path)[0] == "Net_last-2_ckpt.pth"
 
 
+def test_going_back_twice_keeps_both_futures(saved, tmp_path):
+    for _ in range(2):
+        saved(1, 2, 3, keep=3).begin((0, 2))
+    assert {"Net_last_ckpt.pth.aside", "Net_last_ckpt.pth.aside1"} <= set(names(tmp_path))
+
+
+def test_what_cannot_be_read_is_passed_over_too(saved, tmp_path):
+    saved(1, 2)
+    (tmp_path / "Net_best_ckpt.pth").mkdir()
+    assert find(tmp_path) == ("Net_last_ckpt.pth", [])
+
+
+def test_state_that_cannot_be_read_back_is_noticed_at_the_first_save(tmp_path):
+    with pytest.raises(UserError, match="Net_last_ckpt"):
+        Checkpointer(tmp_path, "Net").save({**state(1), "mine": np.float64(1)}, "last")
+
+
+def test_same_position_twice_does_not_push_out_the_one_before(saved, tmp_path):
+    saved(1, 2, 2)
+    assert names(tmp_path) == ["Net_last-1_ckpt.pth", "Net_last_ckpt.pth"]
+
+
 def test_begin_sets_aside_what_cannot_tell_its_position(saved, tmp_path):
     checkpointer = saved(1, 2)
     (tmp_path / "Net_best_ckpt.pth").write_bytes(b"")
@@ -177,7 +200,7 @@ def test_begin_sets_aside_what_cannot_tell_its_position(saved, tmp_path):
 
 def test_rescue_that_fails_says_so_and_raises_nothing(tmp_path, caplog):
     checkpointer = Checkpointer(tmp_path / "gone", "UNet")
-    checkpointer.rescue(state(1), logging.getLogger("rescue"))
+    checkpointer.rescue(lambda: state(1), logging.getLogger("rescue"))
     assert "could not be saved" in caplog.text
 
 

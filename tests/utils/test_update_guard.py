@@ -14,7 +14,7 @@ NAN, INF = float("nan"), float("inf")
 
 
 def guard(**settings) -> UpdateGuard:
-    guard = UpdateGuard({"model": nn.BatchNorm1d(2)}, **settings)
+    guard = UpdateGuard([nn.BatchNorm1d(2)], **settings)
     guard.begin_update()
     return guard
 
@@ -56,7 +56,7 @@ def test_overflow_of_scaled_gradients_is_left_to_the_scaler_but_the_loss_is_not(
 
 def test_undo_restores_buffers_and_every_generator():
     network = nn.Sequential(nn.BatchNorm1d(2), nn.Dropout())
-    watch = UpdateGuard({"model": network})
+    watch = UpdateGuard([network])
     network(torch.randn(4, 2))
     before = {name: buffer.clone() for name, buffer in network.named_buffers()}
     watch.begin_update()
@@ -70,6 +70,19 @@ def test_undo_restores_buffers_and_every_generator():
     assert watch.undo()
     assert all(torch.equal(buffer, before[name]) for name, buffer in network.named_buffers())
     assert draw() == first
+
+
+def test_buffer_that_was_replaced_is_undone_too():
+    network = nn.Module()
+    network.register_buffer("average", torch.tensor(1.0))
+    watch = UpdateGuard([network])
+    watch.begin_update()
+    network.average = network.average * NAN
+    assert watch.undo() and network.average == 1
+    network.average = network.average * 2  # a good update
+    watch.begin_update()
+    network.average = network.average * NAN
+    assert watch.undo() and network.average == 2 and dict(network.named_buffers()).keys() == {"average"}
 
 
 def test_step_that_was_made_cannot_be_undone_or_skipped():
