@@ -44,8 +44,8 @@ OF_THE_LAUNCH = ("model_path", "gpu_devices", "debug", "limit_batches", "save_pa
 MAY_CHANGE = (
     "n_epoch", "patience", "description", "output_dir", "data_dir", "pretrained", "model_path", "micro_batch_size",
     "eval_batch_size", "num_workers", "worker_timeout", "skip_bad_samples", "gpu_devices", "parallel", "compile",
-    "channels_last", "deterministic", "log_every", "save_every", "save_every_steps", "keep", "max_time", "requeue",
-    "nan_policy", "max_skips",
+    "channels_last", "deterministic", "log_every", "save_every", "save_every_steps", "keep", "max_time", "nan_policy",
+    "max_skips",
 )  # fmt: skip
 
 
@@ -310,7 +310,7 @@ def add_safety_options(parser: OptionParser) -> None:
     add("--max_time", type=duration_text, default=None, metavar="H:MM",
         help="save and stop before so much time has passed since the start, with status 75")
     add("--requeue", action=BoolAction, default=False,
-        help="under SLURM, put the job back in the queue after SIGUSR1 or --max_time")
+        help="under SLURM, put the job back in the queue after SIGUSR1 or --max_time; needs --resume auto")
     add("--nan_policy", type=one_of(POLICIES), default="stop", metavar="NAME",
         help="when a loss or gradient is not finite: stop, or skip the update")
     add("--max_skips", type=not_negative_int, default=10, metavar="N", help="updates that --nan_policy skip may skip")

@@ -330,7 +330,7 @@ class TrainerBase:
     # ---- the command line ----------------------------------------------------------------------------------------
     @classmethod
     def main(cls, argv: list[str] | None = None) -> None:
-        """Train from the command line; ends with status 2 on what the user can mend, with 130 on Ctrl-C."""
+        """Train from the command line; README says what the exit status means."""
         run_main(lambda: cls.launch(cls.parse_options(argv)))
 
     @classmethod
