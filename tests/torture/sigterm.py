@@ -4,6 +4,7 @@ python -m tests.torture.sigterm --count 20
 """
 
 import json
+import random
 import signal
 import time
 from pathlib import Path
@@ -23,8 +24,19 @@ def traced(trace: Path) -> list[int]:
     return [json.loads(line)["update"] for line in trace.read_text().splitlines()] if trace.exists() else []
 
 
-def try_signal(job: Job, whole: End, seconds: float, name: str, directory: Path, dice) -> list[str] | None:
-    """Stop a run by a signal and resume it; return faults, None when it ended before the signal came."""
+def num_updates(whole: End) -> int:
+    """The updates of the whole run."""
+    return int(whole.rows[-1]["update"])
+
+
+def try_signal(
+    job: Job, whole: End, seconds: float, name: str, directory: Path, dice: random.Random
+) -> tuple[list[str], bool] | None:
+    """Stop a run by a signal and resume it.
+
+    Returns:
+        Faults, and whether the signal came before the training or after it. None when the process had ended.
+    """
     output_dir, workers = directory / "run", dice.choice((0, 1, 2))
     trace = directory / "trace.jsonl"
     life = Life(job.command("--output_dir", output_dir, "--trace", trace, "--num_workers", workers), output_dir)
@@ -35,25 +47,25 @@ def try_signal(job: Job, whole: End, seconds: float, name: str, directory: Path,
     status = life.end()
     if status == 0:
         return None
-    if status == -getattr(signal, name):  # it came before the training did
-        return [f"{len(traced(trace))} updates were lost"] if traced(trace) else []
-    faults = [] if status == STATUS[name] else [f"status {status} after {name}: {life.told()}"]
+    # Before the training and after it, nothing needs to be finished, and the signal does what it does to any program.
+    is_outside = status == -getattr(signal, name) and len(traced(trace)) in (0, num_updates(whole))
+    faults = [] if status == STATUS[name] or is_outside else [f"status {status} after {name}: {life.told()}"]
     faults += [f"it took {time.monotonic() - sent:.1f} s"] if time.monotonic() - sent > 30 else []
     updates = traced(trace)
     newest, damaged = harness.newest_update(life.run_dir)
     if (newest or 0) != len(updates):
         faults.append(f"{len(updates)} updates were made, but {newest} are saved")
     if not updates and newest is None:
-        return [*faults, *damaged]
+        return [*faults, *damaged], is_outside
     faults += harness.finish(job, life.run_dir, whole, "--trace", trace, "--num_workers", dice.choice((0, 1, 2)))
     updates = traced(trace)
     faults += [] if updates == list(range(1, len(updates) + 1)) else ["an update was made twice, or never"]
-    return [*damaged, *faults]
+    return [*damaged, *faults], is_outside
 
 
 def run(count: int = COUNT, seed: int = 0) -> Row:
     """Stop so many runs."""
-    row, others = Row(note=NOTE), ("SIGINT", "SIGUSR1", "SIGHUP")
+    row, others, outside = Row(), ("SIGINT", "SIGUSR1", "SIGHUP"), []
     with harness.scratch() as directory:
         cars = harness.make_cars(directory / "cars")
         jobs = [harness.seg_job(cars, "UNet"), harness.vanilla_job("dropout", program=harness.DROPOUT)][:count]
@@ -65,12 +77,15 @@ def run(count: int = COUNT, seed: int = 0) -> Row:
             for attempt in range(ATTEMPTS):
                 dice = harness.draw(seed, "signal", number, attempt)
                 with harness.scratch() as place:
-                    faults = try_signal(job, whole, 0.8 * seconds / (attempt + 1), name, place, dice)
-                if faults is not None:
+                    result = try_signal(job, whole, 0.8 * seconds / (attempt + 1), name, place, dice)
+                if result is not None:
                     break
-            row.add(f"{name} to {job.name}, try {number}", faults if faults is not None else ["it never came in time"])
+            faults, is_outside = result or (["it never came in time"], False)
+            outside.append(is_outside)
+            row.add(f"{name} to {job.name}, try {number}", faults)
 
         harness.side_by_side(one, range(count))
+    row.note = f"{NOTE}; {sum(outside)} of them came just before the training or after it"
     return row
 
 
