@@ -167,9 +167,14 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
 
 
 def options_of(state: dict[str, Any], path: str | Path) -> dict[str, Any]:
+    """Return the options of a checkpoint that `load_checkpoint` opened.
+
+    Raises:
+        UserError: when it holds none.
+    """
     options = state.get("options")
     if not isinstance(options, dict) or not all(isinstance(name, str) for name in options):
-        raise UserError(f"{path} holds no options of a run.")
+        raise UserError(f"The checkpoint {path} holds no options of a run: give one that this template has written.")
     return options
 
 

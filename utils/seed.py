@@ -9,6 +9,10 @@ from collections.abc import Iterator
 import numpy as np
 import torch
 
+from utils.errors import UserError
+
+NUM_WORDS = 624  # 32-bit numbers of which a state of NumPy's generator consists
+
 
 def draw_seed() -> int:
     """A fresh seed from the operating system, 0 to 2**31 - 1."""
@@ -58,14 +62,26 @@ def random_state() -> dict:
 
 
 def set_random_state(state: dict) -> None:
-    """Put back what `random_state` returned. States of devices that are not here are left out."""
-    random.setstate(state["python"])
-    saved = state["numpy"]
-    key = saved["key"].numpy().astype(np.uint32)
-    np.random.set_state(("MT19937", key, saved["pos"], saved["has_gauss"], saved["gauss"]))
-    torch.set_rng_state(state["torch"])
-    if state["cuda"] and len(state["cuda"]) == torch.cuda.device_count():
-        torch.cuda.set_rng_state_all(state["cuda"])
+    """Put back what `random_state` returned. States of devices that are not here are left out.
+
+    Raises:
+        UserError: when it is anything else. Some generators may have been set by then.
+    """
+    try:
+        random.setstate(state["python"])
+        if not isinstance(state["python"][2], float | None):
+            raise TypeError("the number that Python's generator has in store is none")
+        saved = state["numpy"]
+        key = saved["key"].numpy().astype(np.uint32)
+        if not 0 <= saved["pos"] <= NUM_WORDS:  # NumPy would read beyond the end
+            raise ValueError(f"the position of NumPy's generator is {saved['pos']}")
+        np.random.set_state(("MT19937", key, saved["pos"], saved["has_gauss"], saved["gauss"]))
+        torch.set_rng_state(state["torch"])
+        if state["cuda"] and len(state["cuda"]) == torch.cuda.device_count():
+            torch.cuda.set_rng_state_all(state["cuda"])
+    except (RuntimeError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError) as error:
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise UserError(f"The states of the random generators cannot be put back: {reason}") from None
 
 
 @contextlib.contextmanager

@@ -9,9 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
 
 from utils.errors import UserError
 
+ALIKE = ((float, int, bool), (list, tuple), (dict,), (Tensor,))  # types of which one may stand for the other
 PLAIN = {type(None), bool, int, float, str, torch.Tensor, torch.nn.Parameter}
 # What a run was launched with, what watches it, and what the clock said do not decide how its training goes on.
 NOT_THE_RUN = ("seconds", "options", "callbacks", "format")
@@ -65,7 +67,7 @@ def set_state(part: Any, state: Any, what: str, may_hold_nan: bool = False) -> N
         may_hold_nan: take the number NaN in the state of an object that is neither a module nor an optimizer.
 
     Raises:
-        UserError: when names, keys or shapes do not fit, or a number is infinite or NaN where none can be.
+        UserError: when names, keys, shapes or types do not fit, or a number is infinite or NaN where none can be.
     """
     whole = [(what, part, state)]
     if isinstance(part, dict):
@@ -79,7 +81,7 @@ def set_state(part: Any, state: Any, what: str, may_hold_nan: bool = False) -> N
     for where, entry, entry_state in whole:
         try:
             entry.load_state_dict(entry_state)
-        except (RuntimeError, ValueError, LookupError, TypeError, AttributeError) as error:
+        except (RuntimeError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError) as error:
             reason = " ".join(str(error).split())[:200] or type(error).__name__
             raise UserError(f"{where} does not fit this run's options: {reason}") from None
 
@@ -93,19 +95,17 @@ def first_fault(entry: Any, state: Any, may_hold_nan: bool) -> str:
         faults = faults_of_module(entry, state)
     elif isinstance(entry, Optimizer):
         faults = faults_of_optimizer(entry, state)
+    elif isinstance(entry, LRScheduler):
+        faults = faults_of_scheduler(entry, state)
     else:
-        numbers = ((place, value) for place, value in leaves(state) if isinstance(value, float))
-        faults = (f"{place} is NaN" for place, value in numbers if math.isnan(value) and not may_hold_nan)
+        faults = faults_of_other(entry, state, may_hold_nan)
     return next(iter(faults), "")
 
 
 def faults_of_module(module: nn.Module, state: dict) -> Iterator[str]:
     """A parameter that is infinite or NaN makes every output so; a buffer may be infinite: an attention mask is."""
     own = module.state_dict()
-    if own.keys() != state.keys():
-        lacks = [name for name in own if name not in state]
-        surplus = [str(name) for name in state if name not in own]
-        yield "; ".join(f"it {verb} {some(names)}" for verb, names in (("lacks", lacks), ("has", surplus)) if names)
+    yield from faults_of_keys(own, state)
     parameters = {name for name, _ in module.named_parameters(remove_duplicate=False)}
     for name, value in state.items():
         if not torch.is_tensor(own.get(name)):
@@ -126,14 +126,20 @@ def faults_of_optimizer(optimizer: Optimizer, state: dict) -> Iterator[str]:
     if not isinstance(groups, list) or not isinstance(entries, dict) or not all(map(is_group, groups)):
         yield "it has no list of parameter groups"
         return
-    for number, group in enumerate(groups):
-        settings = {name: value for name, value in group.items() if name != "params"}
+    own_groups = optimizer.state_dict()["param_groups"]
+    if len(groups) != len(own_groups):
+        yield f"it has {len(groups)} parameter groups, here {len(own_groups)}"
+        return
+    for number, (group, own) in enumerate(zip(groups, own_groups, strict=True)):
+        settings, own = ({name: value for name, value in g.items() if name != "params"} for g in (group, own))
         for place, value in leaves(settings):
             if not is_finite(value):
                 yield f"{place} of group {number} is {value}"
         rate = group.get("lr", 0)
         if not isinstance(rate, int | float | Tensor) or (torch.as_tensor(rate) < 0).any():
             yield f"the learning rate of group {number} is {rate!r}"
+        yield from (f"{fault} of group {number}" for fault in faults_of_keys(own, settings))
+        yield from (f"{fault} of group {number}" for fault in faults_of_types(own, settings, is_fixed=True))
     numbers = [number for group in groups for number in group["params"]]
     parameters = dict(zip(numbers, (p for group in optimizer.param_groups for p in group["params"]), strict=False))
     for number, entry in entries.items():
@@ -141,10 +147,68 @@ def faults_of_optimizer(optimizer: Optimizer, state: dict) -> Iterator[str]:
             yield f"it has a state of parameter {number}, which is none of its own"
             return
         for place, value in leaves(entry):
+            if not place or not isinstance(value, Tensor | float | int | None):
+                yield f"{place or 'the state'} of parameter {number} is of type {type(value).__name__}"
             if not is_finite(value):
                 yield f"{place} of parameter {number} holds infinite values or NaN"
             if torch.is_tensor(value) and not is_fit(value.shape, parameters[number].shape):
                 yield f"{place} of parameter {number} is {tuple(value.shape)}, not {tuple(parameters[number].shape)}"
+
+
+def faults_of_scheduler(scheduler: LRScheduler, state: dict) -> Iterator[str]:
+    """Its `load_state_dict` takes all it is given for attributes, so another key could take a method's place."""
+    own = scheduler.state_dict()
+    yield from faults_of_keys(own, state)
+    yield from faults_of_types(own, state, is_fixed=True)
+    endless = {place for place, value in leaves(own) if not is_finite(value)}  # such as the best before the first step
+    for place, value in leaves(state):
+        if not is_finite(value) and (place not in endless or math.isnan(value)):
+            yield f"{place} is {value}"
+
+
+def faults_of_other(entry: Any, state: dict, may_hold_nan: bool) -> Iterator[str]:
+    """Keys are the entry's own affair, since an older state may lack some, and names of metrics come and go."""
+    yield from faults_of_types(entry.state_dict(), state)
+    for place, value in leaves(state):
+        if isinstance(value, float) and math.isnan(value) and not may_hold_nan:
+            yield f"{place} is NaN"
+
+
+def faults_of_keys(own: dict, state: dict) -> Iterator[str]:
+    if own.keys() != state.keys():
+        lacks = [name for name in own if name not in state]
+        surplus = [str(name) for name in state if name not in own]
+        yield "; ".join(f"it {verb} {some(names)}" for verb, names in (("lacks", lacks), ("has", surplus)) if names)
+
+
+def faults_of_types(own: Any, state: Any, place: str = "", is_fixed: bool = False) -> Iterator[str]:
+    """Compare the types of what stands at the same place in both. None is what is not known yet, or no longer.
+
+    Args:
+        own: the state of now.
+        state: the one that is to take its place.
+        place: where both stand in what is compared as a whole.
+        is_fixed: lists keep their lengths, and no number or text becomes None; so it is in torch's own objects.
+    """
+    may_be_none = bool if is_fixed else (bool, int, float, str)
+    if own is None or (state is None and isinstance(own, may_be_none)):
+        return
+    if kind_of(own) != kind_of(state):
+        yield f"{place} is of type {type(state).__name__}, not {type(own).__name__}"
+    elif isinstance(own, dict):
+        for name in [name for name in own if name in state]:
+            yield from faults_of_types(own[name], state[name], f"{place}[{name!r}]", is_fixed)
+    elif isinstance(own, list | tuple) and is_fixed:
+        if len(own) != len(state):
+            yield f"{place} has {len(state)} entries, not {len(own)}"
+            return
+        for number, (first, second) in enumerate(zip(own, state, strict=True)):
+            yield from faults_of_types(first, second, f"{place}[{number}]", is_fixed)
+
+
+def kind_of(value: Any) -> type:
+    """The type, where all numbers are of one, all lists, and all dictionaries."""
+    return next((kinds[0] for kinds in ALIKE if isinstance(value, kinds)), type(value))
 
 
 def is_group(group: Any) -> bool:

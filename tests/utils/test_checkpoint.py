@@ -22,6 +22,7 @@ from utils.checkpoint import (
     load_file,
     main,
     make_footer,
+    options_of,
     read_position,
     save_checkpoint,
     verify,
@@ -307,6 +308,13 @@ def test_what_is_no_run_of_this_template_gets_a_hint(tmp_path, content):
     with pytest.raises(UserError, match=r"other\.pth holds no run.*--pretrained --model_path") as caught:
         load_checkpoint(tmp_path / "other.pth")
     assert caught.value.status == UserError.status  # sound, only not ours
+
+
+def test_options_of_a_checkpoint_are_a_mapping_or_refused_by_name():
+    assert options_of({"options": {"lr": 0.1}}, "a.pth") == {"lr": 0.1}
+    for state in ({}, {"options": None}, {"options": [1]}, {"options": {1: 2}}, {"options": "lr"}):
+        with pytest.raises(UserError, match=r"a\.pth holds no options of a run"):
+            options_of(state, "a.pth")
 
 
 def unsafe_reads(source: str) -> list[str]:

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from utils.errors import UserError
 from utils.seed import draw_seed, mix, preserved_random_state, random_state, seed_everything, seeded, set_random_state
 
 
@@ -86,6 +87,31 @@ def test_state_of_gpus_that_are_not_here_is_left_out():
     expected = draw()
     set_random_state(state)
     assert draw() == expected
+
+
+PYTHON, NUMPY = random_state()["python"], random_state()["numpy"]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        None, 3, [], {"python": None}, {"python": (3, (1, 2), None)}, {"python": (9, *PYTHON[1:])},
+        {"python": (*PYTHON[:2], "x")}, {"python": (3, (2**70, *PYTHON[1][1:]), None)}, {"python": PYTHON[:2]},
+        {"numpy": {}}, {"numpy": NUMPY | {"key": torch.zeros(3)}}, {"numpy": NUMPY | {"key": [1]}},
+        {"numpy": NUMPY | {"pos": 10**6}}, {"numpy": NUMPY | {"pos": -1}}, {"numpy": NUMPY | {"pos": "x"}},
+        {"numpy": NUMPY | {"gauss": "x"}}, {"numpy": NUMPY | {"has_gauss": "x"}}, {"numpy": NUMPY | {"pos": 2**70}},
+        {"torch": None}, {"torch": torch.zeros(3)}, {"torch": torch.zeros(3, dtype=torch.uint8)}, {"cuda": 3},
+    ],
+)  # fmt: skip
+def test_state_that_is_none_is_refused_in_one_line(change):
+    state = random_state()
+    with pytest.raises(UserError, match="The states of the random generators cannot be put back") as caught:
+        set_random_state(state | change if isinstance(change, dict) else change)
+    assert "\n" not in str(caught.value)
+    set_random_state(state)
+    with pytest.raises(UserError):
+        set_random_state({name: value for name, value in state.items() if name != "torch"})
+    set_random_state(state)
 
 
 @pytest.mark.parametrize("scope", [preserved_random_state, lambda: seeded(5)], ids=["preserved", "seeded"])

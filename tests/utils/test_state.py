@@ -8,6 +8,7 @@ import struct
 import pytest
 import torch
 from torch import nn
+from torch.optim import lr_scheduler
 
 from utils.errors import UserError
 from utils.state import check_plain, digest, digests, get_state, leaves, set_state
@@ -134,6 +135,16 @@ def test_shared_and_frozen_parameters_are_parameters():
         (lambda state: state["param_groups"][0].update(lr="fast"), "learning rate of group 0 is 'fast'"),
         (lambda state: state["param_groups"][0].update(betas=(0.9, INF)), r"\['betas'\]\[1\] of group 0 is inf"),
         (lambda state: state["param_groups"][0].update(params=[0, "x"]), "no list of parameter groups"),
+        (lambda state: state["param_groups"][0].update(lr=torch.tensor([0.1, 0.2])), r"\['lr'\] is of type Tensor"),
+        (lambda state: state["param_groups"][0].update(betas=(0.9,)), r"\['betas'\] has 1 entries, not 2 of group 0"),
+        (lambda state: state["param_groups"][0].update(betas=(0.9, "x")), r"\['betas'\]\[1\] is of type str"),
+        (lambda state: state["param_groups"][0].update(betas=0.9), r"\['betas'\] is of type float, not tuple"),
+        (lambda state: state["param_groups"][0].update(eps=None), r"\['eps'\] is of type NoneType, not float"),
+        (lambda state: state["param_groups"][0].pop("weight_decay"), "it lacks weight_decay of group 0"),
+        (lambda state: state["param_groups"][0].update(surplus=1), "it has surplus of group 0"),
+        (lambda state: state["param_groups"].append({"params": []}), "it has 2 parameter groups, here 1"),
+        (lambda state: state["state"].update({0: 5}), "the state of parameter 0 is of type int"),
+        (lambda state: state["state"][0].update(exp_avg="x"), r"\['exp_avg'\] of parameter 0 is of type str"),
     ],
 )
 def test_optimizer_that_would_spoil_the_weights_is_refused(change, message):
@@ -157,6 +168,82 @@ def test_states_of_all_optimizers_come_back(make):
     first.step()
     set_state({"model": second}, copy.deepcopy({"model": first.state_dict()}), "The optimizers")
     assert digest(first.state_dict()) == digest(second.state_dict())
+
+
+SCHEDULERS = {
+    "lambda": lambda optimizer: lr_scheduler.LambdaLR(optimizer, lambda update: 1.0),
+    "plateau": lambda optimizer: lr_scheduler.ReduceLROnPlateau(optimizer, patience=0),
+    "one cycle": lambda optimizer: lr_scheduler.OneCycleLR(optimizer, max_lr=1.0, total_steps=5),
+    "multi-step": lambda optimizer: lr_scheduler.MultiStepLR(optimizer, [1, 3]),
+    "cosine": lambda optimizer: lr_scheduler.CosineAnnealingLR(optimizer, 5),
+    "restarts": lambda optimizer: lr_scheduler.CosineAnnealingWarmRestarts(optimizer, 3),
+    "chain": lambda optimizer: lr_scheduler.SequentialLR(
+        optimizer, [lr_scheduler.ConstantLR(optimizer), lr_scheduler.CosineAnnealingLR(optimizer, 5)], [2]
+    ),
+}
+
+
+@pytest.mark.parametrize("make", SCHEDULERS.values(), ids=SCHEDULERS)
+@pytest.mark.parametrize("num_steps", [0, 3])
+def test_states_of_all_schedulers_come_back(make, num_steps):
+    first, second = make(trained()), make(trained())
+    for number in range(num_steps):
+        first.optimizer.step() if hasattr(first, "optimizer") else None
+        first.step(*([number] if isinstance(first, lr_scheduler.ReduceLROnPlateau) else []))
+    set_state({"model": second}, copy.deepcopy({"model": first.state_dict()}), "The schedulers")
+    assert digest(first.state_dict()) == digest(second.state_dict())
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"get_lr": 5}, "it has get_lr"),
+        ({"step": None}, "it has step"),
+        ({"base_lrs": [NAN]}, r"\['base_lrs'\]\[0\] is nan"),
+        ({"base_lrs": [0.1, 0.1]}, r"\['base_lrs'\] has 2 entries, not 1"),
+        ({"base_lrs": ["x"]}, r"\['base_lrs'\]\[0\] is of type str, not float"),
+        ({"last_epoch": "x"}, r"\['last_epoch'\] is of type str, not int"),
+        ({"last_epoch": None}, r"\['last_epoch'\] is of type NoneType, not int"),
+        ({"last_epoch": INF}, r"\['last_epoch'\] is inf"),
+        ({"lr_lambdas": []}, r"\['lr_lambdas'\] has 0 entries"),
+    ],
+)
+def test_scheduler_that_would_fail_later_is_refused_at_once(change, message):
+    scheduler = SCHEDULERS["lambda"](trained())
+    state = scheduler.state_dict()
+    with pytest.raises(UserError, match=f"The scheduler does not fit this run's options: {message}"):
+        set_state(scheduler, state | change, "The scheduler")
+    with pytest.raises(UserError, match="it lacks last_epoch"):
+        set_state(scheduler, {name: value for name, value in state.items() if name != "last_epoch"}, "The scheduler")
+    assert digest(scheduler.state_dict()) == digest(state)
+
+
+@pytest.mark.parametrize("may_hold_nan", [True, False])
+@pytest.mark.parametrize(
+    ("own", "state", "message"),
+    [
+        ({"best": 0.5}, {"best": "high"}, r"\['best'\] is of type str, not float"),
+        ({"best": "high"}, {"best": 0.5}, r"\['best'\] is of type float, not str"),
+        ({"best": [0.5]}, {"best": None}, r"\['best'\] is of type NoneType, not list"),
+        ({"a": {"b": torch.ones(1)}}, {"a": {"b": 1.0}}, r"\['a'\]\['b'\] is of type float, not Tensor"),
+        ({"a": {}}, {"a": 3}, r"\['a'\] is of type int, not dict"),
+        ({"best": 0}, {"best": 0.5}, None),
+        ({"best": None}, {"best": 0.5}, None),
+        ({"best": 0.5}, {"best": None}, None),
+        ({"rows": []}, {"rows": [1, "x"]}, None),
+        ({"rows": (1, 2)}, {"rows": ["x"]}, None),
+        ({"a": {}}, {"a": {"b": 3}, "c": 4}, None),
+    ],
+)
+def test_types_of_other_objects_stay(own, state, message, may_hold_nan):
+    part = Part(**own)
+    if message is None:
+        set_state(part, state, "The part", may_hold_nan)
+        assert part.state == state
+        return
+    with pytest.raises(UserError, match=f"The part does not fit this run's options: {message}"):
+        set_state(part, state, "The part", may_hold_nan)
+    assert part.state == own
 
 
 def test_several_groups_are_numbered_through():
