@@ -111,7 +111,8 @@ class CallbackList:
         for callback in self._listeners[hook]:  # often none: then a hook costs nothing
             before = self._watched(trainer)
             name = f"{type(callback).__name__}.{hook}"
-            with told_when_full(name), preserved_random_state():  # for each: what one draws, the next does not see
+            # For each of them, so that what one draws, the next does not see.
+            with told_when_full(name, trainer.run_dir.path), preserved_random_state():
                 getattr(callback, hook)(trainer, *arguments)
             if self._watched(trainer) != before:
                 trainer.exact = False  # so what is saved now is not taken for a position of the run

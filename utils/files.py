@@ -89,11 +89,20 @@ def write_json(path: str | Path, content: Any, indent: int | None = 2) -> None:
 
 
 @contextlib.contextmanager
-def told_when_full(what: str) -> Iterator[None]:
-    """Turn the error of a full disk, raised by whatever writes in the block, into one for people."""
+def told_when_full(what: str, directory: str | Path) -> Iterator[None]:
+    """Turn the error of a full disk, raised by whatever writes in the block, into one for people.
+
+    How much a stream of small records will need, nobody knows; the largest file there is a measure for what to make
+    room for.
+    """
     try:
         yield
     except OSError as error:
         if error.errno not in NO_SPACE:
             raise
-        raise StorageError(f"{what} cannot write: {error.strerror}. Make room, and go on with --resume.") from None
+        sizes = [path.stat().st_size for path in Path(directory).glob("*") if path.is_file()]
+        free = shutil.disk_usage(directory).free
+        raise StorageError(
+            f"{what} cannot write: {error.strerror}. To go on needs {max(sizes, default=0):,} bytes for the next file "
+            f"like the largest in {directory}; {free:,} are free on the disk. Make room, then --resume."
+        ) from None

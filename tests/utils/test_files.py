@@ -22,13 +22,15 @@ def test_what_cannot_be_written_as_json_leaves_the_old_file(tmp_path):
     assert json.loads((tmp_path / "a.json").read_text()) == {"lr": 0.1}
 
 
-def test_full_disk_is_told_by_who_found_it():
-    refused = pytest.raises(StorageError, match=r"^CSVLogger cannot write: No space left on device\. Make room")
-    with refused as caught, told_when_full("CSVLogger"), open("/dev/full", "w") as file:
+def test_full_disk_is_told_by_who_found_it(tmp_path):
+    (tmp_path / "a_ckpt.pth").write_bytes(b"x" * 12345)
+    words = r"^CSVLogger cannot write: No space left on device\. .*needs 12,345 bytes .* are free"
+    refused = pytest.raises(StorageError, match=words)
+    with refused as caught, told_when_full("CSVLogger", tmp_path), open("/dev/full", "w") as file:
         file.write("x" * 100_000)
     assert isinstance(caught.value, UserError) and caught.value.status == 2
 
 
 def test_other_errors_pass_as_they_are(tmp_path):
-    with pytest.raises(FileNotFoundError), told_when_full("CSVLogger"):
+    with pytest.raises(FileNotFoundError), told_when_full("CSVLogger", tmp_path):
         (tmp_path / "gone" / "a").write_text("x")
