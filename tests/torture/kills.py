@@ -74,7 +74,7 @@ def torture(job: Job, name: str, whole: End, seconds: float, most: int, director
     """
     output_dir = directory / name.replace(" ", "_")
     run_dir, newest, kills = None, None, []
-    while len(kills) < most:
+    while True:
         dice = harness.draw(seed, name, len(kills))
         workers = ("--num_workers", dice.choice(WORKERS))
         if newest is None:  # nothing was saved: it begins anew
@@ -82,18 +82,17 @@ def torture(job: Job, name: str, whole: End, seconds: float, most: int, director
             life = Life(job.command("--output_dir", output_dir, *workers), output_dir)
         else:
             life = Life(job.resume(run_dir, *workers), output_dir, run_dir)
-        moment = kill(life, dice, seconds)
+        moment = kill(life, dice, seconds) if len(kills) < most else None
         run_dir = life.run_dir
-        faults = start_faults(life, newest)
         if moment is None:
-            status = life.end()
+            status = life.end()  # the one that is left alone, or was over before the kill
+            faults = start_faults(life, newest)
             end = [f"it ended with {status}: {life.told()}"] if status else []
             end = end or harness.differences(whole, harness.end_of(run_dir))
             return [(moment, [*faults_of, *faults, *end]) for moment, faults_of in kills]
+        faults = start_faults(life, newest)
         newest, damaged = harness.newest_update(run_dir)
         kills.append((moment, [*faults, *damaged]))
-    end = harness.finish(job, run_dir, whole, "--num_workers", 0) if newest is not None else []
-    return [(moment, [*faults, *end]) for moment, faults in kills]
 
 
 def run(count: int = COUNT, seed: int = 0, only: str = "") -> Row:
