@@ -1,13 +1,34 @@
 """What the log tells of a run: a line per epoch, and now and then one in between where no progress bar is drawn."""
 
 import logging
+import signal
 import sys
 import time
 from collections.abc import Mapping
 
 from callbacks.callback import Callback
+from utils.errors import DivergedError, LoadingError
+from utils.files import NO_SPACE, StorageError
+from utils.signals import Terminated, TimeIsUp
 
 SECONDS_BETWEEN_LINES = 10.0
+MORE_SKIPS = 10  # than there were, is what is proposed when they are used up
+REASONS = {
+    KeyboardInterrupt: "Ctrl-C",
+    TimeIsUp: "the time limit",
+    StorageError: "a full disk",
+    DivergedError: "a loss or gradient that is not finite",
+    LoadingError: "a loading process that died or hangs",
+}
+
+
+def reason_of(error: BaseException) -> str:
+    """Say in words what a run was stopped by; the name of its class for any error that is not expected."""
+    if isinstance(error, Terminated):
+        return f"the signal {signal.Signals(error.signum).name}"
+    if isinstance(error, OSError) and error.errno in NO_SPACE:
+        return REASONS[StorageError]
+    return next((text for kind, text in REASONS.items() if isinstance(error, kind)), type(error).__name__)
 
 
 class Console(Callback):
@@ -68,10 +89,15 @@ class Console(Callback):
         self.logger.info(f"Curves: tensorboard --logdir {trainer.run_dir.path}")
 
     def on_exception(self, trainer, error: BaseException) -> None:
-        self.logger.error(f"Stopped by {type(error).__name__} after update {trainer.progress.update:,}.")
+        self.logger.error(f"Stopped by {reason_of(error)} after update {trainer.progress.update:,}.")
         checkpointer = trainer.checkpointer
         if any(checkpointer.path(kind).exists() for kind in checkpointer.KINDS):
-            self.logger.info(f"To go on: --resume {trainer.run_dir.path}")
+            how = f"To go on: --resume {trainer.run_dir.path}"
+            if isinstance(error, DivergedError) and not trainer.guard.stepped:  # the same update would diverge again
+                how = f"To go on without this update: --resume {trainer.run_dir.path} --nan_policy skip"
+                if trainer.guard.num_skipped >= trainer.opt.max_skips:
+                    how += f" --max_skips {trainer.guard.num_skipped + MORE_SKIPS}"
+            self.logger.info(how)
 
     def time_left(self, trainer) -> str:
         """The time to the end at the speed so far, as h:mm:ss."""

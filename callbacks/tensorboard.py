@@ -24,18 +24,27 @@ class TensorBoard(Callback):
         self.hparams = {name: value for name, value in hparams.items() if isinstance(value, (bool, int, float, str))}
         self.monitor = monitor
         self.writer = None
+        self.last_log: dict[str, Any] = {"update": 0, "values": {}}
 
     def on_train_start(self, trainer) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
-        # Events after the checkpoint that is resumed are struck out, so no update stands there twice.
-        purge_step = trainer.progress.update + 1 if trainer.progress.update else None
-        self.writer = SummaryWriter(str(self.log_dir), purge_step=purge_step)
+        # Events after the checkpoint that is resumed are struck out, so no update stands there twice. In the middle of
+        # an epoch so are those of the last update: a validation that a process made before it was killed comes again.
+        update, is_in_epoch = trainer.progress.update, trainer.progress.sample > 0
+        self.writer = SummaryWriter(str(self.log_dir), purge_step=update if is_in_epoch else update + 1)
+        if is_in_epoch and self.last_log["update"] == update:
+            self.write_log()
+            self.writer.flush()
 
     def on_log(self, trainer, values: Mapping[str, float]) -> None:
-        for name, value in values.items():
+        self.last_log = {"update": trainer.progress.update, "values": dict(values)}
+        self.write_log()
+
+    def write_log(self) -> None:
+        for name, value in self.last_log["values"].items():
             tag = name if name.split("/")[0] == "lr" else f"train/{name}"
-            self.writer.add_scalar(tag, value, trainer.progress.update)
+            self.writer.add_scalar(tag, value, self.last_log["update"])
 
     def on_validation_end(self, trainer, results: Mapping[str, float]) -> None:
         for name, value in results.items():
@@ -61,3 +70,10 @@ class TensorBoard(Callback):
         if self.writer is not None:
             with contextlib.suppress(OSError):  # a full disk may be what the exception is about
                 self.writer.close()
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"last_log": self.last_log}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        values = {str(name): float(value) for name, value in state["last_log"]["values"].items()}
+        self.last_log = {"update": state["last_log"]["update"], "values": values}

@@ -1,12 +1,17 @@
 """The log tells how the run goes, in lines that a person reads."""
 
+import errno
 import logging
+import signal
 import sys
 
 import pytest
 
 from callbacks import console
 from callbacks.console import SECONDS_BETWEEN_LINES, Console
+from utils.errors import DivergedError, LoadingError
+from utils.files import StorageError
+from utils.signals import Terminated, TimeIsUp
 
 ROW = {"epoch": 1, "update": 4, "train/loss": 0.5, "val/accuracy": 0.75, "lr": 1e-3, "time/train": 2.0,
        "samples_per_second": 1234.5}  # fmt: skip
@@ -134,10 +139,44 @@ def test_end_says_why_it_is_early(watch, trainer, lines):
 def test_exception_says_how_to_go_on_if_there_is_a_way(watch, trainer, lines):
     trainer.progress.update = 6
     watch.on_exception(trainer, KeyboardInterrupt())
-    assert lines() == ["Stopped by KeyboardInterrupt after update 6."]  # nothing was saved, so nothing can go on
+    assert lines() == ["Stopped by Ctrl-C after update 6."]  # nothing was saved, so nothing can go on
     trainer.checkpointer.save({}, "crash")
     watch.on_exception(trainer, KeyboardInterrupt())
     assert len(lines()) == 1
     trainer.checkpointer.save({}, "InT")
     watch.on_exception(trainer, KeyboardInterrupt())
     assert lines()[1] == f"To go on: --resume {trainer.run_dir.path}"
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (KeyboardInterrupt(), "Ctrl-C"),
+        (Terminated(signal.SIGTERM), "the signal SIGTERM"),
+        (Terminated(signal.SIGINT), "the signal SIGINT"),
+        (TimeIsUp(), "the time limit"),
+        (StorageError("x"), "a full disk"),
+        (OSError(errno.ENOSPC, "x"), "a full disk"),
+        (OSError(errno.EACCES, "x"), "PermissionError"),
+        (DivergedError("x"), "a loss or gradient that is not finite"),
+        (LoadingError("x"), "a loading process that died or hangs"),
+        (ZeroDivisionError(), "ZeroDivisionError"),
+    ],
+)
+def test_what_stopped_the_run_is_told_in_words(watch, trainer, lines, error, reason):
+    trainer.progress.update = 1234
+    watch.on_exception(trainer, error)
+    assert lines() == [f"Stopped by {reason} after update 1,234."]
+
+
+def test_run_that_diverged_is_told_how_to_leave_the_update_out(watch, trainer, lines):
+    trainer.checkpointer.save({}, "InT")
+    go_on = f"--resume {trainer.run_dir.path}"
+    watch.on_exception(trainer, DivergedError("x"))
+    assert lines()[1] == f"To go on without this update: {go_on} --nan_policy skip"
+    trainer.guard.num_skipped = 10
+    watch.on_exception(trainer, DivergedError("x"))
+    assert lines()[1] == f"To go on without this update: {go_on} --nan_policy skip --max_skips 20"
+    trainer.guard.stepped = ["critic"]  # it was half made, so it cannot be left out
+    watch.on_exception(trainer, DivergedError("x"))
+    assert lines()[1] == f"To go on: {go_on}"

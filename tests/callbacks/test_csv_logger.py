@@ -5,6 +5,7 @@ import csv
 import pytest
 
 from callbacks.csv_logger import CSVLogger
+from utils.errors import UserError
 
 
 def read(path) -> list[dict[str, str]]:
@@ -73,3 +74,32 @@ def test_resuming_before_the_first_epoch_starts_the_file_anew(trainer, tmp_path)
 def test_numbers_keep_six_significant_digits(trainer, tmp_path, value, text):
     CSVLogger(tmp_path / "metrics.csv").on_epoch_end(trainer, {"epoch": 1, "lr": value})
     assert read(tmp_path / "metrics.csv")[0]["lr"] == text
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"loss\n1\n", "it has no column 'epoch'"),
+        (b"loss\n", "it has no column 'epoch'"),
+        (b"epoch,loss\nx,1\n", "'x'"),
+        (b"loss,epoch\n1\n", "not 'NoneType'"),
+        (b"epoch,loss\n1,2,3\n", "more entries than columns"),
+        (b"epoch\n" + b"9" * 5000, "digits"),
+        (b"epoch\n" + b"9" * 200_000, "field larger"),
+        (b"\xff\xfe\x00", "codec"),
+    ],
+)
+def test_file_that_is_none_of_ours_is_named_and_stays(trainer, tmp_path, content, reason):
+    path = tmp_path / "metrics.csv"
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=f"^{path} is not what a run has written: .*{reason}.* resume again") as caught:
+        CSVLogger(path).on_train_start(trainer)
+    assert "\n" not in str(caught.value) and path.read_bytes() == content
+
+
+@pytest.mark.parametrize("content", [b"", b"\r\n", b"epoch,loss\r\n"])
+def test_file_without_rows_is_one_of_ours(trainer, tmp_path, content):
+    path = tmp_path / "metrics.csv"
+    path.write_bytes(content)
+    train(trainer, path, num_epochs=1)
+    assert len(read(path)) == 1

@@ -8,6 +8,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tensorboard.plugins.hparams import plugin_data_pb2
 
 from callbacks.tensorboard import TensorBoard
+from utils.errors import UserError
+from utils.state import check_plain, set_state
 
 OPTIONS = {"lr": 0.1, "model_type": "Vanilla", "debug": False, "seed": 0, "lr_decay_epochs": [3.0], "model_path": None}
 
@@ -96,3 +98,63 @@ def test_options_are_in_the_table_of_hyper_parameters(trainer, tmp_path):
 def test_run_that_fails_before_it_began_is_no_second_failure(trainer, tmp_path):
     TensorBoard(tmp_path / "summary", OPTIONS, "accuracy").on_exception(trainer, ValueError())
     assert not (tmp_path / "summary").exists()
+
+
+def test_validation_that_is_made_again_stands_there_once(trainer, tmp_path):
+    """A signal comes at the last update of an epoch; it is resumed, validates, is killed before it saves, resumed."""
+    train(trainer, tmp_path, [2, 3], finish=False)
+    trainer.progress.update, trainer.progress.sample = 4, 100
+    board = TensorBoard(tmp_path, OPTIONS, "accuracy")
+    board.on_train_start(trainer)
+    board.on_log(trainer, {"loss": 0.25, "lr": 0.1})
+    board.on_exception(trainer, KeyboardInterrupt())
+    state = board.state_dict()
+    for _ in range(2):
+        time.sleep(1)
+        board = TensorBoard(tmp_path, OPTIONS, "accuracy")
+        board.load_state_dict(state)
+        board.on_train_start(trainer)
+        board.on_validation_end(trainer, {"accuracy": 0.5})  # flushes; then comes the kill
+    board.on_train_end(trainer)
+    events = read(tmp_path)
+    assert steps(events, "train/loss") == [2, 3, 4] and steps(events, "lr") == [2, 3, 4]
+    assert events.Scalars("train/loss")[-1].value == 0.25
+    assert steps(events, "val/accuracy") == [4] and steps(events, "best/accuracy") == [5]
+
+
+def test_what_was_logged_before_the_last_update_is_not_written_again(trainer, tmp_path):
+    train(trainer, tmp_path, [2], finish=False)
+    board = TensorBoard(tmp_path, OPTIONS, "accuracy")
+    board.load_state_dict({"last_log": {"update": 2, "values": {"loss": 9.0}}})
+    trainer.progress.update, trainer.progress.sample = 3, 75
+    time.sleep(1)
+    board.on_train_start(trainer)
+    board.on_train_end(trainer)
+    assert [event.value for event in read(tmp_path).Scalars("train/loss")] == [0.5]
+
+
+def test_run_that_was_interrupted_before_its_first_update_leaves_none_twice(trainer, tmp_path):
+    for _ in range(2):
+        trainer.progress.update = 0
+        train(trainer, tmp_path, [2, 3], finish=False)
+        time.sleep(1)
+    assert steps(read(tmp_path), "train/loss") == [2, 3]
+
+
+@pytest.mark.parametrize("state", [{}, {"last_log": 3}, {"last_log": {"update": 2, "values": {"loss": "x"}}}])
+def test_state_that_is_none_is_refused(trainer, tmp_path, state):
+    with pytest.raises(UserError, match="does not fit"):
+        set_state(TensorBoard(tmp_path, OPTIONS, "accuracy"), state, "The callbacks", may_hold_nan=True)
+
+
+def test_state_goes_into_a_checkpoint_and_is_not_changed_by_what_comes_later(trainer, tmp_path):
+    board = TensorBoard(tmp_path, OPTIONS, "accuracy")
+    board.on_train_start(trainer)
+    values = {"loss": 0.5}
+    board.on_log(trainer, values)
+    state = board.state_dict()
+    check_plain(state, "the state")
+    values["loss"] = 1.0
+    board.on_log(trainer, values)
+    assert state == {"last_log": {"update": 0, "values": {"loss": 0.5}}}
+    board.on_exception(trainer, KeyboardInterrupt())
