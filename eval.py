@@ -21,6 +21,7 @@ from loss.loss_entry import build_criterion
 from model.model_entry import build_networks
 from utils.checkpoint import load_checkpoint
 from utils.device import place_network, select_devices
+from utils.errors import UserError
 from utils.files import write_json
 from utils.func import move_to
 from utils.logger import build_logger
@@ -98,7 +99,7 @@ class EvaluatorBase:
 
     # ---- the loop ------------------------------------------------------------------------------------------------
     def evaluate(self, loader: Iterable, before_batch: Callable[[], None] = lambda: None) -> dict[str, float]:
-        """Run every batch through `eval_step` and return the meters' scalars by name.
+        """Run every batch through `eval_step` and return the meters' scalars by name; UserError if there is no sample.
 
         Leaves no trace on the training around it: the networks' modes and all random states are put back.
 
@@ -113,6 +114,8 @@ class EvaluatorBase:
                 before_batch()
                 with self.precision.autocast():
                     self.eval_step(move_to(batch, self.device))
+        if (num_bad := getattr(loader, "num_bad", 0)) and num_bad == loader.num_samples:
+            raise UserError(f"None of the {num_bad:,} samples to evaluate can be loaded: there is nothing to measure.")
         return self.results()
 
     @contextlib.contextmanager
@@ -129,9 +132,10 @@ class EvaluatorBase:
                 module.training = mode
 
     def picture(self, loader: Iterable) -> torch.Tensor | None:
-        """What `draw` makes of the loader's first batch."""
+        """What `draw` makes of the loader's first batch; None when there is none, since no sample can be loaded."""
         with self.inference(), self.precision.autocast():
-            return self.draw(move_to(next(iter(loader)), self.device))
+            batch = next(iter(loader), None)
+            return None if batch is None else self.draw(move_to(batch, self.device))
 
     def results(self) -> dict[str, float]:
         """The scalars of all meters by name; a meter that computes a dict gives one per entry, a matrix none."""

@@ -8,6 +8,7 @@ Inside this file a colour is one integer, its code: 0xRRGGBB, which makes the gr
 sort as grey levels do, and 16-bit grey levels fit the same rule.
 """
 
+import logging
 from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -25,6 +26,7 @@ GREY = 0x010101
 MAX_VALUES = 256  # distinct colours in one file, above which it is no mask
 HALF = 128  # where the masks that went through JPEG are cut
 SCAN_THREADS = 4
+NAMED = 10  # bad masks in a message
 
 
 @dataclass(frozen=True)
@@ -195,7 +197,8 @@ def scan_masks(
         paths: all masks of the data set, so that the map does not depend on a split.
         n_classes: the most values that may occur; 1 and 2 both mean background and object.
         max_scan: how many masks to scan.
-        max_bad: pass over up to so many masks that cannot be used; to load them will raise again.
+        max_bad: 0 refuses a mask that cannot be used. Above 0 all such masks are passed over, with a warning: which of
+            them a run uses, and so how many are too many, is known when they are loaded, which will raise again.
 
     Returns:
         The map, and a line for the log on what was found.
@@ -225,18 +228,22 @@ def scan_masks(
     scanned = f"{len(paths):,} files" if len(chosen) == len(paths) else f"{len(chosen):,} of {len(paths):,} files"
     classes = ", ".join(str(index) for index in range(len(codes)))
     report = f"masks: {scanned} scanned, {kinds}, values {codes_text(codes, len(codes))} -> classes {classes}"
-    return ClassMap(codes, cut), report + (f"; passed over {', '.join(map(str, bad))}" if bad else "")
+    if bad:
+        names = ", ".join(map(str, bad[:NAMED])) + (f" and {len(bad) - NAMED:,} more" if len(bad) > NAMED else "")
+        report += f"; passed over {names}"
+        logging.getLogger(__name__).warning(f"{len(bad):,} of {len(chosen):,} masks cannot be used: {names}")
+    return ClassMap(codes, cut), report
 
 
 def scan_files(
     paths: Sequence[str | Path], threshold_jpeg: bool, max_bad: int
 ) -> tuple[dict[str | Path, tuple[str, set[int]]], list[str | Path]]:
-    """Return what `scan_file` returns by path, and the paths of those that cannot be used."""
+    """Return what `scan_file` returns by path, and the paths of those that cannot be used, if `max_bad` is above 0."""
     with ThreadPoolExecutor(SCAN_THREADS) as pool:
         tasks = {path: pool.submit(scan_file, path, threshold_jpeg) for path in paths}
         errors = {path: error for path, task in tasks.items() if (error := task.exception())}
-    for place, error in enumerate(errors.values()):
-        if place == max_bad or len(errors) == len(tasks) or not isinstance(error, UserError):
+    for error in errors.values():
+        if max_bad == 0 or len(errors) == len(tasks) or not isinstance(error, UserError):
             raise error
     return {path: task.result() for path, task in tasks.items() if path not in errors}, list(errors)
 

@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 
 from data import FashionMNIST
-from data.data_entry import group_hashes
+from data.data_entry import build_eval_loader, group_hashes
 from data.make_carvana_like import make_carvana_like
 from eval_seg_on_carvana import EvaluatorSeg
 from eval_vanilla import EvaluatorVanilla
@@ -110,6 +110,36 @@ def test_evaluating_leaves_the_mode_and_the_random_numbers_as_they_were(build):
         assert network.training == is_training
         assert torch.equal(torch.get_rng_state(), state[0])
         assert (np.random.get_state()[1].tolist(), np.random.get_state()[2]) == state[1:]
+
+
+class Unreadable(torch.utils.data.Dataset):
+    """Holds samples of which the first ones cannot be loaded."""
+
+    is_random = False
+
+    def __init__(self, num_samples: int, num_bad: int):
+        self.num_samples, self.num_bad = num_samples, num_bad
+
+    def __len__(self) -> int:
+        return self.num_samples
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
+        if index < self.num_bad:
+            raise UserError(f"sample {index} is bad")
+        return torch.zeros(1, 28, 28), 0
+
+
+def test_a_part_without_a_good_sample_is_named_and_has_no_picture(build):
+    evaluator = build().evaluator
+    bad, half = (build_eval_loader(Unreadable(6, num_bad), 2, max_bad_samples=6) for num_bad in (6, 3))
+    bad.warn = half.warn = lambda message: None
+    assert evaluator.picture(bad) is None
+    with pytest.raises(UserError, match=r"None of the 6 samples to evaluate can be loaded"):
+        evaluator.evaluate(bad)
+    assert evaluator.evaluate(half)["loss"] > 0 and half.num_bad == 3
+    evaluator.draw = lambda batch: batch[0]
+    assert evaluator.picture(half).shape == (1, 1, 28, 28)  # of the first good sample
+    assert evaluator.picture(bad) is None
 
 
 def test_evaluating_leaves_a_frozen_layer_frozen(build):
