@@ -198,8 +198,11 @@ def test_a_resume_that_is_not_exact_is_told_with_its_parts(report):
 
 
 # ---- what ends it ----------------------------------------------------------------------------------------------------
-@pytest.mark.parametrize("flags", [["--resume", "x"], ["--resume=auto"], ["--replay", "x"]])
-def test_a_run_that_begins_elsewhere_is_refused_in_one_line(flags):
+@pytest.mark.parametrize(
+    "flags",
+    [["--resume", "x"], ["--resume=auto"], ["--replay", "x"], ["--kill_at=3"], ["--trace", "x"], ["--max_time", "1h"]],
+)
+def test_what_contradicts_the_proof_is_refused_in_one_line(flags):
     with pytest.raises(UserError, match=rf"leave {flags[0].split('=')[0]} out"):
         verify_resume(1, seed=0, command=[sys.executable, "trainer_vanilla.py", *flags])
 
@@ -220,6 +223,26 @@ def test_a_run_with_too_few_updates_is_refused(monkeypatch, tmp_path):
     with pytest.raises(UserError, match=r"only 3 updates: give a smaller --batch_size"):
         verify_resume(1, seed=0, command=["unused"])
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("num_lines", [0, 1])
+def test_a_report_that_nobody_reads_ends_quietly_and_leaves_nothing(root, tmp_path, num_lines):
+    program = (
+        "from utils import verify_resume; from utils.options import run_main; "
+        "verify_resume.prove = lambda *_: [print(number, flush=True) for number in range(99_999)] == []; "
+        "run_main(lambda: verify_resume.verify_resume(1, seed=0))"
+    )
+    (tmp_path / "left").mkdir()
+    process = subprocess.Popen(
+        [sys.executable, "-c", program], cwd=root, env=os.environ | {"TMPDIR": str(tmp_path / "left")},
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+    for _ in range(num_lines):
+        process.stdout.readline()
+    process.stdout.close()
+    said = process.stderr.read()
+    assert (process.wait(timeout=20), said) == (141, b"") and list((tmp_path / "left").iterdir()) == []
+    process.stderr.close()
 
 
 @pytest.mark.parametrize(("signum", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])

@@ -17,6 +17,7 @@ from typing import Any
 
 from utils.errors import UserError, nearest
 from utils.files import NO_SPACE
+from utils.output import STATUS_UNREAD, flush_output, is_unread
 
 # How a run was launched, not what it computes.
 NOT_SAVED = ("config", "resume", "resume_notes", "replay", "verify_resume", "trace", "kill_at", "requeue")
@@ -363,7 +364,8 @@ def saved_options(opt: argparse.Namespace) -> dict[str, Any]:
 def run_main(main: Callable[[], Any]) -> None:
     """Call `main`; a UserError ends with its one or two lines on stderr and its status, Ctrl-C with status 130.
 
-    A disk that is full ends it as a UserError does: what was being written is for the user to make room for.
+    A disk that is full ends it as a UserError does: what was being written is for the user to make room for. When who
+    reads the output has gone away (``... | head -1``), the status is 141, and there is nothing to say.
     """
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:  # closed by whoever started the program
@@ -382,3 +384,9 @@ def run_main(main: Callable[[], Any]) -> None:
         sys.exit(error.status)
     except KeyboardInterrupt:
         sys.exit(130)
+    except BrokenPipeError:
+        if not is_unread(sys.stdout):  # it is another pipe that broke
+            raise
+        sys.exit(STATUS_UNREAD)
+    finally:
+        flush_output()

@@ -35,7 +35,10 @@ FLAGS = {
     "n_epoch": EPOCHS, "limit_batches": BATCHES, "save_every_steps": SAVE_EVERY, "val_every": 1, "debug": False,
     "requeue": False, "verify_resume": 0,
 }  # fmt: skip
-BEGIN_ELSEWHERE = ("--resume", "--replay")
+CONTRADICTING = {  # flags that its runs cannot take, and why
+    "--resume": "which begin at the beginning", "--replay": "which begin at the beginning",
+    "--kill_at": "which it kills itself", "--max_time": "which go on to their end", "--trace": "which it traces itself",
+}  # fmt: skip
 TIMES = ("time/", "samples_per_second")  # columns of metrics.csv that no two runs have in common
 NUM_LAST_WORDS = 15  # lines
 WIDTH = 100  # of the report
@@ -353,17 +356,18 @@ def verify_resume(num_kills: int, seed: int, num_workers: int = 0, command: Sequ
     if not hasattr(signal, "SIGKILL"):
         raise UserError("--verify_resume needs the signal SIGKILL, which this system does not have.")
     for text in command:
-        if (flag := text.split("=")[0]) in BEGIN_ELSEWHERE:
-            raise UserError(f"--verify_resume makes new runs of its own: leave {flag} out.")
+        if (flag := text.split("=")[0]) in CONTRADICTING:
+            raise UserError(f"--verify_resume makes new runs of its own, {CONTRADICTING[flag]}: leave {flag} out.")
     directory = Path(tempfile.mkdtemp(prefix="verify_resume_"))
-    print(f"{EPOCHS} epochs of at most {BATCHES} updates, a checkpoint every {SAVE_EVERY} updates, --seed {seed}:")
     try:
+        print(f"{EPOCHS} epochs of at most {BATCHES} updates, a checkpoint every {SAVE_EVERY} updates, --seed {seed}:")
         with interruptible():
             is_exact = prove(Runs(command, directory, seed), num_kills, num_workers)
-    except (KeyboardInterrupt, Terminated, UserError):
+        if not is_exact:
+            print(f"\nThe runs, their traces and what they said are in {directory}", flush=True)
+    except (KeyboardInterrupt, Terminated, UserError, BrokenPipeError):
         shutil.rmtree(directory, ignore_errors=True)
         raise
     if not is_exact:
-        print(f"\nThe runs, their traces and what they said are in {directory}")
         sys.exit(1)
     shutil.rmtree(directory, ignore_errors=True)
