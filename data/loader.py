@@ -4,6 +4,7 @@ A loading process that is killed, crashes, raises or hangs ends the run in bound
 sample. On request, samples that cannot be loaded are left out of their batches, named and counted.
 """
 
+import itertools
 import math
 import multiprocessing
 import signal
@@ -11,6 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from multiprocessing.process import BaseProcess
 from typing import Any
 
@@ -25,18 +27,16 @@ HINTS = {
     "SIGBUS": "Often the shared memory ran out (df /dev/shm): a smaller --num_workers needs less.",
 }
 HINT = "With --num_workers 0 it is loaded in the main process, where a debugger sees it."
-POLL_EVERY = 10  # seconds, where the system does not tell of deaths
+LOOK_EVERY = 0.5  # seconds; DataLoader's clock starts anew with each batch that comes before its turn, hence so short
 ABANDONED: list[Any] = []  # iterators whose processes were killed, see `abandon`
+
+
+class TimedOut(Exception):
+    """What DataLoader was asked for did not come in the time of one look."""
 
 
 def as_it_is(batch: Any) -> Any:
     return batch
-
-
-def deaths_are_told() -> bool:
-    """Whether the system tells this process at once when a loading process dies: when that one is a child of it."""
-    method = multiprocessing.get_start_method(allow_none=True) or multiprocessing.get_all_start_methods()[0]
-    return hasattr(signal, "SIGCHLD") and method != "forkserver"
 
 
 def set_child_handler(handler: Any) -> Any:
@@ -77,11 +77,14 @@ class WatchedLoader:
     Attributes:
         bad: the samples that could not be loaded, by index, with the reason.
         warn: is told of each of them once.
+        interrupt: called about twice a second while batches are waited for; may raise, to stop. With no processes, only
+            between two batches.
 
     Raises, on iterating:
         LoadingError: a process died or hangs.
         UserError: there are more bad samples than allowed, or the data set raised it.
-        Exception: what else the data set raised, with a note that names the sample.
+        Exception: what else the data set raised, with a note that names the sample, or what
+            `interrupt` raised.
         In each case the processes are killed, and a loader with persistent ones cannot be used again.
     """
 
@@ -102,24 +105,29 @@ class WatchedLoader:
         self.dataset = dataset
         self.sampler = getattr(batch_sampler, "sampler", batch_sampler)
         self.worker_timeout = worker_timeout if num_workers else 0
-        # It is waited for at least twice: when the whole job was halted (SIGSTOP) in the meantime, nobody is to blame.
-        self.patience = 2 if deaths_are_told() else max(2, math.ceil(worker_timeout / POLL_EVERY))
+        # Looks are counted, not seconds, and there are at least two: when the whole job was halted (SIGSTOP) during
+        # one, nobody is to blame.
+        self.num_looks = max(2, math.ceil(self.worker_timeout / LOOK_EVERY))
         self.max_bad_samples = max_bad_samples
         self.bad: dict[int, str] = {}
         self.warn: Callable[[str], Any] = lambda message: print(message, file=sys.stderr)
+        self.interrupt: Callable[[], Any] = lambda: None
+        self.looked = 0.0  # when it was last called
         self.watched = WatchedDataset(dataset, collate_fn or default_collate, part, max_bad_samples > 0, num_workers)
         self.workers: list[BaseProcess] = []  # the persistent ones
-        self.loader = DataLoader(
+        self.new_loader = partial(
+            DataLoader,
             self.watched,
             batch_sampler=batch_sampler,
             collate_fn=as_it_is,
             num_workers=num_workers,
             persistent_workers=persistent and num_workers > 0,
             pin_memory=pin_memory,
-            timeout=self.worker_timeout / self.patience,
+            timeout=(self.worker_timeout / self.num_looks or LOOK_EVERY) if num_workers else 0,
             worker_init_fn=start_worker,
             generator=torch.Generator().manual_seed(seed),  # else each iteration draws from the global generator
         )
+        self.loader = self.new_loader()
 
     def __len__(self) -> int:
         return len(self.loader)
@@ -146,9 +154,10 @@ class WatchedLoader:
     def batches(self) -> Iterator[Batch]:
         """Yield every batch, those without a good sample included."""
         iterator, workers = self.start()
+        self.looked = time.monotonic()
         try:
             for _ in range(len(self.loader)):
-                data, batch = self.wait(lambda: next(iterator), workers, self.patience)
+                data, batch = self.fetch(iterator, workers)
                 if batch.error is not None:
                     raise batch.error
                 batch.data = data
@@ -175,13 +184,17 @@ class WatchedLoader:
             self.warn(f"Left out {name}, bad sample {len(self.bad)} of {self.max_bad_samples} allowed: {bad[index]}")
 
     def start(self) -> tuple[Iterator, list[BaseProcess]]:
-        """Return a new iterator and its processes."""
+        """Return a new iterator and its processes: new ones, or the persistent ones if they are free."""
         before = set(multiprocessing.active_children())
         try:
-            iterator = self.wait(lambda: iter(self.loader), self.workers, patience=1)
+            iterator = self.ask(lambda: iter(self.loader), self.workers)
         except LoadingError:
             abandon(self.workers, self.loader)
             raise
+        except TimedOut:  # still at what an iteration that was left had asked for; DataLoader cannot be asked again
+            abandon(self.workers, self.loader)
+            self.loader, self.workers = self.new_loader(), []
+            return self.start()
         except OSError as error:
             raise LoadingError(f"No loading process could be started ({error}). Try a smaller --num_workers.") from None
         workers = [child for child in multiprocessing.active_children() if child not in before] or self.workers
@@ -189,29 +202,41 @@ class WatchedLoader:
             self.workers = workers
         return iterator, workers
 
-    def wait(self, call: Callable[[], Any], workers: list[BaseProcess], patience: int) -> Any:
+    def fetch(self, iterator: Iterator, workers: list[BaseProcess]) -> Any:
+        """Return the next batch. While it does not come, `interrupt` is called now and then."""
+        for _ in range(self.num_looks) if self.worker_timeout else itertools.count():
+            if time.monotonic() - self.looked >= LOOK_EVERY:
+                self.interrupt()
+                self.looked = time.monotonic()
+            try:
+                return self.ask(lambda: next(iterator), workers)
+            except TimedOut:
+                pass  # nothing was taken: asked again, DataLoader waits for the same batch
+        raise LoadingError(self.hang_message(workers))
+
+    def ask(self, call: Callable[[], Any], workers: list[BaseProcess]) -> Any:
         """Return call(). While it waits, and only then, the death of a process is reported, at once.
 
         Args:
-            call: asks DataLoader for something, which may time out.
+            call: asks DataLoader for something.
             workers: the processes that must not die.
-            patience: how often it may time out.
+
+        Raises:
+            TimedOut: DataLoader did not have it in time.
         """
         if not self.loader.num_workers:
             return call()
         earlier = set_child_handler(lambda *_: self.raise_if_dead(workers))
         try:
             self.raise_if_dead(workers)
-            for _ in range(patience):
-                try:
-                    return call()
-                except Exception as error:  # the data set's, or because a batch cannot be had from the dead
-                    for worker in workers:
-                        worker.join(0.05)  # who is dying shall be dead
-                    self.raise_if_dead(workers)
-                    if not str(error).startswith("DataLoader timed out"):
-                        raise
-            raise LoadingError(self.hang_message(workers))
+            return call()
+        except Exception as error:  # the data set's, or because a batch cannot be had from the dead
+            if str(error).startswith("DataLoader timed out"):  # after a look at each process
+                raise TimedOut from None
+            for worker in workers:
+                worker.join(0.05)  # who is dying shall be dead
+            self.raise_if_dead(workers)
+            raise
         finally:
             set_child_handler(earlier)
 

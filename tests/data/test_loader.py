@@ -212,7 +212,7 @@ def test_a_thread_other_than_the_main_one_can_load():
 def test_a_process_that_hangs_is_killed_and_its_sample_named(dataset):
     loader = loader_of(dataset(hang), worker_timeout=2)
     told = r"No data came for 2 seconds \(--worker_timeout\): .*'number_7'.* has been loading for \d seconds"
-    assert 2 <= seconds_until(LoadingError, loader, told) < 2 + PROMPT
+    assert 2 <= seconds_until(LoadingError, loader, told) < 4
     assert not [child for child in active_children() if child.is_alive()]
 
 
@@ -226,14 +226,56 @@ def test_of_two_that_hang_the_one_that_began_first_is_named():
     assert seconds_until(LoadingError, loader, "number_0'") < 3 + PROMPT
 
 
-def test_slow_samples_are_no_hang():
-    class Slow(Numbers):
-        def __getitem__(self, index):
-            time.sleep(0.7)  # more than half the time
-            return torch.tensor(index)
+class Slow(RandomNumbers):
+    """Takes for each sample as many seconds as it is told."""
 
-    loader = loader_of(Slow(num_samples=4), batch_size=2, num_workers=1, worker_timeout=2.4)
-    assert torch.cat(list(loader)).tolist() == list(range(4))  # nothing lost by waiting twice
+    def __init__(self, seconds):
+        super().__init__(num_samples=len(seconds))
+        self.seconds = seconds
+
+    def __getitem__(self, index):
+        time.sleep(self.seconds[index])
+        return super().__getitem__(index)
+
+
+@pytest.mark.parametrize(("num_workers", "worker_timeout"), [(1, 3.4), (2, 0)])
+def test_slow_samples_are_no_hang_and_stay_in_order(num_workers, worker_timeout):
+    expected = list(loader_of(Slow([0] * 6), 0, batch_size=2))
+    loader = loader_of(Slow([1.5, 0, 0, 0.1, 0, 1.5]), num_workers, batch_size=2, worker_timeout=worker_timeout)
+    looks = []
+    loader.interrupt = lambda: looks.append(time.monotonic())
+    for batch, same in zip(loader, expected, strict=True):
+        assert torch.equal(batch, same)
+    assert len(looks) >= 2  # DataLoader was asked more than once for a batch
+
+
+def test_data_that_is_waited_for_too_long_is_a_hang_though_each_look_is_short():
+    loader = loader_of(Slow([0, 3, 0]), num_workers=1, batch_size=1, worker_timeout=1.2)
+    assert 1 <= seconds_until(LoadingError, loader, "No data came for 1.2 seconds.*'number_1'") < 2.5
+
+
+def test_what_a_sample_raises_for_want_of_time_is_no_slow_sample():
+    def time_out():
+        raise TimeoutError("DataLoader timed out after 1 seconds")
+
+    assert seconds_until(TimeoutError, loader_of(Numbers(time_out)), "timed out") < PROMPT
+
+
+def test_an_epoch_may_begin_while_a_process_is_at_what_the_last_one_asked_for():
+    order = epoch_order(12, 0, 0)
+    seconds = [20 if index == order[-1] else 0 for index in range(12)]
+    loader = UpdateLoader(Slow(seconds), 2, num_workers=2)
+    stream = loader.updates(0)
+    for _ in range(4):
+        next(stream)  # with the fourth, all of the epoch is asked for
+    del stream
+    time.sleep(0.2)
+    earlier, started = loader.workers, time.monotonic()
+    (update,) = loader.updates(1, start=10)
+    assert time.monotonic() - started < PROMPT
+    (same,) = UpdateLoader(Slow([0] * 12), 2).updates(1, start=10)
+    assert update.indices == same.indices and torch.equal(update.micro_batches[0], same.micro_batches[0])
+    assert earlier[1] not in active_children() and all(worker.is_alive() for worker in loader.workers)
 
 
 def test_data_that_cannot_be_sent_is_a_hang_of_nobody():
@@ -245,6 +287,47 @@ def test_data_that_cannot_be_sent_is_a_hang_of_nobody():
         Unsendable(), BatchSampler(range(4), 2, False), collate_fn=list, num_workers=1, worker_timeout=1
     )
     assert seconds_until(LoadingError, loader, "no process is loading any: .*be sent between processes") < PROMPT
+
+
+# ---- a stop while data is waited for ---------------------------------------------------------------------------------
+class Stop(KeyboardInterrupt):
+    pass
+
+
+def stop_after(seconds):
+    """Return what raises when it is called later than that."""
+    stop_at = time.monotonic() + seconds
+
+    def interrupt():
+        if time.monotonic() > stop_at:
+            raise Stop
+
+    return interrupt
+
+
+@pytest.mark.parametrize("worker_timeout", [0, 300])
+@pytest.mark.parametrize("of_training", [True, False])
+def test_a_stop_does_not_wait_for_a_slow_sample(of_training, worker_timeout):
+    settings = {"num_workers": 2, "batch_size": 1, "worker_timeout": worker_timeout}
+    dataset = Slow([20] * 12)
+    loader = UpdateLoader(dataset, **settings) if of_training else loader_of(dataset, **settings)
+    loader.interrupt, started = stop_after(0.7), time.monotonic()
+    with pytest.raises(Stop):
+        list(loader.updates(0) if of_training else loader)
+    gc.collect()
+    assert 0.7 < time.monotonic() - started < 2.5
+    for worker in loader.workers:
+        worker.join(1)
+    assert not [child for child in active_children() if child.is_alive()]
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_a_stop_does_not_wait_for_an_update_of_many_micro_batches(num_workers):
+    loader = UpdateLoader(Slow([0.2] * 60), 60, 1, num_workers=num_workers)  # no wait is as long as one look
+    loader.interrupt, started = stop_after(0.7), time.monotonic()
+    with pytest.raises(Stop):
+        next(loader.updates(0))
+    assert time.monotonic() - started < 2.5
 
 
 # ---- a sample that raises --------------------------------------------------------------------------------------------
@@ -313,13 +396,12 @@ def start_method():
 
 
 @pytest.mark.parametrize("method", ["spawn", "forkserver"])
-def test_processes_may_be_started_in_another_way(start_method, monkeypatch, method):
+def test_processes_may_be_started_in_another_way(start_method, method):
     if method not in multiprocessing.get_all_start_methods():
         pytest.skip(f"{method} is not for this system")
     start_method(method)
     assert torch.cat(list(loader_of(Numbers(), num_workers=1))).tolist() == list(range(NUM_SAMPLES))
-    monkeypatch.setattr("data.loader.POLL_EVERY", 1)  # a process of the forkserver is not this one's child
-    loader = loader_of(Numbers(kill), num_workers=1)
+    loader = loader_of(Numbers(kill), num_workers=1)  # of the forkserver, a process is not this one's child
     assert seconds_until(LoadingError, loader, "SIGKILL while it loaded sample 'number_7'") < 2 * PROMPT
 
 
@@ -428,8 +510,16 @@ class Slow(Dataset):
         time.sleep({seconds})
         return torch.zeros(20000)
 
+arrived = []
+
+def interrupt():
+    if signal.SIGTERM in arrived:
+        raise SystemExit(7)
+
 signal.signal(signal.SIGINT, lambda *_: None)
+signal.signal(signal.SIGTERM, lambda signum, _: arrived.append(signum))
 updates = UpdateLoader(Slow(), 2, num_workers=2, worker_timeout={timeout})
+updates.interrupt = interrupt
 stream = updates.updates(0)
 next(stream)
 print(*(worker.pid for worker in updates.workers), flush=True)
@@ -467,6 +557,21 @@ def test_a_main_process_that_is_killed_leaves_no_others(root):
 
 
 @linux_only
+@pytest.mark.parametrize("timeout", [0, 300])
+def test_a_program_that_is_told_to_stop_while_it_waits_ends_with_all_its_processes(root, timeout):
+    program, workers = start_program(root, seconds="60 if index % 5 == 0 and index != 35 else 0", timeout=timeout)
+    try:
+        time.sleep(0.5)
+        program.terminate()
+        assert program.wait(2.5) == 7
+        assert not any(map(is_running, workers))
+        assert "Traceback" not in program.stderr.read()
+    finally:
+        program.kill()
+        program.wait(10)
+
+
+@linux_only
 def test_signals_that_the_main_process_handles_do_not_reach_the_loading(root):
     program, workers = start_program(root, seconds=0.01)
     try:
@@ -487,10 +592,14 @@ def test_signals_that_the_main_process_handles_do_not_reach_the_loading(root):
 def test_a_halt_of_the_whole_job_is_no_hang(root):
     program, workers = start_program(root, seconds=0.2, timeout=3)
     try:
-        for signum, pause in ((signal.SIGSTOP, 3.5), (signal.SIGCONT, 0)):
-            for pid in (program.pid, *workers):
-                os.kill(pid, signum)
-            time.sleep(pause)
+        time.sleep(0.15)  # it waits for data
+        for pid in (program.pid, *workers):
+            os.kill(pid, signal.SIGSTOP)
+        time.sleep(3.5)
+        os.kill(program.pid, signal.SIGCONT)
+        time.sleep(0.3)  # it finds that nothing came in all the time
+        for pid in workers:
+            os.kill(pid, signal.SIGCONT)
         for _ in range(6):
             assert program.stdout.readline() == "update\n"
     finally:
