@@ -11,6 +11,7 @@ import os
 import re
 import stat
 import sys
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -361,12 +362,19 @@ def saved_options(opt: argparse.Namespace) -> dict[str, Any]:
     return {name: value for name, value in vars(opt).items() if name not in NOT_SAVED}
 
 
+def leave_full_disk_to_main(failure: threading.ExceptHookArgs, others=threading.excepthook) -> None:
+    """For `threading.excepthook`: a thread that finds the disk full prints nothing, since the main thread tells."""
+    if not (isinstance(failure.exc_value, OSError) and failure.exc_value.errno in NO_SPACE):
+        others(failure)
+
+
 def run_main(main: Callable[[], Any]) -> None:
     """Call `main`; a UserError ends with its one or two lines on stderr and its status, Ctrl-C with status 130.
 
     A disk that is full ends it as a UserError does: what was being written is for the user to make room for. When who
     reads the output has gone away (``... | head -1``), the status is 141, and there is nothing to say.
     """
+    threading.excepthook = leave_full_disk_to_main
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:  # closed by whoever started the program
             setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115 - lives as long as the process

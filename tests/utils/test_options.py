@@ -1,7 +1,9 @@
 """The command line is strict, files mean the same as a command line, and what is saved gives the same options back."""
 
+import errno
 import json
 import sys
+import threading
 from argparse import ArgumentTypeError
 from pathlib import Path
 
@@ -489,3 +491,18 @@ def test_help_lists_every_option(task_class, capsys):
     text = capsys.readouterr().out
     assert stop.value.code == 0 and "--batch_size" in text and "(default: adamW)" in text
     assert "(default: None)" not in text
+
+
+@pytest.mark.parametrize(("number", "is_told"), [(errno.ENOSPC, False), (errno.EIO, True)])
+def test_thread_that_finds_the_disk_full_leaves_it_to_the_main_thread(number, is_told, capsys, monkeypatch):
+    def fail():
+        raise OSError(number, "in a thread")
+
+    def main():
+        thread = threading.Thread(target=fail)
+        thread.start()
+        thread.join()
+
+    monkeypatch.setattr(threading, "excepthook", threading.excepthook)
+    run_main(main)
+    assert ("in a thread" in capsys.readouterr().err) == is_told
