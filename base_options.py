@@ -191,8 +191,8 @@ def add_model_options(parser: OptionParser, task: str | None) -> None:
     add = parser.add_argument_group("model").add_argument
     types = model_types(task)
     add("--model_type", type=one_of(types), default=types[0], metavar="NAME", help=f"one of {', '.join(types)}")
-    add("--n_channels", type=number(int, low=1), default=1, metavar="N", help="channels of an image")
-    add("--n_classes", type=number(int, low=1), default=10, metavar="N", help="number of classes")
+    add("--n_channels", type=number(int, low=1, high=4096), default=1, metavar="N", help="channels of an image")
+    add("--n_classes", type=number(int, low=1, high=10**6), default=10, metavar="N", help="number of classes")
     losses = loss_types(task)
     add("--loss_type", type=one_of(losses), default=losses[0], metavar="NAME", help=f"one of {', '.join(losses)}")
     add("--model_path", type=file_path, default=None, metavar="FILE",

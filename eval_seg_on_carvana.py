@@ -23,11 +23,11 @@ class EvaluatorSeg(EvaluatorBase):
     @classmethod
     def add_options(cls, parser: OptionParser) -> None:
         add = parser.add_argument_group("segmentation").add_argument
-        add("--patch_size", type=number(int, low=16), default=256, metavar="N",
+        add("--patch_size", type=number(int, low=16, high=2**15), default=256, metavar="N",
             help="side of the square that is trained on, in pixels")
         add("--mode", type=one_of(("direct", "padding")), default="direct", metavar="MODE",
             help="validation and test: direct resizes to --patch_size, padding keeps the image's own size")
-        add("--width", type=number(int, low=1), default=None, metavar="N",
+        add("--width", type=number(int, low=1, high=4096), default=None, metavar="N",
             help="channels of the first level (default: the paper's)")
         add("--up", type=one_of(("bilinear", "transposed")), default="bilinear", metavar="HOW",
             help="up-sampling: bilinear, or transposed convolution")

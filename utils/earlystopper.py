@@ -1,5 +1,6 @@
 """Notice that a metric has stopped improving."""
 
+import math
 from typing import Any
 
 from utils.errors import UserError
@@ -72,5 +73,8 @@ class EarlyStopper:
         return {"best": self.best, "num_bad": self.num_bad}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.best = state["best"]
-        self.num_bad = state["num_bad"]
+        """Take back what `state_dict` returned; ValueError for anything else."""
+        best, num_bad = state["best"], state["num_bad"]
+        if type(best) is not float or math.isnan(best) or type(num_bad) is not int or num_bad < 0:
+            raise ValueError(f"the best value {best!r} and {num_bad!r} validations since then cannot be")
+        self.best, self.num_bad = best, num_bad

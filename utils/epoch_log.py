@@ -59,4 +59,4 @@ class EpochLog:
         for name, of_meter in state["meters"].items():
             self.meters[name] = AvgMeter().to(self.device)
             self.meters[name].load_state_dict(of_meter)
-        self.learning_rates = dict(state["learning_rates"])
+        self.learning_rates = {str(name): float(rate) for name, rate in state["learning_rates"].items()}

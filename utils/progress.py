@@ -28,4 +28,8 @@ class Progress:
         return asdict(self)
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        self.epoch, self.update, self.sample = state["epoch"], state["update"], state["sample"]
+        """Take back what `state_dict` returned; ValueError for anything but whole numbers from 0 on."""
+        position = [state[name] for name in ("epoch", "update", "sample")]
+        if not all(type(number) is int and number >= 0 for number in position):
+            raise ValueError(f"the position {position} is not made of whole numbers from 0 on")
+        self.epoch, self.update, self.sample = position

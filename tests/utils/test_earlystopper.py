@@ -101,5 +101,12 @@ def test_option_out_of_range_is_refused(options):
         EarlyStopper(**options)
 
 
+@pytest.mark.parametrize("forged", [{"best": None}, {"best": float("nan")}, {"num_bad": -1}, {"num_bad": None}])
+def test_state_that_cannot_be_is_refused(forged):
+    stopper = EarlyStopper()
+    with pytest.raises(ValueError, match="cannot be"):
+        stopper.load_state_dict(stopper.state_dict() | forged)
+
+
 def test_examples_in_the_docstrings():
     assert doctest.testmod(earlystopper).failed == 0

@@ -37,3 +37,9 @@ def test_second_half_of_an_epoch_continues_the_first():
     assert other.row() == log.row() and other.times(8) == log.times(8)
     log.clear()
     assert log.row() == {} and log.times(0)["time/train"] == 0
+
+
+def test_learning_rate_that_is_no_number_is_refused():
+    log = EpochLog()
+    with pytest.raises(TypeError):
+        log.load_state_dict({"meters": {}, "learning_rates": {"lr": None}})

@@ -1,5 +1,7 @@
 """The position counts completed things only."""
 
+import pytest
+
 from utils.progress import Progress
 
 
@@ -16,3 +18,11 @@ def test_state_comes_back():
     progress = Progress()
     progress.load_state_dict(Progress(epoch=2, update=31, sample=7).state_dict())
     assert progress == Progress(epoch=2, update=31, sample=7)
+
+
+@pytest.mark.parametrize("forged", [{"epoch": None}, {"update": -1}, {"sample": 1.5}, {"sample": True}])
+def test_position_that_cannot_be_is_refused(forged):
+    progress = Progress(1, 2, 3)
+    with pytest.raises(ValueError, match="the position"):
+        progress.load_state_dict(progress.state_dict() | forged)
+    assert progress == Progress(1, 2, 3)
