@@ -42,8 +42,8 @@ OF_THE_LAUNCH = ("model_path", "gpu_devices", "debug", "limit_batches", "save_pa
 
 # All that a resumed run may have otherwise than before. Everything else makes it what it is, a task's own options too.
 MAY_CHANGE = (
-    "n_epoch", "patience", "description", "output_dir", "data_dir", "pretrained", "model_path", "micro_batch_size",
-    "eval_batch_size", "num_workers", "worker_timeout", "skip_bad_samples", "gpu_devices", "parallel", "compile",
+    "n_epoch", "patience", "description", "output_dir", "data_dir", "data_device", "pretrained", "model_path",
+    "micro_batch_size", "eval_batch_size", "num_workers", "worker_timeout", "skip_bad_samples", "gpu_devices", "parallel", "compile",
     "channels_last", "deterministic", "log_every", "save_every", "save_every_steps", "keep", "max_time", "nan_policy",
     "max_skips",
 )  # fmt: skip
@@ -176,6 +176,8 @@ def add_data_options(parser: OptionParser, task: str | None) -> None:
         help="seed of the split; another --seed trains on the same split")
     add("--num_workers", type=number(int, low=0, high=1000), default=0, metavar="N",
         help="processes that load data; 0 loads in the main process. Changes speed, not results")
+    add("--data_device", type=one_of(("auto", "cpu", "cuda")), default="auto", metavar="WHERE",
+        help="where data in memory is held: auto is on the GPU that trains, if a quarter of its free memory is enough")
     add("--eval_batch_size", type=number(int, low=1), default=None, metavar="N",
         help="samples per batch in validation and test (default: that of training). Changes speed, not results")
     add("--worker_timeout", type=number(float, low=0), default=300.0, metavar="S",

@@ -182,7 +182,7 @@ class EvaluatorBase:
         dataset = build_datasets(opt)[opt.split]
         if not opt.allow_seen:
             refuse_seen(dataset, opt.split, state["groups"])
-        loader = build_loader_of_part(opt, dataset, opt.split, cls.eval_batch_size(opt))
+        loader = build_loader_of_part(opt, dataset, opt.split, cls.eval_batch_size(opt), devices[0])
         evaluator = cls(opt, networks, criterion, devices[0], Precision(opt.amp, devices[0]))
         evaluator.output_dir, _ = make_timestamped_dir(opt.save_path)
         evaluator.logger = build_logger(opt.proj_name, evaluator.output_dir / "eval_log.txt")

@@ -4,6 +4,7 @@ A task derives from `TrainerBase` and says what a step learns: `compute_loss` is
 `train`, `train_epoch`, `train_update` and `train_step` in this order: that is the whole loop.
 """
 
+import contextlib
 import time
 from argparse import Namespace
 from collections.abc import Iterator, Mapping
@@ -27,6 +28,7 @@ from utils.earlystopper import EarlyStopper, direction
 from utils.epoch_log import EpochLog
 from utils.errors import DivergedError
 from utils.func import count_samples, move_to
+from utils.late_guard import LateGuard
 from utils.optimizer import build_optimizer
 from utils.options import OptionParser, run_main, saved_options
 from utils.precision import Precision
@@ -68,15 +70,15 @@ class TrainerBase:
         self.optimizers = self.build_optimizers()
         self.schedulers = self.build_schedulers()
         self.clipper = Clipper(opt.clip, opt.clip_type)
-        self.guard = UpdateGuard([*self.networks.values(), self.criterion], opt.nan_policy, opt.max_skips)
 
         # where it stands
         self.progress = Progress()
         self.stopper = EarlyStopper(direction(opt.monitor, opt.monitor_mode), opt.patience, opt.min_delta)
-        self.epoch_log = EpochLog(self.device)
+        self.epoch_log = EpochLog()
         self.score: dict[str, Any] | None = None  # of the last validation, with the update it belongs to
         self.should_stop = False  # a callback may set it
         self.exact = True  # False while the state is between two positions that a run can continue from
+        self.guard = self.build_guard()
         self.stop_signal = StopSignal(seconds_of(opt.max_time) if opt.max_time else None)
 
         # what watches
@@ -106,7 +108,7 @@ class TrainerBase:
         """Return the loader of the training updates and the loader of the validation batches."""
         self.opt.eval_batch_size = self.opt.eval_batch_size or self.opt.micro_batch_size or self.opt.batch_size
         eval_batch_size = self.evaluator_class.eval_batch_size(self.opt)
-        return build_loaders(self.opt, self.datasets, eval_batch_size, pin_memory=self.device.type == "cuda")
+        return build_loaders(self.opt, self.datasets, eval_batch_size, self.device)
 
     def build_networks(self) -> dict[str, nn.Module]:
         """Return the networks by name; from the evaluator, which needs the same ones."""
@@ -138,6 +140,14 @@ class TrainerBase:
         """Return the evaluator that validates."""
         return self.evaluator_class(self.opt, self.networks, self.criterion, self.device, self.precision)
 
+    def build_guard(self) -> UpdateGuard:
+        """Return what refuses updates that are not finite."""
+        modules = [*self.networks.values(), self.criterion]
+        if not LateGuard.fits(self.optimizers, self.opt.nan_policy, uses_scaler=self.opt.amp == "fp16"):
+            return UpdateGuard(modules, self.opt.nan_policy, self.opt.max_skips)
+        counters = [(part.state_dict, part.load_state_dict) for part in (self.progress, *self.schedulers.values())]
+        return LateGuard(modules, self.optimizer, [*counters, (self.epoch_log.mark, self.epoch_log.back_to)])
+
     def build_callbacks(self) -> list[Callback]:
         """Return what watches the run; extend the list by `[*super().build_callbacks(), Mine()]`."""
         return build_default_callbacks(self.opt, self.run_dir.path, self.logger)
@@ -145,14 +155,13 @@ class TrainerBase:
     def train_step(self, micro_batches: list) -> dict[str, torch.Tensor]:
         """Make one optimizer update from its micro-batches; return detached scalars to be logged and averaged."""
         self.optimizer.zero_grad(set_to_none=True)
-        mean_loss = torch.zeros((), device=self.device)
+        losses = []
         for batch, weight in self.weighted(micro_batches):
             with self.precision.autocast():
                 loss = self.compute_loss(batch)
-            self.backward(loss, weight)
-            mean_loss += loss.detach() * weight
+            losses.append(self.backward(loss, weight))
         grad_norm = self.optimizer_step("model")
-        return {"loss": mean_loss, "grad_norm": grad_norm}
+        return {"loss": sum(losses), "grad_norm": grad_norm}
 
     # ---- what a step is made of ----------------------------------------------------------------------------------
     @property
@@ -176,20 +185,22 @@ class TrainerBase:
         for batch, size in zip(micro_batches, sizes, strict=True):
             yield move_to(batch, self.device, non_blocking=True), size / sum(sizes)
 
-    def backward(self, loss: torch.Tensor, weight: float = 1.0) -> None:
-        """Add the gradients of `weight * loss` to those of the update."""
+    def backward(self, loss: torch.Tensor, weight: float = 1.0) -> torch.Tensor:
+        """Add the gradients of `weight * loss` to those of the update; return `weight * loss`, detached."""
         self.guard.add_loss(loss)
-        self.precision.backward(loss * weight)
+        loss = loss if weight == 1 else loss * weight
+        self.precision.backward(loss)
+        return loss.detach()
 
     def optimizer_step(self, name: str) -> torch.Tensor:
-        """Clip the gradients of network `name` and step its optimizer; return their norm before the clipping.
+        """Clip the gradients that optimizer `name` steps, and step it; return their norm before the clipping.
 
         Raises:
             DivergedError: when they, or the loss, are infinite or not a number. Then no weight has changed.
         """
         optimizer = self.optimizers[name]
         self.precision.unscale(optimizer)
-        grad_norm = self.clipper(self.networks[name].parameters())
+        grad_norm = self.clipper(p for group in optimizer.param_groups for p in group["params"])
         self.guard.check(name, grad_norm, may_overflow=self.precision.may_overflow)
         self.precision.step(optimizer)
         self.guard.stepped.append(name)
@@ -243,15 +254,17 @@ class TrainerBase:
         self.progress.finish_update(len(update.indices))  # the position counts samples that could not be loaded, too
         self.exact = True
 
+        is_logged = bool(values) and self.progress.update % self.opt.log_every == 0
+        self.settle(wait=is_logged)
         self.call("on_update_end", values)
-        if values and self.progress.update % self.opt.log_every == 0:
+        if is_logged:
             self.call("on_log", {**{name: float(value) for name, value in values.items()}, **used_lr})
         if self.progress.sample < self.train_loader.num_samples and self.checkpointer.is_due(self.progress.update):
             self.save("last")
 
     def guarded_step(self, update: Update) -> dict[str, torch.Tensor]:
         """Make the step; one that is not finite ends the run, or is passed over (--nan_policy) and gives no values."""
-        self.guard.begin_update()
+        self.guard.begin_update(update)
         try:
             values = self.train_step(update.micro_batches)
         except DivergedError as error:
@@ -264,9 +277,20 @@ class TrainerBase:
         self.precision.finish_update()
         return values
 
+    def settle(self, wait: bool = True) -> None:
+        """End the run if an update was not finite; on a GPU, a check may be on its way, and `wait` waits for it."""
+        try:
+            self.guard.settle(wait)
+        except DivergedError as error:  # the state is as it was before that update
+            raise DivergedError(keep_for_replay(self, error.update, error)) from None
+
     def finish_epoch(self) -> None:
         """Validate, count the epoch, tell who watches, and save: the score of an epoch is in its checkpoint."""
-        row, kinds, started = self.epoch_log.row(), [], time.perf_counter()
+        waited = time.perf_counter()
+        self.settle()
+        row, kinds = self.epoch_log.row(), []
+        started = time.perf_counter()
+        self.epoch_log.seconds["train"] += started - waited  # a GPU is still at work on the last updates
         is_last = self.progress.epoch + 1 == self.opt.n_epoch
         if is_last or (self.progress.epoch + 1) % self.opt.val_every == 0:
             results = self.evaluator.evaluate(self.val_loader, before_batch=self.stop_signal.raise_if_set)
@@ -298,6 +322,7 @@ class TrainerBase:
     def save(self, *kinds: str) -> None:
         """Write the state of now as checkpoints of these kinds."""
         if kinds:
+            self.settle()
             self.call("on_save")
             self.stop_signal.reserve = self.checkpointer.save(self.state_dict(), *kinds)
 
@@ -312,6 +337,8 @@ class TrainerBase:
 
     def state_dict(self) -> dict[str, Any]:
         """What a resume and an evaluation need, as data that `torch.load(weights_only=True)` accepts."""
+        with contextlib.suppress(DivergedError):  # then it is the state before the update that was not finite
+            self.guard.settle(wait=True)
         return {
             **{name: get_state(part) for name, part in self.stateful().items()},
             "random": random_state(), "score": self.score, "seconds": self.epoch_log.seconds,

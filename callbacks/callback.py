@@ -1,5 +1,6 @@
 """The hooks through which a run is watched."""
 
+import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
@@ -33,6 +34,9 @@ class Callback:
         on_train_end
         on_exception                    instead of on_train_end, when anything was raised; it is raised again
 
+    `seconds_between`, if it is not 0, is the least time between two calls of `on_update_start`, and of `on_update_end`:
+    what shows something to a person need not be called a thousand times a second.
+
     A misspelt hook fails when the class is defined, not silently never:
 
     >>> class Mine(Callback):
@@ -45,6 +49,10 @@ class Callback:
         "on_train_start", "on_epoch_start", "on_update_start", "on_update_end", "on_log", "on_validation_end",
         "on_epoch_end", "on_save", "on_train_end", "on_exception",
     )  # fmt: skip
+
+    OF_UPDATES = ("on_update_start", "on_update_end")
+
+    seconds_between = 0.0
 
     def __init_subclass__(cls, **kwargs):
         super().__init_subclass__(**kwargs)
@@ -100,6 +108,7 @@ class CallbackList:
             hook: [c for c in self.callbacks if getattr(type(c), hook) is not getattr(Callback, hook)]
             for hook in Callback.HOOKS
         }
+        self._next_call: dict[tuple[str, int], float] = {}  # of hooks of updates that are not to be called each time
 
     def call(self, hook: str, trainer, *arguments) -> None:
         """Call `hook` of every callback that overrides it.
@@ -108,8 +117,13 @@ class CallbackList:
             RuntimeError: when a callback changed weights, a learning rate or the train/eval mode.
             StorageError: when a callback wrote to a full disk.
         """
-        for callback in self._listeners[hook]:  # often none: then a hook costs nothing
-            before = self._watched(trainer)
+        listeners = self._listeners[hook]
+        if listeners and hook in Callback.OF_UPDATES:
+            listeners = [callback for callback in listeners if self._is_due(callback, hook)]
+        if not listeners:  # the rule for the hooks of updates: then they cost nothing
+            return
+        before = self._watched(trainer)
+        for callback in listeners:
             name = f"{type(callback).__name__}.{hook}"
             # For each of them, so that what one draws, the next does not see.
             with told_when_full(name, trainer.run_dir.path), preserved_random_state():
@@ -120,6 +134,15 @@ class CallbackList:
                     f"{name} changed weights, gradients, a learning rate or the "
                     "train/eval mode. A callback only watches; to change the computation, override the trainer."
                 )
+
+    def _is_due(self, callback: Callback, hook: str) -> bool:
+        if not callback.seconds_between:
+            return True
+        now = time.monotonic()
+        if now < self._next_call.get((hook, id(callback)), now):
+            return False
+        self._next_call[hook, id(callback)] = now + callback.seconds_between
+        return True
 
     @staticmethod
     def _watched(trainer) -> list:

@@ -244,6 +244,7 @@ class FashionMNIST(Dataset):
 
     collate_fn = staticmethod(already_batched)
     is_random = False  # a sample is the same each time: there is no augmentation
+    in_memory = True
     report = ""
 
     def __init__(self, images: Tensor, labels: Tensor, names: Sequence[str], summary: str = ""):
@@ -254,6 +255,20 @@ class FashionMNIST(Dataset):
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the pictures and labels are."""
+        return self.labels.device
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of memory that the pictures and labels take."""
+        return self.images.nbytes + self.labels.nbytes
+
+    def to(self, device: torch.device | str) -> "FashionMNIST":
+        """Return the same samples, held on `device`."""
+        return FashionMNIST(self.images.to(device), self.labels.to(device), self.names, self.summary)
 
     @property
     def groups(self) -> list[str]:
@@ -273,7 +288,7 @@ class FashionMNIST(Dataset):
 
     def __getitems__(self, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
         """Return the images, (B, 1, 28, 28) float32 in [0, 1], and the labels, (B,) int64, of a whole batch."""
-        indices = torch.as_tensor(indices)
+        indices = torch.as_tensor(indices, device=self.device)
         images = self.images.index_select(0, indices)  # (B, 1, 28, 28) uint8; twice as fast as images[indices]
         return images.float() / 255, self.labels.index_select(0, indices)
 

@@ -8,6 +8,7 @@ Each part is a map-style `torch.utils.data.Dataset`. What else the template uses
     groups      list of str, one per sample: what must not be torn apart by a split (default: the names)
     is_random   False when a sample is always the same, so that no seed is set per sample (default: True)
     collate_fn  how samples become a batch; with `__getitems__`, whole batches are fetched at once
+    in_memory   True when it can be loaded without a DataLoader, and held on the GPU, see data/memory.py
     fingerprint()   a digest of the data, for provenance.json (default: of the names)
     summary, report   lines for the log
 """
@@ -21,6 +22,7 @@ import torch
 from torch.utils.data import BatchSampler, Dataset
 
 from data.loader import WatchedLoader
+from data.memory import MemoryLoader, MemoryUpdateLoader, is_in_memory, place_data
 from data.sampler import SeededDataset, UpdateLoader
 from utils.checkpoint import load_file
 from utils.errors import UserError
@@ -75,26 +77,41 @@ def build_datasets(opt: Namespace) -> dict[str, Dataset]:
 
 
 def build_loaders(
-    opt: Namespace, datasets: dict[str, Dataset], eval_batch_size: int, pin_memory: bool
-) -> tuple[UpdateLoader, WatchedLoader]:
-    """Return the loader of the training updates and that of the validation batches."""
-    sizes = (opt.batch_size, opt.micro_batch_size)
-    how = how_to_load(opt, pin_memory)
-    train_loader = UpdateLoader(datasets["train"], *sizes, opt.seed, max_updates=opt.limit_batches, **how)
-    return train_loader, build_loader_of_part(opt, datasets["val"], "val", eval_batch_size, pin_memory)
+    opt: Namespace, datasets: dict[str, Dataset], eval_batch_size: int, device: torch.device
+) -> tuple[UpdateLoader | MemoryUpdateLoader, WatchedLoader | MemoryLoader]:
+    """Return the loader of the training updates and that of the validation batches, for training on `device`."""
+    dataset = datasets["train"]
+    order = (opt.batch_size, opt.micro_batch_size, opt.seed, opt.limit_batches)
+    if loads_from_memory(opt, dataset):
+        train_loader = MemoryUpdateLoader(place_data(dataset, opt.data_device, device), *order)
+    else:
+        train_loader = UpdateLoader(dataset, *order, **how_to_load(opt, device))
+    return train_loader, build_loader_of_part(opt, datasets["val"], "val", eval_batch_size, device)
 
 
 def build_loader_of_part(
-    opt: Namespace, dataset: Dataset, part: str, batch_size: int, pin_memory: bool = False
-) -> WatchedLoader:
+    opt: Namespace, dataset: Dataset, part: str, batch_size: int, device: torch.device
+) -> WatchedLoader | MemoryLoader:
     """Return the loader that evaluates a part of the data."""
     limit = DEBUG_BATCHES if opt.debug else opt.limit_batches
-    return build_eval_loader(dataset, batch_size, max_batches=limit, part=part, **how_to_load(opt, pin_memory))
+    if loads_from_memory(opt, dataset):
+        return MemoryLoader(place_data(dataset, opt.data_device, device), batch_size, limit)
+    return build_eval_loader(dataset, batch_size, max_batches=limit, part=part, **how_to_load(opt, device))
 
 
-def how_to_load(opt: Namespace, pin_memory: bool) -> dict[str, Any]:
+def loads_from_memory(opt: Namespace, dataset: Dataset) -> bool:
+    """Whether a part is loaded without a DataLoader: when it can be, and no loading processes are asked for."""
+    if is_in_memory(dataset) and opt.num_workers == 0:
+        return True
+    if opt.data_device == "cuda":
+        why = "it is loaded by processes; add --num_workers 0" if is_in_memory(dataset) else "it is not held in memory"
+        raise UserError(f"--data_device cuda does not fit this data: {why}.")
+    return False
+
+
+def how_to_load(opt: Namespace, device: torch.device) -> dict[str, Any]:
     return {
-        "num_workers": opt.num_workers, "pin_memory": pin_memory, "worker_timeout": opt.worker_timeout,
+        "num_workers": opt.num_workers, "pin_memory": device.type == "cuda", "worker_timeout": opt.worker_timeout,
         "max_bad_samples": opt.skip_bad_samples,
     }  # fmt: skip
 

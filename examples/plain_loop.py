@@ -34,7 +34,7 @@ def main() -> None:
     # model
     torch.manual_seed(opt.seed)
     model = VanillaModel()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY, fused=True)
     num_updates = opt.n_epoch * math.ceil(len(train_set) / BATCH_SIZE)
     update = 0
 

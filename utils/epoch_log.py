@@ -5,14 +5,13 @@ from typing import Any
 
 import torch
 
-from utils.meter import AvgMeter
-
 
 class EpochLog:
     """Means over the epoch's samples, the learning rates of its last update, and seconds.
 
-    Args:
-        device: where the values are.
+    An update costs next to nothing here: its values stay on the device, unread, until somebody asks for a mean or for
+    the state. Then all that have come together are fetched at once, so that a GPU is waited for once and not in every
+    update. They are added up in the order of the updates, so it does not matter when somebody asks.
 
     Attributes:
         seconds: "train": spent on updates and on waiting for their data; "data_wait": on waiting alone. Not a part of
@@ -25,25 +24,54 @@ class EpochLog:
     {'train/loss': 1.75, 'lr': 0.1}
     """
 
-    def __init__(self, device: torch.device | str = "cpu"):
-        self.device = device
+    MOST_PENDING = 1000  # updates whose values are held on the device
+
+    def __init__(self):
         self.clear()
 
     def clear(self) -> None:
         """Begin a new epoch."""
-        self.meters: dict[str, AvgMeter] = {}
+        self.totals: dict[str, list[float]] = {}  # by name: the sum over samples, and how many these are
+        self.pending: list[tuple[Mapping[str, torch.Tensor], int]] = []
+        self.num_read = 0  # updates that are in the totals
         self.learning_rates: dict[str, float] = {}
         self.seconds = {"train": 0.0, "data_wait": 0.0}
 
     def add(self, values: Mapping[str, torch.Tensor], num_samples: int, learning_rates: Mapping[str, float]) -> None:
-        """Take in an update: its values, each the mean over `num_samples`, and the rates that it was made with."""
-        self.learning_rates = dict(learning_rates)
-        for name, value in values.items():
-            self.meters.setdefault(name, AvgMeter().to(self.device)).update(value, num_samples)
+        """Take in an update: its values, scalars, each the mean over `num_samples`, and the rates of its step."""
+        self.learning_rates = learning_rates
+        if values and num_samples:  # the mean of no samples is NaN
+            self.pending.append((values, num_samples))
+            if len(self.pending) >= self.MOST_PENDING:
+                self.fetch(self.MOST_PENDING // 2)
+
+    def fetch(self, count: int | None = None) -> None:
+        """Read what is pending, or the first `count` updates of it, and add it to the totals."""
+        read = self.pending[:count]
+        del self.pending[:count]
+        numbers = iter(read_scalars([value for values, _ in read for value in values.values()]))
+        for values, num_samples in read:
+            for name in values:
+                total = self.totals.setdefault(name, [0.0, 0])
+                total[0] += next(numbers) * num_samples
+                total[1] += num_samples
+        self.num_read += len(read)
+
+    def mark(self) -> tuple[int, Mapping[str, float]]:
+        """Where the log stands, for `back_to`."""
+        return self.num_read + len(self.pending), self.learning_rates
+
+    def back_to(self, mark: tuple[int, Mapping[str, float]]) -> None:
+        """Forget the updates since `mark`, the last few of those that are pending."""
+        num_updates, self.learning_rates = mark
+        assert num_updates >= self.num_read, "what was read cannot be forgotten"
+        del self.pending[num_updates - self.num_read :]
 
     def row(self) -> dict[str, float]:
         """The means and the learning rates, by the names that they have in metrics.csv."""
-        return {f"train/{name}": meter.compute() for name, meter in self.meters.items()} | self.learning_rates
+        self.fetch()
+        means = {f"train/{name}": total / count for name, (total, count) in self.totals.items()}
+        return means | self.learning_rates
 
     def times(self, num_samples: int) -> dict[str, float]:
         """The seconds, and how many of the epoch's `num_samples` went through in one."""
@@ -51,12 +79,22 @@ class EpochLog:
         return times | {"samples_per_second": num_samples / max(self.seconds["train"], 1e-9)}
 
     def state_dict(self) -> dict[str, Any]:
-        meters = {name: meter.state_dict() for name, meter in self.meters.items()}
-        return {"meters": meters, "learning_rates": self.learning_rates}
+        self.fetch()
+        totals = {name: list(total) for name, total in self.totals.items()}
+        return {"totals": totals, "learning_rates": dict(self.learning_rates)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take back what `state_dict` returned; ValueError or TypeError for anything else."""
         self.clear()
-        for name, of_meter in state["meters"].items():
-            self.meters[name] = AvgMeter().to(self.device)
-            self.meters[name].load_state_dict(of_meter)
+        self.totals = {str(name): [float(total), int(n)] for name, (total, n) in state["totals"].items()}
+        if any(n < 1 for _, n in self.totals.values()):
+            raise ValueError("a mean over fewer samples than one cannot be")
         self.learning_rates = {str(name): float(rate) for name, rate in state["learning_rates"].items()}
+
+
+def read_scalars(scalars: list[torch.Tensor]) -> list[float]:
+    """Return scalars as numbers; those of one kind with a single wait for their device."""
+    kinds = {(scalar.device, scalar.dtype) if torch.is_tensor(scalar) else None for scalar in scalars}
+    if len(kinds) != 1 or None in kinds:
+        return [float(scalar) for scalar in scalars]
+    return torch.stack(scalars).tolist()

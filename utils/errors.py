@@ -2,6 +2,7 @@
 
 import difflib
 from collections.abc import Iterable
+from typing import Any
 
 
 class UserError(ValueError):
@@ -25,9 +26,14 @@ class DamagedError(UserError):
 
 
 class DivergedError(UserError):
-    """A loss or a gradient is infinite or not a number."""
+    """A loss or a gradient is infinite or not a number.
+
+    Attributes:
+        update: the data of the update that it happened in, when that is not the one under way.
+    """
 
     status = 4
+    update: Any = None
 
 
 class LoadingError(UserError):

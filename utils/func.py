@@ -1,10 +1,23 @@
 """Small functions on batches, modules and files."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+
+def map_tensors(function: Callable[[Tensor], Any], batch: Any) -> Any:
+    """Return the batch with `function(tensor)` in the place of every tensor of its tuples, lists and dictionaries."""
+    if isinstance(batch, Tensor):
+        return function(batch)
+    if isinstance(batch, Mapping):
+        return {key: map_tensors(function, value) for key, value in batch.items()}
+    if isinstance(batch, tuple | list):
+        mapped = [map_tensors(function, value) for value in batch]
+        # A named tuple takes its fields one by one, the others take one list.
+        return type(batch)(*mapped) if hasattr(batch, "_fields") else type(batch)(mapped)
+    return batch
 
 
 def move_to(batch: Any, device: torch.device | str, non_blocking: bool = False) -> Any:

@@ -8,50 +8,53 @@ from torch.optim import Optimizer
 
 from utils.errors import UserError, nearest
 
-# Every function takes all settings and uses those that its method has.
+# Every function takes all settings and uses those that its method has. `fused` asks for one kernel for the whole step,
+# where there is one: it reads and writes the memory once.
 
 
-def adam(parameters: Iterable, lr: float, weight_decay: float, momentum: float) -> Optimizer:
+def adam(parameters: Iterable, lr: float, weight_decay: float, momentum: float, fused: bool) -> Optimizer:
     """Kingma and Ba 2015. Here weight decay is an L2 penalty: it is added to the gradient."""
-    return optim.Adam(parameters, lr=lr, weight_decay=weight_decay)
+    return optim.Adam(parameters, lr=lr, weight_decay=weight_decay, fused=fused)
 
 
-def adamw(parameters: Iterable, lr: float, weight_decay: float, momentum: float) -> Optimizer:
+def adamw(parameters: Iterable, lr: float, weight_decay: float, momentum: float, fused: bool) -> Optimizer:
     """Loshchilov and Hutter 2019: Adam whose weight decay acts on the weights, beside the gradient."""
-    return optim.AdamW(parameters, lr=lr, weight_decay=weight_decay)
+    return optim.AdamW(parameters, lr=lr, weight_decay=weight_decay, fused=fused)
 
 
-def nadam(parameters: Iterable, lr: float, weight_decay: float, momentum: float) -> Optimizer:
+def nadam(parameters: Iterable, lr: float, weight_decay: float, momentum: float, fused: bool) -> Optimizer:
     """Dozat 2016: Adam with Nesterov momentum."""
     return optim.NAdam(parameters, lr=lr, weight_decay=weight_decay)
 
 
-def radam(parameters: Iterable, lr: float, weight_decay: float, momentum: float) -> Optimizer:
+def radam(parameters: Iterable, lr: float, weight_decay: float, momentum: float, fused: bool) -> Optimizer:
     """Liu et al. 2020: Adam that holds back while its variance is not yet known."""
     return optim.RAdam(parameters, lr=lr, weight_decay=weight_decay)
 
 
-def sgd(parameters: Iterable, lr: float, weight_decay: float, momentum: float) -> Optimizer:
+def sgd(parameters: Iterable, lr: float, weight_decay: float, momentum: float, fused: bool) -> Optimizer:
     """Stochastic gradient descent with momentum (Polyak 1964); momentum 0 is the plain method."""
-    return optim.SGD(parameters, lr=lr, weight_decay=weight_decay, momentum=momentum)
+    return optim.SGD(parameters, lr=lr, weight_decay=weight_decay, momentum=momentum, fused=fused)
 
 
-def nesterov(parameters: Iterable, lr: float, weight_decay: float, momentum: float) -> Optimizer:
+def nesterov(parameters: Iterable, lr: float, weight_decay: float, momentum: float, fused: bool) -> Optimizer:
     """Stochastic gradient descent with Nesterov momentum (Sutskever et al. 2013)."""
     if momentum <= 0:
         raise UserError(f"optim=nesterov needs a momentum above 0, not {momentum:g}. Give one, or take optim=sgd.")
-    return optim.SGD(parameters, lr=lr, weight_decay=weight_decay, momentum=momentum, nesterov=True)
+    return optim.SGD(parameters, lr=lr, weight_decay=weight_decay, momentum=momentum, nesterov=True, fused=fused)
 
 
-def rmsprop(parameters: Iterable, lr: float, weight_decay: float, momentum: float) -> Optimizer:
+def rmsprop(parameters: Iterable, lr: float, weight_decay: float, momentum: float, fused: bool) -> Optimizer:
     """Tieleman and Hinton 2012, without momentum, as they gave it."""
     return optim.RMSprop(parameters, lr=lr, weight_decay=weight_decay)
 
 
-def adagrad(parameters: Iterable, lr: float, weight_decay: float, momentum: float) -> Optimizer:
+def adagrad(parameters: Iterable, lr: float, weight_decay: float, momentum: float, fused: bool) -> Optimizer:
     """Duchi, Hazan and Singer 2011."""
     return optim.Adagrad(parameters, lr=lr, weight_decay=weight_decay)
 
+
+FUSED_DEVICES = ("cpu", "cuda")
 
 OPTIMIZERS = {
     "adam": adam,
@@ -71,6 +74,7 @@ def build_optimizer(
     lr: float = 1e-3,
     weight_decay: float = 0.01,
     momentum: float = 0.9,
+    fused: bool | None = None,
 ) -> Optimizer:
     """Return the optimizer named `optim`.
 
@@ -82,6 +86,8 @@ def build_optimizer(
         lr: learning rate, above 0.
         weight_decay: at least 0. "adamW" shrinks the weights by it; all others add it to the gradient (an L2 penalty).
         momentum: from 0 to below 1, for "sgd" and "nesterov"; the others have none to set.
+        fused: one kernel for the whole step, for "adam", "adamW", "sgd" and "nesterov"; the others have none. None
+            takes it where the parameters' devices have it. False is needed for sparse gradients.
 
     Raises:
         UserError: when the name is unknown, or a setting is out of range.
@@ -93,4 +99,13 @@ def build_optimizer(
             f"lr={lr:g}, weight_decay={weight_decay:g}, momentum={momentum:g}: the learning rate must be above 0, the "
             f"weight decay at least 0, the momentum from 0 to below 1."
         )
-    return OPTIMIZERS[optim](parameters, lr=lr, weight_decay=weight_decay, momentum=momentum)
+    parameters = list(parameters)
+    fused = can_fuse(parameters) if fused is None else fused
+    return OPTIMIZERS[optim](parameters, lr=lr, weight_decay=weight_decay, momentum=momentum, fused=fused)
+
+
+def can_fuse(parameters: Iterable[Tensor] | Iterable[dict[str, Any]]) -> bool:
+    """Whether there are fused kernels for all of these parameters."""
+    groups = [entry["params"] if isinstance(entry, dict) else [entry] for entry in parameters]
+    tensors = [tensor for group in groups for tensor in ([group] if isinstance(group, Tensor) else group)]
+    return all(tensor.device.type in FUSED_DEVICES and tensor.is_floating_point() for tensor in tensors)

@@ -1,14 +1,14 @@
 """Refuse an update whose loss or gradient is infinite or not a number, before it reaches the weights."""
 
-import random
+import math
 from collections.abc import Iterable
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 
 from utils.errors import DivergedError
+from utils.seed import RandomBookmark
 
 POLICIES = ("stop", "skip")
 
@@ -46,18 +46,21 @@ class UpdateGuard:
         owners = [owner for module in modules for owner in module.modules()]
         self._places = [(owner, name) for owner in owners for name, _ in owner.named_buffers(recurse=False)]
         self._buffers: list[torch.Tensor] = []
-        self._kept = [getattr(owner, name).clone() for owner, name in self._places]
+        self._kept = self.room_for_buffers()
         self._loss: torch.Tensor | None = None
-        self._random: tuple = ()
+        self._random: RandomBookmark | None = None
 
-    def begin_update(self) -> None:
-        """Remember what the update may change besides weights."""
+    def room_for_buffers(self) -> list[torch.Tensor]:
+        """Memory for one copy of all buffers."""
+        return [getattr(owner, name).clone() for owner, name in self._places]
+
+    def begin_update(self, update: Any = None) -> None:
+        """Remember what the update may change besides weights; what it is made from, `update`, is not needed here."""
         self.stepped, self._loss = [], None
         self._buffers = [getattr(owner, name) for owner, name in self._places]
         if self._buffers:
             torch._foreach_copy_(self._kept, [buffer.detach() for buffer in self._buffers])
-        cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
-        self._random = random.getstate(), np.random.get_state(), torch.get_rng_state(), cuda
+        self._random = RandomBookmark()
 
     def add_loss(self, loss: torch.Tensor) -> None:
         """Count a loss of this update in; it is looked at with the gradient, so as to wait for the device only once."""
@@ -75,11 +78,11 @@ class UpdateGuard:
         suspect = grad_norm if self._loss is None else grad_norm + self._loss
         if may_overflow:
             suspect = self._loss
-        if suspect is None or torch.isfinite(suspect):
-            return
-        loss, norm = float("nan") if self._loss is None else float(self._loss), float(grad_norm)
-        told = f"its norm is {norm:g}, the loss {loss:g}"
-        raise DivergedError(f"the gradient of {name!r} is not finite: {told}")
+        if suspect is not None and not math.isfinite(suspect):
+            raise divergence(name, grad_norm, self._loss)
+
+    def settle(self, wait: bool = False) -> None:
+        """Look at checks that are still on their way: there are none here, since `check` looks at once."""
 
     def undo(self) -> bool:
         """Put back what the update changed. False when a step of it was already made, which cannot be undone."""
@@ -88,12 +91,7 @@ class UpdateGuard:
                 torch._foreach_copy_(self._buffers, self._kept)
             for (owner, name), buffer in zip(self._places, self._buffers, strict=True):
                 setattr(owner, name, buffer)
-        python, numpy, cpu, cuda = self._random
-        random.setstate(python)
-        np.random.set_state(numpy)
-        torch.set_rng_state(cpu)
-        if cuda:
-            torch.cuda.set_rng_state_all(cuda)
+        self._random.put_back()
         return not self.stepped
 
     def may_skip(self) -> bool:
@@ -107,3 +105,9 @@ class UpdateGuard:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.num_skipped = state["num_skipped"]
+
+
+def divergence(name: str, grad_norm: torch.Tensor, loss: torch.Tensor | None) -> DivergedError:
+    """The error that tells what was not finite."""
+    told = f"its norm is {float(grad_norm):g}, the loss {float('nan') if loss is None else float(loss):g}"
+    return DivergedError(f"the gradient of {name!r} is not finite: {told}")

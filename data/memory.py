@@ -1,0 +1,151 @@
+"""Loaders of data that is held in memory, on the GPU where it has room: batches are cut from it at once.
+
+A data set can be loaded so when it says ``in_memory = True`` and has
+
+    __getitems__(indices)   the collated batch of a tensor of indices, always the same; without side effects
+    device, num_bytes       where its tensors are, and how large they are together
+    to(device)              a data set with the same samples, its tensors on `device`
+"""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch.utils.data import Dataset
+
+from data.sampler import Update, UpdateSampler, epoch_order
+from data.watched import Batch
+from utils.errors import UserError
+from utils.func import map_tensors
+
+SAMPLES_AT_ONCE = 1024  # are gathered by one call, and shared out among the batches
+SHARE_OF_DEVICE = 0.25  # of what is free on a GPU may be data
+
+
+def is_in_memory(dataset: Dataset) -> bool:
+    """Whether a data set can be loaded by the classes of this file."""
+    return getattr(dataset, "in_memory", False) and not getattr(dataset, "is_random", True)
+
+
+def place_data(dataset: Dataset, data_device: str, device: torch.device) -> Dataset:
+    """Return the data set where it is to be held.
+
+    Args:
+        dataset: in memory.
+        data_device: "cpu"; "cuda" for the device that trains; or "auto" for that device if a quarter of what is free
+            there is enough, else for the CPU.
+        device: the one that trains.
+
+    Raises:
+        UserError: when "cuda" is asked for, and it trains elsewhere or has no room.
+    """
+    if data_device == "cpu" or (data_device == "auto" and device.type != "cuda"):
+        return dataset
+    if device.type != "cuda":
+        raise UserError(f"--data_device cuda: the run computes on {device.type}. Leave the flag out.")
+    free, _ = torch.cuda.mem_get_info(device)
+    if dataset.num_bytes <= SHARE_OF_DEVICE * free:
+        return dataset.to(device)
+    if data_device == "auto":
+        return dataset
+    raise UserError(
+        f"--data_device cuda: {dataset.num_bytes:,} bytes of data are more than a quarter of the {free:,} that are "
+        f"free on {device}. Give --data_device cpu."
+    )
+
+
+def cut(data: Any, begin: int, end: int) -> Any:
+    """The samples from `begin` to `end` of a collated batch, in the same memory."""
+    return map_tensors(lambda tensor: tensor[begin:end], data)
+
+
+class MemoryLoader:
+    """Gives the batches of a part of the data in order, as `data.loader.WatchedLoader` does, without its machinery.
+
+    Args:
+        dataset: in memory, see above.
+        batch_size: samples in a batch; the last one takes what is left.
+        max_batches: end after so many; None for all.
+
+    Attributes:
+        warn, interrupt: as in `WatchedLoader`; not needed here, since no sample is bad and nothing is waited for.
+    """
+
+    num_bad = 0
+    warn: Callable[[str], Any] = staticmethod(print)
+    interrupt: Callable[[], Any] = staticmethod(lambda: None)
+
+    def __init__(self, dataset: Dataset, batch_size: int, max_batches: int | None = None):
+        self.dataset = dataset
+        self.batch_size = batch_size
+        self.num_samples = len(dataset) if max_batches is None else min(len(dataset), max_batches * batch_size)
+
+    def __len__(self) -> int:
+        return -(-self.num_samples // self.batch_size)
+
+    def __iter__(self) -> Iterator[Any]:
+        return (batch.data for batch in self.batches())
+
+    def batches(self) -> Iterator[Batch]:
+        """Yield the batches, with the indices of their samples."""
+        for begin in range(0, self.num_samples, self.batch_size):
+            end = min(begin + self.batch_size, self.num_samples)
+            data = self.dataset.__getitems__(torch.arange(begin, end, device=self.dataset.device))
+            yield Batch(list(range(begin, end)), data=data)
+
+
+class MemoryUpdateLoader:
+    """Gives training data one optimizer update at a time, as `data.sampler.UpdateLoader` does, in the same order.
+
+    The samples of several updates are gathered at once, which for small batches costs no more than those of one. A
+    resumed epoch begins with the gathering that its first update was a part of, so that each batch lies in memory as
+    it would have without the interruption: some matrix products round differently when it does not.
+
+    Args:
+        dataset: in memory, see above.
+        batch_size, micro_batch_size, seed, max_updates: see `data.sampler.UpdateSampler`.
+    """
+
+    num_bad = 0
+    warn: Callable[[str], Any] = staticmethod(print)
+    interrupt: Callable[[], Any] = staticmethod(lambda: None)
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        batch_size: int,
+        micro_batch_size: int | None = None,
+        seed: int = 0,
+        max_updates: int | None = None,
+    ):
+        self.dataset = dataset
+        self.sampler = UpdateSampler(len(dataset), batch_size, micro_batch_size, seed, max_updates)
+
+    @property
+    def num_samples(self) -> int:
+        """Samples in one epoch."""
+        return self.sampler.num_samples
+
+    @property
+    def updates_per_epoch(self) -> int:
+        return -(-self.num_samples // self.sampler.batch_size)
+
+    def state_dict(self) -> dict[str, str]:
+        return {}
+
+    def load_state_dict(self, state: dict[str, str]) -> None:
+        """There is nothing to take back: bad samples are what other loaders remember."""
+
+    def updates(self, epoch: int, start: int = 0) -> Iterator[Update]:
+        """Yield each update of `epoch`, leaving out its first `start` samples."""
+        batch_size, piece = self.sampler.batch_size, self.sampler.micro_batch_size
+        at_once = max(1, SAMPLES_AT_ONCE // batch_size) * batch_size
+        order = epoch_order(len(self.dataset), self.sampler.seed, epoch)[: self.num_samples]
+        on_device = torch.tensor(order, device=self.dataset.device)
+        for first in range(start // at_once * at_once, self.num_samples, at_once):
+            data = self.dataset.__getitems__(on_device[first : first + at_once])
+            for begin in range(max(first, start), min(first + at_once, self.num_samples), batch_size):
+                end = min(begin + batch_size, self.num_samples)
+                places = range(begin - first, end - first, piece)
+                micro_batches = [cut(data, place, min(place + piece, end - first)) for place in places]
+                yield Update(micro_batches, order[begin:end])

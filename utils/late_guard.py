@@ -1,0 +1,134 @@
+"""Refuse updates that are not finite without making a GPU wait in each of them."""
+
+import dataclasses
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+
+from utils.seed import RandomBookmark
+from utils.update_guard import UpdateGuard, divergence
+
+
+@dataclass
+class Unread:
+    """An update whose check has not been read yet, and where everything stood before it."""
+
+    update: Any
+    buffers: list[torch.Tensor]
+    kept: list[torch.Tensor]
+    random: RandomBookmark
+    counts: list[Any]
+    name: str = ""
+    numbers: tuple = ()
+    flag: torch.Tensor | None = None
+    event: Any = None
+
+
+class LateGuard(UpdateGuard):
+    """An `UpdateGuard` whose checks are read some updates later, while the GPU is at work on the next ones.
+
+    To look at a number of the GPU's, the CPU must wait until it is computed, and meanwhile prepares nothing, so that
+    afterwards the GPU waits for the CPU. Here nobody waits. The check stays on the GPU, as a flag that the fused
+    optimizers of torch know (``found_inf``): where it is 1, their step changes nothing. Once it is 1 it stays 1. So
+    when the CPU reads it, up to `lag` updates later, the weights are still those before the bad update, and only what
+    the CPU itself has counted since then is to be put back.
+
+    Args:
+        modules: see `UpdateGuard`.
+        optimizer: the only one; `fits` says whether it can be used.
+        counters: of each thing that counts updates on the CPU, a function that tells where it stands, and one that
+            takes this back. They are called in every update, so they should be quick.
+        lag: updates that may be unread.
+    """
+
+    def __init__(
+        self,
+        modules: Iterable[nn.Module],
+        optimizer: Optimizer,
+        counters: Iterable[tuple[Callable[[], Any], Callable[[Any], Any]]],
+        lag: int = 8,
+    ):
+        super().__init__(modules, policy="stop")
+        self.optimizer = optimizer
+        self.counters = [*counters, (self._learning_rates, self._set_learning_rates)]
+        self.lag = lag
+        device = optimizer.param_groups[0]["params"][0].device
+        self.bad = optimizer.found_inf = torch.zeros((), device=device)  # of the last update, or of one before it
+        self._rooms = [self._kept, *(self.room_for_buffers() for _ in range(lag))]  # one more than may be unread
+        self._flags = torch.zeros(lag + 1, pin_memory=device.type == "cuda")
+        self._count = 0
+        self._unread: deque[Unread] = deque()
+
+    @staticmethod
+    def fits(optimizers: Mapping[str, Optimizer], policy: str, uses_scaler: bool) -> bool:
+        """Whether the steps can be made void on the device, and nothing but a stop follows when one was.
+
+        Args:
+            optimizers: by name.
+            policy: of what to do when an update is refused, see `UpdateGuard`.
+            uses_scaler: whether a gradient scaler (of fp16) uses the same flag for its own purposes.
+        """
+        groups = [group for optimizer in optimizers.values() for group in optimizer.param_groups]
+        fused = all(group.get("fused") and all(p.is_cuda for p in group["params"]) for group in groups)
+        return len(optimizers) == 1 and fused and policy == "stop" and not uses_scaler
+
+    def begin_update(self, update: Any = None) -> None:
+        place = self._count % (self.lag + 1)
+        self._kept = self._rooms[place]
+        super().begin_update(update)
+        counts = [tell() for tell, _ in self.counters]
+        without_data = dataclasses.replace(update, micro_batches=[]) if update is not None else None
+        before = Unread(without_data, self._buffers, self._kept, self._random, counts)
+        before.flag = self._flags[place]
+        self._count += 1
+        self._unread.append(before)
+
+    def check(self, name: str, grad_norm: torch.Tensor, may_overflow: bool = False) -> None:
+        """Make the step that follows void, and all later ones, when a loss or the gradient is not finite."""
+        suspect = grad_norm if self._loss is None else grad_norm + self._loss
+        self.bad.masked_fill_((suspect - suspect).ne(0), 1.0)  # a number minus itself: 0, or NaN
+        before = self._unread[-1]
+        before.name, before.numbers = name, (grad_norm, self._loss)
+        before.flag.copy_(self.bad, non_blocking=True)
+        if self.bad.is_cuda:
+            before.event = torch.cuda.Event()
+            before.event.record()
+
+    def settle(self, wait: bool = False) -> None:
+        """Read the checks that have come in; with `wait`, all of them.
+
+        Raises:
+            DivergedError: when one failed. All is as it was before that update, which is its attribute `update`.
+        """
+        while self._unread and (wait or len(self._unread) > self.lag or self._has_come(self._unread[0])):
+            before = self._unread.popleft()
+            if before.event is not None:
+                before.event.synchronize()
+            if before.flag:
+                self._go_back(before)
+                error = divergence(before.name, *before.numbers)
+                error.update = before.update
+                raise error
+
+    def _has_come(self, before: Unread) -> bool:
+        return before.event is not None and before.event.query()
+
+    def _go_back(self, before: Unread) -> None:
+        self._unread.clear()
+        self._buffers, self._kept, self._random, self.stepped = before.buffers, before.kept, before.random, []
+        self.undo()
+        self.bad.zero_()
+        for (_, take_back), count in zip(self.counters, before.counts, strict=True):
+            take_back(count)
+
+    def _learning_rates(self) -> list[float]:
+        return [group["lr"] for group in self.optimizer.param_groups]
+
+    def _set_learning_rates(self, rates: list[float]) -> None:
+        for group, rate in zip(self.optimizer.param_groups, rates, strict=True):
+            group["lr"] = rate
