@@ -43,9 +43,9 @@ OF_THE_LAUNCH = ("model_path", "gpu_devices", "debug", "limit_batches", "save_pa
 # All that a resumed run may have otherwise than before. Everything else makes it what it is, a task's own options too.
 MAY_CHANGE = (
     "n_epoch", "patience", "description", "output_dir", "data_dir", "data_device", "pretrained", "model_path",
-    "micro_batch_size", "eval_batch_size", "num_workers", "worker_timeout", "skip_bad_samples", "gpu_devices", "parallel", "compile",
-    "channels_last", "deterministic", "log_every", "save_every", "save_every_steps", "keep", "max_time", "nan_policy",
-    "max_skips",
+    "micro_batch_size", "eval_batch_size", "num_workers", "worker_timeout", "skip_bad_samples", "gpu_devices",
+    "parallel", "compile", "channels_last", "deterministic", "log_every", "save_every", "save_every_steps", "keep",
+    "max_time", "nan_policy", "max_skips",
 )  # fmt: skip
 
 

@@ -20,28 +20,28 @@ from callbacks.callback_entry import build_asked_for, build_default_callbacks
 from data.data_entry import build_datasets, build_loaders, data_notes, describe, seen_groups, unite
 from data.sampler import Update, UpdateLoader
 from eval import EvaluatorBase
+from launch import launch
 from utils.checkpoint import load_checkpoint
 from utils.checkpointer import Checkpointer
 from utils.clipper import Clipper
 from utils.device import place_network, select_devices, wrap_network
 from utils.earlystopper import EarlyStopper, direction
-from utils.epoch_log import EpochLog
+from utils.epoch_log import EpochLog, read_scalars
 from utils.errors import DivergedError
 from utils.func import count_samples, move_to
-from utils.late_guard import LateGuard
+from utils.late_guard import build_guard
 from utils.optimizer import build_optimizer
 from utils.options import OptionParser, run_main, saved_options
 from utils.precision import Precision
 from utils.pretrained import load_pretrained
 from utils.progress import Progress
-from utils.replay import keep_for_replay, replay
+from utils.replay import keep_for_replay
 from utils.results import check_monitor
 from utils.run_dir import RunDir
-from utils.scheduler import build_scheduler, learning_rates
+from utils.scheduler import SETTINGS, build_scheduler, learning_rates
 from utils.seed import random_state, seed_everything, set_random_state
 from utils.signals import StopSignal, seconds_of
 from utils.state import get_state, set_state
-from utils.update_guard import UpdateGuard
 
 
 class TrainerBase:
@@ -78,7 +78,9 @@ class TrainerBase:
         self.score: dict[str, Any] | None = None  # of the last validation, with the update it belongs to
         self.should_stop = False  # a callback may set it
         self.exact = True  # False while the state is between two positions that a run can continue from
-        self.guard = self.build_guard()
+        counters = (self.progress, *self.schedulers.values(), self.epoch_log)
+        modules, refusal = (*self.networks.values(), self.criterion), (opt.nan_policy, opt.max_skips)
+        self.guard = build_guard(modules, self.optimizers, counters, *refusal, uses_scaler=opt.amp == "fp16")
         self.stop_signal = StopSignal(seconds_of(opt.max_time) if opt.max_time else None)
 
         # what watches
@@ -107,8 +109,7 @@ class TrainerBase:
     def build_loaders(self) -> tuple[UpdateLoader, Any]:
         """Return the loader of the training updates and the loader of the validation batches."""
         self.opt.eval_batch_size = self.opt.eval_batch_size or self.opt.micro_batch_size or self.opt.batch_size
-        eval_batch_size = self.evaluator_class.eval_batch_size(self.opt)
-        return build_loaders(self.opt, self.datasets, eval_batch_size, self.device)
+        return build_loaders(self.opt, self.datasets, self.evaluator_class.eval_batch_size(self.opt), self.device)
 
     def build_networks(self) -> dict[str, nn.Module]:
         """Return the networks by name; from the evaluator, which needs the same ones."""
@@ -120,33 +121,18 @@ class TrainerBase:
 
     def build_optimizers(self) -> dict[str, torch.optim.Optimizer]:
         """Return an optimizer for each network, by the network's name."""
-        opt = self.opt
-        return {
-            name: build_optimizer(network.parameters(), opt.optim, opt.lr, opt.weight_decay, opt.momentum)
-            for name, network in self.networks.items()
-        }
+        settings = {name: getattr(self.opt, name) for name in ("optim", "lr", "weight_decay", "momentum")}
+        return {name: build_optimizer(net.parameters(), **settings) for name, net in self.networks.items()}
 
     def build_schedulers(self) -> dict[str, torch.optim.lr_scheduler.LRScheduler]:
         """Return a scheduler, to be stepped once per update, for each optimizer, by the same name."""
-        names = ("warmup_epoch", "warmup_multiplier", "lr_decay_epochs", "lr_decay_steps", "lr_decay_rate", "lr_min")
-        settings = {name: getattr(self.opt, name) for name in names}
-        length = {"num_epochs": self.opt.n_epoch, "updates_per_epoch": self.train_loader.updates_per_epoch}
-        return {
-            name: build_scheduler(optimizer, self.opt.lr_scheduler, **length, **settings)
-            for name, optimizer in self.optimizers.items()
-        }
+        plan = {name: getattr(self.opt, name) for name in ("lr_scheduler", *SETTINGS)}
+        plan |= {"num_epochs": self.opt.n_epoch, "updates_per_epoch": self.train_loader.updates_per_epoch}
+        return {name: build_scheduler(optimizer, **plan) for name, optimizer in self.optimizers.items()}
 
     def build_evaluator(self) -> EvaluatorBase:
         """Return the evaluator that validates."""
         return self.evaluator_class(self.opt, self.networks, self.criterion, self.device, self.precision)
-
-    def build_guard(self) -> UpdateGuard:
-        """Return what refuses updates that are not finite."""
-        modules = [*self.networks.values(), self.criterion]
-        if not LateGuard.fits(self.optimizers, self.opt.nan_policy, uses_scaler=self.opt.amp == "fp16"):
-            return UpdateGuard(modules, self.opt.nan_policy, self.opt.max_skips)
-        counters = [(part.state_dict, part.load_state_dict) for part in (self.progress, *self.schedulers.values())]
-        return LateGuard(modules, self.optimizer, [*counters, (self.epoch_log.mark, self.epoch_log.back_to)])
 
     def build_callbacks(self) -> list[Callback]:
         """Return what watches the run; extend the list by `[*super().build_callbacks(), Mine()]`."""
@@ -240,6 +226,8 @@ class TrainerBase:
             self.stop_signal.raise_if_set()
             if self.should_stop:
                 return self.save("last")
+        self.settle()  # a GPU may still be at work on the last updates
+        self.epoch_log.seconds["train"] += time.perf_counter() - asked
         self.finish_epoch()
 
     def train_update(self, update: Update) -> None:
@@ -258,7 +246,7 @@ class TrainerBase:
         self.settle(wait=is_logged)
         self.call("on_update_end", values)
         if is_logged:
-            self.call("on_log", {**{name: float(value) for name, value in values.items()}, **used_lr})
+            self.call("on_log", dict(zip(values, read_scalars([*values.values()]), strict=True)) | used_lr)
         if self.progress.sample < self.train_loader.num_samples and self.checkpointer.is_due(self.progress.update):
             self.save("last")
 
@@ -286,11 +274,7 @@ class TrainerBase:
 
     def finish_epoch(self) -> None:
         """Validate, count the epoch, tell who watches, and save: the score of an epoch is in its checkpoint."""
-        waited = time.perf_counter()
-        self.settle()
-        row, kinds = self.epoch_log.row(), []
-        started = time.perf_counter()
-        self.epoch_log.seconds["train"] += started - waited  # a GPU is still at work on the last updates
+        row, kinds, started = self.epoch_log.row(), [], time.perf_counter()
         is_last = self.progress.epoch + 1 == self.opt.n_epoch
         if is_last or (self.progress.epoch + 1) % self.opt.val_every == 0:
             results = self.evaluator.evaluate(self.val_loader, before_batch=self.stop_signal.raise_if_set)
@@ -358,18 +342,7 @@ class TrainerBase:
     @classmethod
     def main(cls, argv: list[str] | None = None) -> None:
         """Train from the command line; README says what the exit status means."""
-        run_main(lambda: cls.launch(cls.parse_options(argv)))
-
-    @classmethod
-    def launch(cls, opt: Namespace) -> None:
-        """Train, or prove that a resume is exact, or look into an update that went wrong."""
-        if opt.verify_resume:
-            from utils.verify_resume import verify_resume
-            verify_resume(opt.verify_resume, opt.seed, opt.num_workers)
-        elif opt.replay:
-            replay(lambda directory: cls(Namespace(**vars(opt) | {"output_dir": directory})), opt.replay)
-        else:
-            cls(opt).train()
+        run_main(lambda: launch(cls, cls.parse_options(argv)))
 
     @classmethod
     def parse_options(cls, argv: list[str] | None = None) -> Namespace:

@@ -21,6 +21,7 @@ class TrainerVanilla(TrainerBase):
         "n_classes": 10,
         "n_epoch": 12,
         "batch_size": 32,
+        "eval_batch_size": 1000,
         "lr": 1e-3,
         "monitor": "accuracy",
     }

@@ -14,6 +14,7 @@ import torch
 from torch.utils.data import Dataset
 
 from data.loader import WatchedLoader
+from data.prefetch import prefetched
 from utils.seed import mix, seeded
 
 
@@ -117,6 +118,7 @@ class UpdateLoader(WatchedLoader):
         dataset: a map-style data set. One that declares ``is_random = False`` is not seeded per sample; one with
             ``__getitems__`` and ``collate_fn`` is asked for whole batches.
         batch_size, micro_batch_size, seed, max_updates: see `UpdateSampler`.
+        device: where the data is needed; to a GPU it is copied ahead, see data/prefetch.py.
         num_workers, pin_memory, worker_timeout, max_bad_samples, part: see `data.loader.WatchedLoader`.
     """
 
@@ -127,6 +129,7 @@ class UpdateLoader(WatchedLoader):
         micro_batch_size: int | None = None,
         seed: int = 0,
         max_updates: int | None = None,
+        device: torch.device | None = None,
         num_workers: int = 0,
         pin_memory: bool = False,
         worker_timeout: float = 300,
@@ -134,6 +137,7 @@ class UpdateLoader(WatchedLoader):
         part: str = "train",
     ):
         is_random = getattr(dataset, "is_random", True)
+        self.device = device
         super().__init__(
             SeededDataset(dataset, seed) if is_random else dataset,
             UpdateSampler(len(dataset), batch_size, micro_batch_size, seed, max_updates, keyed=is_random),
@@ -159,10 +163,13 @@ class UpdateLoader(WatchedLoader):
     def updates(self, epoch: int, start: int = 0) -> Iterator[Update]:
         """Yield each update of `epoch`, leaving out its first `start` samples."""
         self.sampler.epoch, self.sampler.start = epoch, start
-        sizes = self.sampler.update_sizes()
-        if not sizes:
-            return
-        batches = self.batches()
+        updates = self.of_batches(self.sampler.update_sizes())
+        is_for_gpu = self.device is not None and self.device.type == "cuda"
+        return prefetched(updates, self.device) if is_for_gpu else updates
+
+    def of_batches(self, sizes: list[int]) -> Iterator[Update]:
+        """Put batches together to updates of these sizes."""
+        batches = self.batches() if sizes else iter(())
         for size in sizes:
             parts = list(islice(batches, self.sampler.num_micro_batches(size)))
             data = [batch.data for batch in parts if batch.given]

@@ -5,6 +5,8 @@ from torch import nn
 
 from utils.errors import UserError
 
+MOST_RECORDED = 5_000_000  # parameters of a network that is recorded as CUDA graphs
+
 
 def select_devices(gpu_devices: str = "0") -> tuple[list[torch.device], str]:
     """Turn ``--gpu_devices`` into devices.
@@ -42,10 +44,15 @@ def select_devices(gpu_devices: str = "0") -> tuple[list[torch.device], str]:
 
 
 def place_network(network: nn.Module, device: torch.device, channels_last: bool, compile: bool) -> nn.Module:
-    """Move a network to its device; `compile` works in place, so its weights keep their names."""
+    """Move a network to its device; `compile` works in place, so its weights keep their names.
+
+    A small network on a GPU is also recorded as CUDA graphs, since to launch its kernels one by one takes the CPU longer
+    than the GPU needs to run them. A recorded graph keeps its memory to itself, which a large network cannot afford.
+    """
     network = network.to(device, memory_format=torch.channels_last if channels_last else torch.preserve_format)
     if compile:
-        network.compile()
+        is_small = sum(parameter.numel() for parameter in network.parameters()) <= MOST_RECORDED
+        network.compile(mode="reduce-overhead" if device.type == "cuda" and is_small else None)
     return network
 
 

@@ -40,9 +40,9 @@ class LateGuard(UpdateGuard):
 
     Args:
         modules: see `UpdateGuard`.
-        optimizer: the only one; `fits` says whether it can be used.
-        counters: of each thing that counts updates on the CPU, a function that tells where it stands, and one that
-            takes this back. They are called in every update, so they should be quick.
+        optimizer: the only one, fused.
+        counters: what counts updates on the CPU. Each has `state_dict` and `load_state_dict`, or `mark` and `back_to`
+            where these would wait for the GPU. They are called in every update.
         lag: updates that may be unread.
     """
 
@@ -50,12 +50,15 @@ class LateGuard(UpdateGuard):
         self,
         modules: Iterable[nn.Module],
         optimizer: Optimizer,
-        counters: Iterable[tuple[Callable[[], Any], Callable[[Any], Any]]],
+        counters: Iterable[Any],
         lag: int = 8,
     ):
         super().__init__(modules, policy="stop")
         self.optimizer = optimizer
-        self.counters = [*counters, (self._learning_rates, self._set_learning_rates)]
+        self.counters: list[tuple[Callable[[], Any], Callable[[Any], Any]]] = [
+            (c.mark, c.back_to) if hasattr(c, "mark") else (c.state_dict, c.load_state_dict) for c in counters
+        ]
+        self.counters.append((self._learning_rates, self._set_learning_rates))
         self.lag = lag
         device = optimizer.param_groups[0]["params"][0].device
         self.bad = optimizer.found_inf = torch.zeros((), device=device)  # of the last update, or of one before it
@@ -63,19 +66,6 @@ class LateGuard(UpdateGuard):
         self._flags = torch.zeros(lag + 1, pin_memory=device.type == "cuda")
         self._count = 0
         self._unread: deque[Unread] = deque()
-
-    @staticmethod
-    def fits(optimizers: Mapping[str, Optimizer], policy: str, uses_scaler: bool) -> bool:
-        """Whether the steps can be made void on the device, and nothing but a stop follows when one was.
-
-        Args:
-            optimizers: by name.
-            policy: of what to do when an update is refused, see `UpdateGuard`.
-            uses_scaler: whether a gradient scaler (of fp16) uses the same flag for its own purposes.
-        """
-        groups = [group for optimizer in optimizers.values() for group in optimizer.param_groups]
-        fused = all(group.get("fused") and all(p.is_cuda for p in group["params"]) for group in groups)
-        return len(optimizers) == 1 and fused and policy == "stop" and not uses_scaler
 
     def begin_update(self, update: Any = None) -> None:
         place = self._count % (self.lag + 1)
@@ -132,3 +122,27 @@ class LateGuard(UpdateGuard):
     def _set_learning_rates(self, rates: list[float]) -> None:
         for group, rate in zip(self.optimizer.param_groups, rates, strict=True):
             group["lr"] = rate
+
+
+def build_guard(
+    modules: Iterable[nn.Module],
+    optimizers: Mapping[str, Optimizer],
+    counters: Iterable[tuple[Callable[[], Any], Callable[[Any], Any]]],
+    policy: str,
+    max_skips: int,
+    uses_scaler: bool,
+) -> UpdateGuard:
+    """Return a `LateGuard` where steps can be made void on the device and nothing but a stop follows, else the other.
+
+    Args:
+        modules, counters: see the two classes.
+        optimizers: by name.
+        policy, max_skips: see `UpdateGuard`.
+        uses_scaler: whether a gradient scaler (of fp16) uses the optimizers' flag for its own purposes.
+    """
+    groups = [group for optimizer in optimizers.values() for group in optimizer.param_groups]
+    fits = len(optimizers) == 1 and policy == "stop" and not uses_scaler
+    if fits and all(group.get("fused") and all(p.is_cuda for p in group["params"]) for group in groups):
+        (optimizer,) = optimizers.values()
+        return LateGuard(modules, optimizer, counters)
+    return UpdateGuard(modules, policy, max_skips)

@@ -20,6 +20,8 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from utils.errors import UserError, nearest
 
+SETTINGS = ("warmup_epoch", "warmup_multiplier", "lr_decay_epochs", "lr_decay_steps", "lr_decay_rate", "lr_min")
+
 
 def check_range(option: str, value: float, allowed: bool, range_in_words: str) -> None:
     if not allowed:
