@@ -20,12 +20,13 @@ def eager(optimizer_class: type[optim.Optimizer]) -> type[optim.Optimizer]:
     plain_step = inspect.unwrap(optimizer_class.step)
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        with torch.set_grad_enabled(self.defaults["differentiable"]):  # all else that torch's wrapper does
+        with torch.set_grad_enabled(self.defaults.get("differentiable", False)):  # all else that torch's wrapper does
             return plain_step(self, closure)
 
-    methods = {name: inspect.unwrap(getattr(optimizer_class, name)) for name in METHODS}
-    about = {"__doc__": optimizer_class.__doc__, "__module__": __name__}  # so that it can be pickled
-    return type(optimizer_class.__name__, (optimizer_class,), {**methods, **about, "step": step})
+    methods = {method: inspect.unwrap(getattr(optimizer_class, method)) for method in METHODS}
+    name = optimizer_class.__name__
+    about = {"__doc__": f"`torch.optim.{name}` without the compiler.", "__module__": __name__}  # so it can be pickled
+    return type(name, (optimizer_class,), {**methods, **about, "step": step})
 
 
 Adam = eager(optim.Adam)

@@ -57,6 +57,25 @@ def test_steps_and_states_are_those_of_torch_to_the_bit(name, differences):
     assert repr(our_optimizer) == repr(their_optimizer) and isinstance(our_optimizer, getattr(torch.optim, name))
 
 
+@pytest.mark.parametrize("name", ["Adadelta", "Adafactor", "LBFGS", "Adamax", "ASGD", "Rprop"])
+def test_one_of_any_other_class_steps_as_torchs_own(name):
+    weights = []
+    for kind in (eager_optim.eager(getattr(torch.optim, name)), getattr(torch.optim, name)):
+        torch.manual_seed(0)
+        weights.append(nn.Parameter(torch.randn(3, 3)))
+        optimizer = kind(weights[-1:])
+
+        def closure(weight=weights[-1], optimizer=optimizer):
+            optimizer.zero_grad()
+            loss = weight.square().sum()
+            loss.backward()
+            return loss
+
+        for _ in range(3):
+            optimizer.step(closure)
+    assert torch.equal(*weights)
+
+
 def test_no_part_of_an_optimizers_life_imports_the_compiler(command):
     """That torch's own still do is the reason for this file: if that changes, it can go."""
     done = command("-c", LIFE, *NAMES)
