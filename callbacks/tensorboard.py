@@ -23,16 +23,26 @@ class TensorBoard(Callback):
         self.log_dir = Path(log_dir)
         self.hparams = {name: value for name, value in hparams.items() if isinstance(value, (bool, int, float, str))}
         self.monitor = monitor
-        self.writer = None
+        self.purge_step = 0  # the first update whose events are struck out
+        self._writer = None
         self.last_log: dict[str, Any] = {"update": 0, "values": {}}
 
-    def on_train_start(self, trainer) -> None:
-        from torch.utils.tensorboard import SummaryWriter
+    @property
+    def writer(self):
+        """What writes, made for the first event: so a new run makes its first updates before this import, not after."""
+        if self._writer is None:
+            from torch.utils.tensorboard import SummaryWriter
 
+            self._writer = SummaryWriter(str(self.log_dir), purge_step=self.purge_step)
+        return self._writer
+
+    def on_train_start(self, trainer) -> None:
         # Events after the checkpoint that is resumed are struck out, so no update stands there twice. In the middle of
         # an epoch so are those of the last update: a validation that a process made before it was killed comes again.
         update, is_in_epoch = trainer.progress.update, trainer.progress.sample > 0
-        self.writer = SummaryWriter(str(self.log_dir), purge_step=update if is_in_epoch else update + 1)
+        self.purge_step = update if is_in_epoch else update + 1
+        if self.log_dir.exists():  # else there is nothing to strike out yet
+            self.writer.flush()
         if is_in_epoch and self.last_log["update"] == update:
             self.write_log()
             self.writer.flush()
@@ -67,9 +77,9 @@ class TensorBoard(Callback):
         self.writer.close()
 
     def on_exception(self, trainer, error: BaseException) -> None:
-        if self.writer is not None:
+        if self._writer is not None:
             with contextlib.suppress(OSError):  # a full disk may be what the exception is about
-                self.writer.close()
+                self._writer.close()
 
     def state_dict(self) -> dict[str, Any]:
         return {"last_log": self.last_log}

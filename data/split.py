@@ -42,7 +42,7 @@ def shuffled_groups(
     if strata is not None:
         classes = np.asarray(strata)[[lists[i][0] for i in order]]
         rank = np.empty(len(order))
-        for value in np.unique(classes):
+        for value in set(classes.tolist()):
             of_class = classes == value
             rank[of_class] = (np.arange(of_class.sum()) + 0.5) / of_class.sum()
         order = order[np.argsort(rank, kind="stable")]

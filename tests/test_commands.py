@@ -7,6 +7,7 @@ import pytest
 
 from data.make_carvana_like import make_carvana_like
 from trainer_seg_on_carvana import TrainerSeg
+from trainer_vanilla import TrainerVanilla
 
 PROGRAMS = ["trainer_vanilla.py", "eval_vanilla.py", "trainer_seg_on_carvana.py", "eval_seg_on_carvana.py"]
 
@@ -117,7 +118,53 @@ def test_data_are_made_by_a_command(command, tmp_path):
     assert len(list((tmp_path / "cars" / "train").iterdir())) == 6
 
 
-def test_starting_a_trainer_imports_nothing_heavy(command):
-    heavy = ["matplotlib", "torchvision", "tensorboard", "wandb", "optuna", "lightning", "torch._dynamo"]
-    done = command("-c", f"import sys, trainer_vanilla; print([name for name in {heavy} if name in sys.modules])")
-    assert (done.returncode, done.stdout.strip()) == (0, "[]")
+# ---- what is imported when -------------------------------------------------------------------------------------------
+HEAVY = {"matplotlib", "torchvision", "tensorboard", "wandb", "optuna", "lightning", "sympy", "torch._dynamo"}
+UNTIL_THE_FIRST_UPDATE = """
+import os, runpy, sys, trainer
+make_update = trainer.TrainerBase.train_update
+def train_update(self, update):
+    make_update(self, update)
+    print("first update, with", *sys.modules, flush=True)
+    os._exit(0)
+trainer.TrainerBase.train_update = train_update
+sys.argv = sys.argv[1:]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+UNTIL_THE_END = """
+import runpy, sys
+sys.argv = sys.argv[1:]
+try:
+    runpy.run_path(sys.argv[0], run_name="__main__")
+finally:
+    print("end, with", *sys.modules)
+"""
+
+
+def imported(done) -> set[str]:
+    """The modules that the last line of a program lists."""
+    modules = set(done.stdout.splitlines()[-1].split())
+    assert "torch" in modules, done.stderr
+    return modules
+
+
+@pytest.mark.parametrize("flags", [["--help"], ["--n_epochs", "3"], ["--lr", "0"]])
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_help_and_wrong_flags_import_nothing_heavy(command, program, flags):
+    done = command("-c", UNTIL_THE_END, program, *flags)
+    assert done.returncode == (0 if flags == ["--help"] else 2)
+    assert imported(done) & HEAVY == set()
+
+
+@pytest.mark.parametrize("task", [TrainerVanilla, TrainerSeg])
+def test_nothing_heavy_is_imported_before_the_first_update(command, small, tmp_path, task):
+    done = command("-c", UNTIL_THE_FIRST_UPDATE, f"{task.__module__}.py", *small(task), "--output_dir", tmp_path)
+    assert imported(done) & HEAVY == set()
+
+
+def test_a_run_and_its_resume_never_import_the_compiler(command, tmp_path):
+    flags = ("--debug", "--output_dir", tmp_path)
+    done = command("-c", UNTIL_THE_END, "trainer_vanilla.py", *flags)
+    assert {"torch._dynamo", "tensorboard"} & imported(done) == {"tensorboard"}  # which writes the curves by then
+    done = command("-c", UNTIL_THE_END, "trainer_vanilla.py", "--resume", only_directory(tmp_path))
+    assert done.returncode == 0 and "torch._dynamo" not in imported(done)

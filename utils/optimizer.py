@@ -3,9 +3,10 @@
 from collections.abc import Iterable
 from typing import Any
 
-from torch import Tensor, optim
+from torch import Tensor
 from torch.optim import Optimizer
 
+from utils import eager_optim as optim
 from utils.errors import UserError, nearest
 
 # Every function takes all settings and uses those that its method has. `fused` asks for one kernel for the whole step,

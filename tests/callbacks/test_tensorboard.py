@@ -158,3 +158,20 @@ def test_state_goes_into_a_checkpoint_and_is_not_changed_by_what_comes_later(tra
     board.on_log(trainer, values)
     assert state == {"last_log": {"update": 0, "values": {"loss": 0.5}}}
     board.on_exception(trainer, KeyboardInterrupt())
+
+
+def test_new_run_makes_no_file_before_its_first_event(trainer, tmp_path):
+    board = TensorBoard(tmp_path / "summary", OPTIONS, "accuracy")
+    board.on_train_start(trainer)
+    assert not (tmp_path / "summary").exists()
+    board.on_log(trainer, {"loss": 0.5})
+    board.on_exception(trainer, KeyboardInterrupt())
+    assert steps(read(tmp_path / "summary"), "train/loss") == [0]
+
+
+def test_resumed_run_that_is_killed_before_its_first_event_has_struck_out_what_was_ahead(trainer, tmp_path):
+    train(trainer, tmp_path, [2, 4, 6, 8], finish=False)
+    trainer.progress.update = 4
+    time.sleep(1)
+    TensorBoard(tmp_path, OPTIONS, "accuracy").on_train_start(trainer)
+    assert steps(read(tmp_path), "train/loss") == [2, 4]
