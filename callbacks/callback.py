@@ -67,7 +67,8 @@ class Callback:
         """Before the first update of an epoch, or of what is left of it after a resume."""
 
     def on_update_start(self, trainer, update) -> None:
-        """Before an update; `update.micro_batches` is what goes in, and `update.indices` says which samples these are. Every update too: keep it cheap."""
+        """Before an update; `update.micro_batches` is what goes in, and `update.indices` says which samples these are.
+        Every update too: keep it cheap."""
 
     def on_update_end(self, trainer, values: Mapping[str, Any]) -> None:
         """After an update; `values` is what `train_step` returned: detached scalars, still on the device."""

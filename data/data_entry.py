@@ -85,7 +85,7 @@ def build_loaders(
     if loads_from_memory(opt, dataset):
         train_loader = MemoryUpdateLoader(place_data(dataset, opt.data_device, device), *order)
     else:
-        train_loader = UpdateLoader(dataset, *order, device, **how_to_load(opt, device))
+        train_loader = UpdateLoader(dataset, *order, **how_to_load(opt, device), device=device)
     return train_loader, build_loader_of_part(opt, datasets["val"], "val", eval_batch_size, device)
 
 

@@ -118,8 +118,8 @@ class UpdateLoader(WatchedLoader):
         dataset: a map-style data set. One that declares ``is_random = False`` is not seeded per sample; one with
             ``__getitems__`` and ``collate_fn`` is asked for whole batches.
         batch_size, micro_batch_size, seed, max_updates: see `UpdateSampler`.
-        device: where the data is needed; to a GPU it is copied ahead, see data/prefetch.py.
         num_workers, pin_memory, worker_timeout, max_bad_samples, part: see `data.loader.WatchedLoader`.
+        device: where the data is needed; to a GPU it is copied ahead, see data/prefetch.py.
     """
 
     def __init__(
@@ -129,12 +129,12 @@ class UpdateLoader(WatchedLoader):
         micro_batch_size: int | None = None,
         seed: int = 0,
         max_updates: int | None = None,
-        device: torch.device | None = None,
         num_workers: int = 0,
         pin_memory: bool = False,
         worker_timeout: float = 300,
         max_bad_samples: int = 0,
         part: str = "train",
+        device: torch.device | None = None,
     ):
         is_random = getattr(dataset, "is_random", True)
         self.device = device

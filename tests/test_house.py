@@ -168,7 +168,7 @@ def test_a_long_function_would_be_seen():
 
 
 def test_the_code_as_a_whole_stays_readable():
-    assert sum(map(num_code_lines, RUNTIME)) <= 6500
+    assert sum(map(num_code_lines, RUNTIME)) <= 8000
 
 
 EXECUTED = """

@@ -17,7 +17,7 @@ class Clipper:
     Called after the backward pass and, with a gradient scaler, after the gradients are unscaled; before the optimizer
     steps.
 
-    >>>     >>> weight = torch.nn.Parameter(torch.zeros(2))
+    >>> weight = torch.nn.Parameter(torch.zeros(2))
     >>> weight.grad = torch.tensor([3.0, 4.0])
     >>> Clipper(clip=1.0)([weight]), weight.grad
     (tensor(5.), tensor([0.6000, 0.8000]))

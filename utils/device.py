@@ -46,8 +46,8 @@ def select_devices(gpu_devices: str = "0") -> tuple[list[torch.device], str]:
 def place_network(network: nn.Module, device: torch.device, channels_last: bool, compile: bool) -> nn.Module:
     """Move a network to its device; `compile` works in place, so its weights keep their names.
 
-    A small network on a GPU is also recorded as CUDA graphs, since to launch its kernels one by one takes the CPU longer
-    than the GPU needs to run them. A recorded graph keeps its memory to itself, which a large network cannot afford.
+    A small network on a GPU is also recorded as CUDA graphs, since the CPU takes longer to launch its kernels one by
+    one than the GPU to run them. A recorded graph keeps its memory to itself, which a large network cannot afford.
     """
     network = network.to(device, memory_format=torch.channels_last if channels_last else torch.preserve_format)
     if compile:

@@ -100,13 +100,19 @@ def build_optimizer(
             f"lr={lr:g}, weight_decay={weight_decay:g}, momentum={momentum:g}: the learning rate must be above 0, the "
             f"weight decay at least 0, the momentum from 0 to below 1."
         )
-    parameters = list(parameters)
+    parameters = [parameter if isinstance(parameter, Tensor) else with_list(parameter) for parameter in parameters]
     fused = can_fuse(parameters) if fused is None else fused
     return OPTIMIZERS[optim](parameters, lr=lr, weight_decay=weight_decay, momentum=momentum, fused=fused)
 
 
-def can_fuse(parameters: Iterable[Tensor] | Iterable[dict[str, Any]]) -> bool:
+def with_list(group: dict[str, Any]) -> dict[str, Any]:
+    """A parameter group whose parameters are a list, so that they can be gone through more than once."""
+    parameters = group["params"]
+    return group | {"params": [parameters] if isinstance(parameters, Tensor) else list(parameters)}
+
+
+def can_fuse(parameters: list[Tensor] | list[dict[str, Any]]) -> bool:
     """Whether there are fused kernels for all of these parameters."""
-    groups = [entry["params"] if isinstance(entry, dict) else [entry] for entry in parameters]
-    tensors = [tensor for group in groups for tensor in ([group] if isinstance(group, Tensor) else group)]
+    groups = [[entry] if isinstance(entry, Tensor) else entry["params"] for entry in parameters]
+    tensors = [tensor for group in groups for tensor in group]
     return all(tensor.device.type in FUSED_DEVICES and tensor.is_floating_point() for tensor in tensors)

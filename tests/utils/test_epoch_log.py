@@ -42,4 +42,4 @@ def test_second_half_of_an_epoch_continues_the_first():
 def test_learning_rate_that_is_no_number_is_refused():
     log = EpochLog()
     with pytest.raises(TypeError):
-        log.load_state_dict({"meters": {}, "learning_rates": {"lr": None}})
+        log.load_state_dict({"totals": {}, "learning_rates": {"lr": None}})

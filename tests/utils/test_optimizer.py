@@ -22,12 +22,12 @@ def trained_weight(build):
 @pytest.mark.parametrize(
     ("name", "expected"),
     [
-        ("adam", lambda p: torch.optim.Adam(p, lr=0.1, weight_decay=0.2)),
-        ("adamW", lambda p: torch.optim.AdamW(p, lr=0.1, weight_decay=0.2)),
+        ("adam", lambda p: torch.optim.Adam(p, lr=0.1, weight_decay=0.2, fused=True)),
+        ("adamW", lambda p: torch.optim.AdamW(p, lr=0.1, weight_decay=0.2, fused=True)),
         ("nadam", lambda p: torch.optim.NAdam(p, lr=0.1, weight_decay=0.2)),
         ("radam", lambda p: torch.optim.RAdam(p, lr=0.1, weight_decay=0.2)),
-        ("sgd", lambda p: torch.optim.SGD(p, lr=0.1, weight_decay=0.2, momentum=0.8)),
-        ("nesterov", lambda p: torch.optim.SGD(p, lr=0.1, weight_decay=0.2, momentum=0.8, nesterov=True)),
+        ("sgd", lambda p: torch.optim.SGD(p, lr=0.1, weight_decay=0.2, momentum=0.8, fused=True)),
+        ("nesterov", lambda p: torch.optim.SGD(p, lr=0.1, weight_decay=0.2, momentum=0.8, nesterov=True, fused=True)),
         ("rmsprop", lambda p: torch.optim.RMSprop(p, lr=0.1, weight_decay=0.2)),
         ("adagrad", lambda p: torch.optim.Adagrad(p, lr=0.1, weight_decay=0.2)),
     ],
@@ -48,6 +48,27 @@ def test_parameter_groups_keep_their_own_settings():
     groups = [{"params": first.parameters(), "lr": 0.5}, {"params": second.parameters(), "weight_decay": 0.0}]
     optimizer = build_optimizer(groups, "adamW", lr=0.1, weight_decay=0.3)
     assert [(group["lr"], group["weight_decay"]) for group in optimizer.param_groups] == [(0.5, 0.3), (0.1, 0.0)]
+    assert [len(group["params"]) for group in optimizer.param_groups] == [2, 2]
+
+
+@pytest.mark.parametrize("name", ["adam", "adamW", "sgd", "nesterov"])
+def test_step_is_fused_where_it_can_be(name):
+    weight = nn.Parameter(torch.zeros(2))
+    assert build_optimizer([weight], name).param_groups[0]["fused"]
+    assert not build_optimizer([weight], name, fused=False).param_groups[0]["fused"]
+    assert not build_optimizer([weight, nn.Parameter(torch.zeros(2, device="meta"))], name).param_groups[0]["fused"]
+
+
+def test_sparse_gradients_need_a_step_that_is_not_fused():
+    def step(fused):
+        embedding = nn.Embedding(4, 2, sparse=True)
+        optimizer = build_optimizer(embedding.parameters(), "sgd", fused=fused)
+        embedding(torch.tensor([1])).sum().backward()
+        optimizer.step()
+
+    step(fused=False)
+    with pytest.raises(RuntimeError, match="sparse"):
+        step(fused=None)
 
 
 def test_unknown_name_is_refused_with_the_nearest():

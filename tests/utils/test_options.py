@@ -424,7 +424,7 @@ def test_option_of_another_program_is_passed_over_only_where_it_is_expected(refu
 
 # ---- saved and read again --------------------------------------------------------------------------------------------
 CANDIDATES = (
-    *("7", "64", "1:30", "skip", "0.5", "1.5", "bf16", "value", "min", "max", "dp", "padding", "transposed"),
+    *("7", "64", "1:30", "skip", "cpu", "0.5", "1.5", "bf16", "value", "min", "max", "dp", "padding", "transposed"),
     *(*OPTIMIZERS, *SCHEDULERS, *data_types(None), *model_types(None), *loss_types(None)),
 )
 

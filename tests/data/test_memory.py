@@ -1,0 +1,131 @@
+"""Data in memory comes in the same batches as from a DataLoader, from any position on, and stands where it is asked."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch.utils.data import Dataset
+
+from data.data_entry import build_eval_loader, build_loaders
+from data.memory import SAMPLES_AT_ONCE, MemoryLoader, MemoryUpdateLoader, is_in_memory, place_data
+from data.sampler import UpdateLoader
+from utils.errors import UserError
+
+NUM_SAMPLES = 53
+
+
+class InMemory(Dataset):
+    """Pairs of (three numbers, index)."""
+
+    in_memory, is_random = True, False
+    collate_fn = staticmethod(lambda batch: batch)
+    device = torch.device("cpu")
+    num_bytes = 1000
+
+    def __init__(self, num_samples=NUM_SAMPLES):
+        self.values = torch.arange(3 * num_samples, dtype=torch.float32).reshape(num_samples, 3)
+        self.calls = 0
+
+    def __len__(self):
+        return len(self.values)
+
+    def __getitems__(self, indices):
+        self.calls += 1
+        indices = torch.as_tensor(indices)
+        return {"values": self.values[indices], "indices": indices}
+
+    def __getitem__(self, index):
+        return self.__getitems__([index])
+
+    def to(self, device):
+        return SimpleNamespace(device=device)
+
+
+def contents(updates) -> list:
+    """Of each update the indices, and the batches as lists."""
+    return [
+        (update.indices, [(batch["values"].tolist(), batch["indices"].tolist()) for batch in update.micro_batches])
+        for update in updates
+    ]
+
+
+@pytest.mark.parametrize("num_samples", [NUM_SAMPLES, 2 * SAMPLES_AT_ONCE + 37])
+@pytest.mark.parametrize("micro_batch_size", [None, 1, 7, 16, 99])
+@pytest.mark.parametrize("max_updates", [None, 2, 99])
+def test_updates_are_those_of_a_dataloader(num_samples, micro_batch_size, max_updates):
+    order = (16, micro_batch_size, 5, max_updates)
+    memory, loader = MemoryUpdateLoader(InMemory(num_samples), *order), UpdateLoader(InMemory(num_samples), *order)
+    assert contents(memory.updates(1)) == contents(loader.updates(1))
+    assert (memory.num_samples, memory.updates_per_epoch) == (loader.num_samples, loader.updates_per_epoch)
+
+
+@pytest.mark.parametrize("start", [0, 16, 1024, 1040, 2048])
+def test_a_resumed_epoch_gets_its_batches_at_the_same_places_in_memory(start):
+    """A matrix product may round differently when its operands are aligned differently."""
+    loader = MemoryUpdateLoader(InMemory(2100), 16, 3)
+
+    def offsets(updates):
+        return [[batch["values"].storage_offset() for batch in update.micro_batches] for update in updates]
+
+    whole, rest = list(loader.updates(3)), list(loader.updates(3, start))
+    assert contents(rest) == contents(whole[start // 16 :])
+    assert offsets(rest) == offsets(whole[start // 16 :])
+
+
+def test_samples_of_several_updates_are_gathered_at_once():
+    dataset = InMemory(4096)
+    assert len(list(MemoryUpdateLoader(dataset, 4).updates(0))) == 1024
+    assert dataset.calls == 4096 // SAMPLES_AT_ONCE
+    dataset.calls = 0
+    assert len(list(MemoryUpdateLoader(dataset, 3000).updates(0))) == 2
+    assert dataset.calls == 2
+
+
+@pytest.mark.parametrize("max_batches", [None, 2])
+def test_evaluation_gets_every_sample_once_in_order(max_batches):
+    memory = MemoryLoader(InMemory(), 10, max_batches)
+    loader = build_eval_loader(InMemory(), 10, max_batches=max_batches)
+    assert [batch["indices"].tolist() for batch in memory] == [batch["indices"].tolist() for batch in loader]
+    assert [batch.given for batch in memory.batches()] == [batch.given for batch in loader.batches()]
+    assert (len(memory), memory.num_samples, memory.num_bad) == (len(loader), loader.num_samples, loader.num_bad)
+
+
+# ---- where it stands -------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize(
+    ("data_device", "device", "free", "expected"),
+    [("auto", "cpu", 0, "cpu"), ("cpu", "cuda", 10**9, "cpu"), ("auto", "cuda", 4000, "cuda"),
+     ("auto", "cuda", 3999, "cpu"), ("cuda", "cuda", 4000, "cuda")],
+)  # fmt: skip
+def test_auto_takes_the_gpu_when_there_is_room(monkeypatch, data_device, device, free, expected):
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (free, 10**10))
+    assert place_data(InMemory(), data_device, torch.device(device)).device.type == expected
+
+
+def test_a_gpu_that_is_asked_for_and_cannot_be_had_is_told(monkeypatch):
+    with pytest.raises(UserError, match="--data_device cuda: the run computes on cpu"):
+        place_data(InMemory(), "cuda", torch.device("cpu"))
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (3999, 10**10))
+    with pytest.raises(UserError, match="1,000 bytes of data are more than a quarter of the 3,999 that are free"):
+        place_data(InMemory(), "cuda", torch.device("cuda"))
+
+
+class Random(InMemory):
+    is_random = True
+
+
+@pytest.mark.parametrize(
+    ("dataset", "num_workers", "kind"),
+    [(InMemory, 0, MemoryUpdateLoader), (InMemory, 1, UpdateLoader), (Random, 0, UpdateLoader)],
+)
+def test_who_loads(dataset, num_workers, kind):
+    opt = SimpleNamespace(
+        batch_size=8, micro_batch_size=None, seed=0, limit_batches=None, num_workers=num_workers, data_device="auto",
+        worker_timeout=9, skip_bad_samples=0, debug=False,
+    )  # fmt: skip
+    assert is_in_memory(dataset()) == (dataset is InMemory)
+    datasets = {"train": dataset(), "val": dataset()}
+    loaders = build_loaders(opt, datasets, 8, torch.device("cpu"))
+    assert type(loaders[0]) is kind and isinstance(loaders[1], MemoryLoader) == (kind is MemoryUpdateLoader)
+    opt.data_device = "cuda"
+    with pytest.raises(UserError, match="--data_device cuda"):
+        build_loaders(opt, datasets, 8, torch.device("cpu"))
