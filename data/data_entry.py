@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from torch.utils.data import BatchSampler, Dataset
 
+from data.choose_workers import choose_workers
 from data.loader import WatchedLoader
 from data.sampler import SeededDataset, UpdateLoader
 from utils.checkpoint import load_file
@@ -79,8 +80,10 @@ def build_loaders(
 ) -> tuple[UpdateLoader, WatchedLoader]:
     """Return the loader of the training updates and that of the validation batches."""
     sizes = (opt.batch_size, opt.micro_batch_size)
+    report = settle_workers(opt, datasets["train"], opt.micro_batch_size or opt.batch_size, "train")
     how = how_to_load(opt, pin_memory)
     train_loader = UpdateLoader(datasets["train"], *sizes, opt.seed, max_updates=opt.limit_batches, **how)
+    train_loader.report = report
     return train_loader, build_loader_of_part(opt, datasets["val"], "val", eval_batch_size, pin_memory)
 
 
@@ -89,7 +92,19 @@ def build_loader_of_part(
 ) -> WatchedLoader:
     """Return the loader that evaluates a part of the data."""
     limit = DEBUG_BATCHES if opt.debug else opt.limit_batches
-    return build_eval_loader(dataset, batch_size, max_batches=limit, part=part, **how_to_load(opt, pin_memory))
+    report = settle_workers(opt, dataset, batch_size, part)
+    loader = build_eval_loader(dataset, batch_size, max_batches=limit, part=part, **how_to_load(opt, pin_memory))
+    loader.report = report
+    return loader
+
+
+def settle_workers(opt: Namespace, dataset: Dataset, batch_size: int, part: str) -> str:
+    """Replace --num_workers auto by a number, which is then saved with the options, and return why this one."""
+    if opt.num_workers != "auto":
+        return ""
+    safety = {"worker_timeout": opt.worker_timeout, "max_bad_samples": opt.skip_bad_samples, "part": part}
+    opt.num_workers, report = choose_workers(dataset, batch_size, opt.seed or 0, **safety)
+    return report
 
 
 def how_to_load(opt: Namespace, pin_memory: bool) -> dict[str, Any]:
@@ -147,9 +162,9 @@ def describe(datasets: dict[str, Dataset]) -> tuple[dict[str, list[str]], dict[s
     return names, {part: fingerprint(dataset) for part, dataset in datasets.items()}
 
 
-def data_notes(datasets: dict[str, Dataset]) -> list[str]:
-    """What the data sets have to say for the log, each line once."""
-    notes = [getattr(dataset, name, "") for dataset in datasets.values() for name in ("report", "summary")]
+def data_notes(datasets: dict[str, Dataset], loader: Any = None) -> list[str]:
+    """What the data sets and their loader have to say for the log, each line once."""
+    notes = [getattr(source, name, "") for source in (*datasets.values(), loader) for name in ("report", "summary")]
     return [note for note in dict.fromkeys(notes) if note]
 
 
