@@ -338,3 +338,6 @@ def add_safety_options(parser: OptionParser) -> None:
         help="append a line per update: digests of its data and of the state")
     add("--kill_at", type=whole, default=None, metavar="N",
         help="kill this process after update N, to try out a resume")
+    add("--profile", type=number(int, low=1, high=1000), default=None, metavar="N",
+        help="after a few updates, record what N updates of one epoch spend their time on, in RUN/profile; training "
+        "goes on")

@@ -42,8 +42,12 @@ def advise(options: Mapping[str, Any], trainer, share: float) -> str:
 
 
 def build_asked_for(opt: Namespace, logger: logging.Logger) -> list[Callback]:
-    """Return a callback for each of --requeue, --trace and --kill_at that is given, whatever the task's own are."""
+    """Return a callback for each of --requeue, --profile, --trace and --kill_at that is given, whatever the task's."""
     callbacks: list[Callback] = []
+    if opt.profile:
+        from callbacks.profiler import Profiler
+
+        callbacks.append(Profiler(opt.profile, logger))
     if opt.requeue:
         from callbacks.requeue import Requeue
 

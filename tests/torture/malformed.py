@@ -114,7 +114,8 @@ KINDS = {
     "accuracy": {"seeds": Number(True, low=2)},
 }  # fmt: skip
 # Options of a trainer that stand on the command line only.
-OF_THE_LAUNCH = {"resume": PATH, "replay": PATH, "trace": PATH, "verify_resume": COUNT, "kill_at": WHOLE}
+OF_THE_LAUNCH = {"resume": PATH, "replay": PATH, "trace": PATH, "verify_resume": COUNT, "kill_at": WHOLE,
+                 "profile": Number(True, low=1, high=1000)}  # fmt: skip
 NEVER_NULL = ("gpu_devices", "amp", "val_split", "compile", "debug", "split_seed", "proj_name")
 TASKS = ("trainer_vanilla", "trainer_seg_on_carvana", "eval_vanilla", "eval_seg_on_carvana")
 
