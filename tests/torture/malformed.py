@@ -66,9 +66,9 @@ DURATION = Text(
 SHARED = {
     "data_dir": PATH, "train_val_sample_rate": POSITIVE, "test_sample_rate": POSITIVE, "val_split": POSITIVE,
     "split_seed": SEED, "num_workers": Number(True, low=0, high=1000, words=("auto",)), "eval_batch_size": WHOLE,
-    "n_channels": WHOLE, "n_classes": WHOLE, "gpu_devices": DEVICES, "compile": BOOL,
-    "amp": Choice(("no", "bf16", "fp16")), "channels_last": BOOL, "deterministic": BOOL, "seed": SEED, "debug": BOOL,
-    "worker_timeout": NOT_NEGATIVE,
+    "n_channels": Number(True, low=1, high=4096), "n_classes": Number(True, low=1, high=10**6), "gpu_devices": DEVICES,
+    "compile": BOOL, "amp": Choice(("no", "bf16", "fp16")), "channels_last": BOOL, "deterministic": BOOL,
+    "seed": SEED, "debug": BOOL, "worker_timeout": NOT_NEGATIVE,
     "skip_bad_samples": COUNT, "limit_batches": WHOLE, "model_path": PATH,
 }  # fmt: skip
 EPOCHS = Number(above=0, high=1e6)
