@@ -3,8 +3,8 @@
 Durations are in epochs and may be fractions, unless an option says otherwise.
 """
 
-from argparse import Namespace
-from collections.abc import Mapping, Sequence
+from argparse import ArgumentTypeError, Namespace
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -151,6 +151,18 @@ def find_automatically(parser: OptionParser, given: Mapping[str, Any], notes: li
     return None
 
 
+def number_or_auto(kind: Callable[[str], int]) -> Callable[[str], int | str]:
+    """Return an argparse type that takes what `kind` takes, or the word auto."""
+
+    def convert(text: str) -> int | str:
+        try:
+            return text if text == "auto" else kind(text)
+        except ArgumentTypeError as error:
+            raise ArgumentTypeError(f"{error}, and not auto") from None
+
+    return convert
+
+
 def add_common_options(parser: OptionParser, task: str | None) -> None:
     """Add what training and evaluation share; `task` narrows the choice of data, model and loss."""
     add_data_options(parser, task)
@@ -174,8 +186,9 @@ def add_data_options(parser: OptionParser, task: str | None) -> None:
         help="how much of the training and validation samples is for validation: a fraction, or a count above 1")
     add("--split_seed", type=number(int, low=0, high=2**63 - 1), default=0, metavar="N",
         help="seed of the split; another --seed trains on the same split")
-    add("--num_workers", type=number(int, low=0, high=1000), default=0, metavar="N",
-        help="processes that load data; 0 loads in the main process. Changes speed, not results")
+    add("--num_workers", type=number_or_auto(number(int, low=0, high=1000)), default=0, metavar="N",
+        help="processes that load data; 0 loads in the main process; auto measures for some seconds which number is "
+        "fastest. Changes speed, not results")
     add("--data_device", type=one_of(("auto", "cpu", "cuda")), default="auto", metavar="WHERE",
         help="where data in memory is held: auto is on the GPU that trains, if a quarter of its free memory is enough")
     add("--eval_batch_size", type=number(int, low=1), default=None, metavar="N",
@@ -327,3 +340,6 @@ def add_safety_options(parser: OptionParser) -> None:
         help="append a line per update: digests of its data and of the state")
     add("--kill_at", type=whole, default=None, metavar="N",
         help="kill this process after update N, to try out a resume")
+    add("--profile", type=number(int, low=1, high=1000), default=None, metavar="N",
+        help="after a few updates, record what N updates of one epoch spend their time on, in RUN/profile; training "
+        "goes on")

@@ -186,7 +186,7 @@ class EvaluatorBase:
         evaluator = cls(opt, networks, criterion, devices[0], Precision(opt.amp, devices[0]))
         evaluator.output_dir, _ = make_timestamped_dir(opt.save_path)
         evaluator.logger = build_logger(opt.proj_name, evaluator.output_dir / "eval_log.txt")
-        evaluator.logger.info("\n".join([device_line, *data_notes({opt.split: dataset})]))
+        evaluator.logger.info("\n".join([device_line, *data_notes({opt.split: dataset}, loader)]))
         loader.warn = evaluator.logger.warning
         results = evaluator.evaluate(loader)
         evaluator.num_samples = loader.num_samples - loader.num_bad

@@ -95,7 +95,7 @@ class TrainerBase:
         self.callbacks = CallbackList([*self.build_callbacks(), *build_asked_for(opt, self.logger)])
         self.run_dir.record(saved_options(opt), self.devices, self.networks, *describe(self.datasets))
         say = self.logger.info if opt.train_val_sample_rate == 1 else self.logger.warning  # a part of the data: aloud
-        say("\n".join([device_line, *data_notes(self.datasets), *loaded]))
+        say("\n".join([device_line, *data_notes(self.datasets, self.train_loader), *loaded]))
 
     # ---- the task: override --------------------------------------------------------------------------------------
     @classmethod

@@ -4,14 +4,17 @@ import logging
 import signal
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from typing import Any
 
 from callbacks.callback import Callback
+from utils.advice import shares_text, time_shares
 from utils.errors import DivergedError, LoadingError
 from utils.files import NO_SPACE, StorageError
 from utils.signals import Terminated, TimeIsUp
 
 SECONDS_BETWEEN_LINES = 10.0
+LEAST_WAIT = 1.0  # seconds of waiting for data in an epoch, below which nothing is advised
 MORE_SKIPS = 10  # than there were, is what is proposed when they are used up
 REASONS = {
     KeyboardInterrupt: "Ctrl-C",
@@ -32,26 +35,40 @@ def reason_of(error: BaseException) -> str:
 
 
 class Console(Callback):
-    """Shows epoch, loss, learning rate, samples per second and the time that is left.
+    """Shows epoch, loss, learning rate, samples per second, the time that is left, and where that of the epoch went.
 
     Args:
         logger: takes the lines, and so the log file has them too.
         monitor: the metric that chooses the best checkpoint.
         num_epochs: epochs of the whole run.
+        advise: given the trainer and the share of an epoch that was spent on waiting for data, 0 to 1, returns what
+            to change, or "". It is told once, and again when it is another.
     """
 
-    def __init__(self, logger: logging.Logger, monitor: str, num_epochs: int):
+    def __init__(
+        self, logger: logging.Logger, monitor: str, num_epochs: int,
+        advise: Callable[[Any, float], str] = lambda trainer, share: "",
+    ):  # fmt: skip
         self.logger = logger
         self.monitor = monitor
         self.num_epochs = num_epochs
         self.last_line = time.perf_counter()
+        self.advise = advise
+        self.advice = ""  # the last that was given
         self.started = (0.0, 0)  # (time, update) where this process began, for the time left
+        self.epoch_began: float | None = None
+        self.saved = (0.0, 0.0)  # seconds of saving until the epoch began, and until its first update
 
     def on_train_start(self, trainer) -> None:
         self.started = (time.perf_counter(), trainer.progress.update)
         if trainer.progress.update:
             where = f"{trainer.progress.epoch} of {self.num_epochs} epochs and {trainer.progress.sample:,} samples done"
             self.logger.info(f"Resumed {trainer.opt.resume} after update {trainer.progress.update:,}: {where}.")
+
+    def on_epoch_start(self, trainer) -> None:
+        if self.epoch_began is None:  # what an earlier process spent on this epoch belongs to it
+            self.epoch_began = time.perf_counter() - trainer.epoch_log.seconds["train"]
+        self.saved = (self.saved[0], trainer.checkpointer.seconds)
 
     def on_log(self, trainer, values: Mapping[str, float]) -> None:
         if sys.stderr.isatty():
@@ -70,10 +87,26 @@ class Console(Callback):
         shown = [f"{name} {value:.4f}" for name, value in row.items() if name.startswith(("train/", "val/"))]
         shown += [f"{name} {value:.3g}" for name, value in row.items() if name.split("/")[0] == "lr"]
         improved = trainer.stopper.num_bad == 0 and f"val/{self.monitor}" in row
+        shares = self.shares(trainer, row)
         self.logger.info(
             f"epoch {row['epoch']}/{self.num_epochs}: {', '.join(shown)}, "
             f"{row['samples_per_second']:,.0f} samples/s, {self.time_left(trainer)} left{' (best)' if improved else ''}"
+            f"; time: {shares_text(shares)}"
         )
+        advice = self.advise(trainer, shares["data"]) if row["time/data_wait"] >= LEAST_WAIT else ""
+        if advice and advice != self.advice:
+            self.advice = advice
+            self.logger.warning(advice)
+
+    def shares(self, trainer, row: Mapping[str, float]) -> dict[str, float]:
+        """What part of the time since the last epoch went to what; the saving after that one is in it."""
+        now, saved = time.perf_counter(), trainer.checkpointer.seconds
+        shares = time_shares(
+            now - self.epoch_began, row["time/train"], row["time/data_wait"], row.get("time/val", 0.0),
+            saving=saved - self.saved[0], saving_in_train=saved - self.saved[1],
+        )  # fmt: skip
+        self.epoch_began, self.saved = now, (saved, saved)
+        return shares
 
     def on_train_end(self, trainer) -> None:
         stopper = trainer.stopper

@@ -21,6 +21,7 @@ from typing import Any
 import torch
 from torch.utils.data import BatchSampler, Dataset
 
+from data.choose_workers import choose_workers
 from data.loader import WatchedLoader
 from data.memory import MemoryLoader, MemoryUpdateLoader, is_in_memory, place_data
 from data.sampler import SeededDataset, UpdateLoader
@@ -81,11 +82,13 @@ def build_loaders(
 ) -> tuple[UpdateLoader | MemoryUpdateLoader, WatchedLoader | MemoryLoader]:
     """Return the loader of the training updates and that of the validation batches, for training on `device`."""
     dataset = datasets["train"]
+    report = settle_workers(opt, dataset, opt.micro_batch_size or opt.batch_size, "train")
     order = (opt.batch_size, opt.micro_batch_size, opt.seed, opt.limit_batches)
     if loads_from_memory(opt, dataset):
         train_loader = MemoryUpdateLoader(place_data(dataset, opt.data_device, device), *order)
     else:
         train_loader = UpdateLoader(dataset, *order, **how_to_load(opt, device), device=device)
+    train_loader.report = report
     return train_loader, build_loader_of_part(opt, datasets["val"], "val", eval_batch_size, device)
 
 
@@ -94,9 +97,22 @@ def build_loader_of_part(
 ) -> WatchedLoader | MemoryLoader:
     """Return the loader that evaluates a part of the data."""
     limit = DEBUG_BATCHES if opt.debug else opt.limit_batches
+    report = settle_workers(opt, dataset, batch_size, part)
     if loads_from_memory(opt, dataset):
-        return MemoryLoader(place_data(dataset, opt.data_device, device), batch_size, limit)
-    return build_eval_loader(dataset, batch_size, max_batches=limit, part=part, **how_to_load(opt, device))
+        loader = MemoryLoader(place_data(dataset, opt.data_device, device), batch_size, limit)
+    else:
+        loader = build_eval_loader(dataset, batch_size, max_batches=limit, part=part, **how_to_load(opt, device))
+    loader.report = report
+    return loader
+
+
+def settle_workers(opt: Namespace, dataset: Dataset, batch_size: int, part: str) -> str:
+    """Replace --num_workers auto by a number, which is then saved with the options, and return why this one."""
+    if opt.num_workers != "auto":
+        return ""
+    safety = {"worker_timeout": opt.worker_timeout, "max_bad_samples": opt.skip_bad_samples, "part": part}
+    opt.num_workers, report = choose_workers(dataset, batch_size, opt.seed or 0, **safety)
+    return report
 
 
 def loads_from_memory(opt: Namespace, dataset: Dataset) -> bool:
@@ -164,9 +180,9 @@ def describe(datasets: dict[str, Dataset]) -> tuple[dict[str, list[str]], dict[s
     return names, {part: fingerprint(dataset) for part, dataset in datasets.items()}
 
 
-def data_notes(datasets: dict[str, Dataset]) -> list[str]:
-    """What the data sets have to say for the log, each line once."""
-    notes = [getattr(dataset, name, "") for dataset in datasets.values() for name in ("report", "summary")]
+def data_notes(datasets: dict[str, Dataset], loader: Any = None) -> list[str]:
+    """What the data sets and their loader have to say for the log, each line once."""
+    notes = [getattr(source, name, "") for source in (*datasets.values(), loader) for name in ("report", "summary")]
     return [note for note in dict.fromkeys(notes) if note]
 
 

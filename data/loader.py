@@ -76,6 +76,7 @@ class WatchedLoader:
 
     Attributes:
         bad: the samples that could not be loaded, by index, with the reason.
+        report: a line for the log on how the data is loaded; "" at first.
         warn: is told of each of them once.
         interrupt: called about twice a second while batches are waited for; may raise, to stop. With no processes, only
             between two batches.
@@ -110,6 +111,7 @@ class WatchedLoader:
         self.num_looks = max(2, math.ceil(self.worker_timeout / LOOK_EVERY))
         self.max_bad_samples = max_bad_samples
         self.bad: dict[int, str] = {}
+        self.report = ""
         self.warn: Callable[[str], Any] = lambda message: print(message, file=sys.stderr)
         self.interrupt: Callable[[], Any] = lambda: None
         self.looked = 0.0  # when it was last called

@@ -72,6 +72,7 @@ class MemoryLoader:
     """
 
     num_bad = 0
+    report = ""  # a line for the log on how the data is loaded
     warn: Callable[[str], Any] = staticmethod(print)
     interrupt: Callable[[], Any] = staticmethod(lambda: None)
 
@@ -107,6 +108,7 @@ class MemoryUpdateLoader:
     """
 
     num_bad = 0
+    report = ""  # a line for the log on how the data is loaded
     warn: Callable[[str], Any] = staticmethod(print)
     interrupt: Callable[[], Any] = staticmethod(lambda: None)
 

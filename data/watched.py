@@ -33,12 +33,14 @@ class Batch:
         bad: those that could not be loaded, with the reason; they are not in `data`.
         data: the collated batch; None when all samples are bad.
         error: what ends the run instead.
+        seconds: how long it was loaded and collated, in the process that did it.
     """
 
     indices: list[int]
     bad: dict[int, str] = field(default_factory=dict)
     data: Any = None
     error: UserError | None = None
+    seconds: float = 0.0
 
     @property
     def given(self) -> list[int]:
@@ -68,8 +70,11 @@ class WatchedDataset(Dataset):
     def __getitems__(self, keys: Sequence) -> tuple[Any, Batch]:
         """Return the collated batch, and what is to be told of it."""
         batch = Batch([index for _, index in keys] if isinstance(keys[0], tuple) else list(keys))
+        began = time.perf_counter()
         try:
-            return self.load(keys, batch), batch
+            data = self.load(keys, batch)
+            batch.seconds = time.perf_counter() - began
+            return data, batch
         except UserError as error:  # travels as it is; DataLoader would make it a text with a traceback in it
             batch.error = type(error)(f"{error}\nThat is {self.noted()}.")
             return None, batch

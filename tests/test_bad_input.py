@@ -81,7 +81,7 @@ def test_an_option_of_another_task_is_unknown(refuse, vanilla_run):
         ("--parallel", "ddp"), ("--monitor_mode", "most"), ("--monitor", "dice"), ("--model_type", "UNet"),
         ("--data_type", "CIFAR10"), ("--loss_type", "Dice"), ("--proj_name", "a/b"), ("--compile", "maybe"),
         ("--lr_scheduler", "step"), ("--n_channels", "3"), ("--n_classes", "9"), ("--pretrained",), ("extra",),
-        ("--lr",), ("--config",),
+        ("--lr",), ("--config",), ("--num_workers", "Auto"),
     ],
     ids=" ".join,
 )  # fmt: skip

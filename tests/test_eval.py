@@ -48,7 +48,7 @@ def pictures(evaluator) -> dict[str, np.ndarray]:
 
 
 # ---- the score -------------------------------------------------------------------------------------------------------
-@pytest.mark.parametrize("flags", [(), ("--eval_batch_size", 7), ("--num_workers", 2)])
+@pytest.mark.parametrize("flags", [(), ("--eval_batch_size", 7), ("--num_workers", 2), ("--num_workers", "auto")])
 def test_the_stored_score_of_the_best_checkpoint_is_found_again(evaluate, vanilla_best, seg_best, capfd, flags):
     for evaluator_class, path in ((EvaluatorVanilla, vanilla_best), (EvaluatorSeg, seg_best)):
         record = record_of(evaluate(evaluator_class, path, "--split", "val", *flags))

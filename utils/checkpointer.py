@@ -30,6 +30,7 @@ class Checkpointer:
 
     Attributes:
         longest_save: seconds.
+        seconds: of all that were written.
     """
 
     KINDS = ("best", "last", "earlystop", "InT")  # InT: interrupted
@@ -40,7 +41,7 @@ class Checkpointer:
         self.prefix = prefix
         self.every = every
         self.keep = keep
-        self.longest_save = 0.0
+        self.longest_save = self.seconds = 0.0
 
     def path(self, kind: str) -> Path:
         return self.run_dir / f"{self.prefix}_{kind}_ckpt.pth"
@@ -60,7 +61,8 @@ class Checkpointer:
             load_checkpoint(self.path(kinds[0]))  # what cannot be opened again is noticed at the first one
         if "last" in kinds:
             self._prune()
-        self.longest_save = max(self.longest_save, time.perf_counter() - started)
+        seconds = time.perf_counter() - started
+        self.longest_save, self.seconds = max(self.longest_save, seconds), self.seconds + seconds
         return self.longest_save
 
     def _keep_the_last_one(self, next_position: tuple[int, int]) -> None:

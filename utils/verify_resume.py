@@ -339,13 +339,13 @@ def interruptible() -> Iterator[None]:
             signal.signal(number, signal.SIG_DFL)
 
 
-def verify_resume(num_kills: int, seed: int, num_workers: int = 0, command: Sequence[str] | None = None) -> None:
+def verify_resume(num_kills: int, seed: int, num_workers: int | str = 0, command: Sequence[str] | None = None) -> None:
     """Prove that a program's runs are the same, killed and resumed or not, and print a report; else exit with status 1.
 
     Args:
         num_kills: how often a run is killed, each time after an update that is drawn.
         seed: of the runs, and of the updates.
-        num_workers: loading processes of the uninterrupted run; the resumed ones use other numbers too.
+        num_workers: loading processes of the uninterrupted run, "auto" for 2; the resumed ones use other numbers too.
         command: the program and its flags; None for this one.
 
     Raises:
@@ -362,6 +362,7 @@ def verify_resume(num_kills: int, seed: int, num_workers: int = 0, command: Sequ
     try:
         print(f"{EPOCHS} epochs of at most {BATCHES} updates, a checkpoint every {SAVE_EVERY} updates, --seed {seed}:")
         with interruptible():
+            num_workers = 2 if num_workers == "auto" else num_workers  # "auto" could be any
             is_exact = prove(Runs(command, directory, seed), num_kills, num_workers)
         if not is_exact:
             print(f"\nThe runs, their traces and what they said are in {directory}", flush=True)

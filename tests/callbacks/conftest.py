@@ -8,6 +8,7 @@ from torch import nn
 
 from utils.checkpointer import Checkpointer
 from utils.earlystopper import EarlyStopper
+from utils.epoch_log import EpochLog
 from utils.progress import Progress
 
 
@@ -28,6 +29,7 @@ def trainer(tmp_path) -> SimpleNamespace:
         train_loader=SimpleNamespace(num_samples=100, updates_per_epoch=4),
         val_loader=[],
         evaluator=SimpleNamespace(picture=lambda loader: None),
+        epoch_log=EpochLog(),
         checkpointer=Checkpointer(tmp_path, "Vanilla"),
         run_dir=SimpleNamespace(path=tmp_path),
     )

@@ -13,8 +13,8 @@ from utils.errors import DivergedError, LoadingError
 from utils.files import StorageError
 from utils.signals import Terminated, TimeIsUp
 
-ROW = {"epoch": 1, "update": 4, "train/loss": 0.5, "val/accuracy": 0.75, "lr": 1e-3, "time/train": 2.0,
-       "samples_per_second": 1234.5}  # fmt: skip
+ROW = {"epoch": 1, "update": 4, "train/loss": 0.5, "val/accuracy": 0.75, "lr": 1e-3, "time/train": 32.0,
+       "time/data_wait": 8.0, "time/val": 6.0, "samples_per_second": 1234.5}  # fmt: skip
 
 
 class Clock:
@@ -54,16 +54,55 @@ def lines(caplog):
 
 def test_epoch_is_one_line(watch, trainer, clock, lines):
     watch.on_train_start(trainer)
+    watch.on_epoch_start(trainer)
     clock.now += 60
     trainer.progress.update = 4
     trainer.stopper.update(0.75)
     watch.on_epoch_end(trainer, ROW)
     assert lines() == [
-        "epoch 1/3: train/loss 0.5000, val/accuracy 0.7500, lr 0.001, 1,234 samples/s, 0:02:00 left (best)"
+        "epoch 1/3: train/loss 0.5000, val/accuracy 0.7500, lr 0.001, 1,234 samples/s, 0:02:00 left (best); "
+        "time: 40 % step, 13 % data, 10 % evaluation, 37 % other"
     ]
 
 
+def test_saving_is_told_apart_from_the_step_and_from_other(watch, trainer, clock, lines):
+    watch.on_train_start(trainer)
+    watch.on_epoch_start(trainer)
+    clock.now += 50
+    trainer.checkpointer.seconds = 4.0  # between two updates
+    watch.on_epoch_end(trainer, ROW)
+    trainer.checkpointer.seconds = 10.0  # after the epoch: it counts to the next
+    clock.now += 10
+    watch.on_epoch_start(trainer)
+    clock.now += 40
+    watch.on_epoch_end(trainer, ROW)
+    assert [line.split("time: ")[1] for line in lines()] == [
+        "40 % step, 16 % data, 12 % evaluation, 8 % saving, 24 % other",
+        "48 % step, 16 % data, 12 % evaluation, 12 % saving, 12 % other",
+    ]
+
+
+def test_what_an_earlier_process_spent_on_the_epoch_counts(watch, trainer, clock, lines):
+    trainer.epoch_log.seconds = {"train": 30.0, "data_wait": 8.0}
+    watch.on_train_start(trainer)
+    watch.on_epoch_start(trainer)
+    clock.now += 10
+    watch.on_epoch_end(trainer, ROW)
+    assert lines()[0].endswith("time: 60 % step, 20 % data, 15 % evaluation, 5 % other")
+
+
+def test_advice_is_given_once_and_again_when_it_is_another(trainer, clock, lines):
+    told = iter(["try this", "try this", "", "try this", "try that", "try that"])
+    watch = Console(logging.getLogger("console"), "accuracy", 3, lambda trainer, share: next(told))
+    watch.on_epoch_start(trainer)
+    for _ in range(6):
+        watch.on_epoch_end(trainer, ROW)
+    watch.on_epoch_end(trainer, ROW | {"time/data_wait": 0.5})  # too little to ask: there is no seventh
+    assert [line for line in lines() if not line.startswith("epoch")] == ["try this", "try that"]
+
+
 def test_only_a_better_validation_is_called_best(watch, trainer, lines):
+    watch.on_epoch_start(trainer)
     trainer.stopper.update(0.9)
     trainer.stopper.update(0.75)
     watch.on_epoch_end(trainer, ROW)
@@ -75,6 +114,7 @@ def test_only_a_better_validation_is_called_best(watch, trainer, lines):
 
 def test_every_optimizer_has_its_learning_rate(watch, trainer, lines):
     row = {name: value for name, value in ROW.items() if name != "lr"} | {"lr/generator": 1e-3, "lr/critic": 2e-4}
+    watch.on_epoch_start(trainer)
     watch.on_epoch_end(trainer, row)
     (line,) = lines()
     assert "lr/generator 0.001, lr/critic 0.0002" in line and "nan" not in line

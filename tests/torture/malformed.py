@@ -27,6 +27,7 @@ class Number:
     high: float | None = None
     above: float | None = None
     is_list: bool = False
+    words: tuple[str, ...] = ()  # that are taken as well
 
 
 @dataclass(frozen=True)
@@ -64,9 +65,10 @@ DURATION = Text(
 
 SHARED = {
     "data_dir": PATH, "train_val_sample_rate": POSITIVE, "test_sample_rate": POSITIVE, "val_split": POSITIVE,
-    "split_seed": SEED, "num_workers": Number(True, low=0, high=1000), "eval_batch_size": WHOLE, "n_channels": WHOLE,
-    "n_classes": WHOLE, "gpu_devices": DEVICES, "amp": Choice(("no", "bf16", "fp16")), "compile": BOOL,
-    "channels_last": BOOL, "deterministic": BOOL, "seed": SEED, "debug": BOOL, "worker_timeout": NOT_NEGATIVE,
+    "split_seed": SEED, "num_workers": Number(True, low=0, high=1000, words=("auto",)), "eval_batch_size": WHOLE,
+    "n_channels": Number(True, low=1, high=4096), "n_classes": Number(True, low=1, high=10**6), "gpu_devices": DEVICES,
+    "compile": BOOL, "amp": Choice(("no", "bf16", "fp16")), "channels_last": BOOL, "deterministic": BOOL,
+    "seed": SEED, "debug": BOOL, "worker_timeout": NOT_NEGATIVE,
     "skip_bad_samples": COUNT, "limit_batches": WHOLE, "model_path": PATH,
 }  # fmt: skip
 EPOCHS = Number(above=0, high=1e6)
@@ -112,7 +114,8 @@ KINDS = {
     "accuracy": {"seeds": Number(True, low=2)},
 }  # fmt: skip
 # Options of a trainer that stand on the command line only.
-OF_THE_LAUNCH = {"resume": PATH, "replay": PATH, "trace": PATH, "verify_resume": COUNT, "kill_at": WHOLE}
+OF_THE_LAUNCH = {"resume": PATH, "replay": PATH, "trace": PATH, "verify_resume": COUNT, "kill_at": WHOLE,
+                 "profile": Number(True, low=1, high=1000)}  # fmt: skip
 NEVER_NULL = ("gpu_devices", "amp", "val_split", "compile", "debug", "split_seed", "proj_name")
 TASKS = ("trainer_vanilla", "trainer_seg_on_carvana", "eval_vanilla", "eval_seg_on_carvana")
 
@@ -169,6 +172,7 @@ def not_numbers(kind: Number) -> st.SearchStrategy[str]:
     drawn = st.one_of(st.sampled_from(NO_NUMBERS), any_text, st.text("0123456789.-+eE_", max_size=8))
     fractions = st.sampled_from(("1.5", "1.0", "1e2", "-0.5", "1e-3")) if kind.is_int else st.nothing()
     drawn = drawn.filter(lambda text: not pattern.fullmatch(text.strip(" ") if kind.is_list else text))
+    drawn = drawn.filter(lambda text: text not in kind.words)
     return drawn | fractions
 
 
@@ -233,6 +237,7 @@ def right_values(kind) -> st.SearchStrategy:
     else:
         low = kind.low if kind.low is not None else kind.above
         one = st.floats(low, kind.high or 1e30, exclude_min=kind.above is not None)
+    one = one | st.sampled_from(kind.words) if kind.words else one
     return st.lists(one, min_size=1, max_size=4) if kind.is_list else one
 
 

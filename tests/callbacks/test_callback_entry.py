@@ -1,0 +1,78 @@
+"""What the log advises is worth following."""
+
+import csv
+import re
+import time
+
+import pytest
+from torch.utils.data import Dataset
+
+import trainer as trainer_module
+from callbacks import callback_entry
+from data import choose_workers
+from data.data_entry import build_datasets
+
+
+class Sleeping(Dataset):
+    """Samples of another data set, one by one, each after 5 ms that take no core."""
+
+    is_random = False
+
+    def __init__(self, dataset: Dataset):
+        self.dataset = dataset
+        self.names = dataset.names
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: int):
+        time.sleep(0.005)
+        return self.dataset[index]
+
+
+@pytest.fixture
+def sleeping(monkeypatch):
+    """Vanilla runs wait for their data, on a machine of four cores."""
+    monkeypatch.setattr(
+        trainer_module, "build_datasets",
+        lambda opt: {part: Sleeping(dataset) for part, dataset in build_datasets(opt).items()},
+    )  # fmt: skip
+    for module in (callback_entry, choose_workers):
+        monkeypatch.setattr(module, "usable_cores", lambda: 4)
+
+
+def log_of(trainer) -> str:
+    (path,) = trainer.run_dir.path.glob("*_log.txt")
+    return path.read_text()
+
+
+def speed_of(trainer) -> float:
+    """The samples per second of the last epoch: the first one starts the processes."""
+    with open(trainer.run_dir.path / "metrics.csv", newline="") as file:
+        return float(list(csv.DictReader(file))[-1]["samples_per_second"])
+
+
+@pytest.mark.filterwarnings("ignore:This DataLoader will create 4")  # on fewer cores, which is all right for sleeping
+def test_advice_that_is_followed_raises_the_speed_and_changes_no_weights(sleeping, train, weights, differences):
+    slow = train(callbacks=None)
+    (advice,) = re.findall(r"WARNING Much of the time.*", log_of(slow))  # once in two epochs
+    flags = re.search(r": (--\w+ \w+)$", advice)[1].split()
+    fast = train(*flags, callbacks=None)
+    assert speed_of(fast) >= 1.3 * speed_of(slow)
+    assert not differences(weights(slow), weights(fast))
+    assert re.search(r"Loading processes: [24]\. Samples per second of loading alone: .* with 0", log_of(fast))
+
+
+def test_fast_data_gets_no_advice(train):
+    assert "waiting for data" not in log_of(train(callbacks=None))
+
+
+@pytest.mark.filterwarnings("ignore:This DataLoader will create 4")
+def test_the_number_that_was_chosen_is_saved_and_repeats_the_run(sleeping, train, build, weights, differences):
+    run = train("--num_workers", "auto", "--n_epoch", "1")
+    assert run.opt.num_workers in (2, 4)
+    (config,) = run.run_dir.path.glob("config_*.json")
+    again = train("--config", config)
+    assert again.opt.num_workers == run.opt.num_workers and not again.train_loader.report
+    assert not differences(weights(run), weights(again))
+    assert build("--resume", run.run_dir.path, "--num_workers", "auto", "--n_epoch", "2").train_loader.report
