@@ -7,9 +7,11 @@ Each part is a map-style `torch.utils.data.Dataset`. What else the template uses
     names       list of str, one per sample, for messages and file names; without, no leak can be noticed
     groups      list of str, one per sample: what must not be torn apart by a split (default: the names)
     is_random   False when a sample is always the same, so that no seed is set per sample (default: True)
-    collate_fn  how samples become a batch; with `__getitems__`, whole batches are fetched at once
+    collate_fn  how samples become a batch; with `__getitems__`, whole batches are fetched at once, and with
+                `get_batch(keys, seed)` also when samples are random; keys are pairs (epoch, index)
+    cached()    the data set that samples are loaded from (default: this one); called before processes are started
     fingerprint()   a digest of the data, for provenance.json (default: of the names)
-    summary, report   lines for the log
+    summary, report, cache_note   lines for the log
 """
 
 import hashlib
@@ -21,7 +23,7 @@ import torch
 from torch.utils.data import BatchSampler, Dataset
 
 from data.loader import WatchedLoader
-from data.sampler import SeededDataset, UpdateLoader
+from data.sampler import UpdateLoader, seeded_dataset
 from utils.checkpoint import load_file
 from utils.errors import UserError
 
@@ -32,6 +34,7 @@ DATA_TYPES = {
 }
 DEBUG_BATCHES = 3  # of each part, with --debug
 PARTS = ("train", "val", "test")
+LOG_LINES = ("report", "summary", "cache_note")
 
 
 def data_types(task: str | None) -> list[str]:
@@ -58,6 +61,8 @@ def build_datasets(opt: Namespace) -> dict[str, Dataset]:
             mode=opt.mode,
             augment=getattr(opt, "augment", False),  # an option of training only
             max_bad_samples=getattr(opt, "skip_bad_samples", 0),
+            cache=opt.cache and not (opt.debug or opt.limit_batches),  # a few batches are no reason to decode all
+            cache_dir=opt.cache_dir,
             **split,
         )
     if opt.data_type in ("FashionMNIST", "FashionMNISTSample"):
@@ -80,7 +85,7 @@ def build_loaders(
     """Return the loader of the training updates and that of the validation batches."""
     sizes = (opt.batch_size, opt.micro_batch_size)
     how = how_to_load(opt, pin_memory)
-    train_loader = UpdateLoader(datasets["train"], *sizes, opt.seed, max_updates=opt.limit_batches, **how)
+    train_loader = UpdateLoader(to_load_from(datasets["train"]), *sizes, opt.seed, max_updates=opt.limit_batches, **how)
     return train_loader, build_loader_of_part(opt, datasets["val"], "val", eval_batch_size, pin_memory)
 
 
@@ -89,7 +94,12 @@ def build_loader_of_part(
 ) -> WatchedLoader:
     """Return the loader that evaluates a part of the data."""
     limit = DEBUG_BATCHES if opt.debug else opt.limit_batches
-    return build_eval_loader(dataset, batch_size, max_batches=limit, part=part, **how_to_load(opt, pin_memory))
+    how = how_to_load(opt, pin_memory)
+    return build_eval_loader(to_load_from(dataset), batch_size, max_batches=limit, part=part, **how)
+
+
+def to_load_from(dataset: Dataset) -> Dataset:
+    return dataset.cached() if hasattr(dataset, "cached") else dataset
 
 
 def how_to_load(opt: Namespace, pin_memory: bool) -> dict[str, Any]:
@@ -115,7 +125,7 @@ def build_eval_loader(
     if is_random := getattr(dataset, "is_random", True):
         order = [(0, index) for index in order]  # the same random choices at every evaluation
     return WatchedLoader(
-        SeededDataset(dataset, seed=0) if is_random else dataset,
+        seeded_dataset(dataset, seed=0) if is_random else dataset,
         BatchSampler(order, batch_size, drop_last=False),
         collate_fn=getattr(dataset, "collate_fn", None),
         num_workers=num_workers,
@@ -149,7 +159,7 @@ def describe(datasets: dict[str, Dataset]) -> tuple[dict[str, list[str]], dict[s
 
 def data_notes(datasets: dict[str, Dataset]) -> list[str]:
     """What the data sets have to say for the log, each line once."""
-    notes = [getattr(dataset, name, "") for dataset in datasets.values() for name in ("report", "summary")]
+    notes = [getattr(dataset, name, "") for dataset in datasets.values() for name in LOG_LINES]
     return [note for note in dict.fromkeys(notes) if note]
 
 
