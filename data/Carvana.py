@@ -31,7 +31,7 @@ from utils.errors import UserError, nearest
 from utils.seed import mix
 
 MODES = ("direct", "padding")
-LINES = 4096  # that are hashed at once
+LINES = 1000  # that are hashed at once
 
 
 def augment_pair(image: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:

@@ -315,7 +315,7 @@ def open_cache(path: Path, key: str, shape: tuple[int, int, int, int]) -> PixelC
     """Return the cache of this file; None when there is none, or, with a warning, when it is damaged."""
     try:
         found = PixelCache(path, key, shape)
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
     except DamagedCacheError as error:
         warn(f"The cache {path} is not used: {error}. It is made again.")

@@ -7,6 +7,7 @@ the same time whatever their number.
 
 import itertools
 import os
+import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -15,7 +16,7 @@ import numpy as np
 
 from utils.errors import UserError
 
-EXTENSIONS = {".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".gif", ".webp", ".ppm", ".pgm"}
+EXTENSIONS = {"jpg", "jpeg", "png", "bmp", "tif", "tiff", "gif", "webp", "ppm", "pgm"}
 FOLDERS = ("train", "train_masks")
 MASK_END = "_mask"
 
@@ -113,9 +114,9 @@ def list_images(folder: Path) -> Iterator[tuple[str, str]]:
     """Yield stem and extension of every image file of a folder, in any order."""
     with os.scandir(folder) as entries:
         for entry in entries:
-            stem, extension = os.path.splitext(entry.name)
-            if extension.lower() in EXTENSIONS and not stem.startswith("."):
-                yield stem, extension
+            stem, _, extension = entry.name.rpartition(".")
+            if stem and stem[0] != "." and extension.lower() in EXTENSIONS:
+                yield stem, f".{extension}"
 
 
 def find_pairs(data_dir: str | Path) -> Pairs:
@@ -132,22 +133,19 @@ def find_pairs(data_dir: str | Path) -> Pairs:
                 f'"Carvana Image Masking Challenge" into {data_dir}, or make data of the same layout:\n'
                 f"python -m data.make_carvana_like --data_dir {data_dir} --cars 32 --views 16 --size 480x320"
             )
-    found: dict[str, tuple[str, str]] = {}  # the two ends by name; "" while there is no such file
-    known: dict[tuple[str, str], tuple[str, str]] = {}  # so that equal ends are one object
+    images, masks = ({}, {})  # what follows the name in the name of the file, by name
     doubled: set[str] = set()
-    for which, folder in enumerate(folders):
+    for found, folder, mask_end in zip((images, masks), folders, ("", MASK_END), strict=True):
         for stem, extension in list_images(folder):
-            name = stem.removesuffix(MASK_END) if which else stem
-            ends, end = found.get(name, ("", "")), stem[len(name) :] + extension
-            if ends[which]:
-                doubled |= {name + ends[which], name + end}
-                end = min(end, ends[which])
-            ends = (ends[0], end) if which else (end, "")
-            found[name] = known.setdefault(ends, ends)
-    names = sorted(found)
+            name = stem.removesuffix(mask_end)
+            end = sys.intern(stem[len(name) :] + extension)  # there are few different ones
+            if name in found:
+                doubled |= {name + found[name], name + end}
+                end = min(end, found[name])
+            found[name] = end
     problems = {
-        "without a mask": [name + found[name][0] for name in names if not found[name][1]],
-        "without an image": [name + found[name][1] for name in names if not found[name][0]],
+        "without a mask": [name + images[name] for name in sorted(images.keys() - masks.keys())],
+        "without an image": [name + masks[name] for name in sorted(masks.keys() - images.keys())],
         "doubled": sorted(doubled),
     }
     if any(problems.values()):
@@ -156,6 +154,9 @@ def find_pairs(data_dir: str | Path) -> Pairs:
             f"The files of {folders[0]} and {folders[1]} do not pair up: {told}.\n"
             f"Each train/<car>_<view>.jpg needs one train_masks/<car>_<view>_mask.gif. Add or remove files."
         )
-    if not names:
+    if not images:
         raise UserError(f"There is no image in {folders[0]}. Expected <car>_<view>.jpg, or another image format.")
-    return Pairs(data_dir, names, [found[name] for name in names])
+    names = sorted(images)
+    known: dict[tuple[str, str], tuple[str, str]] = {}  # so that equal ends are one object
+    pairs_of_ends = ((images[name], masks[name]) for name in names)
+    return Pairs(data_dir, names, [known.setdefault(ends, ends) for ends in pairs_of_ends])
