@@ -20,6 +20,7 @@ import re
 import shutil
 import sys
 import threading
+import time
 import zlib
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -32,7 +33,7 @@ from torch import Tensor
 
 from utils.errors import UserError
 from utils.files import NO_SPACE, fsync_directory, removed_afterwards, sweep_temporaries
-from utils.lock import LOCK_FILE, locked
+from utils.lock import LOCK_FILE, PATIENCE, locked
 
 MAGIC = "plainloop pixels 1"
 HEADER_SIZE = 4096  # bytes
@@ -213,15 +214,17 @@ def decode_all(file: BinaryIO, shape: tuple[int, int, int, int], decode: Decode,
             checksums[index] = zlib.crc32(record)
         return len(indices)
 
-    if not sys.stderr.isatty():
-        print(f"Decoding {num_samples:,} {what} once, for the cache ...", file=sys.stderr, flush=True)
+    has_said, started = sys.stderr.isatty(), time.monotonic()  # a terminal has the bar
     with (
-        tqdm(total=num_samples, desc=f"decoding {what} once", unit="image", disable=None) as bar,
+        tqdm(total=num_samples, desc=f"decoding {what} once", unit="image", delay=PATIENCE, disable=None) as bar,
         ThreadPoolExecutor(num_cores()) as pool,
     ):
         try:
             for done in pool.map(decode_chunk, range(0, num_samples, CHUNK)):  # no more are begun when one raises
                 bar.update(done)
+                if not has_said and time.monotonic() - started >= PATIENCE:
+                    print(f"Decoding {num_samples:,} {what} once, for the cache ...", file=sys.stderr, flush=True)
+                    has_said = True
         finally:
             is_over = True
     return checksums

@@ -49,7 +49,6 @@ def has_all(cache, otherwise=never):
     return all(np.array_equal(cache.gather([i], otherwise)[0].numpy(), decode(i)) for i in range(SHAPE[0]))
 
 
-
 # ---- the file --------------------------------------------------------------------------------------------------------
 def test_the_second_run_decodes_nothing(tmp_path):
     assert has_all(open_in(tmp_path / "new" / "cache"))
