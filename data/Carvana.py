@@ -55,13 +55,13 @@ def augment_batch(images: Tensor, masks: Tensor, draws: Tensor) -> tuple[Tensor,
         masks: (N, H, W); is changed.
         draws: (N, 3) in [0, 1): of each sample, whether it is flipped, and its brightness and contrast.
     """
-    flipped = draws[:, 0] < 0.5
-    images[flipped], masks[flipped] = images[flipped].flip(-1), masks[flipped].flip(-1)
+    for i in (draws[:, 0] < 0.5).nonzero().flatten().tolist():
+        images[i], masks[i] = images[i].flip(-1), masks[i].flip(-1)
     brightness, contrast = (0.8 + 0.4 * draws[:, 1:].double()).float().T[..., None, None, None]  # (N, 1, 1, 1) each
     images *= brightness
     # In double precision the sum of up to 1.7 million 8-bit values is exact. So neither the number of threads, which
     # sum parts, nor the size of the batch changes a bit of it.
-    means = images.flatten(1).mean(1, dtype=torch.float64).float()[:, None, None, None]
+    means = torch.stack([image.double().mean() for image in images]).float()[:, None, None, None]
     return images.sub_(means).mul_(contrast).add_(means).clamp_(0, 1), masks
 
 

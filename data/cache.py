@@ -80,11 +80,6 @@ class PixelCache:
             self._pixels, self._is_checked = map_records(self.path, self.shape), shared_flags(self.shape[0])
         return self._pixels
 
-    @property
-    def num_missing(self) -> int:
-        """Samples that could not be decoded."""
-        return int((self.checksums == MISSING).sum())
-
     def gather(self, indices: Sequence[int], decode: Decode) -> Tensor:
         """Return the records of samples, (B, C + 1, H, W) uint8.
 
