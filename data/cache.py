@@ -96,7 +96,10 @@ class PixelCache:
         """Return one record, (C + 1, H, W) uint8; see `gather`."""
         if self.checksums[index] == MISSING:
             return decode(index)
-        record = self.pixels[index]
+        try:
+            record = self.pixels[index]
+        except (OSError, ValueError):  # the file was removed, or cut, before a process that was not forked mapped it
+            return decode(index)
         if self._is_checked[index]:
             return record
         if zlib.crc32(record) != self.checksums[index]:

@@ -19,7 +19,9 @@ from data.cache import HEADER_SIZE, KEPT, PixelCache, cache_directories, open_or
 from data.Carvana import CachedCarvana, augment_batch, augment_pair, build_carvana
 from data.data_entry import build_eval_loader, to_load_from
 from data.sampler import UpdateLoader
+from eval_seg_on_carvana import EvaluatorSeg
 from trainer_seg_on_carvana import TrainerSeg
+from utils.checkpoint import load_checkpoint, save_checkpoint
 from utils.errors import UserError
 
 SHAPE = (5, 4, 3, 2)
@@ -109,6 +111,15 @@ def test_a_cache_survives_pickling_and_copying(tmp_path):
     for other in (pickle.loads(pickle.dumps(cache)), copy.deepcopy(cache)):
         assert has_all(other)
     assert len(pickle.dumps(cache)) < 1000
+
+
+def test_a_copy_whose_file_has_gone_decodes_and_the_first_one_still_has_it(tmp_path):
+    cache = open_in(tmp_path)
+    other = pickle.loads(pickle.dumps(cache))
+    cache_file(tmp_path).unlink()
+    assert has_all(other, decode) and has_all(cache)
+    with pytest.raises(UserError, match="sample 0 is wrong"):
+        pickle.loads(pickle.dumps(cache)).gather([0], refuse)
 
 
 # ---- damage ----------------------------------------------------------------------------------------------------------
@@ -486,3 +497,10 @@ def test_a_cache_directory_that_cannot_be_made_is_an_error_of_one_line(build, tm
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="--cache_dir"):
         build("--cache_dir", tmp_path / "file", task=TrainerSeg)
+
+
+def test_a_checkpoint_outside_a_run_does_not_say_where_the_cache_is_written(seg_run, tmp_path):
+    state = load_checkpoint(seg_run / "UNet_best_ckpt.pth")
+    options = {**state["options"], "cache_dir": str(tmp_path / "theirs")}
+    save_checkpoint({**state, "options": options}, tmp_path / "a.pth")
+    assert EvaluatorSeg.parse_options(["--model_path", str(tmp_path / "a.pth")]).cache_dir is None
