@@ -45,7 +45,7 @@ MAY_CHANGE = (
     "n_epoch", "patience", "description", "output_dir", "data_dir", "data_device", "pretrained", "model_path",
     "micro_batch_size", "eval_batch_size", "num_workers", "worker_timeout", "skip_bad_samples", "gpu_devices",
     "parallel", "compile", "channels_last", "deterministic", "log_every", "save_every", "save_every_steps", "keep",
-    "max_time", "nan_policy", "max_skips",
+    "max_time", "nan_policy", "max_skips", "cache", "cache_dir",
 )  # fmt: skip
 
 
@@ -121,7 +121,7 @@ def harmless_options(options: dict[str, Any], path: str | Path) -> dict[str, Any
         options: of the checkpoint; those of a run directory may name it.
         path: where the checkpoint is.
     """
-    left_out = () if is_run_dir(Path(path).parent) else ("output_dir",)
+    left_out = () if is_run_dir(Path(path).parent) else ("output_dir", "cache_dir")
     if not Path(str(options.get("data_dir", ""))).is_dir():
         left_out = (*left_out, "data_dir")  # it would be made
     return {name: value for name, value in options.items() if name not in left_out}

@@ -12,7 +12,7 @@ from utils.draw import contact_sheet, save_picture
 from utils.func import move_to
 from utils.meter import AvgMeter
 from utils.metrics import Dice, IoU, MeanImageDice
-from utils.options import BoolAction, OptionParser, number, one_of
+from utils.options import BoolAction, OptionParser, file_path, number, one_of
 
 
 class EvaluatorSeg(EvaluatorBase):
@@ -32,6 +32,12 @@ class EvaluatorSeg(EvaluatorBase):
         add("--up", type=one_of(("bilinear", "transposed")), default="bilinear", metavar="HOW",
             help="up-sampling: bilinear, or transposed convolution")
         add("--deep_supervision", action=BoolAction, default=False, help="UNet++: a loss at every depth")
+        add("--cache", action=BoolAction, default=True,
+            help="decode each image once, and keep the pixels in a file for this run and later ones. Changes speed, "
+            "not results. Not done for images of their own size (--mode padding), --debug and --limit_batches")
+        add("--cache_dir", type=file_path, default=None, metavar="DIR",
+            help="where the decoded images are kept (default: .cache in --data_dir, or in ~/.cache/plainloop when that "
+            "cannot be written)")
 
     @classmethod
     def add_test_options(cls, parser: OptionParser) -> None:

@@ -6,82 +6,32 @@ masks with such names work. The parts are cut by car, because two views of one c
 """
 
 import hashlib
-import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from data.masks import ClassMap, image_size, load_image, load_mask, scan_masks
+from data.cache import PixelCache, cache_directories, open_or_build
+from data.masks import (
+    PIXELS_VERSION,
+    ClassMap,
+    decoder_versions,
+    image_size,
+    read_classes,
+    read_pixels,
+    scan_masks,
+    to_float,
+)
+from data.pairs import MaskPaths, Pairs, find_pairs
 from data.split import split_by_group
 from utils.errors import UserError, nearest
+from utils.seed import mix
 
-EXTENSIONS = {".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".gif", ".webp", ".ppm", ".pgm"}
 MODES = ("direct", "padding")
-
-
-class Pair(NamedTuple):
-    """One sample: "<car>_<view>", the car, and the two files."""
-
-    name: str
-    car: str
-    image_path: str
-    mask_path: str
-
-
-def list_images(folder: Path, name_of: Callable[[str], str]) -> dict[str, list[Path]]:
-    """Return the image files of a folder by sample name; `name_of` turns the stem of a file into that name."""
-    found: dict[str, list[Path]] = {}
-    for path in sorted(folder.iterdir()):
-        if path.suffix.lower() in EXTENSIONS and not path.name.startswith("."):
-            found.setdefault(name_of(path.stem), []).append(path)
-    return found
-
-
-def find_pairs(data_dir: str | Path) -> list[Pair]:
-    """Return the images of `data_dir/train` with their masks of `data_dir/train_masks`, sorted by name.
-
-    Raises:
-        UserError: a directory is missing or empty, or the files do not pair up one to one.
-    """
-    folders = [Path(data_dir, "train"), Path(data_dir, "train_masks")]
-    for folder in folders:
-        if not folder.is_dir():
-            raise UserError(
-                f"There is no directory {folder}. Unpack train.zip and train_masks.zip of the Kaggle competition "
-                f'"Carvana Image Masking Challenge" into {data_dir}, or make data of the same layout:\n'
-                f"python -m data.make_carvana_like --data_dir {data_dir} --cars 32 --views 16 --size 480x320"
-            )
-    images = list_images(folders[0], str)
-    masks = list_images(folders[1], lambda stem: stem.removesuffix("_mask"))
-    problems = {
-        "without a mask": [images[name][0].name for name in sorted(images.keys() - masks.keys())],
-        "without an image": [masks[name][0].name for name in sorted(masks.keys() - images.keys())],
-        "doubled": [path.name for paths in (*images.values(), *masks.values()) for path in paths if len(paths) > 1],
-    }
-    if any(problems.values()):
-        told = "; ".join(f"{kind}: {shorten(files)}" for kind, files in problems.items() if files)
-        raise UserError(
-            f"The files of {folders[0]} and {folders[1]} do not pair up: {told}.\n"
-            f"Each train/<car>_<view>.jpg needs one train_masks/<car>_<view>_mask.gif. Add or remove files."
-        )
-    if not images:
-        raise UserError(f"There is no image in {folders[0]}. Expected <car>_<view>.jpg, or another image format.")
-    names = sorted(images)
-    return [Pair(name, car_of(name), str(images[name][0]), str(masks[name][0])) for name in names]
-
-
-def car_of(name: str) -> str:
-    """Return the car of "<car>_<view>": what stands before the last underscore; all of it when there is none."""
-    return name.rpartition("_")[0] or name
-
-
-def shorten(files: list[str], most: int = 10) -> str:
-    more = f" and {len(files) - most} more ({len(files)} in all)" if len(files) > most else ""
-    return ", ".join(files[:most]) + more
+LINES = 1000  # that are hashed at once
 
 
 def augment_pair(image: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
@@ -93,26 +43,41 @@ def augment_pair(image: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         image: float32 (C, H, W) in [0, 1].
         mask: int64 (H, W).
     """
-    flip, brightness, contrast = torch.rand(3).tolist()
-    if flip < 0.5:
-        image, mask = image.flip(-1), mask.flip(-1)
-    image = image * (0.8 + 0.4 * brightness)
-    mean = image.mean()
-    image = mean + (image - mean) * (0.8 + 0.4 * contrast)
-    return image.clamp(0, 1), mask
+    images, masks = augment_batch(image[None].clone(), mask[None].clone(), torch.rand(1, 3))
+    return images[0], masks[0]
+
+
+def augment_batch(images: Tensor, masks: Tensor, draws: Tensor) -> tuple[Tensor, Tensor]:
+    """Augment a batch; each sample gets the same bits as alone, see `augment_pair`.
+
+    Args:
+        images: float32 (N, C, H, W) in [0, 1]; is changed.
+        masks: (N, H, W); is changed.
+        draws: (N, 3) in [0, 1): of each sample, whether it is flipped, and its brightness and contrast.
+    """
+    for i in (draws[:, 0] < 0.5).nonzero().flatten().tolist():
+        images[i], masks[i] = images[i].flip(-1), masks[i].flip(-1)
+    brightness, contrast = (0.8 + 0.4 * draws[:, 1:].double()).float().T[..., None, None, None]  # (N, 1, 1, 1) each
+    images *= brightness
+    # In double precision the sum of up to 1.7 million 8-bit values is exact. So neither the number of threads, which
+    # sum parts, nor the size of the batch changes a bit of it.
+    means = torch.stack([image.double().mean() for image in images]).float()[:, None, None, None]
+    return images.sub_(means).mul_(contrast).add_(means).clamp_(0, 1), masks
 
 
 class CarvanaDataset(Dataset):
     """Images with their masks, read from files.
 
     Args:
-        pairs: the samples, see `find_pairs`.
+        pairs: the samples, see `data.pairs.find_pairs`.
         class_map: which colour of the masks is which class, see `data.masks.scan_masks`.
         size: width and height to resize to; None keeps each image's own size.
         n_channels: 3 for RGB, 1 for grey.
         augment: whether to flip and to change brightness and contrast at random, see `augment_pair`.
         report: what the scan of the masks found, for the log.
         summary: how many samples each part holds, for the log.
+        cache: whether `cached` shall keep the decoded pixels in a file.
+        cache_dir: the directory of that file, see `data.cache.cache_directories`.
 
     Attributes:
         names: "<car>_<view>" of each sample.
@@ -122,36 +87,43 @@ class CarvanaDataset(Dataset):
 
     def __init__(
         self,
-        pairs: Sequence[Pair],
+        pairs: Pairs,
         class_map: ClassMap,
         size: tuple[int, int] | None = None,
         n_channels: int = 3,
         augment: bool = False,
         report: str = "",
         summary: str = "",
+        cache: bool = False,
+        cache_dir: str | Path | None = None,
     ):
-        self.pairs = list(pairs)
+        self.pairs = pairs
         self.class_map = class_map
         self.size = size
         self.n_channels = n_channels
         self.is_random = augment
         self.report = report
         self.summary = summary
-        self.names = [pair.name for pair in self.pairs]
-        self.groups = [pair.car for pair in self.pairs]
+        self.cache = cache
+        self.cache_dir = cache_dir
+        self.cache_note = ""
+        self.names = pairs.names
+        self.groups = pairs.cars()
 
     def __len__(self) -> int:
         return len(self.pairs)
 
     def fingerprint(self) -> str:
         """SHA-256 of the names and the sizes of the files, which is quick and finds most changes."""
-        lines = [
-            f"{pair.name} {os.path.getsize(pair.image_path)} {os.path.getsize(pair.mask_path)}" for pair in self.pairs
-        ]
-        return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+        digest, sizes = hashlib.sha256(), self.pairs.status()[:, [0, 2]]
+        for first in range(0, len(self), LINES):
+            named = zip(self.names[first : first + LINES], sizes[first : first + LINES].tolist(), strict=True)
+            text = "\n".join(f"{name} {image} {mask}" for name, (image, mask) in named)
+            digest.update(("\n" * (first > 0) + text).encode(errors="surrogateescape"))
+        return digest.hexdigest()
 
-    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
-        """Return the image, float32 (C, H, W) in [0, 1], and the mask, int64 (H, W)."""
+    def read(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+        """Return the pixels, uint8 (C, H, W), and the classes, int64 (H, W), of a sample from its files."""
         _, _, image_path, mask_path = self.pairs[index]
         sizes = image_size(image_path), image_size(mask_path)
         if sizes[0] != sizes[1]:
@@ -159,9 +131,93 @@ class CarvanaDataset(Dataset):
                 f"{image_path} has {sizes[0][0]} x {sizes[0][1]} pixels, but {mask_path} has {sizes[1][0]} x "
                 f"{sizes[1][1]}. An image and its mask must be of one size."
             )
-        image = load_image(image_path, self.n_channels, self.size)  # (C, H, W)
-        mask = load_mask(mask_path, self.class_map, self.size)  # (H, W)
+        pixels = read_pixels(image_path, self.n_channels, self.size)
+        return pixels, read_classes(mask_path, self.class_map, self.size)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        """Return the image, float32 (C, H, W) in [0, 1], and the mask, int64 (H, W)."""
+        pixels, classes = self.read(index)
+        image, mask = to_float(torch.from_numpy(pixels)), torch.from_numpy(classes)
         return augment_pair(image, mask) if self.is_random else (image, mask)
+
+    # ---- decoded once --------------------------------------------------------------------------------------------
+    def cached(self) -> Dataset:
+        """Return a data set that gives the same samples from a cache, which is made now if need be; or this one."""
+        if not self.cache or self.size is None or len(self.class_map.codes) > 256:  # classes are kept in one byte
+            return self
+        directories = cache_directories(self.pairs.data_dir, self.cache_dir)
+        shape = (len(self), self.n_channels + 1, self.size[1], self.size[0])
+        cache = open_or_build(directories, self.cache_key(), shape, self.decode, is_needed=self.cache_dir is not None)
+        if cache is None:
+            return self
+        self.cache_note = f"decoded images and masks are in {cache.path.parent}"
+        return CachedCarvana(self, cache)
+
+    def cache_key(self) -> str:
+        """SHA-256 of all that the pixels depend on: the files by name, size and time, and how they are read."""
+        read_how = (PIXELS_VERSION, decoder_versions(), self.size, self.n_channels, self.class_map)
+        digest = hashlib.sha256(repr(read_how).encode())
+        for first in range(0, len(self), LINES):
+            part = slice(first, first + LINES)
+            digest.update(repr((self.names[part], self.pairs.ends[part])).encode(errors="surrogateescape"))
+        digest.update(self.pairs.status())
+        return digest.hexdigest()
+
+    def decode(self, index: int) -> np.ndarray:
+        """Return the record of a sample in the cache, uint8 (C + 1, H, W): the channels, and the classes below them."""
+        pixels, classes = self.read(index)
+        return np.concatenate([pixels, classes[None].astype(np.uint8)])
+
+
+class CachedCarvana(Dataset):
+    """Gives the samples of a `CarvanaDataset` from a cache, whole batches at once, each with the same bits.
+
+    Args:
+        dataset: has what is not in the cache, and says whether samples are augmented.
+        cache: the records of all samples.
+    """
+
+    def __init__(self, dataset: CarvanaDataset, cache: PixelCache):
+        self.dataset = dataset
+        self.cache = cache
+        self.names = dataset.names
+        self.groups = dataset.groups
+        self.is_random = dataset.is_random
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    @staticmethod
+    def collate_fn(batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        """Nothing is left to do."""
+        return batch
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        """Return the image, float32 (C, H, W) in [0, 1], and the mask, int64 (H, W)."""
+        image, mask = (of_batch[0] for of_batch in self.plain([range(len(self))[index]]))
+        return augment_pair(image, mask) if self.is_random else (image, mask)
+
+    def __getitems__(self, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """Return the images, float32 (N, C, H, W) in [0, 1], and the masks, int64 (N, H, W), of a batch."""
+        images, masks = self.plain(indices)
+        return augment_batch(images, masks, torch.rand(len(images), 3)) if self.is_random else (images, masks)
+
+    def get_batch(self, keys: Sequence[tuple[int, int]], seed: int) -> tuple[Tensor, Tensor]:
+        """Return a batch like `__getitems__`, in which what is random is a function of (seed, epoch, index) each.
+
+        Args:
+            keys: epoch and index of each sample.
+            seed: of the run.
+        """
+        generator = torch.Generator()
+        seeds = [mix(seed, epoch, index) for epoch, index in keys]
+        draws = torch.stack([torch.rand(3, generator=generator.manual_seed(one)) for one in seeds])  # (N, 3)
+        return augment_batch(*self.plain([index for _, index in keys]), draws)
+
+    def plain(self, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """The batch before augmentation."""
+        records = self.cache.gather(indices, self.dataset.decode)  # (N, C + 1, H, W)
+        return to_float(records[:, :-1]), records[:, -1].long()
 
 
 def build_carvana(
@@ -177,6 +233,8 @@ def build_carvana(
     mode: str = "direct",
     augment: bool = False,
     max_bad_samples: int = 0,
+    cache: bool = True,
+    cache_dir: str | Path | None = None,
 ) -> dict[str, CarvanaDataset]:
     """Return the data sets `train`, `val` and `test`, with no car in two of them.
 
@@ -189,6 +247,7 @@ def build_carvana(
         mode: "direct" resizes the images of all parts; "padding" leaves those of val and test at their own size.
         augment: whether to augment the training images, see `augment_pair`.
         max_bad_samples: how many masks may be bad, for loaders that leave them out.
+        cache, cache_dir: see `CarvanaDataset`.
 
     Raises:
         UserError: an option out of range, files that are missing or do not fit together, a part that is empty.
@@ -201,9 +260,9 @@ def build_carvana(
         if value < 1:
             raise UserError(f"{option} {value} is out of range: give 1 or more.")
     pairs = find_pairs(data_dir)
-    cars = [pair.car for pair in pairs]
+    cars = pairs.cars()
     parts = split_by_group(cars, train_val_sample_rate, test_sample_rate, val_split, split_seed)
-    class_map, report = scan_masks([pair.mask_path for pair in pairs], n_classes, max_bad=max_bad_samples)
+    class_map, report = scan_masks(MaskPaths(pairs), n_classes, max_bad=max_bad_samples)
     using = ", ".join(f"{len(indices):,} for {part}" for part, indices in parts.items())
     summary = f"{len(pairs):,} images of {len(set(cars)):,} cars; using {using}"
     if sum(map(len, parts.values())) < len(pairs):
@@ -211,7 +270,8 @@ def build_carvana(
     datasets = {}
     for part, indices in parts.items():
         size = (patch_size, patch_size) if mode == "direct" or part == "train" else None
-        chosen = [pairs[index] for index in indices]
         random = augment and part == "train"
-        datasets[part] = CarvanaDataset(chosen, class_map, size, n_channels, random, report, summary)
+        datasets[part] = CarvanaDataset(
+            pairs.select(indices), class_map, size, n_channels, random, report, summary, cache, cache_dir
+        )
     return datasets

@@ -7,10 +7,12 @@ Each part is a map-style `torch.utils.data.Dataset`. What else the template uses
     names       list of str, one per sample, for messages and file names; without, no leak can be noticed
     groups      list of str, one per sample: what must not be torn apart by a split (default: the names)
     is_random   False when a sample is always the same, so that no seed is set per sample (default: True)
-    collate_fn  how samples become a batch; with `__getitems__`, whole batches are fetched at once
+    collate_fn  how samples become a batch; with `__getitems__`, whole batches are fetched at once, and with
+                `get_batch(keys, seed)` also when samples are random; keys are pairs (epoch, index)
     in_memory   True when it can be loaded without a DataLoader, and held on the GPU, see data/memory.py
+    cached()    the data set that samples are loaded from (default: this one); called before processes are started
     fingerprint()   a digest of the data, for provenance.json (default: of the names)
-    summary, report   lines for the log
+    summary, report, cache_note   lines for the log
 """
 
 import hashlib
@@ -24,7 +26,7 @@ from torch.utils.data import BatchSampler, Dataset
 from data.choose_workers import choose_workers
 from data.loader import WatchedLoader
 from data.memory import MemoryLoader, MemoryUpdateLoader, is_in_memory, place_data
-from data.sampler import SeededDataset, UpdateLoader
+from data.sampler import UpdateLoader, seeded_dataset
 from utils.checkpoint import load_file
 from utils.errors import UserError
 
@@ -35,6 +37,7 @@ DATA_TYPES = {
 }
 DEBUG_BATCHES = 3  # of each part, with --debug
 PARTS = ("train", "val", "test")
+LOG_LINES = ("report", "summary", "cache_note")
 
 
 def data_types(task: str | None) -> list[str]:
@@ -61,6 +64,8 @@ def build_datasets(opt: Namespace) -> dict[str, Dataset]:
             mode=opt.mode,
             augment=getattr(opt, "augment", False),  # an option of training only
             max_bad_samples=getattr(opt, "skip_bad_samples", 0),
+            cache=opt.cache and not (opt.debug or opt.limit_batches),  # a few batches are no reason to decode all
+            cache_dir=opt.cache_dir,
             **split,
         )
     if opt.data_type in ("FashionMNIST", "FashionMNISTSample"):
@@ -81,7 +86,7 @@ def build_loaders(
     opt: Namespace, datasets: dict[str, Dataset], eval_batch_size: int, device: torch.device
 ) -> tuple[UpdateLoader | MemoryUpdateLoader, WatchedLoader | MemoryLoader]:
     """Return the loader of the training updates and that of the validation batches, for training on `device`."""
-    dataset = datasets["train"]
+    dataset = to_load_from(datasets["train"])
     report = settle_workers(opt, dataset, opt.micro_batch_size or opt.batch_size, "train")
     order = (opt.batch_size, opt.micro_batch_size, opt.seed, opt.limit_batches)
     if loads_from_memory(opt, dataset):
@@ -97,6 +102,7 @@ def build_loader_of_part(
 ) -> WatchedLoader | MemoryLoader:
     """Return the loader that evaluates a part of the data."""
     limit = DEBUG_BATCHES if opt.debug else opt.limit_batches
+    dataset = to_load_from(dataset)
     report = settle_workers(opt, dataset, batch_size, part)
     if loads_from_memory(opt, dataset):
         loader = MemoryLoader(place_data(dataset, opt.data_device, device), batch_size, limit)
@@ -104,6 +110,10 @@ def build_loader_of_part(
         loader = build_eval_loader(dataset, batch_size, max_batches=limit, part=part, **how_to_load(opt, device))
     loader.report = report
     return loader
+
+
+def to_load_from(dataset: Dataset) -> Dataset:
+    return dataset.cached() if hasattr(dataset, "cached") else dataset
 
 
 def settle_workers(opt: Namespace, dataset: Dataset, batch_size: int, part: str) -> str:
@@ -148,7 +158,7 @@ def build_eval_loader(
     if is_random := getattr(dataset, "is_random", True):
         order = [(0, index) for index in order]  # the same random choices at every evaluation
     return WatchedLoader(
-        SeededDataset(dataset, seed=0) if is_random else dataset,
+        seeded_dataset(dataset, seed=0) if is_random else dataset,
         BatchSampler(order, batch_size, drop_last=False),
         collate_fn=getattr(dataset, "collate_fn", None),
         num_workers=num_workers,
@@ -182,7 +192,7 @@ def describe(datasets: dict[str, Dataset]) -> tuple[dict[str, list[str]], dict[s
 
 def data_notes(datasets: dict[str, Dataset], loader: Any = None) -> list[str]:
     """What the data sets and their loader have to say for the log, each line once."""
-    notes = [getattr(source, name, "") for source in (*datasets.values(), loader) for name in ("report", "summary")]
+    notes = [getattr(source, name, "") for source in (*datasets.values(), loader) for name in LOG_LINES]
     return [note for note in dict.fromkeys(notes) if note]
 
 

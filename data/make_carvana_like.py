@@ -18,6 +18,7 @@ from data.toy_car import BODY, Camera, Canvas, Car, Painter, design_car, disc
 from utils.errors import UserError
 from utils.options import OptionParser, file_path, number, shown
 
+CACHE = ".cache"  # what a training keeps there, see data/cache.py
 LAYOUT = (("train", ".jpg"), ("train_masks", "_mask.gif"))
 
 
@@ -156,7 +157,8 @@ def make_carvana_like(
     expected = {Path(folder, name + end) for _, _, name in jobs for folder, end in LAYOUT}
     try:
         for path in sorted(data_dir.rglob("*")):
-            if path.is_file() and path.relative_to(data_dir) not in expected:
+            inside = path.relative_to(data_dir)
+            if path.is_file() and inside not in expected and inside.parts[0] != CACHE:
                 raise UserError(f"--data_dir {data_dir} holds other files, such as {path}. Give a new directory.")
         for folder, _ in LAYOUT:
             (data_dir / folder).mkdir(parents=True, exist_ok=True)

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, __version__, features
 from torch import Tensor
 
 from utils.errors import UserError
@@ -27,6 +27,7 @@ MAX_VALUES = 256  # distinct colours in one file, above which it is no mask
 HALF = 128  # where the masks that went through JPEG are cut
 SCAN_THREADS = 4
 NAMED = 10  # bad masks in a message
+PIXELS_VERSION = 1  # to be raised with each change that gives other pixels or classes, since they are kept in caches
 
 
 @dataclass(frozen=True)
@@ -92,8 +93,8 @@ def unreadable(path: str | Path, error: Exception) -> UserError:
     return UserError(f"{path} cannot be read as an image ({error}). Replace it, or remove it and its partner.")
 
 
-def load_image(path: str | Path, n_channels: int = 3, size: tuple[int, int] | None = None) -> Tensor:
-    """Return an image file of any mode as float32 (C, H, W) in [0, 1].
+def read_pixels(path: str | Path, n_channels: int = 3, size: tuple[int, int] | None = None) -> np.ndarray:
+    """Return an image file of any mode as uint8 (C, H, W).
 
     Args:
         path: an image file: grey, colour, palette, CMYK, 16-bit grey; transparency is dropped.
@@ -112,11 +113,26 @@ def load_image(path: str | Path, n_channels: int = 3, size: tuple[int, int] | No
     image = image.convert(mode)
     if size is not None:
         image = image.resize(size, Image.Resampling.BILINEAR)
-    pixels = torch.from_numpy(np.array(image)).reshape(image.height, image.width, n_channels)  # (H, W, C)
-    return pixels.permute(2, 0, 1).contiguous().float() / 255  # (C, H, W)
+    pixels = np.asarray(image).reshape(image.height, image.width, n_channels)  # (H, W, C)
+    return np.array(pixels.transpose(2, 0, 1), order="C")  # (C, H, W)
 
 
-def load_mask(path: str | Path, class_map: ClassMap, size: tuple[int, int] | None = None) -> Tensor:
+def load_image(path: str | Path, n_channels: int = 3, size: tuple[int, int] | None = None) -> Tensor:
+    """Return an image file of any mode as float32 (C, H, W) in [0, 1]; see `read_pixels`."""
+    return to_float(torch.from_numpy(read_pixels(path, n_channels, size)))
+
+
+def decoder_versions() -> tuple[str | None, ...]:
+    """The versions of what decodes, on which the pixels of a JPEG depend to the last bit."""
+    return __version__, features.version("jpg"), features.version("libjpeg_turbo")
+
+
+def to_float(pixels: Tensor) -> Tensor:
+    """Turn uint8 into float32 in [0, 1]."""
+    return pixels.float().div_(255)
+
+
+def read_classes(path: str | Path, class_map: ClassMap, size: tuple[int, int] | None = None) -> np.ndarray:
     """Return a mask file as classes, int64 (H, W).
 
     Args:
@@ -141,7 +157,12 @@ def load_mask(path: str | Path, class_map: ClassMap, size: tuple[int, int] | Non
             f"{path} holds the value {code_text(code)}, but the masks scanned before hold only "
             f"{codes_text(class_map.codes)}. Mend the file, or give a larger --n_classes if it is a class of its own."
         )
-    return torch.from_numpy(classes)
+    return classes
+
+
+def load_mask(path: str | Path, class_map: ClassMap, size: tuple[int, int] | None = None) -> Tensor:
+    """Return a mask file as classes, int64 (H, W); see `read_classes`."""
+    return torch.from_numpy(read_classes(path, class_map, size))
 
 
 def read_mask(path: str | Path, threshold_jpeg: bool = False) -> tuple[Image.Image, str]:

@@ -98,6 +98,17 @@ class SeededDataset(Dataset):
             return self.dataset[index]
 
 
+class SeededBatches(SeededDataset):
+    """The same for a data set that makes whole batches itself: its `get_batch(keys, seed)` seeds each sample."""
+
+    def __getitems__(self, keys: list[tuple[int, int]]) -> Any:
+        return self.dataset.get_batch(keys, self.seed)
+
+
+def seeded_dataset(dataset: Dataset, seed: int) -> SeededDataset:
+    return (SeededBatches if hasattr(dataset, "get_batch") else SeededDataset)(dataset, seed)
+
+
 @dataclass
 class Update:
     """What one optimizer update learns from.
@@ -139,7 +150,7 @@ class UpdateLoader(WatchedLoader):
         is_random = getattr(dataset, "is_random", True)
         self.device = device
         super().__init__(
-            SeededDataset(dataset, seed) if is_random else dataset,
+            seeded_dataset(dataset, seed) if is_random else dataset,
             UpdateSampler(len(dataset), batch_size, micro_batch_size, seed, max_updates, keyed=is_random),
             collate_fn=getattr(dataset, "collate_fn", None),
             num_workers=num_workers,

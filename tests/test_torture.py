@@ -68,7 +68,7 @@ def test_a_save_may_die_at_any_boundary(monkeypatch):
     ("task", "flags", "module", "name", "instead"),
     [
         (WithDropout, (), trainer_module, "set_random_state", lambda state: None),
-        (TrainerSeg, ("--augment", "--num_workers", 2), sampler, "seeded", switched_off.not_seeded),
+        (TrainerSeg, ("--augment", "--num_workers", 2, "--no-cache"), sampler, "seeded", switched_off.not_seeded),
     ],
 )
 def test_what_is_switched_off_is_seen(build, train, monkeypatch, task, flags, module, name, instead):

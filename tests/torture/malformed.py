@@ -95,7 +95,7 @@ VANILLA = {
 SEG = {
     "data_type": Choice(("Carvana",)), "model_type": Choice(("UNet", "UNetpp")), "deep_supervision": BOOL,
     "loss_type": Choice(("CEDice", "PixelCE", "Dice")), "patch_size": Number(True, low=16), "width": WHOLE,
-    "mode": Choice(("direct", "padding")), "up": Choice(("bilinear", "transposed")),
+    "mode": Choice(("direct", "padding")), "up": Choice(("bilinear", "transposed")), "cache": BOOL, "cache_dir": PATH,
 }  # fmt: skip
 KINDS = {
     "trainer_vanilla": {**SHARED, **TRAIN, **VANILLA},
