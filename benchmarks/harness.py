@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import date
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,11 +28,11 @@ from utils.provenance import command_line, version
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "docs" / "benchmarks.md"
 BEGIN, END = "<!-- figures: begin -->", "<!-- figures: end -->"
-ORDER = ("vanilla_epoch", "evaluation", "unet_step", "unet_dice", "time_to_accuracy", "startup", "gpu")  # on the page
+ORDER = ("vanilla_epoch", "evaluation", "unet_step", "time_to_accuracy", "startup", "gpu")  # on the page
 LEAST_RUNS = 5  # for a figure that is written down
 TIMEOUT = 1800  # seconds that a run may take; then it hangs
 ANSWER = "RESULT "  # begins the line on which a run tells its figures
-NOT_SETTINGS = ("runs", "write", "record", "case", "variants", "one")  # what does not change a single run
+NOT_SETTINGS = ("runs", "write", "record", "case", "variants", "one", "number")  # what does not change a single run
 PEERS = ("torchvision", "lightning", "accelerate")
 
 Runs = dict[str, list[dict[str, Any]]]  # by variant: the figures of each run
@@ -107,6 +108,7 @@ class Case:
         marks: what the figures should reach.
         columns: what is shown of each variant.
         needs_gpu: left out on a machine without a CUDA GPU.
+        is_long: left out unless --case names it.
     """
 
     name: str
@@ -116,6 +118,7 @@ class Case:
     marks: Sequence[Mark] = ()
     columns: Sequence[Column] = (Column("seconds", "seconds"), MEMORY)
     needs_gpu: bool = False
+    is_long: bool = False
 
 
 @dataclass(frozen=True)
@@ -199,9 +202,19 @@ def run_here(case: Case, variant: str, opt: argparse.Namespace) -> None:
     print(ANSWER + json.dumps(figures), flush=True)
 
 
-def run_in_process(benchmark: Benchmark, case: Case, variant: str, argv: Sequence[str], threads: int) -> dict[str, Any]:
-    """Make one run in a new process and return its figures; UserError with its last words when it fails."""
-    command = [sys.executable, "-m", f"benchmarks.{benchmark.name}", *argv, "--case", case.name, "--one", variant]
+def run_in_process(
+    benchmark: Benchmark, case: Case, variant: str, number: int, argv: Sequence[str], threads: int
+) -> dict[str, Any]:
+    """Make one run in a new process and return its figures; UserError with its last words when it fails.
+
+    Args:
+        benchmark, case, variant: what to run.
+        number: of the run, from 0; a seed where runs should differ.
+        argv: the command line of the benchmark, which is that of the run, too.
+        threads: of torch; 0 leaves it to torch.
+    """
+    command = [sys.executable, "-m", f"benchmarks.{benchmark.name}", *argv]
+    command += [f"--number={number}", "--case", case.name, "--one", variant]
     environment = os.environ | {"OMP_NUM_THREADS": str(threads)} if threads else None
     try:
         done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=TIMEOUT, check=False)
@@ -225,7 +238,7 @@ def recorded(path: str | None, benchmark: Benchmark, case: Case, settings: dict[
 
 
 def measure(
-    benchmark: Benchmark, case: Case, opt: argparse.Namespace, run: Callable[[str], dict[str, Any]]
+    benchmark: Benchmark, case: Case, opt: argparse.Namespace, run: Callable[[str, int], dict[str, Any]]
 ) -> tuple[Runs, dict[str, str]]:
     """Run the variants in turn until each has `opt.runs`; return their figures, and why some failed.
 
@@ -234,7 +247,7 @@ def measure(
     Args:
         benchmark, case: what is measured.
         opt: its options.
-        run: makes one run of the variant with this name, in a process of its own.
+        run: makes a run of the variant with this name and that number, in a process of its own.
     """
     names = [name for name in case.variants if not opt.variants or name in opt.variants]
     settings, failed = settings_of(opt), {}
@@ -242,7 +255,7 @@ def measure(
     while left := [name for name in names if name not in failed and len(runs.get(name, [])) < opt.runs]:
         name = min(left, key=lambda name: len(runs.get(name, [])))  # the first of those with the fewest
         try:
-            figures = run(name)
+            figures = run(name, len(runs.get(name, [])))
         except UserError as error:
             failed[name] = str(error)
             print(f"  {case.name} {name}: FAILED: {error}", file=sys.stderr, flush=True)
@@ -340,6 +353,8 @@ def build_parser(benchmark: Benchmark) -> OptionParser:
     add("--record", type=file_path, default=None, metavar="FILE",
         help="append each run to FILE, and count the runs with the same options that are there already")
     add("--write", action=BoolAction, default=False, help=f"put the tables into {PAGE.relative_to(ROOT)}")
+    add("--number", type=number(int, low=0), default=0, metavar="N",
+        help="with --one: the number of the run, the seed where runs should differ (default: 0)")
     add("--one", type=one_of(names), default=None, metavar="NAME",
         help="make one run of this variant in this process, and print its figures as JSON")
     benchmark.add_options(parser)
@@ -351,7 +366,8 @@ def run_benchmark(benchmark: Benchmark, argv: Sequence[str] | None = None) -> No
     argv = list(sys.argv[1:] if argv is None else argv)
     parser = build_parser(benchmark)
     opt = parser.parse_args(argv)
-    cases = [benchmark.by_name[name] for name in opt.case] if opt.case else list(benchmark.cases)
+    shorter = [case.name for case in benchmark.cases if not case.is_long]
+    cases = [benchmark.by_name[name] for name in opt.case or shorter]
     if opt.one:
         if len(cases) != 1 or opt.one not in cases[0].variants:
             parser.error("--one needs --case with the one table that has this variant")
@@ -363,7 +379,7 @@ def run_benchmark(benchmark: Benchmark, argv: Sequence[str] | None = None) -> No
         if case.needs_gpu and not has_gpu():
             print(f"{case.title}: left out, there is no CUDA GPU.", file=sys.stderr)
             continue
-        one_run = lambda name, case=case: run_in_process(benchmark, case, name, argv, opt.threads)  # noqa: E731
+        one_run = partial(run_in_process, benchmark, case, argv=argv, threads=opt.threads)
         runs, failed = measure(benchmark, case, opt, one_run)
         num_failed += len(failed)
         table = table_of(case, runs, failed)

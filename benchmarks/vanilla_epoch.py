@@ -52,7 +52,8 @@ def run(opt: argparse.Namespace, loop: str, batch_size: int, gpu: bool, **settin
             return getattr(loops, loop)(job, **settings)
         flags = [f"--{name}={value}" for name, value in sizes.items()]
         flags += ["--data_type=FashionMNIST", f"--data_dir={data_dir}", "--seed=0"]
-        return loops.plainloop(job, [*flags, f"--gpu_devices={0 if gpu else 'cpu'}", *opt.flags])
+        flags += [f"--gpu_devices={0 if gpu else 'cpu'}", *(f"--{flag}" for flag in opt.flags)]
+        return loops.plainloop(job, flags)
 
 
 def build_case(batch_size: int, at_most: float, gpu: bool = False) -> Case:
@@ -94,7 +95,7 @@ def add_options(parser: OptionParser) -> None:
         help="where FashionMNIST is; without it, the sample stands in (default: ./Dataset)")
     add("--epochs", type=number(int, low=2, high=1000), default=3, metavar="N",
         help="epochs of each run; the first is not measured (default: 3)")
-    add("--flags", nargs="*", default=[], metavar="NAME=VALUE", help="further options of the trainer")
+    add("--flags", nargs="*", default=[], metavar="NAME=VALUE", help="further options of the trainer, without their --")
 
 
 BENCHMARK = Benchmark(

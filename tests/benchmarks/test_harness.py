@@ -70,13 +70,13 @@ def test_what_failed_is_told_and_has_no_ratio(benchmark):
 
 # ---- runs ------------------------------------------------------------------------------------------------------------
 def test_the_variants_take_turns(benchmark):
-    asked = []
-    runs, failed = measure(benchmark, benchmark.cases[0], options(), lambda name: asked.append(name) or {"seconds": 1})
+    asked, case = [], benchmark.cases[0]
+    runs, failed = measure(benchmark, case, options(), lambda name, _: asked.append(name) or {"seconds": 1})
     assert asked == ["a", "b", "a", "b"] and failed == {} and [len(of) for of in runs.values()] == [2, 2]
 
 
 def test_a_variant_that_fails_does_not_stop_the_others(benchmark):
-    def run(name):
+    def run(name, number):
         if name == "a":
             raise UserError("it is not installed")
         return {"seconds": 1}
@@ -87,10 +87,10 @@ def test_a_variant_that_fails_does_not_stop_the_others(benchmark):
 
 def test_recorded_runs_count_when_they_had_the_same_options(benchmark, tmp_path):
     opt, case, asked = options(record=str(tmp_path / "runs")), benchmark.cases[0], []
-    run = lambda name: asked.append(name) or {"seconds": len(asked)}  # noqa: E731
+    run = lambda name, number: asked.append(f"{name}{number}") or {"seconds": len(asked)}  # noqa: E731
     measure(benchmark, case, options(record=opt.record, runs=1), run)
     runs, _ = measure(benchmark, case, opt, run)
-    assert asked == ["a", "b", "a", "b"] and runs["a"] == [{"seconds": 1}, {"seconds": 3}]
+    assert asked == ["a0", "b0", "a1", "b1"] and runs["a"] == [{"seconds": 1}, {"seconds": 3}]
     measure(benchmark, case, options(record=opt.record, threads=2), run)
     assert len(asked) == 8
 
@@ -102,10 +102,10 @@ def test_a_run_is_a_process_of_its_own_and_its_last_words_are_told(monkeypatch, 
     (package / "fake.py").write_text(program + "else: sys.exit('fake.py: error: out of luck')\n")
     monkeypatch.chdir(tmp_path)
     case = benchmark.cases[0]
-    first, second = (harness.run_in_process(benchmark, case, "a", [], threads=1) for _ in range(2))
+    first, second = (harness.run_in_process(benchmark, case, "a", 0, [], threads=1) for _ in range(2))
     assert first != second
     with pytest.raises(UserError, match=r"^out of luck$"):
-        harness.run_in_process(benchmark, case, "b", [], threads=1)
+        harness.run_in_process(benchmark, case, "b", 0, [], threads=1)
 
 
 def test_a_run_answers_with_its_figures_and_the_machine(capsys, benchmark):
@@ -131,12 +131,12 @@ def test_only_whole_measurements_are_written(benchmark, capsys):
 def test_missed_marks_are_told_and_failed_variants_end_with_status_1(benchmark, monkeypatch, capsys):
     case = Case("small", "Small", "", {"a": None, "b": None}, [Mark("a / b", "a", "b", at_most=0.5)])
     answers = {"a": {"seconds": 2.0, "machine": "here"}, "b": {"seconds": 2.0, "machine": "here"}}
-    monkeypatch.setattr(harness, "run_in_process", lambda benchmark, case, name, *rest: answers[name])
+    monkeypatch.setattr(harness, "run_in_process", lambda benchmark, case, name, *rest, **more: answers[name])
     with pytest.raises(SystemExit) as end:
         harness.run_benchmark(Benchmark("fake", "", [case]), ["--runs", "2"])
     assert end.value.code == 0 and capsys.readouterr().out.splitlines()[-1].endswith("**missed** by 0.5 (100%) |")
 
-    def fail(*arguments):
+    def fail(*arguments, **more):
         raise UserError("gone")
 
     monkeypatch.setattr(harness, "run_in_process", fail)
