@@ -2,6 +2,8 @@
 # make test   run the tests
 # make lint   run the linter
 # make torture   try to break it: kills, full disks, damaged files; writes docs/reliability.md
+# make bench   the short benchmarks, under 10 minutes; writes docs/benchmarks.md
+# make bench-all   all of them, about two hours
 # make clean  remove the environment
 #
 # Both make what they need first, in .venv. PYTHON=python3.12 takes another interpreter.
@@ -10,7 +12,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint torture clean
+.PHONY: demo test lint torture bench bench-all clean
 
 demo: $(VENV)/installed
 	$(BIN)/python -m examples.demo
@@ -24,6 +26,21 @@ lint: $(VENV)/installed-dev
 torture: $(VENV)/installed-dev
 	$(BIN)/python -m tests.torture --write $(TORTURE_ARGS)
 
+# BENCH_ARGS goes to each benchmark that reads FashionMNIST: make bench BENCH_ARGS="--data_dir /data/fashion-mnist"
+bench: $(VENV)/installed-bench
+	$(BIN)/python -m benchmarks.vanilla_epoch --case batch64 --epochs 2 --write $(BENCH_ARGS)
+	$(BIN)/python -m benchmarks.evaluation --write $(BENCH_ARGS)
+	$(BIN)/python -m benchmarks.unet_step --write
+	$(BIN)/python -m benchmarks.startup --write $(BENCH_ARGS)
+
+bench-all: $(VENV)/installed-bench
+	$(BIN)/python -m benchmarks.vanilla_epoch --write $(BENCH_ARGS)
+	$(BIN)/python -m benchmarks.evaluation --write $(BENCH_ARGS)
+	$(BIN)/python -m benchmarks.unet_step --case step dice --write
+	$(BIN)/python -m benchmarks.time_to_accuracy --write $(BENCH_ARGS)
+	$(BIN)/python -m benchmarks.startup --write $(BENCH_ARGS)
+	$(BIN)/python -m benchmarks.gpu --write
+
 clean:
 	rm -rf $(VENV)
 
@@ -35,4 +52,8 @@ $(VENV)/installed: requirements.txt
 
 $(VENV)/installed-dev: requirements-dev.txt $(VENV)/installed
 	$(BIN)/python -m pip install -r requirements-dev.txt
+	@touch $@
+
+$(VENV)/installed-bench: requirements-bench.txt $(VENV)/installed
+	$(BIN)/python -m pip install -r requirements-bench.txt
 	@touch $@

@@ -10,15 +10,14 @@ and range over the seeds, with the command, the hardware, the versions and the d
 import argparse
 import contextlib
 import datetime
-import os
 import platform
 import statistics
 import sys
 import tempfile
-from pathlib import Path
 
 import torch
 
+from benchmarks.harness import processor
 from eval_seg_on_carvana import EvaluatorSeg
 from eval_vanilla import EvaluatorVanilla
 from trainer_seg_on_carvana import TrainerSeg
@@ -27,15 +26,6 @@ from utils.options import OptionParser, number, one_of, run_main
 from utils.provenance import command_line
 
 TASKS = {"vanilla": (TrainerVanilla, EvaluatorVanilla, "accuracy"), "carvana": (TrainerSeg, EvaluatorSeg, "dice")}
-
-
-def processor() -> str:
-    """The name of the processor and the number of cores that this process may use."""
-    name = platform.processor() or platform.machine()
-    with contextlib.suppress(OSError):
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-        name = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), name)
-    return f"{name}, {os.cpu_count()} cores, {torch.get_num_threads()} threads"
 
 
 def score(task: str, seed: int, flags: list[str], directory: str) -> tuple[float, int]:
