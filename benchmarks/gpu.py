@@ -28,7 +28,7 @@ from utils.errors import UserError
 from utils.options import BoolAction, OptionParser, number, one_of, run_main
 from utils.provenance import command_line
 
-MLP_SAMPLES, UNET_SAMPLES = 262_144, 256
+MLP_SAMPLES, UNET_SAMPLES = 1_048_576, 512
 CASES = {f"mlp_{size}": ("mlp", size) for size in (1024, 8192, 32768)} | {
     f"unet_{size}": ("unet", size) for size in (32, 64)
 }
@@ -70,10 +70,14 @@ def make_data(kind: str, num_samples: int, side: int):
 class Pictures:
     """Images (N, 3, H, W) float32 and masks (N, H, W) in memory, fetched by whole batches."""
 
-    is_random = False
+    is_random, in_memory = False, True
 
     def __init__(self, images, masks, names: list[str]):
         self.images, self.masks, self.names = images, masks, names
+        self.device, self.num_bytes = images.device, images.nbytes + masks.nbytes
+
+    def to(self, device):
+        return Pictures(self.images.to(device), self.masks.to(device), self.names)
 
     def __len__(self) -> int:
         return len(self.images)
@@ -84,7 +88,7 @@ class Pictures:
     def __getitems__(self, indices):
         import torch
 
-        indices = torch.as_tensor(indices)
+        indices = torch.as_tensor(indices, device=self.device)
         return self.images.index_select(0, indices), self.masks.index_select(0, indices)
 
     @staticmethod

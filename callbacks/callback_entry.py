@@ -13,7 +13,8 @@ from callbacks.console import Console
 from callbacks.csv_logger import CSVLogger
 from callbacks.progress_bar import ProgressBar
 from callbacks.tensorboard import TensorBoard
-from data.choose_workers import in_memory, usable_cores
+from data.choose_workers import usable_cores
+from data.memory import is_in_memory
 from utils.advice import data_advice
 
 
@@ -34,7 +35,7 @@ def advise(options: Mapping[str, Any], trainer, share: float) -> str:
         options["num_workers"],
         usable_cores(),
         was_measured=bool(getattr(trainer.train_loader, "report", "")),
-        in_memory=in_memory(trainer.datasets["train"]),
+        in_memory=is_in_memory(trainer.datasets["train"]),
         can_cache=options.get("cache", True) in (None, False, "no", "none"),
         can_move=options.get("data_device") == "cpu" and trainer.device.type == "cuda",
         patch_size=options.get("patch_size"),

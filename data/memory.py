@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch.utils.data import Dataset
 
-from data.sampler import Update, UpdateSampler, epoch_order
+from data.sampler import Update, UpdateSampler, epoch_permutation
 from data.watched import Batch
 from utils.errors import UserError
 from utils.func import map_tensors
@@ -142,12 +142,12 @@ class MemoryUpdateLoader:
         """Yield each update of `epoch`, leaving out its first `start` samples."""
         batch_size, piece = self.sampler.batch_size, self.sampler.micro_batch_size
         at_once = max(1, SAMPLES_AT_ONCE // batch_size) * batch_size
-        order = epoch_order(len(self.dataset), self.sampler.seed, epoch)[: self.num_samples]
-        on_device = torch.tensor(order, device=self.dataset.device)
+        order = epoch_permutation(len(self.dataset), self.sampler.seed, epoch)[: self.num_samples]
+        on_device = order.to(self.dataset.device)
         for first in range(start // at_once * at_once, self.num_samples, at_once):
             data = self.dataset.__getitems__(on_device[first : first + at_once])
             for begin in range(max(first, start), min(first + at_once, self.num_samples), batch_size):
                 end = min(begin + batch_size, self.num_samples)
                 places = range(begin - first, end - first, piece)
                 micro_batches = [cut(data, place, min(place + piece, end - first)) for place in places]
-                yield Update(micro_batches, order[begin:end])
+                yield Update(micro_batches, order[begin:end].tolist())

@@ -18,10 +18,14 @@ from data.prefetch import prefetched
 from utils.seed import mix, seeded
 
 
+def epoch_permutation(num_samples: int, seed: int, epoch: int) -> torch.Tensor:
+    """The permutation of 0..num_samples-1 for one epoch (counted from 0), (num_samples,) int64."""
+    return torch.randperm(num_samples, generator=torch.Generator().manual_seed(mix(seed, epoch)))
+
+
 def epoch_order(num_samples: int, seed: int, epoch: int) -> list[int]:
-    """The permutation of 0..num_samples-1 for one epoch (counted from 0)."""
-    generator = torch.Generator().manual_seed(mix(seed, epoch))
-    return torch.randperm(num_samples, generator=generator).tolist()
+    """The same as a list."""
+    return epoch_permutation(num_samples, seed, epoch).tolist()
 
 
 class UpdateSampler:
