@@ -7,6 +7,7 @@ Each part is a map-style `torch.utils.data.Dataset`. What else the template uses
     names       list of str, one per sample, for messages and file names; without, no leak can be noticed
     groups      list of str, one per sample: what must not be torn apart by a split (default: the names)
     is_random   False when a sample is always the same, so that no seed is set per sample (default: True)
+    epoch_order(seed, epoch)   the order of an epoch, as a list of all indices (default: any sample may come anywhere)
     collate_fn  how samples become a batch; with `__getitems__`, whole batches are fetched at once
     fingerprint()   a digest of the data, for provenance.json (default: of the names)
     summary, report   lines for the log
@@ -29,6 +30,7 @@ DATA_TYPES = {
     "FashionMNISTSample": "classification",
     "FashionMNIST": "classification",
     "Carvana": "segmentation",
+    "CarvanaShards": "segmentation",
 }
 DEBUG_BATCHES = 3  # of each part, with --debug
 PARTS = ("train", "val", "test")
@@ -58,6 +60,21 @@ def build_datasets(opt: Namespace) -> dict[str, Dataset]:
             mode=opt.mode,
             augment=getattr(opt, "augment", False),  # an option of training only
             max_bad_samples=getattr(opt, "skip_bad_samples", 0),
+            **split,
+        )
+    if opt.data_type == "CarvanaShards":
+        from data.shards import build_carvana_shards
+
+        return build_carvana_shards(
+            opt.data_dir,
+            patch_size=opt.patch_size,
+            n_channels=opt.n_channels,
+            n_classes=opt.n_classes,
+            mode=opt.mode,
+            augment=getattr(opt, "augment", False),  # as is shuffle_shards, an option of training only
+            window=getattr(opt, "shuffle_shards", 1),
+            cache_dir=opt.shard_cache_dir,
+            cache_gb=opt.shard_cache_gb,
             **split,
         )
     if opt.data_type in ("FashionMNIST", "FashionMNISTSample"):
