@@ -32,9 +32,8 @@ class EvaluatorSeg(EvaluatorBase):
         add("--up", type=one_of(("bilinear", "transposed")), default="bilinear", metavar="HOW",
             help="up-sampling: bilinear, or transposed convolution")
         add("--deep_supervision", action=BoolAction, default=False, help="UNet++: a loss at every depth")
-        add = parser.add_argument_group("shards, with --data_type CarvanaShards").add_argument
         add("--shard_cache_dir", type=file_path, default="./Dataset/shard_cache", metavar="DIR",
-            help="with a URL as --data_dir: where to keep the shards used last")
+            help="CarvanaShards with a URL as --data_dir: where to keep the shards used last")
         add("--shard_cache_gb", type=number(float, above=0, high=10**6), default=10.0, metavar="GB",
             help="at most so much of them, in 10**9 bytes. Changes speed, not results")
 

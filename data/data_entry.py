@@ -66,17 +66,10 @@ def build_datasets(opt: Namespace) -> dict[str, Dataset]:
         from data.shards import build_carvana_shards
 
         return build_carvana_shards(
-            opt.data_dir,
-            patch_size=opt.patch_size,
-            n_channels=opt.n_channels,
-            n_classes=opt.n_classes,
-            mode=opt.mode,
-            augment=getattr(opt, "augment", False),  # as is shuffle_shards, an option of training only
-            window=getattr(opt, "shuffle_shards", 1),
-            cache_dir=opt.shard_cache_dir,
-            cache_gb=opt.shard_cache_gb,
-            **split,
-        )
+            opt.data_dir, patch_size=opt.patch_size, n_channels=opt.n_channels, n_classes=opt.n_classes, mode=opt.mode,
+            augment=getattr(opt, "augment", False), window=getattr(opt, "shuffle_shards", 1),  # of training only
+            cache_dir=opt.shard_cache_dir, cache_gb=opt.shard_cache_gb, **split,
+        )  # fmt: skip
     if opt.data_type in ("FashionMNIST", "FashionMNISTSample"):
         from data.FashionMNIST import build_fashion_mnist, build_fashion_mnist_sample
 

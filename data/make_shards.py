@@ -15,11 +15,9 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from data.Carvana import Pair, find_pairs
-from data.masks import scan_masks
+from data.Carvana import Pair, build_carvana
 from data.shard_store import Member, Sample, Shard, load_webdataset
 from data.shards import FORMAT, INDEX_FILE, SAMPLE_NAME, SHARD_FILE
-from data.split import split_by_group
 from utils.errors import UserError
 from utils.files import write_json
 from utils.options import OptionParser, file_path, number
@@ -51,25 +49,16 @@ def write_shard(path: Path, pairs: Sequence[Pair]) -> Shard:
 def prepare(shards_dir: Path) -> None:
     """Make the directory, or empty it of shards that were never finished; UserError when it holds anything else."""
     shards_dir.mkdir(parents=True, exist_ok=True)
-    held = sorted(path for path in shards_dir.iterdir())
-    for path in held:
-        if not SHARD_FILE.fullmatch(path.name):
-            what = "finished shards" if path.name == INDEX_FILE else f"other files, such as {path}"
-            raise UserError(f"--shards_dir {shards_dir} holds {what}. Give a new directory.")
+    held = sorted(shards_dir.iterdir())
+    if others := [path.name for path in held if not SHARD_FILE.fullmatch(path.name)]:
+        what = "finished shards" if INDEX_FILE in others else f"other files, such as {others[0]}"
+        raise UserError(f"--shards_dir {shards_dir} holds {what}. Give a new directory.")
     for path in held:
         path.unlink()
 
 
 def make_shards(
-    data_dir: str | Path,
-    shards_dir: str | Path,
-    samples_per_shard: int = 256,
-    n_classes: int = 2,
-    *,
-    train_val_sample_rate: float = 1.0,
-    test_sample_rate: float = 0.02,
-    val_split: float = 0.15,
-    split_seed: int = 0,
+    data_dir: str | Path, shards_dir: str | Path, samples_per_shard: int = 256, n_classes: int = 2, **cut: float
 ) -> None:
     """Write the shards of all three parts, and last the index, without which they count as unfinished.
 
@@ -78,7 +67,7 @@ def make_shards(
         shards_dir: a directory that is new, empty, or holds shards of a call that did not end.
         samples_per_shard: from 1; the last shard of a part takes what is left.
         n_classes: the most values that may occur in the masks, see `data.masks.scan_masks`.
-        train_val_sample_rate, test_sample_rate, val_split, split_seed: see `data.split.split_by_group`.
+        cut: train_val_sample_rate, test_sample_rate, val_split and split_seed, see `data.split.split_by_group`.
 
     Raises:
         UserError: files that are missing or do not fit together, a name that a shard cannot hold, an empty part, or a
@@ -86,38 +75,28 @@ def make_shards(
     """
     load_webdataset()
     shards_dir = Path(shards_dir)
-    pairs = find_pairs(data_dir)
-    for pair in pairs:
+    datasets = build_carvana(data_dir, n_classes=n_classes, **cut)
+    for pair in (pair for dataset in datasets.values() for pair in dataset.pairs):
         if not SAMPLE_NAME.fullmatch(pair.name) or len(max(member_names(pair), key=len).encode()) > 100:
             raise UserError(f"{pair.image_path}: the name of a sample in a shard has at most 80 characters and no dot.")
-    cut = {
-        "train_val_sample_rate": train_val_sample_rate, "test_sample_rate": test_sample_rate, "val_split": val_split,
-        "split_seed": split_seed,
-    }  # fmt: skip
-    parts = split_by_group([pair.car for pair in pairs], **cut)
-    class_map, report = scan_masks([pair.mask_path for pair in pairs], n_classes)
-    using = ", ".join(f"{len(indices):,} for {part}" for part, indices in parts.items())
-    shards: dict[str, list[Shard]] = {part: [] for part in parts}
+    shards: dict[str, list[Shard]] = {part: [] for part in datasets}
     try:
         prepare(shards_dir)
-        with tqdm(total=sum(map(len, parts.values())), desc="making shards", unit="sample", disable=None) as bar:
-            for part, indices in parts.items():
-                for first in range(0, len(indices), samples_per_shard):
-                    chosen = [pairs[index] for index in indices[first : first + samples_per_shard]]
+        with tqdm(total=sum(map(len, datasets.values())), desc="making shards", unit="sample", disable=None) as bar:
+            for part, dataset in datasets.items():
+                for first in range(0, len(dataset), samples_per_shard):
                     path = shards_dir / f"{part}-{first // samples_per_shard:06d}.tar"
-                    shards[part].append(write_shard(path, chosen))
-                    bar.update(len(chosen))
+                    shards[part].append(write_shard(path, dataset.pairs[first : first + samples_per_shard]))
+                    bar.update(len(shards[part][-1].samples))
     except OSError as error:
         raise UserError(f"The shards cannot be written to {shards_dir}: {error}.") from error
     index = {
-        "format": FORMAT, "cut": cut, "n_classes": max(n_classes, 2), "codes": class_map.codes,
-        "threshold_jpeg": class_map.threshold_jpeg, "report": report,
-        "summary": f"{len(pairs):,} images of {len({pair.car for pair in pairs}):,} cars; in shards are {using}",
+        "format": FORMAT, "made_with": cut | {"n_classes": max(n_classes, 2)}, "codes": dataset.class_map.codes,
+        "threshold_jpeg": dataset.class_map.threshold_jpeg, "report": dataset.report, "summary": dataset.summary,
         "parts": {part: [shard._asdict() for shard in of_part] for part, of_part in shards.items()},
     }  # fmt: skip
     write_json(shards_dir / INDEX_FILE, index, indent=None)
-    total = sum(shard.num_bytes for of_part in shards.values() for shard in of_part)
-    print(f"{sum(map(len, shards.values())):,} shards, {total:,} bytes: {index['summary']}")
+    print(f"{dataset.summary}; {sum(map(len, shards.values())):,} shards in {shards_dir}")
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -148,13 +148,10 @@ class UpdateLoader(WatchedLoader):
         max_bad_samples: int = 0,
         part: str = "train",
     ):
-        is_random = getattr(dataset, "is_random", True)
+        is_random, order = getattr(dataset, "is_random", True), getattr(dataset, "epoch_order", None)
         super().__init__(
             SeededDataset(dataset, seed) if is_random else dataset,
-            UpdateSampler(
-                len(dataset), batch_size, micro_batch_size, seed, max_updates, keyed=is_random,
-                order=getattr(dataset, "epoch_order", None),
-            ),
+            UpdateSampler(len(dataset), batch_size, micro_batch_size, seed, max_updates, is_random, order),
             collate_fn=getattr(dataset, "collate_fn", None),
             num_workers=num_workers,
             persistent=True,

@@ -13,8 +13,7 @@ import tarfile
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from types import ModuleType
-from typing import BinaryIO, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 from urllib.parse import urlsplit
 
 from utils.errors import UserError
@@ -64,7 +63,7 @@ class NamedBytes(io.BytesIO):
         return self.name
 
 
-def load_webdataset() -> ModuleType:
+def load_webdataset() -> Any:
     """The library that writes and fetches shards; reading them needs nothing but the standard library."""
     try:
         import webdataset
@@ -77,16 +76,16 @@ def is_url(location: str | Path) -> bool:
     return "://" in str(location)
 
 
-def chunks_of(url: str) -> Iterator[bytes]:
-    """Yield the content of a URL; UserError when it cannot be had."""
-    gopen, stream = load_webdataset().gopen, None
+def chunks_of(place: str) -> Iterator[bytes]:
+    """Yield the content of a file or URL; UserError when it cannot be had."""
+    stream = None
     try:
-        with gopen(url) as stream:
+        with load_webdataset().gopen(place) if is_url(place) else open(place, "rb") as stream:
             while chunk := stream.read(CHUNK):
                 yield chunk
     except OSError as error:
-        status = getattr(stream, "status", None)
-        raise UserError(f"{url} cannot be fetched ({f'curl ended with {status}' if status else error}).") from None
+        status = getattr(stream, "status", None)  # of curl, whose error has a long text
+        raise UserError(f"{place} cannot be read ({f'curl ended with {status}' if status else error}).") from None
 
 
 class ShardStore:
@@ -115,17 +114,6 @@ class ShardStore:
     def place(self, file: str) -> str:
         return f"{self.location}/{file}"
 
-    def read_whole(self, file: str) -> bytes | None:
-        """The content of a small file that is not a shard; None when it is not there."""
-        if self.cache_dir:
-            return b"".join(chunks_of(self.place(file)))
-        try:
-            return Path(self.place(file)).read_bytes()
-        except FileNotFoundError:
-            return None
-        except OSError as error:
-            raise UserError(f"{self.place(file)} cannot be read: {error.strerror}.") from None
-
     def read(self, shard: Shard, members: Sequence[Member]) -> list[NamedBytes]:
         """The content of members of a shard.
 
@@ -134,63 +122,49 @@ class ShardStore:
         """
         if shard.file in self.refused:
             raise UserError(self.refused[shard.file])
-        found = []
-        with self.open_cached(shard) if self.cache_dir else self.open_in_place(shard) as file:
+        place, found = self.place(shard.file), []
+        with self.open(shard) as file:
             self.check(shard, file)
-            for member in members:
-                file.seek(member.offset - BLOCK)
-                header, content = file.read(BLOCK), file.read(member.num_bytes)
-                try:
-                    held = tarfile.TarInfo.frombuf(header, "utf-8", "surrogateescape")
-                    is_right = held.isreg() and (held.name, held.size) == (member.name, member.num_bytes)
-                except tarfile.TarError:
-                    is_right = False
-                if not is_right or len(content) != member.num_bytes:
-                    raise UserError(
-                        f"{self.place(shard.file)} does not hold {member.name} where the index says: the index is of "
-                        f"other shards. Make the shards again."
-                    )
-                found.append(NamedBytes(content, f"{member.name} in {self.place(shard.file)}"))
+            for name, offset, num_bytes in members:
+                file.seek(offset - BLOCK)
+                header, content = file.read(BLOCK), file.read(num_bytes)
+                # Where tar keeps the name, the size in octal, and the kind: a plain file.
+                held = (header[:100].rstrip(b"\0"), header[124:135], header[156:157], len(content))
+                if held != (name.encode(), b"%011o" % num_bytes, tarfile.REGTYPE, num_bytes):
+                    raise UserError(f"{place} does not hold {name} where the index says. Make the shards again.")
+                found.append(NamedBytes(content, f"{name} in {place}"))
         return found
 
     def check(self, shard: Shard, file: BinaryIO) -> None:
         """Refuse a file that is not the shard, the first time that it is seen."""
         status = os.fstat(file.fileno())
         identity = (status.st_dev, status.st_ino, status.st_mtime_ns, status.st_size)
-        if self.checked.get(shard.file) == identity:
-            return
-        is_right = status.st_size == shard.num_bytes and hashlib.file_digest(file, "sha256").hexdigest() == shard.sha256
-        if not is_right:
-            raise self.refuse(shard, file.name, status.st_size)
-        self.checked[shard.file] = identity
+        if self.checked.get(shard.file) != identity:
+            self.compare(shard, status.st_size, hashlib.file_digest(file, "sha256").hexdigest(), file.name)
+            self.checked[shard.file] = identity
 
-    def refuse(self, shard: Shard, where: str, num_bytes: int) -> UserError:
-        """The error of a shard that is not what it was; it is not read, or fetched, a second time."""
-        is_in_cache = self.cache_dir and not is_url(where)
-        mend = "Remove it, and it is fetched again." if is_in_cache else "Copy it again, or make the shards again."
-        sizes = f"it has {num_bytes:,} bytes, and {shard.num_bytes:,} were written"
-        what = sizes if num_bytes != shard.num_bytes else "its SHA-256 differs from the index"
-        self.refused[shard.file] = f"The shard {where} is damaged: {what}. {mend}"
-        return UserError(self.refused[shard.file])
+    def compare(self, shard: Shard, num_bytes: int, sha256: str, where: str | Path) -> None:
+        """Raise UserError for what is not the shard, which is then neither read nor fetched a second time."""
+        if (num_bytes, sha256) != (shard.num_bytes, shard.sha256):
+            self.refused[shard.file] = (
+                f"The shard {where} is damaged: it has {num_bytes:,} bytes of {shard.num_bytes:,}, and its SHA-256 "
+                f"differs from the index. Remove it, and copy it again or make the shards again."
+            )
+            raise UserError(self.refused[shard.file])
 
-    def open_in_place(self, shard: Shard) -> BinaryIO:
+    def open(self, shard: Shard) -> BinaryIO:
+        """Open a shard where it is, or in the cache: there it counts as used, and is fetched if it is not there."""
+        path = self.cache_dir / f"{shard.sha256}.tar" if self.cache_dir else self.place(shard.file)
         try:
-            return open(self.place(shard.file), "rb")
-        except OSError as error:
-            what = f"The shard {self.place(shard.file)} cannot be read: {error.strerror}"
-            raise UserError(f"{what}. Copy it again, or make the shards again.") from None
-
-    # ---- the bounded directory -----------------------------------------------------------------------------------
-    def open_cached(self, shard: Shard) -> BinaryIO:
-        """Open a shard in the directory, and note that it was used; fetch it if it is not there."""
-        path = self.cache_dir / f"{shard.sha256}.tar"
-        try:
+            if not self.cache_dir:
+                return open(path, "rb")
             with contextlib.suppress(FileNotFoundError):
                 os.utime(path, ns=(time.time_ns(), path.stat().st_mtime_ns))
                 return open(path, "rb")
             return self.fetch(shard, path)
         except OSError as error:
-            raise UserError(f"--shard_cache_dir {self.cache_dir} cannot be used: {error.strerror}.") from None
+            where = f"--shard_cache_dir {self.cache_dir} cannot be used" if self.cache_dir else f"{path} cannot be read"
+            raise UserError(f"{where}: {error.strerror}. That is where the shard {shard.file} should be.") from None
 
     def fetch(self, shard: Shard, path: Path) -> BinaryIO:
         """Fetch a shard, one process at a time, so that the bound holds; return it opened."""
@@ -205,14 +179,12 @@ class ShardStore:
 
     def make_room(self, num_bytes: int) -> None:
         """Remove the shards that were not used for the longest time, until so much more is within the bound."""
-        paths = [path for path in self.cache_dir.iterdir() if CACHED.fullmatch(path.name)]
-        kept = sorted((status.st_atime_ns, status.st_size, path) for path in paths for status in [path.stat()])
-        total = sum(size for _, size, _ in kept)
-        for _, size, path in kept:
-            if total + num_bytes <= self.cache_bytes:
-                break
-            path.unlink()
-            total -= size
+        kept = {path: path.stat() for path in self.cache_dir.iterdir() if CACHED.fullmatch(path.name)}
+        total = sum(status.st_size for status in kept.values())
+        for path in sorted(kept, key=lambda path: kept[path].st_atime_ns):
+            if total + num_bytes > self.cache_bytes:
+                path.unlink()
+                total -= kept[path].st_size
 
     def download(self, shard: Shard, path: Path) -> None:
         """Write a shard to the directory, whole and right or not at all."""
@@ -226,6 +198,5 @@ class ShardStore:
                         break
                     digest.update(chunk)
                     file.write(chunk)
-            if size != shard.num_bytes or digest.hexdigest() != shard.sha256:
-                raise self.refuse(shard, self.place(shard.file), size)
+            self.compare(shard, size, digest.hexdigest(), self.place(shard.file))
             os.replace(temporary, path)

@@ -16,12 +16,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
 
 from data.Carvana import CarvanaDataset, Pair
 from data.masks import ClassMap
 from data.sampler import epoch_order
-from data.shard_store import BLOCK, Member, Sample, Shard, ShardStore
+from data.shard_store import BLOCK, Member, Sample, Shard, ShardStore, chunks_of
 from utils.errors import UserError
 from utils.seed import mix
 
@@ -30,24 +29,21 @@ INDEX_FILE = "index.json"
 PARTS = ("train", "val", "test")
 SHARD_FILE = re.compile(rf"({'|'.join(PARTS)})-[0-9]{{6}}\.tar")
 SAMPLE_NAME = re.compile(r"[^./\\\x00-\x1f]{1,80}")  # a dot would end it; tar takes 100 bytes with the ending
-GB = 10**9
 
 
 def parse_shard(part: str, entry: dict[str, Any]) -> Shard:
     """Return a shard as the index states it; ValueError when that is impossible."""
     samples = tuple(Sample(n, group, Member(*image), Member(*mask)) for n, group, image, mask in entry["samples"])
     shard = Shard(entry["file"], entry["num_bytes"], entry["sha256"], samples)
-    if not SHARD_FILE.fullmatch(shard.file) or not shard.file.startswith(part):
-        raise ValueError(f"{shard.file!r} is no name of a shard of the {part} part")
-    if not re.fullmatch(r"[0-9a-f]{64}", shard.sha256) or type(shard.num_bytes) is not int or not samples:
-        raise ValueError(f"what it says of {shard.file} is impossible")
+    is_right = SHARD_FILE.fullmatch(shard.file) and shard.file.startswith(part)
+    if not (is_right and re.fullmatch(r"[0-9a-f]{64}", shard.sha256) and type(shard.num_bytes) is int and samples):
+        raise ValueError(f"what it says of the shard {shard.file!r} of the {part} part is impossible")
     for sample in samples:
-        if not SAMPLE_NAME.fullmatch(sample.name) or not isinstance(sample.group, str):
-            raise ValueError(f"{sample.name!r} is no name of a sample")
+        is_right = SAMPLE_NAME.fullmatch(sample.name) and isinstance(sample.group, str)
         for name, offset, size in (sample.image, sample.mask):
-            is_whole = type(offset) is int and type(size) is int and name.startswith(f"{sample.name}.")
-            if not is_whole or size < 0 or not BLOCK <= offset <= shard.num_bytes - size:
-                raise ValueError(f"the place of {name!r} is not in {shard.file}")
+            is_right = is_right and type(offset) is int and type(size) is int and name.startswith(f"{sample.name}.")
+            if not is_right or size < 0 or not BLOCK <= offset <= shard.num_bytes - size:
+                raise ValueError(f"what it says of {name!r} in {shard.file} is impossible")
     return shard
 
 
@@ -63,17 +59,14 @@ def parse_index(content: bytes, where: str) -> dict[str, Any]:
             raise ValueError(f"its format is {index['format']}, and this code reads {FORMAT}")
         index["class_map"] = ClassMap(tuple(map(int, index["codes"])), bool(index["threshold_jpeg"]))
         index["parts"] = {part: [parse_shard(part, entry) for entry in index["parts"][part]] for part in PARTS}
-        samples = {part: [sample for shard in index["parts"][part] for sample in shard.samples] for part in PARTS}
-        names = [sample.name for part in PARTS for sample in samples[part]]
-        groups = [{sample.group for sample in samples[part]} for part in PARTS]
+        samples = [[sample for shard in index["parts"][part] for sample in shard.samples] for part in PARTS]
+        names = [sample.name for of_part in samples for sample in of_part]
+        groups = [{sample.group for sample in of_part} for of_part in samples]
         if len(set(names)) < len(names) or len(set().union(*groups)) < sum(map(len, groups)):
             raise ValueError("a sample occurs twice, or a group in two parts")
-        for key, kind in (("cut", dict), ("n_classes", int), ("report", str), ("summary", str)):
-            if not isinstance(index[key], kind):
-                raise ValueError(f"{key} is {index[key]!r}")
+        index |= {"made_with": dict(index["made_with"]), "notes": (str(index["report"]), str(index["summary"]))}
     except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
-        told = f"{type(error).__name__}: {error}" if isinstance(error, KeyError) else str(error)
-        raise UserError(f"{where} is no index of shards, or damaged ({told[:200]}). Make the shards again.") from None
+        raise UserError(f"{where} is no index of shards, or damaged ({error!r:.200}). Make the shards again.") from None
     return index
 
 
@@ -94,50 +87,32 @@ def window_order(sizes: Sequence[int], window: int, seed: int, epoch: int) -> li
     shards = torch.randperm(len(sizes), generator=generator).tolist()
     order: list[int] = []
     for first in range(0, len(shards), window):
-        mixed = shards[first : first + window]
-        samples = [i for shard in mixed for i in range(ends[shard] - sizes[shard], ends[shard])]
+        samples = [i for s in shards[first : first + window] for i in range(ends[s] - sizes[s], ends[s])]
         order += [samples[i] for i in torch.randperm(len(samples), generator=generator).tolist()]
     return order
 
 
-class CarvanaShards(Dataset):
+class CarvanaShards(CarvanaDataset):
     """Images with their masks, read from shards; a sample is what `CarvanaDataset` makes of the same two files.
 
     Args:
         shards: the shards of one part.
         store: reads them.
-        class_map, size, n_channels, augment, report, summary: see `CarvanaDataset`.
         window: how many shards an epoch mixes at a time, see `window_order`.
+        how: class_map, size, n_channels, augment, report and summary, see `CarvanaDataset`.
 
     Attributes:
         names, groups, is_random: see `CarvanaDataset`.
     """
 
-    def __init__(
-        self,
-        shards: Sequence[Shard],
-        store: ShardStore,
-        class_map: ClassMap,
-        size: tuple[int, int] | None = None,
-        n_channels: int = 3,
-        augment: bool = False,
-        window: int = 4,
-        report: str = "",
-        summary: str = "",
-    ):
+    def __init__(self, shards: Sequence[Shard], store: ShardStore, window: int, *how: Any):
         self.shards = list(shards)
         self.store = store
-        self.how = (class_map, size, n_channels, augment)
-        self.is_random = augment
         self.window = window
-        self.report = report
-        self.summary = summary
+        self.how = how
         self.places = [(shard, sample) for shard in self.shards for sample in shard.samples]
-        self.names = [sample.name for _, sample in self.places]
-        self.groups = [sample.group for _, sample in self.places]
-
-    def __len__(self) -> int:
-        return len(self.places)
+        pairs = [Pair(name, group, image.name, mask.name) for _, (name, group, image, mask) in self.places]
+        super().__init__(pairs, *how)
 
     def fingerprint(self) -> str:
         """SHA-256 of the shards' own."""
@@ -155,18 +130,10 @@ class CarvanaShards(Dataset):
 
 
 def build_carvana_shards(
-    data_dir: str | Path,
-    *,
-    patch_size: int = 256,
-    n_channels: int = 3,
-    n_classes: int = 2,
-    mode: str = "direct",
-    augment: bool = False,
-    window: int = 4,
-    cache_dir: str | Path = "./Dataset/shard_cache",
-    cache_gb: float = 10.0,
+    data_dir: str | Path, *, patch_size: int = 256, n_channels: int = 3, n_classes: int = 2, mode: str = "direct",
+    augment: bool = False, window: int = 4, cache_dir: str | Path = "./shard_cache", cache_gb: float = 10.0,
     **cut: float,
-) -> dict[str, CarvanaShards]:
+) -> dict[str, CarvanaShards]:  # fmt: skip
     """Return the data sets `train`, `val` and `test`, as the shards were cut.
 
     Args:
@@ -181,29 +148,27 @@ def build_carvana_shards(
     """
     if n_channels not in (1, 3):
         raise UserError(f"--n_channels {n_channels} does not fit images: give 3 for RGB or 1 for grey.")
-    store = ShardStore(data_dir, cache_dir, int(cache_gb * GB))
-    content = store.read_whole(INDEX_FILE)
-    if content is None:
+    store = ShardStore(data_dir, cache_dir, int(cache_gb * 10**9))
+    place = store.place(INDEX_FILE)
+    if not store.cache_dir and not Path(place).is_file():
         raise UserError(
-            f"There is no {store.place(INDEX_FILE)}. Give the directory of the shards as --data_dir, or make them:\n"
+            f"There is no {place}. Give the directory of the shards as --data_dir, or make them:\n"
             f"python -m data.make_shards --data_dir ./Dataset/Carvana --shards_dir {data_dir}"
         )
-    index = parse_index(content, store.place(INDEX_FILE))
-    asked, made = cut | {"n_classes": max(n_classes, 2)}, index["cut"] | {"n_classes": index["n_classes"]}
+    index = parse_index(b"".join(chunks_of(place)), place)
+    asked, made = cut | {"n_classes": max(n_classes, 2)}, index["made_with"]
     if others := [name for name in asked if asked[name] != made.get(name)]:
         flags = " ".join(f"--{name} {made.get(name)}" for name in others)
         raise UserError(f"These shards were made with other values of {', '.join(others)}: give {flags}")
     if store.cache_dir:
-        parts = ((index["parts"]["train"], window), (index["parts"]["val"], 1), (index["parts"]["test"], 1))
-        needed = max(sum(sorted(shard.num_bytes for shard in shards)[-most:]) for shards, most in parts)
+        sizes = {part: sorted(shard.num_bytes for shard in shards) for part, shards in index["parts"].items()}
+        needed = max(sum(sizes["train"][-window:]), *sizes["val"], *sizes["test"])
         if needed > store.cache_bytes:
-            raise UserError(
-                f"--shard_cache_gb {cache_gb:g} is too small to mix --shuffle_shards {window}: give {needed / GB:g} or "
-                f"more, twice as much with loading processes."
-            )
+            least = f"{needed / 1e9:g} or more, twice as much with loading processes"
+            raise UserError(f"--shard_cache_gb {cache_gb:g} is too small for --shuffle_shards {window}: give {least}.")
     datasets = {}
     for part, shards in index["parts"].items():
         size = (patch_size, patch_size) if mode == "direct" or part == "train" else None
-        how = (index["class_map"], size, n_channels, augment and part == "train")
-        datasets[part] = CarvanaShards(shards, store, *how, window, index["report"], index["summary"])
+        how = (index["class_map"], size, n_channels, augment and part == "train", *index["notes"])
+        datasets[part] = CarvanaShards(shards, store, window, *how)
     return datasets

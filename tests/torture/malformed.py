@@ -91,13 +91,14 @@ VANILLA = {
     "loss_type": Choice(("CE",)), "label_smoothing": SHARE,
 }  # fmt: skip
 SEG = {
-    "data_type": Choice(("Carvana",)), "model_type": Choice(("UNet", "UNetpp")), "deep_supervision": BOOL,
-    "loss_type": Choice(("CEDice", "PixelCE", "Dice")), "patch_size": Number(True, low=16), "width": WHOLE,
-    "mode": Choice(("direct", "padding")), "up": Choice(("bilinear", "transposed")),
+    "data_type": Choice(("Carvana", "CarvanaShards")), "model_type": Choice(("UNet", "UNetpp")),
+    "deep_supervision": BOOL, "loss_type": Choice(("CEDice", "PixelCE", "Dice")), "patch_size": Number(True, low=16),
+    "width": WHOLE, "mode": Choice(("direct", "padding")), "up": Choice(("bilinear", "transposed")),
+    "shard_cache_dir": PATH, "shard_cache_gb": Number(above=0, high=1e6),
 }  # fmt: skip
 KINDS = {
     "trainer_vanilla": {**SHARED, **TRAIN, **VANILLA},
-    "trainer_seg_on_carvana": {**SHARED, **TRAIN, **SEG, "augment": BOOL},
+    "trainer_seg_on_carvana": {**SHARED, **TRAIN, **SEG, "augment": BOOL, "shuffle_shards": Number(True, 1, 10**6)},
     "eval_vanilla": {**SHARED, **TEST, **VANILLA},
     "eval_seg_on_carvana": {**SHARED, **TEST, **SEG, "n_snap": WHOLE},
     "configcmp": {},
