@@ -227,15 +227,16 @@ def test_loading_processes_share_the_room(made, server, tmp_path):
         assert sum(path.stat().st_size for path in cache.glob("[0-9a-f]*.tar")) <= bound
 
 
-def test_the_shard_that_was_not_used_for_the_longest_time_goes(made, server, tmp_path):
+@pytest.mark.parametrize(("often", "seldom"), [(0, 1), (1, 0)])
+def test_the_shard_that_was_not_used_for_the_longest_time_goes(made, server, often, seldom, tmp_path):
     (url, asked, _), cache = server, tmp_path / "cache"
     cache.mkdir()
     (cache / "notes.tar").write_bytes(b"not a shard" * 10**5)
     (cache / f".{'0' * 64}.tar.999999.tmp").write_bytes(b"left by a process that was killed")
     dataset = build(url, window=2, cache_dir=cache, cache_gb=2 * largest(made) / 1e9)["train"]
-    for index in (0, 3, 0, 6, 0, 3):  # shards 0, 1, 0, 2 (1 goes), 0, 1 again
-        dataset[index]
-    assert [int(name[6:12]) for name in asked[1:]] == [0, 1, 2, 1]
+    for shard in (often, seldom, often, 2, often, seldom):
+        dataset[3 * shard]
+    assert [int(name[6:12]) for name in asked[1:]] == [often, seldom, 2, seldom]
     assert (cache / "notes.tar").exists() and not list(cache.glob("*.tmp")) and not list(cache.glob(".*.tmp"))
 
 
