@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from data.data_entry import DEBUG_BATCHES, data_types
+from data.shard_store import is_url
 from loss.loss_entry import loss_types
 from model.model_entry import NETWORK_OPTIONS, model_types
 from utils.checkpoint import options_of
@@ -45,7 +46,7 @@ MAY_CHANGE = (
     "n_epoch", "patience", "description", "output_dir", "data_dir", "data_device", "pretrained", "model_path",
     "micro_batch_size", "eval_batch_size", "num_workers", "worker_timeout", "skip_bad_samples", "gpu_devices",
     "parallel", "compile", "channels_last", "deterministic", "log_every", "save_every", "save_every_steps", "keep",
-    "max_time", "nan_policy", "max_skips", "cache", "cache_dir",
+    "max_time", "nan_policy", "max_skips", "cache", "cache_dir", "shard_cache_dir", "shard_cache_gb",
 )  # fmt: skip
 
 
@@ -118,11 +119,12 @@ def harmless_options(options: dict[str, Any], path: str | Path) -> dict[str, Any
     """The options of a checkpoint without those that would make a program write where the file says.
 
     Args:
-        options: of the checkpoint; those of a run directory may name it.
+        options: of the checkpoint; those of a run directory may name it, and what the data is fetched from and to.
         path: where the checkpoint is.
     """
-    left_out = () if is_run_dir(Path(path).parent) else ("output_dir", "cache_dir")
-    if not Path(str(options.get("data_dir", ""))).is_dir():
+    is_own, data_dir = is_run_dir(Path(path).parent), str(options.get("data_dir", ""))
+    left_out = () if is_own else ("output_dir", "cache_dir", "shard_cache_dir")
+    if not Path(data_dir).is_dir() and not (is_own and is_url(data_dir)):
         left_out = (*left_out, "data_dir")  # it would be made
     return {name: value for name, value in options.items() if name not in left_out}
 

@@ -38,6 +38,10 @@ class EvaluatorSeg(EvaluatorBase):
         add("--cache_dir", type=file_path, default=None, metavar="DIR",
             help="where the decoded images are kept (default: .cache in --data_dir, or in ~/.cache/plainloop when that "
             "cannot be written)")
+        add("--shard_cache_dir", type=file_path, default="./Dataset/shard_cache", metavar="DIR",
+            help="CarvanaShards with a URL as --data_dir: where to keep the shards used last")
+        add("--shard_cache_gb", type=number(float, above=0, high=10**6), default=10.0, metavar="GB",
+            help="at most so much of them, in 10**9 bytes. Changes speed, not results")
 
     @classmethod
     def add_test_options(cls, parser: OptionParser) -> None:

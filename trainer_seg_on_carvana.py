@@ -6,7 +6,7 @@ import torch
 
 from eval_seg_on_carvana import EvaluatorSeg
 from trainer import TrainerBase
-from utils.options import BoolAction, OptionParser
+from utils.options import BoolAction, OptionParser, number
 
 
 class TrainerSeg(TrainerBase):
@@ -36,9 +36,10 @@ class TrainerSeg(TrainerBase):
 
     @classmethod
     def add_options(cls, parser: OptionParser) -> None:
-        parser.add_argument_group("augmentation").add_argument(
-            "--augment", action=BoolAction, default=False, help="train on flipped, brighter and darker images"
-        )
+        add = parser.add_argument_group("training images").add_argument
+        add("--augment", action=BoolAction, default=False, help="train on flipped, brighter and darker images")
+        add("--shuffle_shards", type=number(int, low=1, high=10**6), default=4, metavar="N",
+            help="CarvanaShards: an epoch mixes the samples of N shards at a time")
 
     def compute_loss(self, batch: Any) -> torch.Tensor:
         images, masks = batch  # (N, 3, H, W), (N, H, W)

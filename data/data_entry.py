@@ -7,6 +7,7 @@ Each part is a map-style `torch.utils.data.Dataset`. What else the template uses
     names       list of str, one per sample, for messages and file names; without, no leak can be noticed
     groups      list of str, one per sample: what must not be torn apart by a split (default: the names)
     is_random   False when a sample is always the same, so that no seed is set per sample (default: True)
+    epoch_order(seed, epoch)   the order of an epoch, as a list of all indices (default: any sample may come anywhere)
     collate_fn  how samples become a batch; with `__getitems__`, whole batches are fetched at once, and with
                 `get_batch(keys, seed)` also when samples are random; keys are pairs (epoch, index)
     in_memory   True when it can be loaded without a DataLoader, and held on the GPU, see data/memory.py
@@ -34,6 +35,7 @@ DATA_TYPES = {
     "FashionMNISTSample": "classification",
     "FashionMNIST": "classification",
     "Carvana": "segmentation",
+    "CarvanaShards": "segmentation",
 }
 DEBUG_BATCHES = 3  # of each part, with --debug
 PARTS = ("train", "val", "test")
@@ -68,6 +70,14 @@ def build_datasets(opt: Namespace) -> dict[str, Dataset]:
             cache_dir=opt.cache_dir,
             **split,
         )
+    if opt.data_type == "CarvanaShards":
+        from data.shards import build_carvana_shards
+
+        return build_carvana_shards(
+            opt.data_dir, patch_size=opt.patch_size, n_channels=opt.n_channels, n_classes=opt.n_classes, mode=opt.mode,
+            augment=getattr(opt, "augment", False), window=getattr(opt, "shuffle_shards", 1),  # of training only
+            cache_dir=opt.shard_cache_dir, cache_gb=opt.shard_cache_gb, **split,
+        )  # fmt: skip
     if opt.data_type in ("FashionMNIST", "FashionMNISTSample"):
         from data.FashionMNIST import build_fashion_mnist, build_fashion_mnist_sample
 

@@ -1,11 +1,11 @@
 """The order of the data: which samples each optimizer update sees.
 
-The order of an epoch is a function of (seed, epoch) alone. An update takes the next `batch_size` samples of that order
-and may be cut into micro-batches. So a position is two numbers, (epoch, samples done), and neither the number of
-workers nor the size of the micro-batches changes what is learned.
+The order of an epoch is a function of (seed, epoch) alone, also where a data set has an order of its own. An update
+takes the next `batch_size` samples of that order and may be cut into micro-batches. So a position is two numbers,
+(epoch, samples done), and neither the number of workers nor the size of the micro-batches changes what is learned.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
@@ -38,6 +38,10 @@ class UpdateSampler:
         seed: seed of the order.
         max_updates: end an epoch after so many updates; None for all.
         keyed: give (epoch, index) instead of index, for a `SeededDataset`.
+        order: the order of an epoch as a function of (seed, epoch); None for `epoch_order`.
+
+    Raises, on iterating:
+        ValueError: `order` does not give each sample once.
     """
 
     def __init__(
@@ -48,6 +52,7 @@ class UpdateSampler:
         seed: int = 0,
         max_updates: int | None = None,
         keyed: bool = False,
+        order: Callable[[int, int], Sequence[int]] | None = None,
     ):
         self.num_samples = num_samples if max_updates is None else min(num_samples, max_updates * batch_size)
         self.total_samples = num_samples
@@ -55,6 +60,7 @@ class UpdateSampler:
         self.micro_batch_size = micro_batch_size or batch_size
         self.seed = seed
         self.keyed = keyed
+        self.order = order
         self.epoch = 0
         self.start = 0
 
@@ -71,8 +77,16 @@ class UpdateSampler:
     def __len__(self) -> int:
         return sum(self.num_micro_batches(size) for size in self.update_sizes())
 
+    def order_of_epoch(self) -> Sequence[int]:
+        if self.order is None:
+            return epoch_order(self.total_samples, self.seed, self.epoch)
+        order = self.order(self.seed, self.epoch)
+        if sorted(order) != list(range(self.total_samples)):
+            raise ValueError(f"The data set's epoch_order does not give each of {self.total_samples} samples once.")
+        return order
+
     def __iter__(self) -> Iterator[list]:
-        order = epoch_order(self.total_samples, self.seed, self.epoch)
+        order = self.order_of_epoch()
         first = self.start
         for size in self.update_sizes():
             update = order[first : first + size]
@@ -131,7 +145,8 @@ class UpdateLoader(WatchedLoader):
 
     Args:
         dataset: a map-style data set. One that declares ``is_random = False`` is not seeded per sample; one with
-            ``__getitems__`` and ``collate_fn`` is asked for whole batches.
+            ``__getitems__`` and ``collate_fn`` is asked for whole batches; one with ``epoch_order(seed, epoch)``, a
+            list of all indices that depends on nothing else, is taken in that order.
         batch_size, micro_batch_size, seed, max_updates: see `UpdateSampler`.
         num_workers, pin_memory, worker_timeout, max_bad_samples, part: see `data.loader.WatchedLoader`.
         device: where the data is needed; to a GPU it is copied ahead, see data/prefetch.py.
@@ -151,11 +166,11 @@ class UpdateLoader(WatchedLoader):
         part: str = "train",
         device: torch.device | None = None,
     ):
-        is_random = getattr(dataset, "is_random", True)
+        is_random, order = getattr(dataset, "is_random", True), getattr(dataset, "epoch_order", None)
         self.device = device
         super().__init__(
             seeded_dataset(dataset, seed) if is_random else dataset,
-            UpdateSampler(len(dataset), batch_size, micro_batch_size, seed, max_updates, keyed=is_random),
+            UpdateSampler(len(dataset), batch_size, micro_batch_size, seed, max_updates, is_random, order),
             collate_fn=getattr(dataset, "collate_fn", None),
             num_workers=num_workers,
             persistent=True,

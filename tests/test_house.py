@@ -26,9 +26,9 @@ FLOORS = (  # an import goes to a lower floor, or to a neighbour on the same one
     {"examples", "benchmarks"},
 )  # fmt: skip
 OUTSIDE = {"tests", "docs", "benchmarks"}  # not counted as runtime code
-HEAVY = {"matplotlib", "torchvision", "tensorboard", "tqdm", "yaml", "wandb", "optuna", "lightning"}
+HEAVY = {"matplotlib", "torchvision", "tensorboard", "tqdm", "yaml", "wandb", "optuna", "lightning", "webdataset"}
 DISTRIBUTIONS = {"PIL": "pillow", "yaml": "PyYAML"}  # imported by another name than installed
-OPTIONAL = {"wandb", "optuna", "lightning"}
+OPTIONAL = {"wandb", "optuna", "lightning", "webdataset"}
 
 
 def python_files() -> list[Path]:
@@ -226,7 +226,7 @@ def test_what_the_tests_import_is_required_too():
     test_modules = {path.stem for path in tests}
     known = set(requirements("requirements.txt")) | set(requirements("requirements-dev.txt"))
     assert third_party(tests) - test_modules <= known
-    assert requirements("requirements-dev.txt").keys() >= {"pytest", "ruff", "torchmetrics"}
+    assert requirements("requirements-dev.txt").keys() >= {"pytest", "ruff", "torchmetrics", "webdataset"}
     assert "-r requirements.txt" in (ROOT / "requirements-dev.txt").read_text()
 
 

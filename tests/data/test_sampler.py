@@ -171,3 +171,30 @@ def test_data_that_is_never_random_is_not_seeded_for_every_sample(monkeypatch):
     updates_of(UpdateLoader(PlainDataset(), BATCH_SIZE))
     with pytest.raises(AssertionError, match="seeded"):
         updates_of(UpdateLoader(RandomDataset(), BATCH_SIZE))
+
+
+# ---- an order of the data set's own ----------------------------------------------------------------------------------
+class OrderedDataset(PlainDataset):
+    """Comes backwards in even epochs and as it is in odd ones, shifted by the seed."""
+
+    def epoch_order(self, seed, epoch):
+        return [(index + seed) % NUM_SAMPLES for index in range(NUM_SAMPLES)][:: 1 if epoch % 2 else -1]
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_an_order_of_the_data_set_replaces_the_permutation(num_workers):
+    dataset = OrderedDataset()
+    loader = UpdateLoader(dataset, BATCH_SIZE, 5, seed=3, num_workers=num_workers)
+    for epoch in (0, 1):
+        order = dataset.epoch_order(3, epoch)
+        updates = updates_of(loader, epoch)
+        assert [len(update) for update in updates] == [16, 16, 16, 5]
+        assert torch.cat(updates).flatten().tolist() == order
+        assert torch.cat(updates_of(loader, epoch, start=32)).flatten().tolist() == order[32:]
+
+
+@pytest.mark.parametrize("order", [[0] * NUM_SAMPLES, list(range(NUM_SAMPLES - 1)), list(range(1, NUM_SAMPLES + 1))])
+def test_an_order_that_leaves_out_or_doubles_a_sample_is_refused(order):
+    sampler = UpdateSampler(NUM_SAMPLES, BATCH_SIZE, order=lambda seed, epoch: order)
+    with pytest.raises(ValueError, match="each of 53 samples once"):
+        next(iter(sampler))

@@ -70,8 +70,8 @@ def test_data_is_where_it_is_asked_for(build, flags, loader, where):
 
 
 def test_all_ways_of_loading_give_the_same_weights(train, weights):
-    runs = [weights(train(*GPU, "--deterministic", *flags)) for flags in (
-        (), ("--data_device", "cpu"), ("--num_workers", 2), ("--num_workers", 2, "--micro_batch_size", 64))]  # fmt: skip
+    ways = ((), ("--data_device", "cpu"), ("--num_workers", 2), ("--num_workers", 2, "--micro_batch_size", 64))
+    runs = [weights(train(*GPU, "--deterministic", *flags)) for flags in ways]
     assert all(torch.equal(value, other[name]) for other in runs[1:] for name, value in runs[0].items())
 
 

@@ -69,7 +69,7 @@ SHARED = {
     "n_channels": Number(True, low=1, high=4096), "n_classes": Number(True, low=1, high=10**6), "gpu_devices": DEVICES,
     "compile": BOOL, "amp": Choice(("no", "bf16", "fp16")), "channels_last": BOOL, "deterministic": BOOL,
     "seed": SEED, "debug": BOOL, "worker_timeout": NOT_NEGATIVE,
-    "skip_bad_samples": COUNT, "limit_batches": WHOLE, "model_path": PATH,
+    "data_device": Choice(("auto", "cpu", "cuda")), "skip_bad_samples": COUNT, "limit_batches": WHOLE, "model_path": PATH,
 }  # fmt: skip
 EPOCHS = Number(above=0, high=1e6)
 TRAIN = {
@@ -93,13 +93,15 @@ VANILLA = {
     "loss_type": Choice(("CE",)), "label_smoothing": SHARE,
 }  # fmt: skip
 SEG = {
-    "data_type": Choice(("Carvana",)), "model_type": Choice(("UNet", "UNetpp")), "deep_supervision": BOOL,
-    "loss_type": Choice(("CEDice", "PixelCE", "Dice")), "patch_size": Number(True, low=16), "width": WHOLE,
+    "data_type": Choice(("Carvana", "CarvanaShards")), "model_type": Choice(("UNet", "UNetpp")),
+    "deep_supervision": BOOL, "loss_type": Choice(("CEDice", "PixelCE", "Dice")),
+    "patch_size": Number(True, low=16, high=2**15), "width": Number(True, low=1, high=4096),
     "mode": Choice(("direct", "padding")), "up": Choice(("bilinear", "transposed")), "cache": BOOL, "cache_dir": PATH,
+    "shard_cache_dir": PATH, "shard_cache_gb": Number(above=0, high=1e6),
 }  # fmt: skip
 KINDS = {
     "trainer_vanilla": {**SHARED, **TRAIN, **VANILLA},
-    "trainer_seg_on_carvana": {**SHARED, **TRAIN, **SEG, "augment": BOOL},
+    "trainer_seg_on_carvana": {**SHARED, **TRAIN, **SEG, "augment": BOOL, "shuffle_shards": Number(True, 1, 10**6)},
     "eval_vanilla": {**SHARED, **TEST, **VANILLA},
     "eval_seg_on_carvana": {**SHARED, **TEST, **SEG, "n_snap": WHOLE},
     "configcmp": {},
