@@ -68,8 +68,8 @@ SHARED = {
     "split_seed": SEED, "num_workers": Number(True, low=0, high=1000, words=("auto",)), "eval_batch_size": WHOLE,
     "n_channels": Number(True, low=1, high=4096), "n_classes": Number(True, low=1, high=10**6), "gpu_devices": DEVICES,
     "compile": BOOL, "amp": Choice(("no", "bf16", "fp16")), "channels_last": BOOL, "deterministic": BOOL,
-    "seed": SEED, "debug": BOOL, "worker_timeout": NOT_NEGATIVE,
-    "data_device": Choice(("auto", "cpu", "cuda")), "skip_bad_samples": COUNT, "limit_batches": WHOLE, "model_path": PATH,
+    "seed": SEED, "debug": BOOL, "worker_timeout": NOT_NEGATIVE, "data_device": Choice(("auto", "cpu", "cuda")),
+    "skip_bad_samples": COUNT, "limit_batches": WHOLE, "model_path": PATH,
 }  # fmt: skip
 EPOCHS = Number(above=0, high=1e6)
 TRAIN = {
