@@ -24,7 +24,7 @@ from launch import launch
 from utils.checkpoint import load_checkpoint
 from utils.checkpointer import Checkpointer
 from utils.clipper import Clipper
-from utils.device import place_network, select_devices, wrap_network
+from utils.device import place_criterion, place_network, select_devices, wrap_network
 from utils.earlystopper import EarlyStopper, direction
 from utils.epoch_log import EpochLog, read_scalars
 from utils.errors import DivergedError
@@ -66,7 +66,7 @@ class TrainerBase:
         self.networks = {name: place(network) for name, network in self.build_networks().items()}
         loaded = [load_pretrained(net, start, name) for name, net in self.networks.items()] if start else []
         self.wrapped = {name: wrap_network(net, self.devices, opt.parallel) for name, net in self.networks.items()}
-        self.criterion = self.build_criterion().to(self.device)
+        self.criterion = place_criterion(self.build_criterion(), self.device, opt.compile)
         self.optimizers = self.build_optimizers()
         self.schedulers = self.build_schedulers()
         self.clipper = Clipper(opt.clip, opt.clip_type)
@@ -147,7 +147,7 @@ class TrainerBase:
                 loss = self.compute_loss(batch)
             losses.append(self.backward(loss, weight))
         grad_norm = self.optimizer_step("model")
-        return {"loss": sum(losses), "grad_norm": grad_norm}
+        return {"loss": losses[0] if len(losses) == 1 else sum(losses), "grad_norm": grad_norm}
 
     # ---- what a step is made of ----------------------------------------------------------------------------------
     @property

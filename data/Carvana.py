@@ -8,6 +8,7 @@ masks with such names work. The parts are cut by car, because two views of one c
 import hashlib
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -122,9 +123,13 @@ class CarvanaDataset(Dataset):
             digest.update(("\n" * (first > 0) + text).encode(errors="surrogateescape"))
         return digest.hexdigest()
 
+    def files(self, index: int) -> tuple[Any, Any]:
+        """Return the image file and the mask file of a sample: paths, or what else Pillow can open."""
+        return self.pairs.path(index, 0), self.pairs.path(index, 1)
+
     def read(self, index: int) -> tuple[np.ndarray, np.ndarray]:
         """Return the pixels, uint8 (C, H, W), and the classes, int64 (H, W), of a sample from its files."""
-        _, _, image_path, mask_path = self.pairs[index]
+        image_path, mask_path = self.files(index)
         sizes = image_size(image_path), image_size(mask_path)
         if sizes[0] != sizes[1]:
             raise UserError(

@@ -15,7 +15,8 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from data.Carvana import Pair, build_carvana
+from data.Carvana import build_carvana
+from data.pairs import Pair
 from data.shard_store import Member, Sample, Shard, load_webdataset
 from data.shards import FORMAT, INDEX_FILE, SAMPLE_NAME, SHARD_FILE
 from utils.errors import UserError
@@ -85,8 +86,9 @@ def make_shards(
         with tqdm(total=sum(map(len, datasets.values())), desc="making shards", unit="sample", disable=None) as bar:
             for part, dataset in datasets.items():
                 for first in range(0, len(dataset), samples_per_shard):
+                    end = min(first + samples_per_shard, len(dataset))
                     path = shards_dir / f"{part}-{first // samples_per_shard:06d}.tar"
-                    shards[part].append(write_shard(path, dataset.pairs[first : first + samples_per_shard]))
+                    shards[part].append(write_shard(path, [dataset.pairs[i] for i in range(first, end)]))
                     bar.update(len(shards[part][-1].samples))
     except OSError as error:
         raise UserError(f"The shards cannot be written to {shards_dir}: {error}.") from error

@@ -15,9 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from data.Carvana import CarvanaDataset, Pair
+from data.Carvana import CarvanaDataset
 from data.masks import ClassMap
 from data.sampler import epoch_order
 from data.shard_store import BLOCK, Member, Sample, Shard, ShardStore, chunks_of
@@ -92,6 +91,21 @@ def window_order(sizes: Sequence[int], window: int, seed: int, epoch: int) -> li
     return order
 
 
+class StoredPairs:
+    """What `CarvanaDataset` asks of its pairs, where their files are in shards."""
+
+    def __init__(self, names: list[str], groups: list[str]):
+        self.names = names
+        self.groups = groups
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def cars(self) -> list[str]:
+        """The car of each sample."""
+        return self.groups
+
+
 class CarvanaShards(CarvanaDataset):
     """Images with their masks, read from shards; a sample is what `CarvanaDataset` makes of the same two files.
 
@@ -109,10 +123,9 @@ class CarvanaShards(CarvanaDataset):
         self.shards = list(shards)
         self.store = store
         self.window = window
-        self.how = how
         self.places = [(shard, sample) for shard in self.shards for sample in shard.samples]
-        pairs = [Pair(name, group, image.name, mask.name) for _, (name, group, image, mask) in self.places]
-        super().__init__(pairs, *how)
+        names, cars = [sample.name for _, sample in self.places], [sample.group for _, sample in self.places]
+        super().__init__(StoredPairs(names, cars), *how)
 
     def fingerprint(self) -> str:
         """SHA-256 of the shards' own."""
@@ -122,11 +135,11 @@ class CarvanaShards(CarvanaDataset):
         """The order of an epoch of training, see `window_order`."""
         return window_order([len(shard.samples) for shard in self.shards], self.window, seed, epoch)
 
-    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
-        """Return the image, float32 (C, H, W) in [0, 1], and the mask, int64 (H, W)."""
+    def files(self, index: int) -> tuple[Any, Any]:
+        """Return the image file and the mask file of a sample, as files in memory."""
         shard, sample = self.places[index]
         image, mask = self.store.read(shard, (sample.image, sample.mask))
-        return CarvanaDataset([Pair(sample.name, sample.group, image, mask)], *self.how)[0]
+        return image, mask
 
 
 def build_carvana_shards(

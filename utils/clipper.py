@@ -1,6 +1,6 @@
 """Limit the gradients before an update."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor
@@ -62,12 +62,16 @@ class Clipper:
         return total_norm
 
 
-def measure(gradients: Sequence[Tensor]) -> Tensor:
+def measure(gradients: list[Tensor]) -> Tensor:
     """Return the total L2 norm of gradients, a scalar: what `get_total_norm` does, to rounding.
 
-    On a CPU a dot product of each with itself takes half the time, which in a small network is 7 % of an update.
+    On a CPU a dot product of each with itself takes half the time, which in a small network is 7 % of an update; on a
+    GPU it is the sorting by devices that takes time.
     """
-    if not gradients or any(g.device.type != "cpu" or g.dtype != torch.float32 for g in gradients):
+    kinds = {(gradient.device.type, gradient.dtype) for gradient in gradients}
+    if kinds == {("cuda", torch.float32)} and len({gradient.device for gradient in gradients}) == 1:
+        return torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
+    if kinds != {("cpu", torch.float32)}:
         return get_total_norm(gradients)
     flat = [gradient.flatten() for gradient in gradients]  # without a copy, where the memory is in order
     return torch.stack([torch.dot(gradient, gradient) for gradient in flat]).sum().sqrt()

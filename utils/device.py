@@ -56,6 +56,14 @@ def place_network(network: nn.Module, device: torch.device, channels_last: bool,
     return network
 
 
+def place_criterion(criterion: nn.Module, device: torch.device, compile: bool) -> nn.Module:
+    """Move the loss to the device of the network. It is not recorded: the losses of many updates are kept."""
+    criterion = criterion.to(device)
+    if compile:
+        criterion.compile()
+    return criterion
+
+
 def wrap_network(network: nn.Module, devices: list[torch.device], parallel: str = "none") -> nn.Module:
     """Return what is to be called in training: the network, or ("dp") one that shares a batch among `devices`.
 

@@ -1,6 +1,7 @@
 """Refuse updates that are not finite without making a GPU wait in each of them."""
 
 import dataclasses
+import time
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -12,6 +13,8 @@ from torch.optim import Optimizer
 
 from utils.seed import RandomBookmark
 from utils.update_guard import UpdateGuard, divergence
+
+UNREAD = -1.0
 
 
 @dataclass
@@ -25,8 +28,7 @@ class Unread:
     counts: list[Any]
     name: str = ""
     numbers: tuple = ()
-    flag: torch.Tensor | None = None
-    event: Any = None
+    flag: torch.Tensor | None = None  # in memory of the CPU, where the GPU writes: 0 or 1, before that UNREAD
 
 
 class LateGuard(UpdateGuard):
@@ -61,9 +63,10 @@ class LateGuard(UpdateGuard):
         self.counters.append((self._learning_rates, self._set_learning_rates))
         self.lag = lag
         device = optimizer.param_groups[0]["params"][0].device
-        self.bad = optimizer.found_inf = torch.zeros((), device=device)  # of the last update, or of one before it
+        self.bad = optimizer.found_inf = torch.zeros((), device=device)  # whether this update or one before it is
+        self._one = torch.ones((), device=device)
         self._rooms = [self._kept, *(self.room_for_buffers() for _ in range(lag))]  # one more than may be unread
-        self._flags = torch.zeros(lag + 1, pin_memory=device.type == "cuda")
+        self._flags = torch.zeros(lag + 1, pin_memory=device.type == "cuda").unbind()
         self._count = 0
         self._unread: deque[Unread] = deque()
 
@@ -74,20 +77,18 @@ class LateGuard(UpdateGuard):
         counts = [tell() for tell, _ in self.counters]
         without_data = dataclasses.replace(update, micro_batches=[]) if update is not None else None
         before = Unread(without_data, self._buffers, self._kept, self._random, counts)
-        before.flag = self._flags[place]
+        before.flag = self._flags[place].fill_(UNREAD)
         self._count += 1
         self._unread.append(before)
 
     def check(self, name: str, grad_norm: torch.Tensor, may_overflow: bool = False) -> None:
         """Make the step that follows void, and all later ones, when a loss or the gradient is not finite."""
         suspect = grad_norm if self._loss is None else grad_norm + self._loss
-        self.bad.masked_fill_((suspect - suspect).ne(0), 1.0)  # a number minus itself: 0, or NaN
+        # The kernel of torch's own GradScaler: sets `bad` to 1 where something is not finite, and never back to 0.
+        torch._amp_foreach_non_finite_check_and_unscale_([suspect], self.bad, self._one)
         before = self._unread[-1]
         before.name, before.numbers = name, (grad_norm, self._loss)
         before.flag.copy_(self.bad, non_blocking=True)
-        if self.bad.is_cuda:
-            before.event = torch.cuda.Event()
-            before.event.record()
 
     def settle(self, wait: bool = False) -> None:
         """Read the checks that have come in; with `wait`, all of them.
@@ -97,16 +98,22 @@ class LateGuard(UpdateGuard):
         """
         while self._unread and (wait or len(self._unread) > self.lag or self._has_come(self._unread[0])):
             before = self._unread.popleft()
-            if before.event is not None:
-                before.event.synchronize()
-            if before.flag:
+            if self._wait_for(before):
                 self._go_back(before)
                 error = divergence(before.name, *before.numbers)
                 error.update = before.update
                 raise error
 
     def _has_come(self, before: Unread) -> bool:
-        return before.event is not None and before.event.query()
+        return self.bad.is_cuda and float(before.flag) != UNREAD
+
+    def _wait_for(self, before: Unread) -> bool:
+        """Return whether an update was bad, as soon as it is known; the GPU may have more to do by then."""
+        while float(before.flag) == UNREAD:
+            if not self.bad.is_cuda or torch.cuda.current_stream().query():  # nothing is under way: it was not checked
+                return float(before.flag) == 1
+            time.sleep(2e-5)
+        return float(before.flag) == 1
 
     def _go_back(self, before: Unread) -> None:
         self._unread.clear()

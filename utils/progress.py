@@ -1,6 +1,6 @@
 """Where training stands, in completed things only."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 
 @dataclass
@@ -25,7 +25,7 @@ class Progress:
         self.sample = 0
 
     def state_dict(self) -> dict[str, int]:
-        return asdict(self)
+        return {"epoch": self.epoch, "update": self.update, "sample": self.sample}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
         """Take back what `state_dict` returned; ValueError for anything but whole numbers from 0 on."""

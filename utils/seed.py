@@ -89,16 +89,17 @@ class RandomBookmark:
     """Remembers the global generators of now, in memory: as exact as `random_state`, for a fraction of the time."""
 
     def __init__(self):
-        cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
-        self._python, self._torch, self._cuda = random.getstate(), torch.get_rng_state(), cuda
+        self._gpus = torch.cuda.default_generators if torch.cuda.is_initialized() else ()
+        self._cuda = [generator.get_state() for generator in self._gpus]
+        self._python, self._torch = random.getstate(), torch.get_rng_state()
         self._numpy = numpy_state()
 
     def put_back(self) -> None:
         """Set the generators to what was remembered."""
         random.setstate(self._python)
         torch.set_rng_state(self._torch)
-        if self._cuda:
-            torch.cuda.set_rng_state_all(self._cuda)
+        for generator, state in zip(self._gpus, self._cuda, strict=True):
+            generator.set_state(state)
         if numpy_state() is not self._numpy:
             np.random.set_state(self._numpy)
 

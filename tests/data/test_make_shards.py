@@ -6,8 +6,9 @@ import pytest
 import webdataset
 
 from data import make_shards as module
-from data.Carvana import build_carvana, find_pairs
+from data.Carvana import build_carvana
 from data.make_shards import main, make_shards
+from data.pairs import find_pairs
 from utils.errors import UserError
 
 CUT = {"train_val_sample_rate": 1.0, "test_sample_rate": 4.0, "val_split": 4.0, "split_seed": 0}
