@@ -153,8 +153,9 @@ def test_an_interrupted_validation_is_made_again(train, build, assert_same_end):
                 raise KeyboardInterrupt
             super().eval_step(batch)
 
-    whole = train()
-    broken = build(task=type("Task", (TrainerVanilla,), {"evaluator_class": Interrupted}))
+    flags = ("--eval_batch_size", 64)  # two batches
+    whole = train(*flags)
+    broken = build(*flags, task=type("Task", (TrainerVanilla,), {"evaluator_class": Interrupted}))
     with pytest.raises(KeyboardInterrupt):
         broken.train()
     assert load_checkpoint(broken.checkpointer.path("InT"))["progress"]["sample"] == 510
@@ -171,7 +172,7 @@ def test_a_signal_during_a_validation_stops_it_between_two_batches(build):
             self.num_steps += 1
             os.kill(os.getpid(), signal.SIGINT)
 
-    trainer = build(task=type("Task", (TrainerVanilla,), {"evaluator_class": Signalled}))
+    trainer = build("--eval_batch_size", 64, task=type("Task", (TrainerVanilla,), {"evaluator_class": Signalled}))
     with pytest.raises(KeyboardInterrupt):
         trainer.train()
     assert trainer.evaluator.num_steps == 1

@@ -62,7 +62,7 @@ def test_step_is_fused_where_it_can_be(name):
 def test_sparse_gradients_need_a_step_that_is_not_fused():
     def step(fused):
         embedding = nn.Embedding(4, 2, sparse=True)
-        optimizer = build_optimizer(embedding.parameters(), "sgd", fused=fused)
+        optimizer = build_optimizer(embedding.parameters(), "sgd", weight_decay=0, momentum=0, fused=fused)
         embedding(torch.tensor([1])).sum().backward()
         optimizer.step()
 
