@@ -39,6 +39,8 @@ bench-all: $(VENV)/installed-bench
 	$(BIN)/python -m benchmarks.unet_step --case step dice --write
 	$(BIN)/python -m benchmarks.time_to_accuracy --write $(BENCH_ARGS)
 	$(BIN)/python -m benchmarks.startup --write $(BENCH_ARGS)
+	$(BIN)/python -m benchmarks.carvana_loading --write
+	$(BIN)/python -m benchmarks.index_size --write
 	$(BIN)/python -m benchmarks.gpu --write
 
 clean:

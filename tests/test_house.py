@@ -294,6 +294,7 @@ NOT_RUN = "<!-- not run:"
 # Later flags win: the commands are run as they stand there, with less to do.
 LESS_TO_DO = {
     "data.make_carvana_like": "--cars 12 --views 4 --size 96x64",
+    "data.make_shards": "--samples_per_shard 6 --train_val_sample_rate 1 --test_sample_rate 4",
     "trainer_seg_on_carvana.py": "--debug --width 4 --patch_size 32 --train_val_sample_rate 1 --test_sample_rate 4",
     "trainer_vanilla.py": "--debug",
     "examples.plain_loop": "--n_epoch 1",
@@ -332,10 +333,10 @@ def test_commands_are_found_and_skipped():
     assert [" ".join(command.split()) for command in commands_of("\n" + text)] == ["python a.py --x 1", "python -m c"]
 
 
-@pytest.mark.skipif(not (ROOT / "README.md").exists(), reason="README.md is not written yet")
-def test_the_commands_of_the_readme_run(tmp_path):
-    commands = commands_of((ROOT / "README.md").read_text(encoding="utf-8"))
-    assert len(commands) >= 5
+@pytest.mark.parametrize(("page", "least"), [("README.md", 5), ("docs/shards.md", 4)])
+def test_the_commands_of_the_readme_run(tmp_path, page, least):
+    commands = commands_of((ROOT / page).read_text(encoding="utf-8"))
+    assert len(commands) >= least
     copy = tmp_path / "copy"
     skipped = shutil.ignore_patterns(".*", "Results", "Dataset", "test_viz", "__pycache__", "tests")
     shutil.copytree(ROOT, copy, ignore=skipped)
