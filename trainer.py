@@ -61,13 +61,15 @@ class TrainerBase:
         self.datasets = build_datasets(opt)
         start = opt.model_path if opt.pretrained and not opt.resume else None
         self.seen_groups = seen_groups(self.datasets, start)
-        self.train_loader, self.val_loader = self.build_loaders()
         place = partial(place_network, device=self.device, channels_last=opt.channels_last, compile=opt.compile)
         self.networks = {name: place(network) for name, network in self.build_networks().items()}
         loaded = [load_pretrained(net, start, name) for name, net in self.networks.items()] if start else []
         self.wrapped = {name: wrap_network(net, self.devices, opt.parallel) for name, net in self.networks.items()}
         self.criterion = place_criterion(self.build_criterion(), self.device, opt.compile)
+        self.evaluator = self.build_evaluator()
+        check_monitor(opt.monitor, self.evaluator.meters)
         self.optimizers = self.build_optimizers()
+        self.train_loader, self.val_loader = self.build_loaders()  # may take long, so after what may be wrong
         self.schedulers = self.build_schedulers()
         self.clipper = Clipper(opt.clip, opt.clip_type)
 
@@ -84,8 +86,6 @@ class TrainerBase:
         self.stop_signal = StopSignal(seconds_of(opt.max_time) if opt.max_time else None)
 
         # what watches
-        self.evaluator = self.build_evaluator()
-        check_monitor(opt.monitor, self.evaluator.meters)
         self.run_dir = RunDir(opt.output_dir, opt.proj_name, opt.resume)
         self.logger = self.run_dir.logger
         for loader in (self.train_loader, self.val_loader):

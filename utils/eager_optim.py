@@ -23,8 +23,6 @@ def eager(optimizer_class: type[optim.Optimizer]) -> type[optim.Optimizer]:
         with torch.set_grad_enabled(self.defaults.get("differentiable", False)):  # all else that torch's wrapper does
             return plain_step(self, closure)
 
-    # Torch would wrap the step to mark it in profiles, which in a small network is a part of its time that can be seen.
-    step.hooked = True
     methods = {method: inspect.unwrap(getattr(optimizer_class, method)) for method in METHODS}
     name = optimizer_class.__name__
     about = {"__doc__": f"`torch.optim.{name}` without the compiler.", "__module__": __name__}  # so it can be pickled
