@@ -39,7 +39,7 @@ from utils.update_guard import POLICIES
 MAX_EPOCHS = 10**6  # of any duration
 
 # What an evaluation does not take from a checkpoint.
-OF_THE_LAUNCH = ("model_path", "gpu_devices", "debug", "limit_batches", "save_path")
+OF_THE_LAUNCH = ("model_path", "gpu_devices", "data_device", "debug", "limit_batches", "save_path")
 
 # All that a resumed run may have otherwise than before. Everything else makes it what it is, a task's own options too.
 MAY_CHANGE = (

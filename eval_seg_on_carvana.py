@@ -33,11 +33,11 @@ class EvaluatorSeg(EvaluatorBase):
             help="up-sampling: bilinear, or transposed convolution")
         add("--deep_supervision", action=BoolAction, default=False, help="UNet++: a loss at every depth")
         add("--cache", action=BoolAction, default=True,
-            help="decode each image once, and keep the pixels in a file for this run and later ones. Changes speed, "
-            "not results. Not done for images of their own size (--mode padding), --debug and --limit_batches")
+            help="Carvana: decode each image once, and keep the pixels in a file for this run and later ones. Changes "
+            "speed, not results. Not done for images of their own size (--mode padding), --debug and --limit_batches")
         add("--cache_dir", type=file_path, default=None, metavar="DIR",
-            help="where the decoded images are kept (default: .cache in --data_dir, or in ~/.cache/plainloop when that "
-            "cannot be written)")
+            help="Carvana: where the decoded images are kept (default: .cache in --data_dir, or in ~/.cache/plainloop "
+            "when that cannot be written)")
         add("--shard_cache_dir", type=file_path, default="./Dataset/shard_cache", metavar="DIR",
             help="CarvanaShards with a URL as --data_dir: where to keep the shards used last")
         add("--shard_cache_gb", type=number(float, above=0, high=10**6), default=10.0, metavar="GB",

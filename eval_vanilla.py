@@ -15,6 +15,7 @@ from utils.options import OptionParser, number
 
 NUM_PRINTED = 50
 NUM_MISTAKES = 36
+NUM_DRAWN = 16  # after a validation
 
 
 class EvaluatorVanilla(EvaluatorBase):
@@ -44,10 +45,10 @@ class EvaluatorVanilla(EvaluatorBase):
         self.meters["confusion"].update(logits, labels)
 
     def draw(self, batch: Any) -> torch.Tensor:
-        images, labels = batch
+        images, labels = (tensor[:NUM_DRAWN] for tensor in batch)
         predicted = self.model(images).argmax(dim=1)  # (N,)
         captions = [caption(p, a) for p, a in zip(predicted.tolist(), labels.tolist(), strict=True)]
-        return captioned_grid(images, captions, marked=(predicted != labels).tolist(), max_images=16)
+        return captioned_grid(images, captions, marked=(predicted != labels).tolist(), max_images=NUM_DRAWN)
 
     def report(self, loader: Iterable) -> None:
         """Print the first predictions and the matrix; save the matrix and the mistakes as pictures."""

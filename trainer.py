@@ -8,7 +8,6 @@ import contextlib
 import time
 from argparse import Namespace
 from collections.abc import Iterator, Mapping
-from functools import partial
 from typing import Any
 
 import torch
@@ -30,7 +29,7 @@ from utils.epoch_log import EpochLog, read_scalars
 from utils.errors import DivergedError
 from utils.func import count_samples, move_to
 from utils.late_guard import build_guard
-from utils.optimizer import build_optimizer
+from utils.optimizer import build_optimizer, has_sparse_gradients
 from utils.options import OptionParser, run_main, saved_options
 from utils.precision import Precision
 from utils.pretrained import load_pretrained
@@ -61,8 +60,8 @@ class TrainerBase:
         self.datasets = build_datasets(opt)
         start = opt.model_path if opt.pretrained and not opt.resume else None
         self.seen_groups = seen_groups(self.datasets, start)
-        place = partial(place_network, device=self.device, channels_last=opt.channels_last, compile=opt.compile)
-        self.networks = {name: place(network) for name, network in self.build_networks().items()}
+        how = (self.device, opt.channels_last, opt.compile, (opt.micro_batch_size or opt.batch_size) >= opt.batch_size)
+        self.networks = {name: place_network(network, *how) for name, network in self.build_networks().items()}
         loaded = [load_pretrained(net, start, name) for name, net in self.networks.items()] if start else []
         self.wrapped = {name: wrap_network(net, self.devices, opt.parallel) for name, net in self.networks.items()}
         self.criterion = place_criterion(self.build_criterion(), self.device, opt.compile)
@@ -122,7 +121,8 @@ class TrainerBase:
     def build_optimizers(self) -> dict[str, torch.optim.Optimizer]:
         """Return an optimizer for each network, by the network's name."""
         settings = {name: getattr(self.opt, name) for name in ("optim", "lr", "weight_decay", "momentum")}
-        return {name: build_optimizer(net.parameters(), **settings) for name, net in self.networks.items()}
+        return {name: build_optimizer(net.parameters(), **settings, fused=False if has_sparse_gradients(net) else None)
+                for name, net in self.networks.items()}  # fmt: skip
 
     def build_schedulers(self) -> dict[str, torch.optim.lr_scheduler.LRScheduler]:
         """Return a scheduler, to be stepped once per update, for each optimizer, by the same name."""
@@ -243,7 +243,7 @@ class TrainerBase:
         self.exact = True
 
         is_logged = bool(values) and self.progress.update % self.opt.log_every == 0
-        self.settle(wait=is_logged)
+        self.settle(wait=is_logged or bool(self.opt.trace))
         self.call("on_update_end", values)
         if is_logged:
             self.call("on_log", dict(zip(values, read_scalars([*values.values()]), strict=True)) | used_lr)

@@ -36,7 +36,7 @@ def advise(options: Mapping[str, Any], trainer, share: float) -> str:
         usable_cores(),
         was_measured=bool(getattr(trainer.train_loader, "report", "")),
         in_memory=is_in_memory(trainer.datasets["train"]),
-        can_cache=options.get("cache", True) in (None, False, "no", "none"),
+        can_cache=options.get("data_type") == "Carvana" and options.get("cache") is False,
         can_move=options.get("data_device") == "cpu" and trainer.device.type == "cuda",
         patch_size=options.get("patch_size"),
     )

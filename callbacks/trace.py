@@ -29,7 +29,7 @@ class Trace(Callback):
     | entry | what it is |
     |---|---|
     | update, epoch, sample | the position after the update, in completed ones |
-    | data | digest of the micro-batches that went in, before they are moved to the device |
+    | data | digest of the micro-batches that went in |
     | values | what `train_step` returned, exact: in hexadecimal |
     | networks, optimizers | digests of their states after the update |
     | random | digest of the states of all global random generators after the update |

@@ -123,7 +123,7 @@ def measure(
 
 def endless_keys(dataset: Dataset, seed: int) -> Iterator[Any]:
     """What the first epoch asks for, in its order, again and again."""
-    order = epoch_order(len(dataset), seed, 0)
+    order = dataset.epoch_order(seed, 0) if hasattr(dataset, "epoch_order") else epoch_order(len(dataset), seed, 0)
     while True:
         yield from [(0, index) for index in order] if getattr(dataset, "is_random", True) else order
 

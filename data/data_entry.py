@@ -73,6 +73,8 @@ def build_datasets(opt: Namespace) -> dict[str, Dataset]:
     if opt.data_type == "CarvanaShards":
         from data.shards import build_carvana_shards
 
+        if opt.cache_dir:
+            raise UserError("--cache_dir is for --data_type Carvana; shards have --shard_cache_dir.")
         return build_carvana_shards(
             opt.data_dir, patch_size=opt.patch_size, n_channels=opt.n_channels, n_classes=opt.n_classes, mode=opt.mode,
             augment=getattr(opt, "augment", False), window=getattr(opt, "shuffle_shards", 1),  # of training only
@@ -141,7 +143,7 @@ def loads_from_memory(opt: Namespace, dataset: Dataset) -> bool:
         return True
     if opt.data_device == "cuda":
         why = "it is loaded by processes; add --num_workers 0" if is_in_memory(dataset) else "it is not held in memory"
-        raise UserError(f"--data_device cuda does not fit this data: {why}.")
+        raise UserError(f"--data_device cuda does not fit this data: {why}. Or give --data_device auto.")
     return False
 
 

@@ -42,7 +42,7 @@ def place_data(dataset: Dataset, data_device: str, device: torch.device) -> Data
     if data_device == "cpu" or (data_device == "auto" and device.type != "cuda"):
         return dataset
     if device.type != "cuda":
-        raise UserError(f"--data_device cuda: the run computes on {device.type}. Leave the flag out.")
+        raise UserError(f"--data_device cuda: the run computes on {device.type}. Give --data_device auto.")
     free, _ = torch.cuda.mem_get_info(device)
     if dataset.num_bytes <= SHARE_OF_DEVICE * free:
         return dataset.to(device)
@@ -50,7 +50,7 @@ def place_data(dataset: Dataset, data_device: str, device: torch.device) -> Data
         return dataset
     raise UserError(
         f"--data_device cuda: {dataset.num_bytes:,} bytes of data are more than a quarter of the {free:,} that are "
-        f"free on {device}. Give --data_device cpu."
+        f"free on {device}. Give --data_device auto."
     )
 
 

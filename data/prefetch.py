@@ -26,15 +26,15 @@ def prefetched(updates: Iterable[Any], device: torch.device) -> Iterator[Any]:
             moved = replace(update, micro_batches=move_to(update.micro_batches, device, non_blocking=True))
             arrived = copies.record_event()
         if ahead is not None:
-            yield handed_over(*ahead)
+            yield handed_over(*ahead, device)
         ahead = moved, arrived
     if ahead is not None:
-        yield handed_over(*ahead)
+        yield handed_over(*ahead, device)
 
 
-def handed_over(update: Any, arrived: torch.cuda.Event) -> Any:
+def handed_over(update: Any, arrived: torch.cuda.Event, device: torch.device) -> Any:
     """Return the update when the stream that computes is bound to wait for its copy."""
-    computing = torch.cuda.current_stream()
+    computing = torch.cuda.current_stream(device)
     computing.wait_event(arrived)
     for tensor in iterate_tensors(update.micro_batches):
         if tensor.is_cuda:

@@ -43,16 +43,20 @@ def select_devices(gpu_devices: str = "0") -> tuple[list[torch.device], str]:
     return [torch.device("cpu")], f"No GPU found, so --gpu_devices {gpu_devices} has no effect. Device: CPU."
 
 
-def place_network(network: nn.Module, device: torch.device, channels_last: bool, compile: bool) -> nn.Module:
+def place_network(
+    network: nn.Module, device: torch.device, channels_last: bool = False, compile: bool = False, record: bool = False
+) -> nn.Module:
     """Move a network to its device; `compile` works in place, so its weights keep their names.
 
     A small network on a GPU is also recorded as CUDA graphs, since the CPU takes longer to launch its kernels one by
     one than the GPU to run them. A recorded graph keeps its memory to itself, which a large network cannot afford.
+    Its next run overwrites what the last one returned, outputs and gradients alike: so `record` must be false where
+    the gradients of several runs are added up.
     """
     network = network.to(device, memory_format=torch.channels_last if channels_last else torch.preserve_format)
     if compile:
         is_small = sum(parameter.numel() for parameter in network.parameters()) <= MOST_RECORDED
-        network.compile(mode="reduce-overhead" if device.type == "cuda" and is_small else None)
+        network.compile(mode="reduce-overhead" if record and device.type == "cuda" and is_small else None)
     return network
 
 

@@ -82,7 +82,7 @@ def draw_cells(
     heights = []  # of each row: the lines of its captions, and its tallest picture
     for row in rows:
         lines = max((text.count("\n") + 1 for _, text, _ in row), default=1)
-        tallest = max((round(width * pixels.shape[0] / pixels.shape[1]) for pixels, _, _ in row), default=width)
+        tallest = max((max(1, round(width * pixels.shape[0] / pixels.shape[1])) for pixels, _, _ in row), default=width)
         heights.append((lines * LINE_HEIGHT + MARGIN, tallest + MARGIN))
     num_columns = max(map(len, rows), default=1)
     size = num_columns * (width + MARGIN) + MARGIN, sum(map(sum, heights)) + MARGIN
@@ -95,7 +95,7 @@ def draw_cells(
             draw.multiline_text((middle, baseline), text, colour, font, anchor="md", align="center", spacing=2)
             picture = Image.fromarray(pixels)
             how = Image.Resampling.NEAREST if picture.width < width else Image.Resampling.BOX
-            picture = picture.resize((width, round(width * picture.height / picture.width)), how)
+            picture = picture.resize((width, max(1, round(width * picture.height / picture.width))), how)
             sheet.paste(picture, (left, top + text_height))
         top += text_height + picture_height
     if path is not None:

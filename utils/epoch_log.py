@@ -41,7 +41,8 @@ class EpochLog:
         """Take in an update: its values, scalars, each the mean over `num_samples`, and the rates of its step."""
         self.learning_rates = learning_rates
         if values and num_samples:  # the mean of no samples is NaN
-            self.pending.append((values, num_samples))
+            held = {name: value.detach() if torch.is_tensor(value) else value for name, value in values.items()}
+            self.pending.append((held, num_samples))
             if len(self.pending) >= self.MOST_PENDING:
                 self.fetch(self.MOST_PENDING // 2)
 
@@ -86,6 +87,8 @@ class EpochLog:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take back what `state_dict` returned; ValueError or TypeError for anything else."""
         self.clear()
+        if "totals" not in state:
+            raise ValueError("it was written by an earlier version. It can be evaluated, or started from: --pretrained")
         self.totals = {str(name): [float(total), int(n)] for name, (total, n) in state["totals"].items()}
         if any(n < 1 for _, n in self.totals.values()):
             raise ValueError("a mean over fewer samples than one cannot be")
@@ -97,4 +100,4 @@ def read_scalars(scalars: list[torch.Tensor]) -> list[float]:
     kinds = {(scalar.device, scalar.dtype) if torch.is_tensor(scalar) else None for scalar in scalars}
     if len(kinds) != 1 or None in kinds:
         return [float(scalar) for scalar in scalars]
-    return torch.stack(scalars).tolist()
+    return torch.stack([scalar.reshape(()) for scalar in scalars]).tolist()

@@ -26,6 +26,7 @@ class Unread:
     kept: list[torch.Tensor]
     random: RandomBookmark
     counts: list[Any]
+    had_state: bool  # whether the optimizer had any; at its first step it makes some even when that is void
     name: str = ""
     numbers: tuple = ()
     flag: torch.Tensor | None = None  # in memory of the CPU, where the GPU writes: 0 or 1, before that UNREAD
@@ -76,13 +77,18 @@ class LateGuard(UpdateGuard):
         super().begin_update(update)
         counts = [tell() for tell, _ in self.counters]
         without_data = dataclasses.replace(update, micro_batches=[]) if update is not None else None
-        before = Unread(without_data, self._buffers, self._kept, self._random, counts)
+        before = Unread(without_data, self._buffers, self._kept, self._random, counts, bool(self.optimizer.state))
         before.flag = self._flags[place].fill_(UNREAD)
         self._count += 1
         self._unread.append(before)
 
     def check(self, name: str, grad_norm: torch.Tensor, may_overflow: bool = False) -> None:
-        """Make the step that follows void, and all later ones, when a loss or the gradient is not finite."""
+        """Make the step that follows void, and all later ones, when a loss or the gradient is not finite.
+
+        A second step in one update is looked at at once, since then the update cannot be taken back as a whole.
+        """
+        if self.stepped:
+            return super().check(name, grad_norm, may_overflow)
         suspect = grad_norm if self._loss is None else grad_norm + self._loss
         # The kernel of torch's own GradScaler: sets `bad` to 1 where something is not finite, and never back to 0.
         torch._amp_foreach_non_finite_check_and_unscale_([suspect], self.bad, self._one)
@@ -109,10 +115,10 @@ class LateGuard(UpdateGuard):
 
     def _wait_for(self, before: Unread) -> bool:
         """Return whether an update was bad, as soon as it is known; the GPU may have more to do by then."""
-        while float(before.flag) == UNREAD:
-            if not self.bad.is_cuda or torch.cuda.current_stream().query():  # nothing is under way: it was not checked
-                return float(before.flag) == 1
+        is_idle = False
+        while float(before.flag) == UNREAD and not is_idle:  # idle, and still unread: it was never checked
             time.sleep(2e-5)
+            is_idle = not self.bad.is_cuda or torch.cuda.current_stream(self.bad.device).query()
         return float(before.flag) == 1
 
     def _go_back(self, before: Unread) -> None:
@@ -120,6 +126,8 @@ class LateGuard(UpdateGuard):
         self._buffers, self._kept, self._random, self.stepped = before.buffers, before.kept, before.random, []
         self.undo()
         self.bad.zero_()
+        if not before.had_state:
+            self.optimizer.state.clear()
         for (_, take_back), count in zip(self.counters, before.counts, strict=True):
             take_back(count)
 
@@ -134,7 +142,7 @@ class LateGuard(UpdateGuard):
 def build_guard(
     modules: Iterable[nn.Module],
     optimizers: Mapping[str, Optimizer],
-    counters: Iterable[tuple[Callable[[], Any], Callable[[Any], Any]]],
+    counters: Iterable[Any],
     policy: str,
     max_skips: int,
     uses_scaler: bool,

@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from utils import eager_optim as optim
@@ -103,6 +103,11 @@ def build_optimizer(
     parameters = [parameter if isinstance(parameter, Tensor) else with_list(parameter) for parameter in parameters]
     fused = can_fuse(parameters) if fused is None else fused
     return OPTIMIZERS[optim](parameters, lr=lr, weight_decay=weight_decay, momentum=momentum, fused=fused)
+
+
+def has_sparse_gradients(network: nn.Module) -> bool:
+    """Whether a layer of the network gives sparse gradients, as `nn.Embedding` does when it is asked to."""
+    return any(getattr(module, "sparse", False) is True for module in network.modules())
 
 
 def with_list(group: dict[str, Any]) -> dict[str, Any]:

@@ -104,6 +104,7 @@ def repeat_update(trainer, state: dict[str, Any]) -> None:
         with torch.autograd.set_detect_anomaly(True), warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Anomaly Detection has been enabled")
             trainer.train_step(micro_batches)
+            trainer.guard.settle(wait=True)
     except (DivergedError, RuntimeError) as error:
         if not isinstance(error, DivergedError) and "returned nan values" not in str(error):
             raise

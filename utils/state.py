@@ -16,6 +16,7 @@ from utils.errors import UserError
 ALIKE = ((float, int, bool), (list, tuple), (dict,), (Tensor,))  # types of which one may stand for the other
 PLAIN = {type(None), bool, int, float, str, torch.Tensor, torch.nn.Parameter}
 # What a run was launched with, what watches it, and what the clock said do not decide how its training goes on.
+KERNELS = ("fused", "foreach", "capturable")  # settings of an optimizer that change how, not what, it computes
 NOT_THE_RUN = ("seconds", "options", "callbacks", "format")
 
 
@@ -80,10 +81,19 @@ def set_state(part: Any, state: Any, what: str, may_hold_nan: bool = False) -> N
             raise UserError(f"{where} does not fit this run's options: {reason}")
     for where, entry, entry_state in whole:
         try:
-            entry.load_state_dict(entry_state)
+            give(entry, entry_state)
         except (RuntimeError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError) as error:
             reason = " ".join(str(error).split())[:200] or type(error).__name__
             raise UserError(f"{where} does not fit this run's options: {reason}") from None
+
+
+def give(entry: Any, state: Any) -> None:
+    """Give one object its state. Which kernels an optimizer steps with belongs to the machine, and stays as it is."""
+    if isinstance(entry, Optimizer):
+        own = [{name: group[name] for name in KERNELS if name in group} for group in entry.param_groups]
+        groups = zip(state["param_groups"], own, strict=True)
+        state = state | {"param_groups": [group | of_machine for group, of_machine in groups]}
+    entry.load_state_dict(state)
 
 
 # ---- checks ----------------------------------------------------------------------------------------------------------

@@ -1,5 +1,6 @@
 """The number of loading processes is measured, and measuring leaves no trace."""
 
+import itertools
 import multiprocessing
 import os
 import random
@@ -164,3 +165,13 @@ def test_what_was_measured_in_time_counts(monkeypatch):
     monkeypatch.setattr(module, "WatchedLoader", Late)
     number, report = choose_workers(Sleeping(), 16, cores=10**4)
     assert number == 2 and " with 2" in report and " with 4" not in report
+
+
+def test_samples_are_asked_for_in_the_order_of_the_data_set(monkeypatch):
+    class Ordered(Sleeping):
+        is_random = False
+
+        def epoch_order(self, seed, epoch):
+            return [3, 1, 2]
+
+    assert list(itertools.islice(module.endless_keys(Ordered(), 0), 4)) == [3, 1, 2, 3]

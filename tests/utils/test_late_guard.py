@@ -122,6 +122,57 @@ def test_without_the_flag_the_weights_would_be_spoilt(build, late, monkeypatch):
     assert any(value.isnan().any() for value in left["networks"]["model"].values())
 
 
+@pytest.mark.parametrize("optim", ["sgd", "nesterov", "adamW"])
+def test_a_bad_first_update_leaves_an_optimizer_without_state(build, late, optim):
+    """A fused step that is void makes momentum buffers all the same, of whatever was in the memory."""
+
+    class First(Sick):
+        bad_update = 1
+
+    _, left, trainer = stopped(build, "--optim", optim, task=First)
+    assert left["progress"]["update"] == 0 and left["optimizers"]["model"]["state"] == {}
+    assert not trainer.optimizer.state
+
+
+class TwoSteps(Sick):
+    """The second step of update 11 is bad."""
+
+    def train_step(self, micro_batches):
+        values = super().train_step(micro_batches)
+        (batch,) = micro_batches
+        loss = TrainerVanilla.compute_loss(self, batch)
+        self.optimizer.zero_grad()
+        self.backward(loss * NAN if self.progress.update + 1 == 11 else loss)
+        self.optimizer_step("model")
+        return values
+
+    def compute_loss(self, batch):
+        return TrainerVanilla.compute_loss(self, batch)
+
+
+def test_an_update_of_which_a_step_was_made_is_not_called_exact(build, late):
+    trainer = build("--log_every", 1000, task=TwoSteps)
+    with pytest.raises(DivergedError, match="neither skipped nor replayed"):
+        trainer.train()
+    assert not trainer.exact and not trainer.checkpointer.path("InT").exists()
+    assert all(value.isfinite().all() for value in trainer.networks["model"].state_dict().values())
+
+
+@pytest.mark.parametrize("value", [float("inf"), NAN])
+def test_a_replay_reads_the_check(build, late, value):
+    class Infinite(Sick):
+        def compute_loss(self, batch):
+            loss = TrainerVanilla.compute_loss(self, batch)
+            return loss + value if self.progress.update + 1 == self.bad_update else loss  # its gradient is finite
+
+    _, _, trainer = stopped(build, task=Infinite)
+    (path,) = trainer.run_dir.path.glob("*_replay.pth")
+    from launch import launch
+
+    with pytest.raises(DivergedError, match="went wrong again"):
+        launch(Infinite, Infinite.parse_options(["--replay", str(path)]))
+
+
 # ---- when it is used -------------------------------------------------------------------------------------------------
 class OnGPU(nn.Parameter):
     """A parameter that says of itself that it is on a GPU."""

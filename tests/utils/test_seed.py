@@ -8,7 +8,19 @@ import pytest
 import torch
 
 from utils.errors import UserError
-from utils.seed import draw_seed, mix, preserved_random_state, random_state, seed_everything, seeded, set_random_state
+from utils.seed import (
+    KNOWS_PYTHON,
+    RandomBookmark,
+    draw_seed,
+    mix,
+    numpy_state,
+    preserved_random_state,
+    python_state,
+    random_state,
+    seed_everything,
+    seeded,
+    set_random_state,
+)
 
 
 def draw() -> list:
@@ -135,3 +147,49 @@ def test_seeded_numbers_depend_on_the_seed_alone():
         assert draw() == first
     with seeded(2**63 - 1):
         assert draw() != first
+
+
+# ---- bookmarks -------------------------------------------------------------------------------------------------------
+DRAWS = {
+    "nothing": lambda: None, "python": random.random, "python, normal": lambda: random.gauss(0, 1),
+    "numpy": np.random.rand, "numpy, normal": np.random.randn, "numpy, 624 words": lambda: np.random.bytes(4 * 624),
+    "python, 624 words": lambda: random.getrandbits(32 * 624), "torch": lambda: torch.rand(1),
+    "python, seed": lambda: random.seed(5), "numpy, seed": lambda: np.random.seed(5),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("first", DRAWS)
+@pytest.mark.parametrize("second", DRAWS)
+@pytest.mark.parametrize("scope", [preserved_random_state, lambda: seeded(3)])
+def test_bookmarks_in_a_row_each_put_back_what_they_saw(first, second, scope):
+    """A normal deviate is drawn with a second one, which is kept where the generator's memory does not show it."""
+    seed_everything(1)
+    DRAWS[first]()
+    expected = draw()
+    seed_everything(1)
+    DRAWS[first]()
+    for _ in range(3):
+        with scope():
+            DRAWS[second]()
+    outer = RandomBookmark()
+    DRAWS[second]()
+    with scope():
+        DRAWS[second]()
+    outer.put_back()
+    assert draw() == expected
+
+
+@pytest.mark.parametrize(("state", "get", "move"), [
+    (python_state, random.getstate, random.random), (numpy_state, np.random.get_state, np.random.rand),
+])  # fmt: skip
+def test_state_is_told_anew_only_when_it_has_moved(state, get, move):
+    seed_everything(0)
+    move()
+    first = state()
+    assert state() is first and str(first) == str(get())
+    move()
+    assert state() is not first and str(state()) == str(get())
+
+
+def test_this_python_is_known():
+    assert KNOWS_PYTHON, "slower, but right: the state is told in full each time"

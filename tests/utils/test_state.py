@@ -345,3 +345,11 @@ def test_run_is_the_digest_of_what_decides_how_training_goes_on():
         after = digests({**state, name: "another"})
         differing = {part for part in before if before[part] != after[part]}
         assert differing == ({name} if name in ("seconds", "options", "callbacks", "format") else {name, "run"})
+
+
+def test_kernels_of_an_optimizer_stay_those_of_the_machine():
+    """A state from another kind of device must not choose how this one steps."""
+    fused = torch.optim.AdamW([nn.Parameter(torch.ones(2))], lr=0.1, fused=True)
+    plain = torch.optim.AdamW([nn.Parameter(torch.ones(2))], lr=0.2)
+    set_state({"model": fused}, get_state({"model": plain}), "It")
+    assert (fused.param_groups[0]["fused"], fused.param_groups[0]["lr"]) == (True, 0.2)
