@@ -142,7 +142,10 @@ def by_hand(kind: str, datasets, opt: argparse.Namespace, size: int, amp: str, m
         with torch.autocast(device.type, dtype=torch.bfloat16, enabled=amp == "bf16"):
             return criterion(model(batch), target)
 
-    compute = compute if mode is None else torch.compile(compute, mode=mode)
+    if mode is not None and kind == "mlp":
+        compute = torch.compile(compute, mode=mode)
+    elif mode is not None:  # the compiler of torch 2.11 fails on the loss of images
+        model.compile(mode=mode)
 
     def epoch() -> None:
         model.train()
