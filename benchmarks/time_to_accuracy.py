@@ -16,8 +16,9 @@ ABOUT = f"""
 The multilayer perceptron on the full FashionMNIST, trained by `trainer_vanilla.py` with `--{' --'.join(FLAGS)}`. It
 trains on 51,000 samples; the 9,000 of the validation choose the best checkpoint. The test part is looked at once,
 after the training, and only to report. These options had the best accuracy on the validation part of five that were
-tried. That it would take about eight epochs was known from the test accuracy of some ten others. Each run has a seed of its own: 0, 1, ... The seconds are those of the whole
-training, with its validations, logs and checkpoints; reading the data and importing are not in them.
+tried. That it would take about eight epochs was known from the test accuracy of some ten others. Each run has a seed
+of its own: 0, 1, ... The seconds are those of the whole training, with its validations, logs and checkpoints; reading
+the data and importing are not in them.
 """
 
 

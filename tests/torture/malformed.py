@@ -125,12 +125,12 @@ TASKS = ("trainer_vanilla", "trainer_seg_on_carvana", "eval_vanilla", "eval_seg_
 BASE = {
     "trainer_vanilla": ("--gpu_devices", "cpu", "--train_val_sample_rate", "60", "--output_dir", "runs"),
     "trainer_seg_on_carvana": (
-        "--gpu_devices", "cpu", "--data_dir", "cars", "--width", "2", "--patch_size", "16", "--output_dir", "runs",
+        "--no-cache", "--gpu_devices", "cpu", "--data_dir", "cars", "--width", "2", "--patch_size", "16",
+        "--output_dir", "runs",
         "--train_val_sample_rate", "1", "--test_sample_rate", "4", "--val_split", "4", "--num_workers", "0",
-        "--no-cache",
     ),
     "eval_vanilla": ("--model_path", "vanilla.pth", "--save_path", "test", "--gpu_devices", "cpu"),
-    "eval_seg_on_carvana": ("--model_path", "seg.pth", "--save_path", "test", "--gpu_devices", "cpu", "--no-cache"),
+    "eval_seg_on_carvana": ("--no-cache", "--model_path", "seg.pth", "--save_path", "test", "--gpu_devices", "cpu"),
     "configcmp": ("good.json", "good.json"),
     "make_carvana_like": ("--data_dir", "new", "--cars", "1", "--views", "1", "--size", "64x48"),
     "make_sample": ("--source", "sample", "--output", "new"),

@@ -28,18 +28,26 @@ PROGRAMS = {
 NOTE = "each evaluated, resumed, started from (--pretrained) and shown; with a right SHA-256 and without, in turn"
 
 
+# A process of its own between this one and the program: the memory that the kernel tells of a child includes what its
+# parent held when it started it, and that of the tests is large.
+MEASURE = """
+import resource, subprocess, sys
+done = subprocess.run(sys.argv[1:], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+print(done.returncode, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)
+"""
+
+
 def measured(command: list[str], directory: Path) -> tuple[int, str, float]:
     """Run a command; return its exit status, what it wrote to stderr, and its highest memory in MB."""
     with tempfile.TemporaryFile("w+") as errors:
         limited = ["timeout", "-s", "KILL", str(MOST_SECONDS), *command]
-        process = subprocess.Popen(
-            limited, cwd=directory, env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(harness.ROOT)},
-            stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=errors,
+        done = subprocess.run(
+            [sys.executable, "-c", MEASURE, *limited], cwd=directory, stdout=subprocess.PIPE, stderr=errors, text=True,
+            env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(harness.ROOT)}, check=True,
         )  # fmt: skip
-        _, status, used = os.wait4(process.pid, 0)
-        process.returncode = os.waitstatus_to_exitcode(status)
+        status, memory = map(int, done.stdout.split())
         errors.seek(0)
-        return process.returncode, errors.read(), used.ru_maxrss / 1024
+        return status, errors.read(), memory / 1024
 
 
 def try_kind(kind: str, has_digest: bool, programs: Iterable[str]) -> tuple[list[str], float]:
