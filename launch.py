@@ -1,5 +1,6 @@
 """What the command of a trainer does: it trains, unless an option asks for something else."""
 
+import gc
 from argparse import Namespace
 
 
@@ -10,6 +11,7 @@ def launch(trainer_class: type, opt: Namespace) -> None:
         trainer_class: the task's.
         opt: its options.
     """
+    gc.freeze()  # what the imports made stays to the end: the garbage collector need not go through it again and again
     if opt.verify_resume:
         from utils.verify_resume import verify_resume
 

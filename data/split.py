@@ -40,13 +40,14 @@ def shuffled_groups(
     lists = list(members.values())
     order = np.random.default_rng(split_seed).permutation(len(lists))
     if strata is not None:
-        classes = np.asarray(strata)[[lists[i][0] for i in order]]
+        firsts = np.fromiter((group[0] for group in lists), dtype=np.int64, count=len(lists))
+        classes = np.asarray(strata)[firsts[order]]
         rank = np.empty(len(order))
         for value in set(classes.tolist()):
             of_class = classes == value
             rank[of_class] = (np.arange(of_class.sum()) + 0.5) / of_class.sum()
         order = order[np.argsort(rank, kind="stable")]
-    return [lists[i] for i in order]
+    return [lists[i] for i in order.tolist()]
 
 
 def take(groups: list[list[int]], count: int) -> tuple[list[list[int]], list[list[int]]]:
