@@ -158,9 +158,10 @@ def machine() -> str:
     import torch
 
     gpu = torch.cuda.get_device_name(0) if torch.cuda.is_available() else "no GPU"
+    bound = f"; OMP_PROC_BIND={binding}" if (binding := os.environ.get("OMP_PROC_BIND")) else ""
     peers = [f"{name} {version(name)}" for name in PEERS if version(name)]
     return "; ".join([processor(), gpu, ", ".join([
-        f"Python {platform.python_version()}", f"torch {torch.__version__}", *peers])])  # fmt: skip
+        f"Python {platform.python_version()}", f"torch {torch.__version__}", *peers])]) + bound  # fmt: skip
 
 
 def has_gpu() -> bool:

@@ -5,6 +5,7 @@ of the updates alone and what they wait for. The first epoch is the warm-up and 
 """
 
 import contextlib
+import os
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
@@ -129,11 +130,18 @@ class Pictures(Dataset):
         return self.transform(Image.fromarray(self.images[index].numpy(), mode="L")), int(self.labels[index])
 
 
+def use_all_cores(worker: int) -> None:
+    """Let a loading process run on any core, also when the threads of the main process are bound to one each."""
+    if hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, range(os.cpu_count()))
+
+
 def tutorial(job: Job, num_workers: int = 0) -> dict[str, float]:
     """The loop of https://docs.pytorch.org/tutorials/beginner/basics/quickstart_tutorial.html, with its test loop."""
     datasets = {part: Pictures(*job.parts[part]) for part in ("train", "val")}
-    train_loader = DataLoader(datasets["train"], batch_size=job.batch_size, shuffle=True, num_workers=num_workers)
-    val_loader = DataLoader(datasets["val"], batch_size=job.batch_size, num_workers=num_workers)
+    how = {"batch_size": job.batch_size, "num_workers": num_workers, "worker_init_fn": use_all_cores}
+    train_loader = DataLoader(datasets["train"], shuffle=True, **how)
+    val_loader = DataLoader(datasets["val"], **how)
     model, criterion = job.build_model(), nn.CrossEntropyLoss(label_smoothing=SMOOTHING)
     optimizer, epochs = build_adamw(model), []
     for _ in range(job.num_epochs):
