@@ -206,8 +206,9 @@ def run_here(case: Case, variant: str, opt: argparse.Namespace) -> None:
 
 
 def run_in_process(
-    benchmark: Benchmark, case: Case, variant: str, number: int, argv: Sequence[str], threads: int
-) -> dict[str, Any]:
+    benchmark: Benchmark, case: Case, variant: str, number: int, argv: Sequence[str], threads: int,
+    bind: bool = False,
+) -> dict[str, Any]:  # fmt: skip
     """Make one run in a new process and return its figures; UserError with its last words when it fails.
 
     Args:
@@ -215,10 +216,12 @@ def run_in_process(
         number: of the run, from 0; a seed where runs should differ.
         argv: the command line of the benchmark, which is that of the run, too.
         threads: of torch; 0 leaves it to torch.
+        bind: each to a core of its own.
     """
     command = [sys.executable, "-m", f"benchmarks.{benchmark.name}", *argv]
     command += [f"--number={number}", "--case", case.name, "--one", variant]
-    environment = os.environ | {"OMP_NUM_THREADS": str(threads)} if threads else None
+    environment = os.environ | ({"OMP_NUM_THREADS": str(threads)} if threads else {})
+    environment |= {"OMP_PROC_BIND": "true"} if bind else {}  # not for this process, which would pass its core on
     try:
         done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=TIMEOUT, check=False)
     except subprocess.TimeoutExpired:
@@ -352,6 +355,8 @@ def build_parser(benchmark: Benchmark) -> OptionParser:
         help=f"only these variants: {', '.join(names)}")
     add("--threads", type=number(int, low=0, high=1024), default=0, metavar="N",
         help="threads of each run; 0 leaves it to torch (default: 0)")
+    add("--bind", action=BoolAction, default=False,
+        help="bind each thread of a run to a core of its own, which makes the times of small networks repeat")
     add("--quick", action=BoolAction, default=False, help="tiny sizes, to see that it works; not a measurement")
     add("--record", type=file_path, default=None, metavar="FILE",
         help="append each run to FILE, and count the runs with the same options that are there already")
@@ -382,7 +387,7 @@ def run_benchmark(benchmark: Benchmark, argv: Sequence[str] | None = None) -> No
         if case.needs_gpu and not has_gpu():
             print(f"{case.title}: left out, there is no CUDA GPU.", file=sys.stderr)
             continue
-        one_run = partial(run_in_process, benchmark, case, argv=argv, threads=opt.threads)
+        one_run = partial(run_in_process, benchmark, case, argv=argv, threads=opt.threads, bind=opt.bind)
         runs, failed = measure(benchmark, case, opt, one_run)
         num_failed += len(failed)
         table = table_of(case, runs, failed)
