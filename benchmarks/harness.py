@@ -150,6 +150,8 @@ def processor() -> str:
 
 
 def num_cores() -> int:
+    if os.environ.get("OMP_PROC_BIND"):  # then this thread may use one of them, and the others the rest
+        return os.cpu_count() or 1
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
