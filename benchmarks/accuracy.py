@@ -17,7 +17,7 @@ import tempfile
 
 import torch
 
-from benchmarks.harness import processor
+from benchmarks.processor import processor
 from eval_seg_on_carvana import EvaluatorSeg
 from eval_vanilla import EvaluatorVanilla
 from trainer_seg_on_carvana import TrainerSeg

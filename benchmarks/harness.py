@@ -21,6 +21,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from benchmarks.processor import processor
 from utils.errors import UserError
 from utils.options import BoolAction, OptionParser, file_path, number, one_of, run_main
 from utils.provenance import command_line, version
@@ -138,23 +139,6 @@ class Benchmark:
 
 
 # ---- the machine -----------------------------------------------------------------------------------------------------
-def processor() -> str:
-    """The name of the processor, the number of cores that this process may use, and that of torch's threads."""
-    import torch
-
-    name = platform.processor() or platform.machine()
-    with contextlib.suppress(OSError):
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-        name = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), name)
-    return f"{name}, {num_cores()} cores, {torch.get_num_threads()} threads"
-
-
-def num_cores() -> int:
-    if os.environ.get("OMP_PROC_BIND"):  # then this thread may use one of them, and the others the rest
-        return os.cpu_count() or 1
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def machine() -> str:
     """The hardware and the versions, in one line."""
     import torch
@@ -208,17 +192,15 @@ def run_here(case: Case, variant: str, opt: argparse.Namespace) -> None:
 
 
 def run_in_process(
-    benchmark: Benchmark, case: Case, variant: str, number: int, argv: Sequence[str], threads: int,
-    bind: bool = False,
-) -> dict[str, Any]:  # fmt: skip
+    benchmark: Benchmark, case: Case, variant: str, number: int, argv: Sequence[str], threads: int, bind: bool = False
+) -> dict[str, Any]:
     """Make one run in a new process and return its figures; UserError with its last words when it fails.
 
     Args:
         benchmark, case, variant: what to run.
         number: of the run, from 0; a seed where runs should differ.
         argv: the command line of the benchmark, which is that of the run, too.
-        threads: of torch; 0 leaves it to torch.
-        bind: each to a core of its own.
+        threads, bind: how many threads, 0 leaves it to torch; each bound to a core of its own.
     """
     command = [sys.executable, "-m", f"benchmarks.{benchmark.name}", *argv]
     command += [f"--number={number}", "--case", case.name, "--one", variant]

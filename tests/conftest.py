@@ -4,6 +4,7 @@ import hashlib
 import math
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -29,6 +30,11 @@ SMALL_SEG = [
     *("--patch_size", "32", "--width", "4", "--batch_size", "5", "--n_epoch", "2"),  # updates of 5, 5, 5 and 1
     *("--num_workers", "0", "--gpu_devices", "cpu"),
 ]
+
+# A job in the background of a shell, or under nohup, ignores them, and so would all that is started here.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+if hasattr(signal, "SIGHUP"):
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 torch.set_num_threads(1)  # the networks are too small for more, and several tests may run side by side
 
