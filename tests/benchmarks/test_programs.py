@@ -9,7 +9,7 @@ import pytest
 from benchmarks import harness
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-SHARED = {"__init__", "harness", "loops", "fashion"}
+SHARED = {"__init__", "harness", "loops", "fashion", "processor"}
 PROGRAMS = sorted(path.stem for path in (ROOT / "benchmarks").glob("*.py") if path.stem not in SHARED)
 CHEAP = [
     ("vanilla_epoch", "batch64", "plainloop"), ("vanilla_epoch", "batch64", "best"),
