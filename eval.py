@@ -5,22 +5,23 @@ program it evaluates a checkpoint, so that a metric is defined once.
 """
 
 import contextlib
+import copy
 import logging
 from argparse import Namespace
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from base_options import add_common_options, add_test_options, check_network, train_option_names, trained_options
+from base_options import parse_test_options
 from data.data_entry import build_datasets, build_loader_of_part, data_notes, refuse_seen
 from loss.loss_entry import build_criterion
 from model.model_entry import build_networks
 from utils.checkpoint import load_checkpoint
 from utils.device import place_network, select_devices
+from utils.distributed import Distributed
 from utils.errors import UserError
 from utils.files import write_json
 from utils.func import move_to
@@ -40,13 +41,14 @@ class EvaluatorBase:
 
     def __init__(
         self, opt: Namespace, networks: Mapping[str, nn.Module], criterion: nn.Module, device: torch.device,
-        precision: Precision,
+        precision: Precision, distributed: Distributed | None = None,
     ):  # fmt: skip
         self.opt = opt
         self.networks = networks
         self.criterion = criterion
         self.device = device
         self.precision = precision
+        self.distributed = distributed or Distributed()
         self.logger = logging.getLogger(__name__)
         self.output_dir: Path | None = None  # of the evaluation as a program
         self.num_samples = 0
@@ -109,14 +111,18 @@ class EvaluatorBase:
         """
         for meter in self.meters.values():
             meter.reset()
+        self.distributed.share_buffers(self.networks.values())
         with self.inference():
-            for batch in loader:
+            for batch, counts in self.distributed.in_step(loader):
                 before_batch()
-                with self.precision.autocast():
+                with self.precision.autocast(), contextlib.nullcontext() if counts else self.meters_aside():
                     self.eval_step(move_to(batch, self.device))
-        if (num_bad := getattr(loader, "num_bad", 0)) and num_bad == loader.num_samples:
-            raise UserError(f"None of the {num_bad:,} samples to evaluate can be loaded: there is nothing to measure.")
-        return self.results()
+        self.distributed.merge(self.meters)
+        asked, bad = self.distributed.totals(getattr(loader, "num_samples", 0), getattr(loader, "num_bad", 0))
+        self.num_samples = asked - bad
+        if bad and not self.num_samples:
+            raise UserError(f"None of the {bad:,} samples to evaluate can be loaded: there is nothing to measure.")
+        return self.distributed.broadcast(self.results())
 
     @contextlib.contextmanager
     def inference(self) -> Iterator[None]:
@@ -131,10 +137,17 @@ class EvaluatorBase:
             for module, mode in modes:  # one by one: a frozen layer stays in eval mode
                 module.training = mode
 
+    @contextlib.contextmanager
+    def meters_aside(self) -> Iterator[None]:
+        """What the block does to the meters is forgotten."""
+        kept, self.meters = self.meters, copy.deepcopy(self.meters)
+        yield
+        self.meters = kept
+
     def picture(self, loader: Iterable) -> torch.Tensor | None:
-        """What `draw` makes of the loader's first batch; None when there is none, since no sample can be loaded."""
+        """What `draw` makes of the loader's first batch; None without one, or if the network is cut up (one draws)."""
         with self.inference(), self.precision.autocast():
-            batch = next(iter(loader), None)
+            batch = None if self.distributed.is_sharded else next(iter(loader), None)
             return None if batch is None else self.draw(move_to(batch, self.device))
 
     def results(self) -> dict[str, float]:
@@ -154,19 +167,7 @@ class EvaluatorBase:
     @classmethod
     def parse_options(cls, argv: list[str] | None = None) -> Namespace:
         """Options: those of the checkpoint, then --config files, then the command line; later ones win."""
-        parser = OptionParser(description=cls.__doc__)
-        add_test_options(parser)
-        add_common_options(parser, cls.task)
-        parser.passed_over = train_option_names()  # so that a run's own config file can be given
-        cls.add_options(parser)
-        cls.add_test_options(parser)
-        model_path = parser.parse_given(argv).get("model_path")
-        if not model_path:
-            parser.error("--model_path is needed: the checkpoint to evaluate, Results/.../..._best_ckpt.pth")
-        trained = trained_options(load_checkpoint(model_path), model_path)
-        opt = parser.resolve(argv, [(trained, model_path)])
-        check_network(vars(opt), trained, model_path)
-        return opt
+        return parse_test_options(cls, argv)
 
     @classmethod
     def run_test(cls, opt: Namespace) -> "EvaluatorBase":
@@ -174,8 +175,8 @@ class EvaluatorBase:
         state = load_checkpoint(opt.model_path)
         seed_everything(opt.seed or 0, opt.deterministic)
         devices, device_line = select_devices(opt.gpu_devices)
-        place = partial(place_network, device=devices[0], channels_last=opt.channels_last, compile=opt.compile)
-        networks = {name: place(network) for name, network in cls.build_networks(opt).items()}
+        how = (devices[0], opt.channels_last, opt.compile)
+        networks = {name: place_network(network, *how) for name, network in cls.build_networks(opt).items()}
         criterion = cls.build_criterion(opt).to(devices[0])
         set_state(networks, state["networks"], f"The checkpoint {opt.model_path}")
         set_state(criterion, state["criterion"], f"The loss of the checkpoint {opt.model_path}")
@@ -189,7 +190,6 @@ class EvaluatorBase:
         evaluator.logger.info("\n".join([device_line, *data_notes({opt.split: dataset}, loader)]))
         loader.warn = evaluator.logger.warning
         results = evaluator.evaluate(loader)
-        evaluator.num_samples = loader.num_samples - loader.num_bad
         evaluator.report(loader)
         what = f"{opt.model_path} on the {opt.split} part of {opt.data_type}"
         record = {"what": what, "n": evaluator.num_samples, "results": results, "intervals": evaluator.intervals()}

@@ -8,6 +8,7 @@ import contextlib
 import time
 from argparse import Namespace
 from collections.abc import Iterator, Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -16,31 +17,31 @@ from torch import nn
 from base_options import parse_train_options
 from callbacks.callback import Callback, CallbackList
 from callbacks.callback_entry import build_asked_for, build_default_callbacks
-from data.data_entry import build_datasets, build_loaders, data_notes, describe, seen_groups, unite
+from data.data_entry import build_datasets, build_loaders, data_notes, describe, seen_groups
 from data.sampler import Update, UpdateLoader
 from eval import EvaluatorBase
 from launch import launch
+from parts import join_processes, make_optimizers, make_schedulers, place_networks, wrap_networks
+from run_state import collect_state, restore_state
 from utils.checkpoint import load_checkpoint
 from utils.checkpointer import Checkpointer
 from utils.clipper import Clipper
-from utils.device import place_criterion, place_network, select_devices, wrap_network
+from utils.device import place_criterion
 from utils.earlystopper import EarlyStopper, direction
 from utils.epoch_log import EpochLog, read_scalars
 from utils.errors import DivergedError
 from utils.func import count_samples, move_to
 from utils.late_guard import build_guard
-from utils.optimizer import build_optimizer, has_sparse_gradients
-from utils.options import OptionParser, run_main, saved_options
+from utils.options import OptionParser, saved_options
 from utils.precision import Precision
 from utils.pretrained import load_pretrained
 from utils.progress import Progress
-from utils.replay import keep_for_replay
+from utils.refusal import guarded_step, settle
 from utils.results import check_monitor
 from utils.run_dir import RunDir
-from utils.scheduler import SETTINGS, build_scheduler, learning_rates
-from utils.seed import random_state, seed_everything, set_random_state
-from utils.signals import StopSignal, seconds_of
-from utils.state import get_state, set_state
+from utils.scheduler import learning_rates
+from utils.seed import seed_apart, seed_everything
+from utils.signals import STOP_ASKED, StopSignal, seconds_of
 
 
 class TrainerBase:
@@ -51,25 +52,26 @@ class TrainerBase:
 
     def __init__(self, opt: Namespace):
         self.opt = opt
+        self.distributed, self.devices, device_line = join_processes(opt)
         seed_everything(opt.seed, opt.deterministic)
-        self.devices, device_line = select_devices(opt.gpu_devices)
         self.device = self.devices[0]
         self.precision = Precision(opt.amp, self.device)
 
         # what learns
-        self.datasets = build_datasets(opt)
+        with self.distributed.main_first():
+            self.datasets = build_datasets(opt)
         start = opt.model_path if opt.pretrained and not opt.resume else None
         self.seen_groups = seen_groups(self.datasets, start)
-        how = (self.device, opt.channels_last, opt.compile, (opt.micro_batch_size or opt.batch_size) >= opt.batch_size)
-        self.networks = {name: place_network(network, *how) for name, network in self.build_networks().items()}
+        self.networks = place_networks(opt, self.build_networks(), self.device, self.distributed)
         loaded = [load_pretrained(net, start, name) for name, net in self.networks.items()] if start else []
-        self.wrapped = {name: wrap_network(net, self.devices, opt.parallel) for name, net in self.networks.items()}
+        self.wrapped = wrap_networks(opt, self.networks, self.devices, self.distributed)
         self.criterion = place_criterion(self.build_criterion(), self.device, opt.compile)
         self.evaluator = self.build_evaluator()
         check_monitor(opt.monitor, self.evaluator.meters)
         self.optimizers = self.build_optimizers()
         self.train_loader, self.val_loader = self.build_loaders()  # may take long, so after what may be wrong
         self.schedulers = self.build_schedulers()
+        seed_apart(opt.seed, self.distributed.rank)  # what one process drops out, another need not
         self.clipper = Clipper(opt.clip, opt.clip_type)
 
         # where it stands
@@ -80,21 +82,25 @@ class TrainerBase:
         self.should_stop = False  # a callback may set it
         self.exact = True  # False while the state is between two positions that a run can continue from
         counters = (self.progress, *self.schedulers.values(), self.epoch_log)
-        modules, refusal = (*self.networks.values(), self.criterion), (opt.nan_policy, opt.max_skips)
-        self.guard = build_guard(modules, self.optimizers, counters, *refusal, uses_scaler=opt.amp == "fp16")
+        modules, refusal = (*self.networks.values(), self.criterion), (opt.nan_policy, opt.max_skips, opt.amp == "fp16")
+        sum_losses = self.distributed.sum if self.distributed.size > 1 else None
+        self.guard = build_guard(modules, self.optimizers, counters, *refusal, sum_losses)
         self.stop_signal = StopSignal(seconds_of(opt.max_time) if opt.max_time else None)
 
         # what watches
-        self.run_dir = RunDir(opt.output_dir, opt.proj_name, opt.resume)
+        self.run_dir = RunDir(opt.output_dir, opt.proj_name, opt.resume, self.distributed)
         self.logger = self.run_dir.logger
         for loader in (self.train_loader, self.val_loader):
-            loader.warn, loader.interrupt = self.logger.warning, self.stop_signal.raise_if_set
+            loader.warn = self.logger.warning
+            if self.distributed.size == 1:  # several stop together, after an update
+                loader.interrupt = self.stop_signal.raise_if_set
         every = opt.save_every_steps or max(1, round(opt.save_every * self.train_loader.updates_per_epoch))
-        self.checkpointer = Checkpointer(self.run_dir.path, opt.model_type, every, opt.keep)
-        self.callbacks = CallbackList([*self.build_callbacks(), *build_asked_for(opt, self.logger)])
+        self.checkpointer = Checkpointer(self.run_dir.path, opt.model_type, every, opt.keep, self.distributed.is_main)
+        watching = [*self.build_callbacks(), *build_asked_for(opt, self.logger)] if self.distributed.is_main else []
+        self.callbacks = CallbackList(watching)
         self.run_dir.record(saved_options(opt), self.devices, self.networks, *describe(self.datasets))
-        say = self.logger.info if opt.train_val_sample_rate == 1 else self.logger.warning  # a part of the data: aloud
-        say("\n".join([device_line, *data_notes(self.datasets, self.train_loader), *loaded]))
+        notes = [device_line, *data_notes(self.datasets, self.train_loader), *loaded]
+        self.run_dir.note("\n".join(notes), aloud=opt.train_val_sample_rate != 1)  # it is a part of the data
 
     # ---- the task: override --------------------------------------------------------------------------------------
     @classmethod
@@ -108,7 +114,8 @@ class TrainerBase:
     def build_loaders(self) -> tuple[UpdateLoader, Any]:
         """Return the loader of the training updates and the loader of the validation batches."""
         self.opt.eval_batch_size = self.opt.eval_batch_size or self.opt.micro_batch_size or self.opt.batch_size
-        return build_loaders(self.opt, self.datasets, self.evaluator_class.eval_batch_size(self.opt), self.device)
+        eval_batch_size, share = self.evaluator_class.eval_batch_size(self.opt), self.distributed.share
+        return build_loaders(self.opt, self.datasets, eval_batch_size, self.device, share)
 
     def build_networks(self) -> dict[str, nn.Module]:
         """Return the networks by name; from the evaluator, which needs the same ones."""
@@ -120,19 +127,16 @@ class TrainerBase:
 
     def build_optimizers(self) -> dict[str, torch.optim.Optimizer]:
         """Return an optimizer for each network, by the network's name."""
-        settings = {name: getattr(self.opt, name) for name in ("optim", "lr", "weight_decay", "momentum")}
-        return {name: build_optimizer(net.parameters(), **settings, fused=False if has_sparse_gradients(net) else None)
-                for name, net in self.networks.items()}  # fmt: skip
+        return make_optimizers(self.opt, self.networks)
 
     def build_schedulers(self) -> dict[str, torch.optim.lr_scheduler.LRScheduler]:
         """Return a scheduler, to be stepped once per update, for each optimizer, by the same name."""
-        plan = {name: getattr(self.opt, name) for name in ("lr_scheduler", *SETTINGS)}
-        plan |= {"num_epochs": self.opt.n_epoch, "updates_per_epoch": self.train_loader.updates_per_epoch}
-        return {name: build_scheduler(optimizer, **plan) for name, optimizer in self.optimizers.items()}
+        return make_schedulers(self.opt, self.optimizers, self.train_loader.updates_per_epoch)
 
     def build_evaluator(self) -> EvaluatorBase:
         """Return the evaluator that validates."""
-        return self.evaluator_class(self.opt, self.networks, self.criterion, self.device, self.precision)
+        parts = (self.networks, self.criterion, self.device, self.precision, self.distributed)
+        return self.evaluator_class(self.opt, *parts)
 
     def build_callbacks(self) -> list[Callback]:
         """Return what watches the run; extend the list by `[*super().build_callbacks(), Mine()]`."""
@@ -163,20 +167,21 @@ class TrainerBase:
         return optimizer
 
     def weighted(self, micro_batches: list) -> Iterator[tuple[Any, float]]:
-        """Yield each micro-batch on the device, with its share of the update's samples.
+        """Yield each micro-batch on the device, with its share of this process's samples of the update.
 
-        The sum of the weighted losses is the mean over all samples, also when the last micro-batch is short.
+        The sum of the weighted losses is the mean over all samples, also when the last micro-batch is short. The
+        gradients of several processes are added up in the backward pass of the last one.
         """
-        sizes = [count_samples(batch) for batch in micro_batches]
-        for batch, size in zip(micro_batches, sizes, strict=True):
-            yield move_to(batch, self.device, non_blocking=True), size / sum(sizes)
+        sizes = self.distributed.own_sizes([count_samples(batch) for batch in micro_batches])
+        for number, (batch, size) in enumerate(zip(micro_batches, sizes, strict=True), start=1):
+            with self.distributed.gradients(synchronize=number == len(sizes)):
+                yield move_to(batch, self.device, non_blocking=True), size / (sum(sizes) or 1)
 
     def backward(self, loss: torch.Tensor, weight: float = 1.0) -> torch.Tensor:
         """Add the gradients of `weight * loss` to those of the update; return `weight * loss`, detached."""
         self.guard.add_loss(loss)
-        loss = loss if weight == 1 else loss * weight
-        self.precision.backward(loss)
-        return loss.detach()
+        self.precision.backward(self.distributed.to_share(loss, weight))
+        return loss.detach() if weight == 1 else loss.detach() * weight
 
     def optimizer_step(self, name: str) -> torch.Tensor:
         """Clip the gradients that optimizer `name` steps, and step it; return their norm before the clipping.
@@ -205,12 +210,15 @@ class TrainerBase:
                 while self.progress.epoch < self.opt.n_epoch and not (self.should_stop or self.stopper.should_stop):
                     self.train_epoch()
             except BaseException as error:
-                self.checkpointer.rescue(self.state_dict, self.logger)
-                cause = self.stop_signal.cause_of(error)
+                if is_common := self.distributed.is_common(error):  # else the others may wait for ever
+                    self.checkpointer.rescue(self.state_dict, self.logger)
+                cause = self.distributed.cause_of(self.stop_signal.cause_of(error))
                 self.call("on_exception", cause)
+                self.distributed.leave(is_common)
                 raise cause from error.__cause__
             self.run_dir.end(self.progress.state_dict())
             self.call("on_train_end")
+            self.distributed.leave()
 
     def train_epoch(self) -> None:
         """Train on what is left of the epoch, validate, and save."""
@@ -223,10 +231,9 @@ class TrainerBase:
             self.train_update(update)
             self.epoch_log.seconds["train"] += time.perf_counter() - asked
             asked = time.perf_counter()
-            self.stop_signal.raise_if_set()
-            if self.should_stop:
+            if self.asked_to_stop():
                 return self.save("last")
-        self.settle()  # a GPU may still be at work on the last updates
+        settle(self)  # a GPU may still be at work on the last updates
         self.epoch_log.seconds["train"] += time.perf_counter() - asked
         self.finish_epoch()
 
@@ -235,51 +242,32 @@ class TrainerBase:
         self.exact = False
         used_lr = learning_rates(self.optimizers)
         self.call("on_update_start", update)
-        values = self.guarded_step(update) if update.micro_batches else {}  # {}: no sample of it could be loaded
+        num_own = sum(map(count_samples, update.micro_batches[: len(update.micro_batches) - update.num_idle]))
+        plan = (num_own, update.num_samples, update.num_idle, self.opt.skip_bad_samples == 0)
+        values = guarded_step(self, update) if self.distributed.begin_update(*plan) else {}  # {}: none could be loaded
         for scheduler in self.schedulers.values():
             scheduler.step()
-        self.epoch_log.add(values, sum(map(count_samples, update.micro_batches)), used_lr)
-        self.progress.finish_update(len(update.indices))  # the position counts samples that could not be loaded, too
+        self.epoch_log.add(values, num_own, used_lr)
+        self.progress.finish_update(update.num_samples)  # the position counts samples that could not be loaded, too
         self.exact = True
 
         is_logged = bool(values) and self.progress.update % self.opt.log_every == 0
-        self.settle(wait=is_logged or bool(self.opt.trace))
+        settle(self, wait=is_logged or bool(self.opt.trace))
         self.call("on_update_end", values)
         if is_logged:
-            self.call("on_log", dict(zip(values, read_scalars([*values.values()]), strict=True)) | used_lr)
+            numbers = dict(zip(values, read_scalars([*values.values()]), strict=True))
+            self.call("on_log", self.distributed.mean(numbers, num_own) | used_lr)
         if self.progress.sample < self.train_loader.num_samples and self.checkpointer.is_due(self.progress.update):
             self.save("last")
 
-    def guarded_step(self, update: Update) -> dict[str, torch.Tensor]:
-        """Make the step; one that is not finite ends the run, or is passed over (--nan_policy) and gives no values."""
-        self.guard.begin_update(update)
-        try:
-            values = self.train_step(update.micro_batches)
-        except DivergedError as error:
-            self.exact = self.guard.undo()
-            told = keep_for_replay(self, update, error)
-            if not self.guard.may_skip():
-                raise DivergedError(told) from None
-            self.logger.warning(f"{told}\nSkipped: {self.guard.num_skipped} of at most {self.opt.max_skips}.")
-            values = {}
-        self.precision.finish_update()
-        return values
-
-    def settle(self, wait: bool = True) -> None:
-        """End the run if an update was not finite; on a GPU, a check may be on its way, and `wait` waits for it."""
-        try:
-            self.guard.settle(wait)
-        except DivergedError as error:  # the state is as it was before that update
-            raise DivergedError(keep_for_replay(self, error.update, error)) from None
-
     def finish_epoch(self) -> None:
         """Validate, count the epoch, tell who watches, and save: the score of an epoch is in its checkpoint."""
-        row, kinds, started = self.epoch_log.row(), [], time.perf_counter()
+        row, kinds, started = self.epoch_log.row(self.distributed.gather), [], time.perf_counter()
         is_last = self.progress.epoch + 1 == self.opt.n_epoch
         if is_last or (self.progress.epoch + 1) % self.opt.val_every == 0:
-            results = self.evaluator.evaluate(self.val_loader, before_batch=self.stop_signal.raise_if_set)
-            num_samples = self.val_loader.num_samples - self.val_loader.num_bad
-            self.score = {"update": self.progress.update, "num_samples": num_samples, "results": results}
+            results = self.evaluator.evaluate(self.val_loader, before_batch=partial(self.asked_to_stop, at_once=True))
+            counts = {"update": self.progress.update, "num_samples": self.evaluator.num_samples}
+            self.score = {**counts, "results": results}
             row |= {f"val/{name}": value for name, value in results.items()}
             row["time/val"] = time.perf_counter() - started
             self.exact = False  # a validation must not count twice
@@ -298,6 +286,16 @@ class TrainerBase:
             kinds.append("last")
         self.save(*kinds)
 
+    def asked_to_stop(self, at_once: bool = False) -> bool:
+        """Raise what ends the run, if a signal has reached any process; say whether a callback has asked to stop.
+
+        Several processes go by what they knew an update ago, so as not to wait for each other, unless `at_once`.
+        """
+        code = self.distributed.agree(self.stop_signal.pending() or (STOP_ASKED if self.should_stop else 0), at_once)
+        self.should_stop |= code == STOP_ASKED
+        self.stop_signal.raise_for(code)
+        return code == STOP_ASKED
+
     def call(self, hook: str, *arguments: Any) -> None:
         """Call a hook of the callbacks."""
         self.callbacks.call(hook, self, *arguments)
@@ -306,7 +304,7 @@ class TrainerBase:
     def save(self, *kinds: str) -> None:
         """Write the state of now as checkpoints of these kinds."""
         if kinds:
-            self.settle()
+            settle(self)
             self.call("on_save")
             self.stop_signal.reserve = self.checkpointer.save(self.state_dict(), *kinds)
 
@@ -323,26 +321,17 @@ class TrainerBase:
         """What a resume and an evaluation need, as data that `torch.load(weights_only=True)` accepts."""
         with contextlib.suppress(DivergedError):  # then it is the state before the update that was not finite
             self.guard.settle(wait=True)
-        return {
-            **{name: get_state(part) for name, part in self.stateful().items()},
-            "random": random_state(), "score": self.score, "seconds": self.epoch_log.seconds,
-            "options": saved_options(self.opt), "groups": self.seen_groups, "exact": self.exact,
-        }  # fmt: skip
+        return collect_state(self)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from a state; UserError when it belongs to other networks or optimizers."""
-        for name, part in self.stateful().items():
-            what = f"The {name} of the checkpoint {self.opt.resume or self.opt.replay}"
-            set_state(part, state[name], what, may_hold_nan=name == "callbacks")  # a metric that one shows may be NaN
-        self.score, self.epoch_log.seconds = state["score"], state["seconds"]
-        self.seen_groups = unite(self.seen_groups, state["groups"])
-        set_random_state(state["random"])
+        restore_state(self, state)
 
     # ---- the command line ----------------------------------------------------------------------------------------
     @classmethod
     def main(cls, argv: list[str] | None = None) -> None:
         """Train from the command line; README says what the exit status means."""
-        run_main(lambda: launch(cls, cls.parse_options(argv)))
+        launch(cls, argv)
 
     @classmethod
     def parse_options(cls, argv: list[str] | None = None) -> Namespace:

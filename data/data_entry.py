@@ -29,6 +29,7 @@ from data.loader import WatchedLoader
 from data.memory import MemoryLoader, MemoryUpdateLoader, is_in_memory, place_data
 from data.sampler import UpdateLoader, seeded_dataset
 from utils.checkpoint import load_file
+from utils.distributed import share_of
 from utils.errors import UserError
 
 DATA_TYPES = {
@@ -95,31 +96,38 @@ def build_datasets(opt: Namespace) -> dict[str, Dataset]:
 
 
 def build_loaders(
-    opt: Namespace, datasets: dict[str, Dataset], eval_batch_size: int, device: torch.device
-) -> tuple[UpdateLoader | MemoryUpdateLoader, WatchedLoader | MemoryLoader]:
-    """Return the loader of the training updates and that of the validation batches, for training on `device`."""
+    opt: Namespace, datasets: dict[str, Dataset], eval_batch_size: int, device: torch.device,
+    share: tuple[int, int] = (0, 1),
+) -> tuple[UpdateLoader | MemoryUpdateLoader, WatchedLoader | MemoryLoader]:  # fmt: skip
+    """Return the loader of the training updates and that of the validation batches, for training on `device`.
+
+    Args:
+        share: (rank, number of processes), of the processes that train together.
+    """
     dataset = to_load_from(datasets["train"])
     report = settle_workers(opt, dataset, opt.micro_batch_size or opt.batch_size, "train")
     order = (opt.batch_size, opt.micro_batch_size, opt.seed, opt.limit_batches)
     if loads_from_memory(opt, dataset):
-        train_loader = MemoryUpdateLoader(place_data(dataset, opt.data_device, device), *order)
+        train_loader = MemoryUpdateLoader(place_data(dataset, opt.data_device, device), *order, share=share)
     else:
-        train_loader = UpdateLoader(dataset, *order, **how_to_load(opt, device), device=device)
+        train_loader = UpdateLoader(dataset, *order, **how_to_load(opt, device), device=device, share=share)
     train_loader.report = report
-    return train_loader, build_loader_of_part(opt, datasets["val"], "val", eval_batch_size, device)
+    return train_loader, build_loader_of_part(opt, datasets["val"], "val", eval_batch_size, device, share)
 
 
 def build_loader_of_part(
-    opt: Namespace, dataset: Dataset, part: str, batch_size: int, device: torch.device
-) -> WatchedLoader | MemoryLoader:
-    """Return the loader that evaluates a part of the data."""
+    opt: Namespace, dataset: Dataset, part: str, batch_size: int, device: torch.device,
+    share: tuple[int, int] = (0, 1),
+) -> WatchedLoader | MemoryLoader:  # fmt: skip
+    """Return the loader that evaluates a part of the data, or this process's share of it."""
     limit = DEBUG_BATCHES if opt.debug else opt.limit_batches
     dataset = to_load_from(dataset)
     report = settle_workers(opt, dataset, batch_size, part)
     if loads_from_memory(opt, dataset):
-        loader = MemoryLoader(place_data(dataset, opt.data_device, device), batch_size, limit)
+        loader = MemoryLoader(place_data(dataset, opt.data_device, device), batch_size, limit, share)
     else:
-        loader = build_eval_loader(dataset, batch_size, max_batches=limit, part=part, **how_to_load(opt, device))
+        how = how_to_load(opt, device)
+        loader = build_eval_loader(dataset, batch_size, max_batches=limit, part=part, share=share, **how)
     loader.report = report
     return loader
 
@@ -163,10 +171,11 @@ def build_eval_loader(
     worker_timeout: float = 300,
     max_bad_samples: int = 0,
     part: str = "",
+    share: tuple[int, int] = (0, 1),
 ) -> WatchedLoader:
     """A loader for validation and test: in order, every sample once, the last batch as short as it comes."""
     num_samples = len(dataset) if max_batches is None else min(len(dataset), max_batches * batch_size)
-    order: Sequence[Any] = range(num_samples)
+    order: Sequence[Any] = range(*share_of(num_samples, *share))
     if is_random := getattr(dataset, "is_random", True):
         order = [(0, index) for index in order]  # the same random choices at every evaluation
     return WatchedLoader(

@@ -15,8 +15,9 @@ from torch.utils.data import Dataset
 
 from data.sampler import Update, UpdateSampler, epoch_permutation
 from data.watched import Batch
+from utils.distributed import share_of
 from utils.errors import UserError
-from utils.func import map_tensors
+from utils.func import cut
 
 SAMPLES_AT_ONCE = 1024  # are gathered by one call, and shared out among the batches
 SHARE_OF_DEVICE = 0.25  # of what is free on a GPU may be data
@@ -54,11 +55,6 @@ def place_data(dataset: Dataset, data_device: str, device: torch.device) -> Data
     )
 
 
-def cut(data: Any, begin: int, end: int) -> Any:
-    """The samples from `begin` to `end` of a collated batch, in the same memory."""
-    return map_tensors(lambda tensor: tensor[begin:end], data)
-
-
 class MemoryLoader:
     """Gives the batches of a part of the data in order, as `data.loader.WatchedLoader` does, without its machinery.
 
@@ -66,8 +62,10 @@ class MemoryLoader:
         dataset: in memory, see above.
         batch_size: samples in a batch; the last one takes what is left.
         max_batches: end after so many; None for all.
+        share: (rank, number of processes): give what this process evaluates.
 
     Attributes:
+        num_samples: that are given.
         warn, interrupt: as in `WatchedLoader`; not needed here, since no sample is bad and nothing is waited for.
     """
 
@@ -76,10 +74,14 @@ class MemoryLoader:
     warn: Callable[[str], Any] = staticmethod(print)
     interrupt: Callable[[], Any] = staticmethod(lambda: None)
 
-    def __init__(self, dataset: Dataset, batch_size: int, max_batches: int | None = None):
+    def __init__(
+        self, dataset: Dataset, batch_size: int, max_batches: int | None = None, share: tuple[int, int] = (0, 1)
+    ):
         self.dataset = dataset
         self.batch_size = batch_size
-        self.num_samples = len(dataset) if max_batches is None else min(len(dataset), max_batches * batch_size)
+        num_samples = len(dataset) if max_batches is None else min(len(dataset), max_batches * batch_size)
+        self.begin, self.end = share_of(num_samples, *share)
+        self.num_samples = self.end - self.begin
 
     def __len__(self) -> int:
         return -(-self.num_samples // self.batch_size)
@@ -89,8 +91,8 @@ class MemoryLoader:
 
     def batches(self) -> Iterator[Batch]:
         """Yield the batches, with the indices of their samples."""
-        for begin in range(0, self.num_samples, self.batch_size):
-            end = min(begin + self.batch_size, self.num_samples)
+        for begin in range(self.begin, self.end, self.batch_size):
+            end = min(begin + self.batch_size, self.end)
             data = self.dataset.__getitems__(torch.arange(begin, end, device=self.dataset.device))
             yield Batch(list(range(begin, end)), data=data)
 
@@ -104,7 +106,7 @@ class MemoryUpdateLoader:
 
     Args:
         dataset: in memory, see above.
-        batch_size, micro_batch_size, seed, max_updates: see `data.sampler.UpdateSampler`.
+        batch_size, micro_batch_size, seed, max_updates, share: see `data.sampler.UpdateSampler`.
     """
 
     num_bad = 0
@@ -119,9 +121,10 @@ class MemoryUpdateLoader:
         micro_batch_size: int | None = None,
         seed: int = 0,
         max_updates: int | None = None,
+        share: tuple[int, int] = (0, 1),
     ):
         self.dataset = dataset
-        self.sampler = UpdateSampler(len(dataset), batch_size, micro_batch_size, seed, max_updates)
+        self.sampler = UpdateSampler(len(dataset), batch_size, micro_batch_size, seed, max_updates, share=share)
 
     @property
     def num_samples(self) -> int:
@@ -140,14 +143,29 @@ class MemoryUpdateLoader:
 
     def updates(self, epoch: int, start: int = 0) -> Iterator[Update]:
         """Yield each update of `epoch`, leaving out its first `start` samples."""
-        batch_size, piece = self.sampler.batch_size, self.sampler.micro_batch_size
+        batch_size, share = self.sampler.batch_size, self.sampler.share
         at_once = max(1, SAMPLES_AT_ONCE // batch_size) * batch_size
         order = epoch_permutation(len(self.dataset), self.sampler.seed, epoch)[: self.num_samples]
         on_device = order.to(self.dataset.device)
         for first in range(start // at_once * at_once, self.num_samples, at_once):
-            data = self.dataset.__getitems__(on_device[first : first + at_once])
-            for begin in range(max(first, start), min(first + at_once, self.num_samples), batch_size):
-                end = min(begin + batch_size, self.num_samples)
-                places = range(begin - first, end - first, piece)
-                micro_batches = [cut(data, place, min(place + piece, end - first)) for place in places]
-                yield Update(micro_batches, order[begin:end].tolist())
+            begins = range(first, min(first + at_once, self.num_samples), batch_size)
+            updates = [on_device[begin : begin + batch_size] for begin in begins]
+            # Of a share without a sample, the update's first one, which keeps this process in step with the others.
+            shares = [share_of(len(update), *share) for update in updates]
+            slices = [update[b:e] if b < e else update[:1] for update, (b, e) in zip(updates, shares, strict=True)]
+            is_whole = share[1] == 1
+            data = self.dataset.__getitems__(on_device[first : first + at_once] if is_whole else torch.cat(slices))
+            place = 0  # in the data
+            for begin, update, taken in zip(begins, updates, slices, strict=True):
+                if begin >= start:
+                    yield self.cut_update(data, place, order[begin : begin + len(update)])
+                place += len(taken)
+
+    def cut_update(self, data: Any, place: int, indices: torch.Tensor) -> Update:
+        """The update of these samples, of which this process's begin at `place` in the data."""
+        size, sampler = len(indices), self.sampler
+        begin, end = share_of(size, *sampler.share)
+        pieces = [(place + b - begin, place + e - begin) for b, e in sampler.pieces(size)]
+        num_idle = sampler.num_micro_batches(size) - len(pieces)
+        micro_batches = [cut(data, *piece) for piece in (*pieces, *[(place, place + 1)] * num_idle)]
+        return Update(micro_batches, indices[begin:end].tolist(), size, num_idle)

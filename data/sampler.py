@@ -15,6 +15,9 @@ from torch.utils.data import Dataset
 
 from data.loader import WatchedLoader
 from data.prefetch import prefetched
+from utils.distributed import share_of
+from utils.errors import UserError
+from utils.func import cut
 from utils.seed import mix, seeded
 
 
@@ -39,6 +42,9 @@ class UpdateSampler:
         max_updates: end an epoch after so many updates; None for all.
         keyed: give (epoch, index) instead of index, for a `SeededDataset`.
         order: the order of an epoch as a function of (seed, epoch); None for `epoch_order`.
+        share: (rank, number of processes): give what this process learns from. Each takes a slice of every update, and
+            all get equally many micro-batches, as they go through the network together. Who would have fewer gets the
+            first sample of the update in their place, which does not count.
 
     Raises, on iterating:
         ValueError: `order` does not give each sample once.
@@ -53,6 +59,7 @@ class UpdateSampler:
         max_updates: int | None = None,
         keyed: bool = False,
         order: Callable[[int, int], Sequence[int]] | None = None,
+        share: tuple[int, int] = (0, 1),
     ):
         self.num_samples = num_samples if max_updates is None else min(num_samples, max_updates * batch_size)
         self.total_samples = num_samples
@@ -61,6 +68,7 @@ class UpdateSampler:
         self.seed = seed
         self.keyed = keyed
         self.order = order
+        self.share = share
         self.epoch = 0
         self.start = 0
 
@@ -72,7 +80,13 @@ class UpdateSampler:
         ]
 
     def num_micro_batches(self, update_size: int) -> int:
-        return -(-update_size // self.micro_batch_size)
+        _, largest_share = share_of(update_size, 0, self.share[1])  # that of process 0
+        return -(-largest_share // self.micro_batch_size)
+
+    def pieces(self, update_size: int) -> list[tuple[int, int]]:
+        """Where in an update each micro-batch of this process begins and ends, without those that do not count."""
+        begin, end = share_of(update_size, *self.share)
+        return [(b, min(b + self.micro_batch_size, end)) for b in range(begin, end, self.micro_batch_size)]
 
     def __len__(self) -> int:
         return sum(self.num_micro_batches(size) for size in self.update_sizes())
@@ -91,8 +105,9 @@ class UpdateSampler:
         for size in self.update_sizes():
             update = order[first : first + size]
             first += size
-            for begin in range(0, size, self.micro_batch_size):
-                micro_batch = update[begin : begin + self.micro_batch_size]
+            pieces = self.pieces(size)
+            for begin, end in pieces + [(0, 1)] * (self.num_micro_batches(size) - len(pieces)):
+                micro_batch = update[begin:end]
                 yield [(self.epoch, index) for index in micro_batch] if self.keyed else micro_batch
 
 
@@ -132,12 +147,17 @@ class Update:
     """What one optimizer update learns from.
 
     Attributes:
-        micro_batches: the collated data; none when no sample of the update could be loaded.
-        indices: all its samples in order, those that could not be loaded included: they count for the position.
+        micro_batches: the collated data of this process; none when no sample of it could be loaded.
+        indices: its samples in order, those that could not be loaded included.
+        num_samples: samples of the update in all processes, those that could not be loaded included: they count for
+            the position.
+        num_idle: micro-batches, the last ones, that only keep this process in step with the others.
     """
 
     micro_batches: list
     indices: list[int]
+    num_samples: int
+    num_idle: int = 0
 
 
 class UpdateLoader(WatchedLoader):
@@ -147,7 +167,7 @@ class UpdateLoader(WatchedLoader):
         dataset: a map-style data set. One that declares ``is_random = False`` is not seeded per sample; one with
             ``__getitems__`` and ``collate_fn`` is asked for whole batches; one with ``epoch_order(seed, epoch)``, a
             list of all indices that depends on nothing else, is taken in that order.
-        batch_size, micro_batch_size, seed, max_updates: see `UpdateSampler`.
+        batch_size, micro_batch_size, seed, max_updates, share: see `UpdateSampler`.
         num_workers, pin_memory, worker_timeout, max_bad_samples, part: see `data.loader.WatchedLoader`.
         device: where the data is needed; to a GPU it is copied ahead, see data/prefetch.py.
     """
@@ -165,12 +185,14 @@ class UpdateLoader(WatchedLoader):
         max_bad_samples: int = 0,
         part: str = "train",
         device: torch.device | None = None,
+        share: tuple[int, int] = (0, 1),
     ):
         is_random, order = getattr(dataset, "is_random", True), getattr(dataset, "epoch_order", None)
         self.device = device
+        self.spare: list = []  # a batch of one sample that could be loaded
         super().__init__(
             seeded_dataset(dataset, seed) if is_random else dataset,
-            UpdateSampler(len(dataset), batch_size, micro_batch_size, seed, max_updates, is_random, order),
+            UpdateSampler(len(dataset), batch_size, micro_batch_size, seed, max_updates, is_random, order, share),
             collate_fn=getattr(dataset, "collate_fn", None),
             num_workers=num_workers,
             persistent=True,
@@ -201,6 +223,16 @@ class UpdateLoader(WatchedLoader):
         """Put batches together to updates of these sizes."""
         batches = self.batches() if sizes else iter(())
         for size in sizes:
-            parts = list(islice(batches, self.sampler.num_micro_batches(size)))
-            data = [batch.data for batch in parts if batch.given]
-            yield Update(data, [index for batch in parts for index in batch.indices])
+            parts, num_own = list(islice(batches, self.sampler.num_micro_batches(size))), len(self.sampler.pieces(size))
+            own, idle = parts[:num_own], parts[num_own:]
+            data = [batch.data for batch in own if batch.given]
+            idle = self.idle_batches(data, idle, len(parts) - len(data)) if self.sampler.share[1] > 1 else []
+            yield Update([*data, *idle], [index for batch in own for index in batch.indices], size, len(idle))
+
+    def idle_batches(self, data: list, idle: list, count: int) -> list:
+        """What goes through the network in the place of micro-batches that this process lacks: one good sample."""
+        good = [*data, *(batch.data for batch in idle if batch.given), *self.spare]
+        if not good and count:
+            raise UserError("No sample of a process's first update can be loaded, so it has nothing to begin with.")
+        self.spare = [cut(good[0], 0, 1)] if good else []
+        return self.spare * count

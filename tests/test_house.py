@@ -22,7 +22,7 @@ from utils.options import OptionParser
 
 ROOT = Path(__file__).resolve().parent.parent
 FLOORS = (  # an import goes to a lower floor, or to a neighbour on the same one
-    {"utils"}, {"data", "model", "loss", "callbacks"}, {"base_options", "launch"}, {"eval"}, {"trainer"}, {"tasks"},
+    {"utils"}, {"data", "model", "loss", "callbacks"}, {"option_list", "base_options", "parts", "run_state", "launch"}, {"eval"}, {"trainer"}, {"tasks"},
     {"examples", "benchmarks"},
 )  # fmt: skip
 OUTSIDE = {"tests", "docs", "benchmarks"}  # not counted as runtime code

@@ -27,6 +27,7 @@ class Checkpointer:
         prefix: the first part of their names, usually the model type.
         every: updates from one to the next.
         keep: how many of `last` to keep, the newest included.
+        writes: whether this process does: of several, one.
 
     Attributes:
         longest_save: seconds.
@@ -36,11 +37,12 @@ class Checkpointer:
     KINDS = ("best", "last", "earlystop", "InT")  # InT: interrupted
     HALFWAY = "crash"  # from the middle of an update: to be looked at, never to be resumed from
 
-    def __init__(self, run_dir: str | Path, prefix: str, every: int = 1, keep: int = 2):
+    def __init__(self, run_dir: str | Path, prefix: str, every: int = 1, keep: int = 2, writes: bool = True):
         self.run_dir = Path(run_dir)
         self.prefix = prefix
         self.every = every
         self.keep = keep
+        self.writes = writes
         self.longest_save = self.seconds = 0.0
 
     def path(self, kind: str) -> Path:
@@ -53,6 +55,8 @@ class Checkpointer:
     # ---- write ---------------------------------------------------------------------------------------------------
     def save(self, state: dict[str, Any], *kinds: str) -> float:
         """Write the state as checkpoints of these kinds, remove all beyond `keep`, and return `longest_save`."""
+        if not self.writes:
+            return 0.0
         started = time.perf_counter()
         if "last" in kinds:
             self._keep_the_last_one((state["progress"]["epoch"], state["progress"]["update"]))
@@ -101,7 +105,8 @@ class Checkpointer:
         except Exception as error:
             logger.error(f"The interrupted state could not be saved: {error or type(error).__name__}")
             return
-        logger.info(f"Saved: {self.path(kind)}" + (", from the middle of an update" if not state["exact"] else ""))
+        if self.writes:
+            logger.info(f"Saved: {self.path(kind)}" + (", from the middle of an update" if not state["exact"] else ""))
 
     # ---- begin ---------------------------------------------------------------------------------------------------
     def begin(self, position: tuple[int, int] = (0, 0)) -> list[str]:
@@ -111,6 +116,8 @@ class Checkpointer:
         are of a future that will not come, or comes again: they are renamed, or the next resume would take one of them
         for the newest. So are those that are too damaged to tell their position.
         """
+        if not self.writes:
+            return []
         sweep_temporaries(self.run_dir)
         (self.run_dir / ENDED).unlink(missing_ok=True)
         moved = []

@@ -8,12 +8,14 @@ from utils.errors import UserError
 MOST_RECORDED = 5_000_000  # parameters of a network that is recorded as CUDA graphs
 
 
-def select_devices(gpu_devices: str = "0") -> tuple[list[torch.device], str]:
+def select_devices(gpu_devices: str = "0", local: tuple[int, int] = (0, 1)) -> tuple[list[torch.device], str]:
     """Turn ``--gpu_devices`` into devices.
 
     Args:
         gpu_devices: ids separated by commas, counted among the visible GPUs (so a ``CUDA_VISIBLE_DEVICES`` that is
             already set is respected), or "cpu".
+        local: (rank, number of processes) on this machine. Of several, each has one of the devices: in the order that
+            they are named, or, where one is named for all, in the order of their ids.
 
     Returns:
         The devices, the first being the main one, and a line for the log.
@@ -30,6 +32,11 @@ def select_devices(gpu_devices: str = "0") -> tuple[list[torch.device], str]:
     if len(set(ids)) < len(ids):
         raise UserError(f"--gpu_devices {gpu_devices!r} names a GPU twice.")
 
+    rank, num_processes = local
+    if num_processes > 1:
+        if len(ids) not in (1, num_processes):
+            raise UserError(f"--gpu_devices {gpu_devices} names {len(ids)} GPUs for {num_processes} processes.")
+        ids = [rank if len(ids) == 1 else ids[rank]]
     if torch.cuda.is_available():
         available = range(torch.cuda.device_count())
         for device_id in ids:
@@ -38,7 +45,7 @@ def select_devices(gpu_devices: str = "0") -> tuple[list[torch.device], str]:
                 raise UserError(f"--gpu_devices {gpu_devices}: there is no GPU {device_id}. Visible GPUs: {there}.")
         names = ", ".join(f"cuda:{i} {torch.cuda.get_device_name(i)}" for i in ids)
         return [torch.device("cuda", i) for i in ids], f"Device: {names}."
-    if torch.backends.mps.is_available():
+    if torch.backends.mps.is_available() and num_processes == 1:  # torch cannot add up between processes there
         return [torch.device("mps")], "Device: Apple GPU (MPS); there is no CUDA GPU."
     return [torch.device("cpu")], f"No GPU found, so --gpu_devices {gpu_devices} has no effect. Device: CPU."
 
@@ -66,14 +73,3 @@ def place_criterion(criterion: nn.Module, device: torch.device, compile: bool) -
     if compile:
         criterion.compile()
     return criterion
-
-
-def wrap_network(network: nn.Module, devices: list[torch.device], parallel: str = "none") -> nn.Module:
-    """Return what is to be called in training: the network, or ("dp") one that shares a batch among `devices`.
-
-    `DataParallel` copies the network to every GPU in every step, so it is simple rather than fast.
-    """
-    gpu_ids = [device.index for device in devices if device.type == "cuda"]
-    if parallel == "none" or not gpu_ids:  # without ids DataParallel would take every GPU, asked for or not
-        return network
-    return nn.DataParallel(network, device_ids=gpu_ids)

@@ -1,6 +1,6 @@
 """What is measured while an epoch goes on."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -68,11 +68,15 @@ class EpochLog:
         assert num_updates >= self.num_read, "what was read cannot be forgotten"
         del self.pending[num_updates - self.num_read :]
 
-    def row(self) -> dict[str, float]:
-        """The means and the learning rates, by the names that they have in metrics.csv."""
+    def row(self, gather: Callable[[Any], list[Any]] = lambda value: [value]) -> dict[str, float]:
+        """The means and the learning rates, by the names that they have in metrics.csv.
+
+        Args:
+            gather: returns what several processes give it, for means over the samples of all of them.
+        """
         self.fetch()
-        means = {f"train/{name}": total / count for name, (total, count) in self.totals.items()}
-        return means | self.learning_rates
+        totals = add_totals(gather(self.totals))
+        return {f"train/{name}": total / count for name, (total, count) in totals.items()} | self.learning_rates
 
     def times(self, num_samples: int) -> dict[str, float]:
         """The seconds, and how many of the epoch's `num_samples` went through in one."""
@@ -93,6 +97,20 @@ class EpochLog:
         if any(n < 1 for _, n in self.totals.values()):
             raise ValueError("a mean over fewer samples than one cannot be")
         self.learning_rates = {str(name): float(rate) for name, rate in state["learning_rates"].items()}
+
+
+def add_totals(of_processes: Iterable[Mapping[str, list]]) -> dict[str, list]:
+    """The sums over samples, and how many these are, of all processes together.
+
+    >>> add_totals([{"loss": [3.0, 2]}, {"loss": [1.5, 1]}])
+    {'loss': [4.5, 3]}
+    """
+    added: dict[str, list] = {}
+    for totals in of_processes:
+        for name, (total, count) in totals.items():
+            before = added.get(name, [0, 0])
+            added[name] = [before[0] + total, before[1] + count]
+    return added
 
 
 def read_scalars(scalars: list[torch.Tensor]) -> list[float]:

@@ -42,6 +42,12 @@ class LoadingError(UserError):
     status = 5
 
 
+class PeerError(UserError):
+    """Another of several processes died, or does not answer."""
+
+    status = 6
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """Return ``" (did you mean 'x'?)"`` for the known name most like `name`, or ``""`` when none is near.
 

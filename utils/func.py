@@ -20,6 +20,11 @@ def map_tensors(function: Callable[[Tensor], Any], batch: Any) -> Any:
     return batch
 
 
+def cut(batch: Any, begin: int, end: int) -> Any:
+    """The samples from `begin` to `end` of a collated batch, in the same memory."""
+    return map_tensors(lambda tensor: tensor[begin:end] if tensor.ndim else tensor, batch)
+
+
 def move_to(batch: Any, device: torch.device | str, non_blocking: bool = False) -> Any:
     """Return the batch with every tensor in it on `device`.
 

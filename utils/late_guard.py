@@ -47,6 +47,8 @@ class LateGuard(UpdateGuard):
         counters: what counts updates on the CPU. Each has `state_dict` and `load_state_dict`, or `mark` and `back_to`
             where these would wait for the GPU. They are called in every update.
         lag: updates that may be unread.
+        sum_losses: see `UpdateGuard`. With several processes all must read a check after the same update, so it is read
+            when `lag` updates have passed, and not as soon as it has come in.
     """
 
     def __init__(
@@ -55,8 +57,9 @@ class LateGuard(UpdateGuard):
         optimizer: Optimizer,
         counters: Iterable[Any],
         lag: int = 8,
+        sum_losses: Callable[[torch.Tensor], torch.Tensor] | None = None,
     ):
-        super().__init__(modules, policy="stop")
+        super().__init__(modules, policy="stop", sum_losses=sum_losses)
         self.optimizer = optimizer
         self.counters: list[tuple[Callable[[], Any], Callable[[Any], Any]]] = [
             (c.mark, c.back_to) if hasattr(c, "mark") else (c.state_dict, c.load_state_dict) for c in counters
@@ -89,7 +92,7 @@ class LateGuard(UpdateGuard):
         """
         if self.stepped:
             return super().check(name, grad_norm, may_overflow)
-        suspect = grad_norm if self._loss is None else grad_norm + self._loss
+        suspect = self.suspect(grad_norm)
         # The kernel of torch's own GradScaler: sets `bad` to 1 where something is not finite, and never back to 0.
         torch._amp_foreach_non_finite_check_and_unscale_([suspect], self.bad, self._one)
         before = self._unread[-1]
@@ -111,7 +114,7 @@ class LateGuard(UpdateGuard):
                 raise error
 
     def _has_come(self, before: Unread) -> bool:
-        return self.bad.is_cuda and float(before.flag) != UNREAD
+        return self.sum_losses is None and self.bad.is_cuda and float(before.flag) != UNREAD
 
     def _wait_for(self, before: Unread) -> bool:
         """Return whether an update was bad, as soon as it is known; the GPU may have more to do by then."""
@@ -146,18 +149,19 @@ def build_guard(
     policy: str,
     max_skips: int,
     uses_scaler: bool,
+    sum_losses: Callable[[torch.Tensor], torch.Tensor] | None = None,
 ) -> UpdateGuard:
     """Return a `LateGuard` where steps can be made void on the device and nothing but a stop follows, else the other.
 
     Args:
         modules, counters: see the two classes.
         optimizers: by name.
-        policy, max_skips: see `UpdateGuard`.
+        policy, max_skips, sum_losses: see `UpdateGuard`.
         uses_scaler: whether a gradient scaler (of fp16) uses the optimizers' flag for its own purposes.
     """
     groups = [group for optimizer in optimizers.values() for group in optimizer.param_groups]
     fits = len(optimizers) == 1 and policy == "stop" and not uses_scaler
     if fits and all(group.get("fused") and all(p.is_cuda for p in group["params"]) for group in groups):
         (optimizer,) = optimizers.values()
-        return LateGuard(modules, optimizer, counters)
-    return UpdateGuard(modules, policy, max_skips)
+        return LateGuard(modules, optimizer, counters, sum_losses=sum_losses)
+    return UpdateGuard(modules, policy, max_skips, sum_losses)

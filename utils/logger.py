@@ -60,3 +60,12 @@ def build_logger(name: str, path: str | Path | None = None) -> logging.Logger:
         handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
         logger.addHandler(handler)
     return logger
+
+
+def build_stderr_logger(name: str, prefix: str) -> logging.Logger:
+    """Return a logger for one of many processes: warnings and errors on standard error, each line begun by `prefix`."""
+    logger = logging.Logger(name, level=logging.WARNING)
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter(f"{prefix}%(message)s"))
+    logger.addHandler(handler)
+    return logger

@@ -1,6 +1,6 @@
 """Meters: what adds up batch by batch and is read at the end of an epoch."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -100,6 +100,11 @@ class Meter:
                 )
         for name, value in state.items():
             self._assign(name, value)
+
+    def merge(self, states: Sequence[Mapping[str, Tensor]]) -> None:
+        """Become what one meter would be that had seen all that the meters with these states saw, in their order."""
+        join = {name: torch.cat if name in self._row_names else sum for name in self._initial}
+        self.load_state_dict({name: join[name]([state[name] for state in states]) for name in self._initial})
 
     def _assign(self, name: str, value: Tensor) -> None:
         dtype = dtype_on(self.device, self._initial[name].dtype)

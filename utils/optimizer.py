@@ -8,6 +8,7 @@ from torch.optim import Optimizer
 
 from utils import eager_optim as optim
 from utils.errors import UserError, nearest
+from utils.sharded_state import is_cut
 
 # Every function takes all settings and uses those that its method has. `fused` asks for one kernel for the whole step,
 # where there is one: it reads and writes the memory once.
@@ -55,7 +56,7 @@ def adagrad(parameters: Iterable, lr: float, weight_decay: float, momentum: floa
     return optim.Adagrad(parameters, lr=lr, weight_decay=weight_decay)
 
 
-FUSED_DEVICES = ("cpu", "cuda")
+FUSED_DEVICES, FUSED_WHEN_CUT = ("cpu", "cuda"), ("adam", "adamW")
 
 OPTIMIZERS = {
     "adam": adam,
@@ -101,7 +102,7 @@ def build_optimizer(
             f"weight decay at least 0, the momentum from 0 to below 1."
         )
     parameters = [parameter if isinstance(parameter, Tensor) else with_list(parameter) for parameter in parameters]
-    fused = can_fuse(parameters) if fused is None else fused
+    fused = can_fuse(parameters, optim) if fused is None else fused
     return OPTIMIZERS[optim](parameters, lr=lr, weight_decay=weight_decay, momentum=momentum, fused=fused)
 
 
@@ -116,8 +117,10 @@ def with_list(group: dict[str, Any]) -> dict[str, Any]:
     return group | {"params": [parameters] if isinstance(parameters, Tensor) else list(parameters)}
 
 
-def can_fuse(parameters: list[Tensor] | list[dict[str, Any]]) -> bool:
-    """Whether there are fused kernels for all of these parameters."""
+def can_fuse(parameters: list[Tensor] | list[dict[str, Any]], optim: str) -> bool:
+    """Whether there are fused kernels for all of these parameters. For those that are cut up, torch has Adam's."""
     groups = [[entry] if isinstance(entry, Tensor) else entry["params"] for entry in parameters]
     tensors = [tensor for group in groups for tensor in group]
+    if any(map(is_cut, tensors)) and optim not in FUSED_WHEN_CUT:
+        return False
     return all(tensor.device.type in FUSED_DEVICES and tensor.is_floating_point() for tensor in tensors)

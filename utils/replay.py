@@ -35,21 +35,26 @@ def keep_for_replay(trainer, update, error: DivergedError) -> str:
     """
     names = getattr(trainer.train_loader.dataset, "names", None) or range(len(trainer.train_loader.dataset))
     names = [str(names[index]) for index in update.indices]
+    names = [name for of_process in trainer.distributed.gather(names) for name in of_process]
     number = trainer.progress.update + 1
     told = f"Epoch {trainer.progress.epoch + 1}, update {number}: {error}. Samples: {tell_names(names)}."
     if not trainer.exact:
         return f"{told}\nAnother network was already stepped, so the update can be neither skipped nor replayed."
-    micro_batches = [move_to(batch, "cpu") for batch in update.micro_batches]
+    # Of several processes each has only a part of the update, and the replay is made by one.
+    micro_batches = [move_to(batch, "cpu") for batch in update.micro_batches] if trainer.distributed.size == 1 else []
     try:
         check_plain(micro_batches, "a batch")
     except TypeError:
         micro_batches = []
     path = trainer.run_dir.path / f"{trainer.checkpointer.prefix}_update{number}_replay.pth"
     record = {"micro_batches": micro_batches, "names": names, "reason": str(error)}
+    state = {"format": FORMAT, **trainer.state_dict(), "replay": record}
+    if not trainer.distributed.is_main:
+        return f"{told}\nTo look into it, with all names: --replay {path}"
     for earlier in trainer.run_dir.path.glob("*_replay.pth"):
         earlier.unlink()  # each is as large as a checkpoint
     try:
-        save_checkpoint({"format": FORMAT, **trainer.state_dict(), "replay": record}, path)
+        save_checkpoint(state, path)
     except UserError as not_saved:
         return f"{told}\nIt cannot be replayed. {not_saved}"
     return f"{told}\nTo look into it, with all names: --replay {path}"

@@ -1,6 +1,8 @@
 """The directory of one run: what it holds besides checkpoints and curves is written here."""
 
+import contextlib
 import json
+import logging
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -9,10 +11,11 @@ import torch
 from torch import nn
 
 from utils.checkpointer import ENDED, Checkpointer
+from utils.distributed import Distributed
 from utils.files import write_json
 from utils.func import count_parameters, layer_table
 from utils.lock import DirectoryLock
-from utils.logger import build_logger
+from utils.logger import build_logger, build_stderr_logger
 from utils.options import read_options
 from utils.provenance import command_line, write_provenance
 from utils.timestamp import make_timestamped_dir
@@ -25,6 +28,7 @@ class RunDir:
         output_dir: the parent of a new one.
         proj_name: the first part of the files' names.
         resume: a checkpoint. When the directory it stands in is a run's, the run goes on there.
+        distributed: of several processes, process 0 makes the directory and writes; the others only warn, on stderr.
 
     Raises:
         UserError: when another process is training in the directory.
@@ -34,18 +38,32 @@ class RunDir:
         logger: writes to the terminal and to the run's log.
     """
 
-    def __init__(self, output_dir: str | Path, proj_name: str, resume: str | None = None):
-        if resume and is_run_dir(Path(resume).parent):
-            self.path = Path(resume).parent
-        else:
-            self.path, _ = make_timestamped_dir(output_dir)
-        self.lock = DirectoryLock(self.path)
+    def __init__(
+        self, output_dir: str | Path, proj_name: str, resume: str | None = None, distributed: Distributed | None = None
+    ):
+        distributed = distributed or Distributed()
+        self.is_main = distributed.is_main
+        path = Path(resume).parent if resume else None
+        if self.is_main and not (path and is_run_dir(path)):
+            path, _ = make_timestamped_dir(output_dir)
+        self.path = distributed.broadcast(path)
         self.name = f"{proj_name}_{self.path.name}"
-        self.logger = build_logger(proj_name, self.path / f"{self.name}_log.txt")
+        if self.is_main:
+            self.lock: contextlib.AbstractContextManager = DirectoryLock(self.path)
+            self.logger = build_logger(proj_name, self.path / f"{self.name}_log.txt")
+        else:
+            self.lock = contextlib.nullcontext()
+            self.logger = build_stderr_logger(proj_name, f"[process {distributed.rank}] ")
 
     def end(self, progress: Mapping[str, int]) -> None:
         """Note that nothing is left to do, and where the run stands."""
-        write_json(self.path / ENDED, progress)
+        if self.is_main:
+            write_json(self.path / ENDED, progress)
+
+    def note(self, text: str, aloud: bool = False) -> None:
+        """Log what is said once for all processes; `aloud` as a warning."""
+        if self.is_main:
+            self.logger.log(logging.WARNING if aloud else logging.INFO, text)
 
     def record(
         self,
@@ -64,6 +82,8 @@ class RunDir:
             parts: the names of the samples of each part of the data.
             fingerprints: a digest of each part of the data.
         """
+        if not self.is_main:
+            return
         log = self.logger.info
         log(f"Run directory: {self.path}")
         write_json(self.path / f"config_{self.name}.json", options)

@@ -48,6 +48,21 @@ def seed_everything(seed: int, deterministic: bool = False) -> None:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS repeats only with a fixed workspace
 
 
+def seed_apart(seed: int, rank: int, *position: int) -> None:
+    """Give process `rank` random numbers of its own from here on; those of process 0 stay what they are.
+
+    Args:
+        seed: of the run.
+        rank: of the process.
+        position: where the run stands, so that the same numbers do not come twice.
+    """
+    if rank > 0:
+        own = mix(seed, rank, *position)
+        random.seed(own)
+        np.random.seed(own % 2**32)
+        torch.manual_seed(own)
+
+
 def random_state() -> dict:
     """The state of every global generator, in types that ``torch.load(weights_only=True)`` accepts."""
     numpy_state = np.random.get_state(legacy=False)

@@ -19,6 +19,7 @@ from utils.errors import LoadingError
 SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1") if hasattr(signal, name))
 GRACE = 1.5  # seconds that are left to the end under way when a second signal comes
 TIME_IS_UP = 75  # the exit status "try again later" of sysexits.h
+OUT_OF_TIME, STOP_ASKED = 1000, 1001  # beyond the number of any signal
 TERMINAL_MESSAGE = b"\nStopping where it is safe; a second signal ends the process within 2 seconds, unsaved.\n"
 
 
@@ -206,22 +207,32 @@ class StopSignal:
         return KeyboardInterrupt() if self.signum == signal.SIGINT else Terminated(self.signum)
 
     def raise_if_set(self) -> None:
-        """Raise KeyboardInterrupt or `Terminated` if a signal has arrived, or `TimeIsUp` if another round might not
-        end in time.
+        """Raise what `pending` stands for, if anything."""
+        self.raise_for(self.pending())
+
+    @staticmethod
+    def raise_for(code: int) -> None:
+        """Raise KeyboardInterrupt, `Terminated` or `TimeIsUp` for what `pending` returned, in whatever process."""
+        if code == OUT_OF_TIME:
+            raise TimeIsUp
+        if code not in (0, STOP_ASKED):
+            raise KeyboardInterrupt if code == signal.SIGINT else Terminated(code)
+
+    def pending(self) -> int:
+        """The number of the signal that has arrived; `OUT_OF_TIME` if another round might not end in time; else 0.
 
         Another round is taken to last up to twice the longest time between two calls so far, and `reserve` seconds
         after it. Before the second call nothing is known of a round, and it counts as 0 seconds.
         """
         if self.signum is not None:
-            raise KeyboardInterrupt if self.signum == signal.SIGINT else Terminated(self.signum)
+            return int(self.signum)
         if self.max_seconds is None:
-            return
+            return 0
         now = self._clock()
         if self._last_asked is not None:
             self._longest_gap = max(self._longest_gap, now - self._last_asked)
         self._last_asked = now
-        if now + 2 * self._longest_gap + self.reserve >= self.max_seconds:
-            raise TimeIsUp
+        return OUT_OF_TIME if now + 2 * self._longest_gap + self.reserve >= self.max_seconds else 0
 
 
 ACTIVE: list[StopSignal] = []  # one within the other

@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from utils.errors import UserError
+from utils.sharded_state import cut_for
 
 ALIKE = ((float, int, bool), (list, tuple), (dict,), (Tensor,))  # types of which one may stand for the other
 PLAIN = {type(None), bool, int, float, str, torch.Tensor, torch.nn.Parameter}
@@ -93,7 +94,7 @@ def give(entry: Any, state: Any) -> None:
         own = [{name: group[name] for name in KERNELS if name in group} for group in entry.param_groups]
         groups = zip(state["param_groups"], own, strict=True)
         state = state | {"param_groups": [group | of_machine for group, of_machine in groups]}
-    entry.load_state_dict(state)
+    entry.load_state_dict(cut_for(entry, state) if isinstance(entry, nn.Module | Optimizer) else state)
 
 
 # ---- checks ----------------------------------------------------------------------------------------------------------

@@ -1,7 +1,7 @@
 """Refuse an update whose loss or gradient is infinite or not a number, before it reaches the weights."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -27,6 +27,7 @@ class UpdateGuard:
         modules: what the forward passes go through: the networks and the criterion.
         policy: "stop" ends the run at a refused update, "skip" goes on without it.
         max_skips: with "skip", the number of refused updates that one run may have.
+        sum_losses: makes of a loss that of all processes, where the gradient does not tell of it, see `may_overflow`.
 
     >>> guard = UpdateGuard([nn.Linear(1, 1)])
     >>> guard.begin_update()
@@ -36,8 +37,12 @@ class UpdateGuard:
     utils.errors.DivergedError: the gradient of 'model' is not finite: its norm is nan, the loss 0.5
     """
 
-    def __init__(self, modules: Iterable[nn.Module], policy: str = "stop", max_skips: int = 10):
+    def __init__(
+        self, modules: Iterable[nn.Module], policy: str = "stop", max_skips: int = 10,
+        sum_losses: Callable[[torch.Tensor], torch.Tensor] | None = None,
+    ):  # fmt: skip
         assert policy in POLICIES, policy
+        self.sum_losses = sum_losses
         self.policy = policy
         self.max_skips = max_skips
         self.num_skipped = 0
@@ -75,11 +80,15 @@ class UpdateGuard:
             grad_norm: the norm of its gradient, a scalar.
             may_overflow: look at the loss only: the overflow of scaled float16 gradients is the scaler's to mend.
         """
-        suspect = grad_norm if self._loss is None else grad_norm + self._loss
+        suspect = self.suspect(grad_norm)
         if may_overflow:
-            suspect = self._loss
+            suspect = self._loss if self.sum_losses is None or self._loss is None else self.sum_losses(self._loss)
         if suspect is not None and not math.isfinite(suspect):
             raise divergence(name, grad_norm, self._loss)
+
+    def suspect(self, grad_norm: torch.Tensor) -> torch.Tensor:
+        """What is not finite when anything is. With several processes it must be the same in all: see `sum_losses`."""
+        return grad_norm if self._loss is None or self.sum_losses is not None else grad_norm + self._loss
 
     def settle(self, wait: bool = False) -> None:
         """Look at checks that are still on their way: there are none here, since `check` looks at once."""

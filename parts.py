@@ -1,0 +1,79 @@
+"""The parts of a trainer, made from its options."""
+
+from argparse import Namespace
+from collections.abc import Mapping
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from utils.device import place_network, select_devices
+from utils.distributed import Distributed, local_size
+from utils.errors import UserError
+from utils.optimizer import build_optimizer, has_sparse_gradients
+from utils.parallel import checkpoint_activations, wrap_network
+from utils.scheduler import SETTINGS, build_scheduler
+
+
+def join_processes(opt: Namespace) -> tuple[Distributed, list[torch.device], str]:
+    """Meet the other processes, if there are any, and agree on what each would otherwise draw or find for itself.
+
+    Returns:
+        The processes, the devices of this one, and a line on them for the log.
+    """
+    devices, line = select_devices(opt.gpu_devices, local_size())
+    distributed = Distributed.join(opt.dist_timeout, devices[0])
+    if distributed.size == 1:
+        return distributed, devices, line
+    if opt.parallel == "dp":
+        raise UserError("--parallel dp is for one process: with several, give --parallel ddp or fsdp.")
+    if opt.parallel == "fsdp" and opt.amp == "fp16":
+        raise UserError("--parallel fsdp does not scale the loss of --amp fp16. Give --amp bf16, or --parallel ddp.")
+    if opt.batch_size < distributed.size:
+        raise UserError(f"--batch_size {opt.batch_size} leaves some of {distributed.size} processes without a sample.")
+    opt.seed, opt.resume, opt.resume_notes = distributed.broadcast((opt.seed, opt.resume, opt.resume_notes))
+    opt.resume_notes = opt.resume_notes if distributed.is_main else []
+    how = "fsdp" if opt.parallel == "fsdp" else "ddp"
+    return distributed, devices, f"{line} {distributed.size} processes ({how}), {share_text(opt, distributed.size)}."
+
+
+def share_text(opt: Namespace, size: int) -> str:
+    each, more = divmod(opt.batch_size, size)
+    return f"each with {each}{f' or {each + 1}' if more else ''} of the {opt.batch_size} samples of an update"
+
+
+def place_networks(
+    opt: Namespace, networks: Mapping[str, nn.Module], device: torch.device, distributed: Distributed
+) -> dict[str, nn.Module]:
+    """Return the networks on their device, as the options of the machine ask for."""
+    records = distributed.size == 1 and (opt.micro_batch_size or opt.batch_size) >= opt.batch_size
+    placed = {}
+    for name, network in networks.items():
+        network = checkpoint_activations(network) if opt.activation_checkpointing else network
+        placed[name] = place_network(network, device, opt.channels_last, opt.compile, records)
+    return placed
+
+
+def wrap_networks(
+    opt: Namespace, networks: Mapping[str, nn.Module], devices: list[torch.device], distributed: Distributed
+) -> dict[str, nn.Module]:
+    """Return what is called in training, by the names of the networks."""
+    mode = "ddp" if opt.parallel == "none" else opt.parallel  # with one process, the same as none
+    return {name: wrap_network(network, devices, mode, distributed, opt.sync_bn) for name, network in networks.items()}
+
+
+def make_optimizers(opt: Namespace, networks: Mapping[str, nn.Module]) -> dict[str, Optimizer]:
+    """Return an optimizer for each network, by the network's name."""
+    settings = {name: getattr(opt, name) for name in ("optim", "lr", "weight_decay", "momentum")}
+    return {name: build_optimizer(net.parameters(), **settings, fused=False if has_sparse_gradients(net) else None)
+            for name, net in networks.items()}  # fmt: skip
+
+
+def make_schedulers(
+    opt: Namespace, optimizers: Mapping[str, Optimizer], updates_per_epoch: int
+) -> dict[str, LRScheduler]:
+    """Return a scheduler for each optimizer, by the same name."""
+    plan = {name: getattr(opt, name) for name in ("lr_scheduler", *SETTINGS)}
+    plan |= {"num_epochs": opt.n_epoch, "updates_per_epoch": updates_per_epoch}
+    return {name: build_scheduler(optimizer, **plan) for name, optimizer in optimizers.items()}

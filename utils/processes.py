@@ -1,0 +1,126 @@
+"""Start the processes of a job through torch's own elastic launcher, and report how they ended.
+
+The launcher (https://docs.pytorch.org/docs/stable/elastic/run.html) watches the processes. When one ends badly it
+ends the others, and starts all of them again if it is allowed to. It listens on the loopback interface only: its
+key-value store has no password, and whoever reaches it can write to it.
+"""
+
+import contextlib
+import hashlib
+import logging
+import os
+import signal
+import sys
+import uuid
+from collections.abc import Iterator, Sequence
+
+from utils.distributed import attempt, job_store, place
+from utils.errors import DamagedError, DivergedError, PeerError, UserError
+from utils.options import printable
+from utils.signals import exit_status
+
+ENDED = "ended"  # the name under which the store keeps the status of a job that shall not be started again
+HANDLED = ("SIGTERM", "SIGINT", "SIGHUP", "SIGQUIT", "SIGUSR1")
+PATIENCE = 120  # seconds that processes have to save, after a signal, before they are killed
+
+
+def own_command(argv: Sequence[str] | None) -> list[str]:
+    """The command that this process was started with, after the interpreter's name."""
+    spec = getattr(sys.modules["__main__"], "__spec__", None)  # there is one when it was started by `python -m`
+    program = ["-m", spec.name] if spec else [sys.argv[0]]
+    return [*program, *(sys.argv[1:] if argv is None else argv)]
+
+
+def start_processes(arguments: Sequence[str], count: int, max_restarts: int = 0) -> None:
+    """Run Python with these arguments in `count` processes, and end this one as they end.
+
+    Args:
+        arguments: of the interpreter: a program and its options.
+        count: how many.
+        max_restarts: how often they may be started again.
+
+    Raises:
+        PeerError: when one of them was killed.
+        SystemExit: with their status, unless that is 0. They have said why.
+    """
+    # Imported here: it takes a second, and most runs have one process.
+    from torch.distributed.elastic.multiprocessing import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+    logging.getLogger("torch.distributed").setLevel(logging.CRITICAL)  # it would tell of each end in thirty lines
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // count)))
+    config = LaunchConfig(
+        min_nodes=1, max_nodes=1, nproc_per_node=count, run_id=uuid.uuid4().hex, max_restarts=max_restarts,
+        rdzv_backend="c10d", rdzv_endpoint="127.0.0.1:0", local_addr="127.0.0.1", monitor_interval=0.1,
+        signals_to_handle=",".join(name for name in HANDLED if hasattr(signal, name)), shutdown_timeout=PATIENCE,
+    )  # fmt: skip
+    try:
+        elastic_launch(config, sys.executable)(*arguments)
+    except ChildFailedError as error:
+        end_as(error.failures)
+    except SignalException as error:
+        sys.exit(exit_status(error.sigval))
+
+
+def end_as(failures: dict) -> None:
+    """End as the processes did that failed; `failures` has torch's records of them, by rank."""
+    codes = {rank: failure.exitcode for rank, failure in failures.items()}
+    # The launcher ends those that are left by SIGTERM, so another signal is nearer to the cause.
+    killed = sorted((rank for rank, code in codes.items() if code < 0), key=lambda rank: codes[rank] == -signal.SIGTERM)
+    statuses = [code for code in codes.values() if code > 0]
+    if statuses and (not killed or codes[killed[0]] == -signal.SIGTERM):
+        sys.exit(statuses[0])
+    raise PeerError(
+        f"Process {killed[0]} was ended by {signal.Signals(-codes[killed[0]]).name}, and so all were. Often the memory "
+        f"ran out. To go on from the last checkpoint: --resume; to have that done by itself: --max_restarts."
+    )
+
+
+# ---- in a process of several -----------------------------------------------------------------------------------------
+@contextlib.contextmanager
+def reported() -> Iterator[None]:
+    """Around what a process does: an error that all have is told once, others with the rank; a decided end is final.
+
+    When the launcher starts the processes again after they stopped on purpose, or for a reason that would come again,
+    they end at once, as before.
+
+    Raises:
+        SystemExit: instead of a UserError that another process has told.
+    """
+    rank, size, _ = place()
+    if size == 1:
+        yield
+        return
+    if attempt() and job_store().check([ENDED]):
+        sys.exit(int(job_store().get(ENDED)))
+    try:
+        yield
+    except (KeyboardInterrupt, SystemExit) as stop:
+        status = 130 if isinstance(stop, KeyboardInterrupt) else stop.code
+        if status:
+            job_store().set(ENDED, str(status))
+        raise
+    except UserError as error:
+        told = told_before(str(error))
+        is_final = error.status in (UserError.status, DamagedError.status, DivergedError.status)
+        with contextlib.suppress(Exception):  # the others may have taken the store with them
+            if is_final:
+                job_store().set(ENDED, str(error.status))
+        if told:
+            sys.exit(error.status)
+        if rank:
+            raise type(error)(f"[process {rank}] {error}") from None
+        raise
+    except Exception as error:
+        error.add_note(f"This was in process {rank} of {size}.")
+        raise
+
+
+def told_before(message: str) -> bool:
+    """Whether another process has told the same."""
+    digest = hashlib.sha256(printable(message).encode()).hexdigest()
+    try:
+        return job_store().add(f"told {attempt()} {digest}", 1) > 1
+    except Exception:  # no store, no agreement: tell it
+        return False

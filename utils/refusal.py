@@ -1,0 +1,42 @@
+"""What becomes of an update whose loss or gradient is not finite: the run ends, or goes on without it."""
+
+from typing import Any
+
+import torch
+
+from utils.errors import DivergedError
+from utils.replay import keep_for_replay
+
+
+def guarded_step(trainer, update: Any) -> dict[str, torch.Tensor]:
+    """Make the trainer's step; return its values, or none when it was not finite and is passed over (--nan_policy).
+
+    Raises:
+        DivergedError: when it was not finite and may not be passed over. All is as it was before the step.
+    """
+    trainer.guard.begin_update(update)
+    try:
+        values = trainer.train_step(update.micro_batches)
+    except DivergedError as error:
+        trainer.exact = trainer.guard.undo()
+        told = keep_for_replay(trainer, update, error)
+        if not trainer.guard.may_skip():
+            raise DivergedError(told) from None
+        skipped = f"Skipped: {trainer.guard.num_skipped} of at most {trainer.opt.max_skips}."
+        if trainer.distributed.is_main:
+            trainer.logger.warning(f"{told}\n{skipped}")
+        values = {}
+    trainer.precision.finish_update()
+    return values
+
+
+def settle(trainer, wait: bool = True) -> None:
+    """End the run if an update was not finite; on a GPU, a check may be on its way, and `wait` waits for it.
+
+    Raises:
+        DivergedError: then all is as it was before that update.
+    """
+    try:
+        trainer.guard.settle(wait)
+    except DivergedError as error:
+        raise DivergedError(keep_for_replay(trainer, error.update, error)) from None
