@@ -82,6 +82,7 @@ def parse_train_options(trainer_class, argv: Sequence[str] | None) -> Namespace:
     before = earlier_run()  # of this job, whose processes were started again
     if before and Checkpointer.candidates(Path(before["run_dir"])):
         given["resume"] = before["run_dir"]
+        notes.append(f"The processes were started again: they go on with {before['run_dir']}.")
     if given.get("resume") == "auto":
         given["resume"] = find_automatically(parser, given, notes)
     resume, layers = None, []

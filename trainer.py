@@ -90,6 +90,7 @@ class TrainerBase:
         # what watches
         self.run_dir = RunDir(opt.output_dir, opt.proj_name, opt.resume, self.distributed)
         self.logger = self.run_dir.logger
+        self.distributed.leave_word(run_dir=str(self.run_dir.path), seed=opt.seed)
         for loader in (self.train_loader, self.val_loader):
             loader.warn = self.logger.warning
             if self.distributed.size == 1:  # several stop together, after an update

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from benchmarks.harness import MEMORY, Benchmark, Case, Column, Mark, main
 from utils.options import OptionParser
+from utils.refusal import guarded_step
 
 FAST = ("--amp=bf16", "--channels_last")
 ABOUT_STEP = """
@@ -49,7 +50,7 @@ def step(opt: argparse.Namespace, fast: bool) -> dict[str, float]:
         seconds = []
         for _ in range(7):
             started = time.perf_counter()
-            values = trainer.guarded_step(update)
+            values = guarded_step(trainer, update)
             seconds.append(time.perf_counter() - started)
     return {"seconds": statistics.median(seconds[2:]), "loss": float(values["loss"])}
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from launch import launch
+from launch import run
 from trainer_seg_on_carvana import TrainerSeg
 from trainer_vanilla import TrainerVanilla
 from utils.checkpoint import load_checkpoint
@@ -89,7 +89,7 @@ def test_replay_file_repeats_the_update(task, build, capsys):
     assert len(record["names"]) == 64 and len(record["micro_batches"]) == 1
     runs = list(trainer.run_dir.path.parent.iterdir())
     with pytest.raises(DivergedError, match=r"went wrong again: .*(Backward0|not finite)"):
-        launch(task, task.parse_options(["--replay", str(file)]))
+        run(task, ["--replay", str(file)])
     assert f"after update {BAD_UPDATE - 1}, in epoch 2" in capsys.readouterr().out
     assert list(trainer.run_dir.path.parent.iterdir()) == runs  # a replay is no run
 
@@ -100,7 +100,7 @@ def test_replay_of_a_mended_program_says_so(build, capsys):
         trainer.train()
     (file,) = trainer.run_dir.path.glob("*_replay.pth")
     TrainerVanillaWithBatchNorm = type("Mended", (NaNTrainer,), {"bad_updates": ()})
-    launch(TrainerVanillaWithBatchNorm, TrainerVanillaWithBatchNorm.parse_options(["--replay", str(file)]))
+    run(TrainerVanillaWithBatchNorm, ["--replay", str(file)])
     assert "does not repeat here" in capsys.readouterr().out
 
 
@@ -119,7 +119,7 @@ def test_replay_makes_the_very_same_update(build, monkeypatch):
     torch.manual_seed(1)
     (file,) = trainer.run_dir.path.glob("*_replay.pth")
     with pytest.raises(DivergedError):
-        launch(Noting, Noting.parse_options(["--replay", str(file)]))
+        run(Noting, ["--replay", str(file)])
     assert len(losses) == 2 and losses[0] == losses[1]
 
 

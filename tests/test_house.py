@@ -22,8 +22,9 @@ from utils.options import OptionParser
 
 ROOT = Path(__file__).resolve().parent.parent
 FLOORS = (  # an import goes to a lower floor, or to a neighbour on the same one
-    {"utils"}, {"data", "model", "loss", "callbacks"}, {"option_list", "base_options", "parts", "run_state", "launch"}, {"eval"}, {"trainer"}, {"tasks"},
-    {"examples", "benchmarks"},
+    {"utils"}, {"data", "model", "loss", "callbacks"},
+    {"option_list", "base_options", "parts", "run_state", "launch"},  # what eval.py and trainer.py are made with
+    {"eval"}, {"trainer"}, {"tasks"}, {"examples", "benchmarks"},
 )  # fmt: skip
 OUTSIDE = {"tests", "docs", "benchmarks"}  # not counted as runtime code
 HEAVY = {"matplotlib", "torchvision", "tensorboard", "tqdm", "yaml", "wandb", "optuna", "lightning", "webdataset"}
@@ -168,7 +169,7 @@ def test_a_long_function_would_be_seen():
 
 
 def test_the_code_as_a_whole_stays_readable():
-    assert sum(map(num_code_lines, RUNTIME)) <= 8000
+    assert sum(map(num_code_lines, RUNTIME)) <= 9000
 
 
 EXECUTED = """
@@ -194,7 +195,7 @@ def test_what_a_training_run_executes_stays_readable(command, tmp_path):
     assert done.returncode == 0, done.stderr
     *files, count = done.stdout.splitlines()[-1].split()
     assert {"trainer.py", "utils/checkpoint.py", "data/FashionMNIST.py"} <= set(files)
-    assert 1000 < int(count) <= 3500
+    assert 1000 < int(count) <= 4000
 
 
 def test_lines_of_code_are_counted_without_what_explains_them():

@@ -73,26 +73,29 @@ def attempt() -> int:
     return int(os.environ.get("TORCHELASTIC_RESTART_COUNT") or 0)
 
 
-_store: Any = None  # of this process, once it was asked for
+_store: Any = None  # of this process, once it was reached
+_is_out_of_reach = False  # it was asked for in vain
 
 
 def job_store(timeout: float = DEFAULT_TIMEOUT) -> Any:
     """The key-value store of the job, which the launcher keeps over all attempts; None for a single process.
 
     Raises:
-        UserError: when there is no answer within `timeout` seconds, or the port is taken.
+        UserError: when there is no answer within about `timeout` seconds, or the port is taken.
     """
-    global _store
+    global _store, _is_out_of_reach
+    if _is_out_of_reach:
+        raise UserError("The processes could not meet.")
     if place()[1] > 1 and _store is None:
         address = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
         try:
             _store, _, _ = next(dist.rendezvous("env://", timeout=timedelta(seconds=timeout)))
         except (dist.DistError, RuntimeError, ValueError, OSError) as error:
-            reason = "another program uses the port" if "EADDRINUSE" in str(error) else "no answer"
-            raise UserError(
-                f"The processes cannot meet at {address} (MASTER_ADDR:MASTER_PORT): {reason} within {timeout:g} "
-                f"seconds. Is process 0 started, is the address right, and the port free?"
-            ) from None
+            _is_out_of_reach = True
+            reason = f"no answer within {timeout:g} seconds (--dist_timeout). Is process 0 started, the address right?"
+            if "EADDRINUSE" in str(error):
+                reason = "another program uses the port. Choose another one."
+            raise UserError(f"The processes cannot meet at {address} (MASTER_ADDR:MASTER_PORT): {reason}") from None
     return _store
 
 

@@ -189,7 +189,8 @@ class OptionParser(argparse.ArgumentParser):
 
     def error(self, message: str):
         message = " ".join(message.split())
-        self.exit(2, f"{self.prog}: error: {self._source}{message}\n")
+        is_first = os.environ.get("LOCAL_RANK", "0") == "0"  # of several processes with one command line, one tells
+        self.exit(2, f"{self.prog}: error: {self._source}{message}\n" * is_first)
 
     @property
     def known(self) -> dict[str, argparse.Action]:
@@ -197,8 +198,7 @@ class OptionParser(argparse.ArgumentParser):
         return {action.dest: action for action in self._actions if action.dest != "help"}
 
     def parse_args(self, args: Sequence[str] | None = None, namespace=None) -> argparse.Namespace:
-        args = sys.argv[1:] if args is None else args
-        for text in args:  # argparse may take this -- for the end of the options, and an empty list for the value
+        for text in (args := sys.argv[1:] if args is None else args):  # argparse may take this -- for the end of the options, and an empty list for the value
             if text.startswith("-") and text.endswith("=--"):
                 self.error(f"argument {shown(text[:-3])}: '--' is not a value")
         options, extra = self.parse_known_args(args, namespace)

@@ -6,6 +6,7 @@ key-value store has no password, and whoever reaches it can write to it.
 """
 
 import contextlib
+import ctypes
 import hashlib
 import logging
 import os
@@ -48,7 +49,9 @@ def start_processes(arguments: Sequence[str], count: int, max_restarts: int = 0)
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-    logging.getLogger("torch.distributed").setLevel(logging.CRITICAL)  # it would tell of each end in thirty lines
+    for name in [name for name in logging.root.manager.loggerDict if name.startswith("torch.distributed")]:
+        logging.getLogger(name).setLevel(logging.CRITICAL)  # they would tell of each end in thirty lines
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // count)))
     config = LaunchConfig(
         min_nodes=1, max_nodes=1, nproc_per_node=count, run_id=uuid.uuid4().hex, max_restarts=max_restarts,
@@ -92,14 +95,16 @@ def reported() -> Iterator[None]:
     if size == 1:
         yield
         return
+    end_with_parent()
     if attempt() and job_store().check([ENDED]):
         sys.exit(int(job_store().get(ENDED)))
     try:
         yield
     except (KeyboardInterrupt, SystemExit) as stop:
         status = 130 if isinstance(stop, KeyboardInterrupt) else stop.code
-        if status:
-            job_store().set(ENDED, str(status))
+        with contextlib.suppress(Exception):  # a launcher that has died took its store with it
+            if status:
+                job_store().set(ENDED, str(status))
         raise
     except UserError as error:
         told = told_before(str(error))
@@ -115,6 +120,13 @@ def reported() -> Iterator[None]:
     except Exception as error:
         error.add_note(f"This was in process {rank} of {size}.")
         raise
+
+
+def end_with_parent() -> None:
+    """Have the system send SIGTERM to this process when the launcher dies; where it can, which is on Linux."""
+    if sys.platform == "linux":
+        pr_set_pdeathsig = 1
+        ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGTERM)
 
 
 def told_before(message: str) -> bool:

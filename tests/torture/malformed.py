@@ -74,8 +74,11 @@ SHARED = {
 EPOCHS = Number(above=0, high=1e6)
 TRAIN = {
     "proj_name": NAME, "description": LINE, "output_dir": PATH, "pretrained": BOOL,
-    "parallel": Choice(("none", "dp")), "n_epoch": Number(True, low=1, high=10**6), "batch_size": WHOLE,
-    "micro_batch_size": WHOLE, "optim": Choice(("adam", "adamW", "nadam", "radam", "sgd", "nesterov", "rmsprop")),
+    "parallel": Choice(("none", "dp", "ddp", "fsdp")), "nproc": Number(True, low=1, high=256), "sync_bn": BOOL,
+    "dist_timeout": Number(above=0, high=86400), "max_restarts": Number(True, low=0, high=1000),
+    "activation_checkpointing": BOOL, "checkpoint_format": Choice(("file", "sharded")),
+    "n_epoch": Number(True, low=1, high=10**6), "batch_size": WHOLE, "micro_batch_size": WHOLE,
+    "optim": Choice(("adam", "adamW", "nadam", "radam", "sgd", "nesterov", "rmsprop")),
     "lr": POSITIVE, "weight_decay": NOT_NEGATIVE, "momentum": SHARE, "clip": NOT_NEGATIVE,
     "clip_type": Choice(("norm", "value")), "lr_min": NOT_NEGATIVE, "lr_decay_rate": Number(above=0, high=1),
     "lr_scheduler": Choice(("constant", "step", "cosine", "linear", "exponential")),

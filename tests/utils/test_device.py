@@ -4,8 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from utils import device
-from utils.device import place_network, select_devices, wrap_network
+from utils.device import place_network, select_devices
 from utils.errors import UserError
 
 CPU = torch.device("cpu")
@@ -79,18 +78,3 @@ def test_placed_network_is_the_same_network_with_the_same_names():
     compiled = place_network(network, CPU, channels_last=False, compile=True)
     assert compiled is network and list(network.state_dict()) == names
     assert network[0].weight.is_contiguous(memory_format=torch.channels_last)  # preserved, when not asked for
-
-
-def test_only_what_is_asked_for_shares_a_batch_and_only_among_the_chosen_gpus(monkeypatch):
-    network, given = nn.Linear(2, 2), []
-    monkeypatch.setattr(device.nn, "DataParallel", lambda module, device_ids: given.append((module, device_ids)))
-    gpus = [torch.device("cuda", 2), torch.device("cuda", 0)]
-    assert wrap_network(network, gpus) is network and given == []
-    wrap_network(network, gpus, "dp")
-    assert given == [(network, [2, 0])]
-
-
-def test_on_the_cpu_there_is_nothing_to_share_among(machine):
-    machine(num_gpus=2)  # DataParallel itself would take these, and find the network on the CPU
-    network = nn.Linear(2, 2)
-    assert wrap_network(network, [CPU], "dp") is network

@@ -35,7 +35,7 @@ class Sick(TrainerVanilla):
 def late(monkeypatch):
     """Makes every trainer read its checks as late as it may, as if a GPU were slow."""
 
-    def build(modules, optimizers, counters, policy, max_skips, uses_scaler):
+    def build(modules, optimizers, counters, policy, max_skips, uses_scaler, sum_losses):
         (optimizer,) = optimizers.values()
         return LateGuard(modules, optimizer, counters, lag=5)
 
@@ -85,10 +85,10 @@ def test_it_is_read_before_a_log_a_validation_and_a_checkpoint(build, late):
 def test_the_replay_file_repeats_the_update(build, late):
     _, _, trainer = stopped(build)
     (path,) = trainer.run_dir.path.glob("*_replay.pth")
-    from launch import launch
+    from launch import run
 
     with pytest.raises(DivergedError, match="went wrong again"):
-        launch(Sick, Sick.parse_options(["--replay", str(path)]))
+        run(Sick, ["--replay", str(path)])
 
 
 def test_a_run_that_is_well_ends_with_the_same_bits(build, train, weights, request):
@@ -167,10 +167,10 @@ def test_a_replay_reads_the_check(build, late, value):
 
     _, _, trainer = stopped(build, task=Infinite)
     (path,) = trainer.run_dir.path.glob("*_replay.pth")
-    from launch import launch
+    from launch import run
 
     with pytest.raises(DivergedError, match="went wrong again"):
-        launch(Infinite, Infinite.parse_options(["--replay", str(path)]))
+        run(Infinite, ["--replay", str(path)])
 
 
 # ---- when it is used -------------------------------------------------------------------------------------------------
