@@ -198,7 +198,8 @@ class OptionParser(argparse.ArgumentParser):
         return {action.dest: action for action in self._actions if action.dest != "help"}
 
     def parse_args(self, args: Sequence[str] | None = None, namespace=None) -> argparse.Namespace:
-        for text in (args := sys.argv[1:] if args is None else args):  # argparse may take this -- for the end of the options, and an empty list for the value
+        # argparse may take this -- for the end of the options, and an empty list for the value.
+        for text in (args := sys.argv[1:] if args is None else args):
             if text.startswith("-") and text.endswith("=--"):
                 self.error(f"argument {shown(text[:-3])}: '--' is not a value")
         options, extra = self.parse_known_args(args, namespace)

@@ -26,10 +26,13 @@ PATIENCE = 120  # seconds that processes have to save, after a signal, before th
 
 
 def own_command(argv: Sequence[str] | None) -> list[str]:
-    """The command that this process was started with, after the interpreter's name."""
-    spec = getattr(sys.modules["__main__"], "__spec__", None)  # there is one when it was started by `python -m`
-    program = ["-m", spec.name] if spec else [sys.argv[0]]
-    return [*program, *(sys.argv[1:] if argv is None else argv)]
+    """The command that this process was started with, after the interpreter's name.
+
+    Args:
+        argv: what the program was asked to take for its options; None for those of its command line.
+    """
+    given = sys.orig_argv[1:]  # with what the program may have taken away from sys.argv
+    return given if argv is None or given[-len(argv) :] == list(argv) else [sys.argv[0], *argv]
 
 
 def start_processes(arguments: Sequence[str], count: int, max_restarts: int = 0) -> None:
