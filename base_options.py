@@ -11,7 +11,7 @@ from model.model_entry import NETWORK_OPTIONS
 from option_list import add_common_options, add_test_options, add_train_options, train_option_names
 from utils.checkpoint import load_checkpoint, options_of
 from utils.checkpointer import Checkpointer
-from utils.distributed import earlier_run
+from utils.distributed import earlier_run, place
 from utils.errors import UserError
 from utils.options import OptionParser, read_options
 from utils.replay import load_replay
@@ -110,6 +110,8 @@ def parse_test_options(evaluator_class, argv: Sequence[str] | None) -> Namespace
     Raises:
         UserError: when options contradict the checkpoint, or it cannot be opened.
     """
+    if place()[1] > 1:
+        raise UserError("An evaluation is made by one process: start it without torchrun.")
     parser = OptionParser(description=evaluator_class.__doc__)
     add_test_options(parser)
     add_common_options(parser, evaluator_class.task)

@@ -4,6 +4,7 @@ How the ways differ, and what each costs in memory and time, is in docs/distribu
 """
 
 import contextlib
+import inspect
 from collections.abc import Iterator
 
 import torch
@@ -75,11 +76,12 @@ def wrap_network(
             fully_shard(block, mesh=mesh)
         wrapped = fully_shard(network, mesh=mesh)
     else:
-        wrapped = nn.parallel.DistributedDataParallel(
-            network, device_ids=[device] if device.type == "cuda" else None,
-            broadcast_buffers=False,  # once before each validation is enough, see `Distributed.share_buffers`
-            gradient_as_bucket_view=True,  # a gradient is not kept twice
-        )  # fmt: skip
+        ddp = nn.parallel.DistributedDataParallel
+        names = ("forward_sync_buffers", "broadcast_buffers")  # of one setting; torch 2.15 warns of the older
+        name = next(name for name in names if name in inspect.signature(ddp).parameters)
+        # Buffers: once before each validation is enough, see `Distributed.share_buffers`. A gradient is not kept twice.
+        settings = {name: False, "gradient_as_bucket_view": True}
+        wrapped = ddp(network, device_ids=[device] if device.type == "cuda" else None, **settings)
     distributed.add(wrapped, is_sharded=parallel == "fsdp")
     return wrapped
 
