@@ -5,11 +5,13 @@ How the ways differ, and what each costs in memory and time, is in docs/distribu
 
 import contextlib
 import inspect
+from collections import Counter
 from collections.abc import Iterator
 
 import torch
 import torch.distributed as dist
-from torch import nn
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from utils.distributed import Distributed
 from utils.errors import UserError
@@ -21,16 +23,26 @@ LISTS = (nn.ModuleList, nn.ModuleDict, nn.Sequential)
 def blocks_of(network: nn.Module) -> list[nn.Module]:
     """The parts that are sharded or recomputed one at a time: what has parameters among the network's children.
 
-    Of a list, a dictionary or a sequence of modules it is what is in it. A network may know better: it can have a
-    method `blocks()` that returns modules, none inside another, each called as a whole in the forward pass.
+    Of a list, a dictionary or a sequence of modules it is what is in it. Left out, and so left to the network as a
+    whole, is what shares a parameter with another part, and a child that is never called, such as a list of parameters.
+    A network may know better: it can have a method `blocks()` that returns modules, none inside another, each called
+    as a whole in the forward pass.
     """
-    if hasattr(network, "blocks"):
+    if inspect.isfunction(getattr(type(network), "blocks", None)):  # not an attribute of this name, as many have
         return list(network.blocks())
-    found: list[nn.Module] = []
-    for child in network.children():
-        inner = blocks_of(child) if type(child) in LISTS else [child]  # a class of its own is a block
-        found += [module for module in inner if any(True for _ in module.parameters())]
-    return list(dict.fromkeys(found))
+    found = list(dict.fromkeys(callable_parts(network)))
+    owners = Counter(id(parameter) for part in found for parameter in part.parameters())
+    owners.update(id(parameter) for parameter in network.parameters(recurse=False))
+    return [part for part in found if all(owners[id(parameter)] == 1 for parameter in part.parameters())]
+
+
+def callable_parts(module: nn.Module) -> Iterator[nn.Module]:
+    """Yield what has parameters and a forward pass of its own, the first that is met on the way down."""
+    for child in module.children():
+        if type(child) in LISTS or type(child).forward is nn.Module.forward:
+            yield from callable_parts(child)
+        elif any(True for _ in child.parameters()):
+            yield child  # a class of its own is a block, also if it is made of a sequence
 
 
 def wrap_network(
@@ -86,32 +98,43 @@ def wrap_network(
     return wrapped
 
 
+class Recomputed:
+    """Goes before the class of a block, whose forward pass then keeps its input alone.
+
+    The backward pass computes the rest once more: with the random numbers of the first time, and from the buffers as
+    they were then, in copies that are thrown away. So what a forward pass counts is counted once.
+    """
+
+    def forward(self, *inputs, **named_inputs):
+        if not torch.is_grad_enabled():
+            return super().forward(*inputs, **named_inputs)
+        if torch.compiler.is_compiling():  # then what changes a buffer is not computed again
+            return checkpoint(super().forward, *inputs, use_reentrant=False, **named_inputs)
+        before = [(m, name, b.detach().clone()) for m in self.modules() for name, b in m.named_buffers(recurse=False)]
+        contexts = lambda: (contextlib.nullcontext(), buffers_set(before))  # noqa: E731
+        return checkpoint(super().forward, *inputs, use_reentrant=False, context_fn=contexts, **named_inputs)
+
+
 @contextlib.contextmanager
-def spare_buffers(module: nn.Module) -> Iterator[None]:
-    """In the block the module has copies of its buffers, so that what it writes to them is forgotten afterwards."""
-    places = [(m, name, buffer) for m in module.modules() for name, buffer in m.named_buffers(recurse=False)]
-    for owner, name, buffer in places:
-        setattr(owner, name, buffer.clone())
+def buffers_set(values: list[tuple[nn.Module, str, Tensor]]) -> Iterator[None]:
+    """In the block, the buffers with these names in these modules have these values."""
+    own = [(module, name, getattr(module, name)) for module, name, _ in values]
     try:
+        for module, name, value in values:
+            setattr(module, name, value.clone())  # the backward pass may come more than once
         yield
     finally:
-        for owner, name, buffer in places:
-            setattr(owner, name, buffer)
+        for module, name, value in own:
+            setattr(module, name, value)
 
 
 def checkpoint_activations(network: nn.Module) -> nn.Module:
-    """Make the network keep what enters each of its blocks instead of all that is computed in them.
+    """Make the network keep what enters each of its blocks instead of all that is computed in them, and return it.
 
-    The backward pass computes it once more, with the same random numbers, and batch normalization takes its statistics
-    only the first time: so the result is the same, bit for bit, for about a third more computing (Chen et al.,
-    "Training Deep Nets with Sublinear Memory Cost", 2016).
+    The result is the same, bit for bit, for about a third more computing (Chen et al., "Training Deep Nets with
+    Sublinear Memory Cost", 2016). The blocks change their class, so that all that is in them keeps its name.
     """
-    from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
-
-    blocks = set(blocks_of(network))
-    for parent in list(network.modules()):
-        for name, child in list(parent.named_children()):
-            if child in blocks:
-                contexts = lambda child=child: (contextlib.nullcontext(), spare_buffers(child))  # noqa: E731
-                setattr(parent, name, checkpoint_wrapper(child, context_fn=contexts))
+    for block in blocks_of(network):
+        kind = type(block)
+        block.__class__ = type(f"Recomputed{kind.__name__}", (Recomputed, kind), {})
     return network
