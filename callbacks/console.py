@@ -11,6 +11,7 @@ from callbacks.callback import Callback
 from utils.advice import shares_text, time_shares
 from utils.errors import DivergedError, LoadingError
 from utils.files import NO_SPACE, StorageError
+from utils.memory import memory_of, memory_text
 from utils.signals import Terminated, TimeIsUp
 
 SECONDS_BETWEEN_LINES = 10.0
@@ -37,6 +38,8 @@ def reason_of(error: BaseException) -> str:
 class Console(Callback):
     """Shows epoch, loss, learning rate, samples per second, the time that is left, and where that of the epoch went.
 
+    After the first epoch of a process it also tells what the training holds in memory.
+
     Args:
         logger: takes the lines, and so the log file has them too.
         monitor: the metric that chooses the best checkpoint.
@@ -57,6 +60,7 @@ class Console(Callback):
         self.advice = ""  # the last that was given
         self.started = (0.0, 0)  # (time, update) where this process began, for the time left
         self.epoch_began: float | None = None
+        self.told_memory = False
         self.saved = (0.0, 0.0)  # seconds of saving until the epoch began, and until its first update
 
     def on_train_start(self, trainer) -> None:
@@ -93,6 +97,10 @@ class Console(Callback):
             f"{row['samples_per_second']:,.0f} samples/s, {self.time_left(trainer)} left{' (best)' if improved else ''}"
             f"; time: {shares_text(shares)}"
         )
+        if not self.told_memory:
+            self.told_memory = True
+            bytes_of = memory_of(trainer.networks.values(), trainer.optimizers.values())
+            self.logger.info(memory_text(bytes_of, trainer.device))
         advice = self.advise(trainer, shares["data"]) if row["time/data_wait"] >= LEAST_WAIT else ""
         if advice and advice != self.advice:
             self.advice = advice

@@ -20,6 +20,7 @@ def trainer(tmp_path) -> SimpleNamespace:
     network(torch.rand(5, 3)).sum().backward()
     return SimpleNamespace(
         networks={"model": network},
+        device=torch.device("cpu"),
         optimizers={"model": torch.optim.SGD(network.parameters(), lr=0.1, weight_decay=0.01)},
         progress=Progress(),
         stopper=EarlyStopper("max", patience=2),

@@ -6,6 +6,7 @@ import signal
 import sys
 
 import pytest
+import torch
 
 from callbacks import console
 from callbacks.console import SECONDS_BETWEEN_LINES, Console
@@ -47,7 +48,7 @@ def lines(caplog):
     def lines() -> list[str]:
         messages = [record.getMessage() for record in caplog.records]
         caplog.clear()
-        return messages
+        return [message for message in messages if not message.startswith("Memory ")]
 
     return lines
 
@@ -63,6 +64,17 @@ def test_epoch_is_one_line(watch, trainer, clock, lines):
         "epoch 1/3: train/loss 0.5000, val/accuracy 0.7500, lr 0.001, 1,234 samples/s, 0:02:00 left (best); "
         "time: 40 % step, 13 % data, 10 % evaluation, 37 % other"
     ]
+
+
+def test_memory_is_told_after_the_first_epoch_of_a_process(watch, trainer, caplog):
+    caplog.set_level(logging.INFO)
+    trainer.optimizers["model"] = torch.optim.AdamW(trainer.networks["model"].parameters())
+    trainer.optimizers["model"].step()
+    for _ in range(2):
+        watch.on_epoch_start(trainer)
+        watch.on_epoch_end(trainer, ROW)
+    told = [record.getMessage() for record in caplog.records if record.getMessage().startswith("Memory ")]
+    assert told == ["Memory of a process: parameters 0.0 MB, gradients 0.0 MB, optimizer state 0.0 MB"]
 
 
 def test_saving_is_told_apart_from_the_step_and_from_other(watch, trainer, clock, lines):
