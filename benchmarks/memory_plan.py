@@ -128,7 +128,7 @@ def plan(size: Size, num_devices: int) -> dict[str, float]:
 
 def table_of(plans: dict[int, dict[str, float]]) -> str:
     """The plans by number of devices, as a Markdown table in GB."""
-    titles = ["devices", "parameters", "gradients", "AdamW's state", "sum", "16 bytes × parameters / devices",
+    titles = ["devices", "parameters", "gradients", "AdamW's state", "sum", "16 bytes per parameter / devices",
               "sum / arithmetic", "largest block, whole", "with it"]  # fmt: skip
     lines = [row(titles), row(["---:"] * len(titles))]
     for num_devices, told in plans.items():
@@ -149,11 +149,12 @@ def main() -> None:
     text = argparse.RawDescriptionHelpFormatter
     parser = OptionParser(prog="python -m benchmarks.memory_plan", description=__doc__, formatter_class=text)
     devices = number(int, low=2, high=2**20)
-    parser.add_argument("--devices", type=list_of(devices), action=ListAction, nargs="+", default=None, metavar="N",
-                        help=f"numbers of devices (default: {' '.join(map(str, WORLDS))})")  # fmt: skip
-    parser.add_argument("--layers", type=number(int, low=1, high=10_000), default=Size.layers, metavar="N",
-                        help=f"decoder layers (default: {Size.layers}, 6.7 billion parameters)")  # fmt: skip
-    parser.add_argument("--write", action=BoolAction, default=False, help=f"put the table into {PAGE.relative_to(ROOT)}")
+    add = parser.add_argument
+    add("--devices", type=list_of(devices), action=ListAction, nargs="+", default=None, metavar="N",
+        help=f"numbers of devices (default: {' '.join(map(str, WORLDS))})")
+    add("--layers", type=number(int, low=1, high=10_000), default=Size.layers, metavar="N",
+        help=f"decoder layers (default: {Size.layers}, 6.7 billion parameters)")
+    add("--write", action=BoolAction, default=False, help=f"put the table into {PAGE.relative_to(ROOT)}")
     opt = parser.parse_args()
     if opt.write and (opt.devices or opt.layers != Size.layers):
         parser.error("--write is for the whole table: leave --devices and --layers out")

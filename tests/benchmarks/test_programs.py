@@ -11,6 +11,7 @@ from benchmarks import harness
 ROOT = Path(__file__).resolve().parent.parent.parent
 SHARED = {"__init__", "harness", "loops", "fashion", "processor"}
 PROGRAMS = sorted(path.stem for path in (ROOT / "benchmarks").glob("*.py") if path.stem not in SHARED)
+ALONE = {"accuracy", "gpu", "memory_plan"}  # they have no cases
 CHEAP = [
     ("vanilla_epoch", "batch64", "plainloop"), ("vanilla_epoch", "batch64", "best"),
     ("evaluation", "images", "evaluator"),
@@ -25,7 +26,7 @@ def test_every_benchmark_says_what_it_does(command, name):
     assert done.returncode == 0 and importlib.import_module(f"benchmarks.{name}").__doc__.split("\n")[0] in done.stdout
 
 
-@pytest.mark.parametrize("name", sorted(set(PROGRAMS) - {"accuracy", "gpu"}))
+@pytest.mark.parametrize("name", sorted(set(PROGRAMS) - ALONE))
 def test_every_benchmark_refuses_a_wrong_flag_in_one_line(name, capsys):
     with pytest.raises(SystemExit) as end:
         harness.run_benchmark(importlib.import_module(f"benchmarks.{name}").BENCHMARK, ["--rnus", "5"])
@@ -87,7 +88,7 @@ def test_what_stands_in_for_the_data_has_its_shapes(tmp_path, capsys):
 
 
 def test_each_section_has_its_place_and_each_mark_its_variants():
-    for name in set(PROGRAMS) - {"accuracy", "gpu"}:
+    for name in set(PROGRAMS) - ALONE:
         benchmark = importlib.import_module(f"benchmarks.{name}").BENCHMARK
         assert benchmark.name == name and name in harness.ORDER
         for case in benchmark.cases:
