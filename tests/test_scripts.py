@@ -16,7 +16,7 @@ from utils.checkpoint import load_checkpoint
 ROOT = Path(__file__).resolve().parent.parent
 BIN = Path(sys.executable).parent
 RUN = (
-    *("trainer_vanilla.py", "--train_val_sample_rate", "300", "--seed", "0", "--gpu_devices", "cpu"),
+    *("trainer_vanilla.py", "--train_val_sample_rate", "300", "--seed", "0", "--gpu_devices", "cpu", "--patience", "0"),
     *("--dist_timeout", "90"),
 )
 pytestmark = pytest.mark.skipif(not (BIN / "torchrun").exists(), reason="torchrun is not beside this Python")
