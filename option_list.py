@@ -191,7 +191,7 @@ def add_process_options(parser: OptionParser) -> None:
     add("--max_restarts", type=number(int, low=0, high=1000), default=0, metavar="N",
         help="start the processes again, from the last checkpoint, up to N times when one dies")
     add("--activation_checkpointing", action=BoolAction, default=False,
-        help="keep less for the backward pass and compute it again: less memory, a third to a half more time, the same bits")
+        help="keep less for the backward pass and compute it again: less memory, up to half more time, the same bits")
     add("--checkpoint_format", type=one_of(("file", "sharded")), default="file", metavar="FORMAT",
         help="file: one file; sharded: each process writes its part, while training goes on")
 
