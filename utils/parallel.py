@@ -131,7 +131,7 @@ def buffers_set(values: list[tuple[nn.Module, str, Tensor]]) -> Iterator[None]:
 def checkpoint_activations(network: nn.Module) -> nn.Module:
     """Make the network keep what enters each of its blocks instead of all that is computed in them, and return it.
 
-    The result is the same, bit for bit, for about a third more computing (Chen et al., "Training Deep Nets with
+    The result is the same, bit for bit, for up to half as much computing again (Chen et al., "Training Deep Nets with
     Sublinear Memory Cost", 2016). The blocks change their class, so that all that is in them keeps its name.
     """
     for block in blocks_of(network):
