@@ -34,7 +34,8 @@ done
 exit "$status"
 """
 SCONTROL = """#!/bin/bash
-if [ "$1 $2" = "show hostnames" ]; then echo 127.0.0.1; sleep 0.2; echo second; else echo "$@" >> "$(dirname "$0")/asked"; fi
+if [ "$1 $2" = "show hostnames" ]; then echo 127.0.0.1; sleep 0.2; echo second
+else echo "$@" >> "$(dirname "$0")/asked"; fi
 """
 
 

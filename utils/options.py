@@ -188,9 +188,8 @@ class OptionParser(argparse.ArgumentParser):
         self._negative_number_matcher = re.compile(r"-(\.?\d|inf|nan)")  # argparse would take -1e-3 for a flag
 
     def error(self, message: str):
-        message = " ".join(message.split())
-        is_first = os.environ.get("LOCAL_RANK", "0") == "0"  # of several processes with one command line, one tells
-        self.exit(2, f"{self.prog}: error: {self._source}{message}\n" * is_first)
+        message = " ".join(message.split())  # of several processes with one command line, the first tells
+        self.exit(2, f"{self.prog}: error: {self._source}{message}\n" * (os.environ.get("LOCAL_RANK", "0") == "0"))
 
     @property
     def known(self) -> dict[str, argparse.Action]:
