@@ -113,8 +113,7 @@ class EvaluatorBase:
             meter.reset()
         self.distributed.share_buffers(self.networks.values())
         with self.inference():
-            for batch, counts in self.distributed.in_step(loader):
-                before_batch()
+            for batch, counts in self.distributed.in_step(loader, before_batch):
                 with self.precision.autocast(), contextlib.nullcontext() if counts else self.meters_aside():
                     self.eval_step(move_to(batch, self.device))
         self.distributed.merge(self.meters)

@@ -208,7 +208,7 @@ class TrainerBase:
         with self.run_dir.lock, self.stop_signal:
             try:
                 self.call("on_train_start")
-                while self.progress.epoch < self.opt.n_epoch and not (self.should_stop or self.stopper.should_stop):
+                while self.progress.epoch < self.opt.n_epoch and not self.ends_here():
                     self.train_epoch()
             except BaseException as error:
                 if is_common := self.distributed.is_common(error):  # else the others may wait for ever
@@ -283,9 +283,14 @@ class TrainerBase:
         self.exact = True
         if self.stopper.should_stop:
             kinds.append("earlystop")
-        if is_last or self.checkpointer.is_due(self.progress.update) or self.should_stop or self.stopper.should_stop:
+        if self.ends_here() or is_last or self.checkpointer.is_due(self.progress.update):
             kinds.append("last")
         self.save(*kinds)
+
+    def ends_here(self) -> bool:
+        """Say whether training ends between two epochs, because a callback asked for it, in process 0, or early."""
+        self.should_stop = bool(self.distributed.largest(self.should_stop))
+        return self.should_stop or self.stopper.should_stop
 
     def asked_to_stop(self, at_once: bool = False) -> bool:
         """Raise what ends the run, if a signal has reached any process; say whether a callback has asked to stop.
