@@ -343,7 +343,8 @@ class Distributed:
         if self.size == 1:
             return loss if weight == 1 else loss * weight
         factor = weight * self._num_own * self.size / self._num_all
-        return loss * torch.where(loss.detach().isfinite(), factor, float("nan"))
+        # The factor is a number and not a tensor, which would be one of float32 and round it.
+        return loss * factor * torch.where(loss.detach().isfinite(), 1.0, float("nan"))
 
     # ---- networks ----------------------------------------------------------------------------------------------------
     def add(self, network: nn.Module, is_sharded: bool) -> None:
