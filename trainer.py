@@ -244,6 +244,7 @@ class TrainerBase:
         used_lr = learning_rates(self.optimizers)
         self.call("on_update_start", update)
         num_own = sum(map(count_samples, update.micro_batches[: len(update.micro_batches) - update.num_idle]))
+        self.train_loader.unite_bad(self.distributed.gather)
         plan = (num_own, update.num_samples, update.num_idle, self.opt.skip_bad_samples == 0)
         values = guarded_step(self, update) if self.distributed.begin_update(*plan) else {}  # {}: none could be loaded
         for scheduler in self.schedulers.values():

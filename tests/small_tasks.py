@@ -14,6 +14,7 @@ from callbacks.callback import Callback
 from callbacks.csv_logger import CSVLogger
 from eval_seg_on_carvana import EvaluatorSeg
 from eval_vanilla import EvaluatorVanilla
+from tests.small_data import SomeBad
 from trainer import TrainerBase
 from trainer_seg_on_carvana import TrainerSeg
 from trainer_vanilla import TrainerVanilla
@@ -21,14 +22,14 @@ from trainer_vanilla import TrainerVanilla
 # 145 train, 20 val: nine updates of 16 an epoch, and one of a single sample.
 VANILLA = [
     *("--train_val_sample_rate", "165", "--val_split", "20", "--batch_size", "16", "--n_epoch", "5"),
-    *("--gpu_devices", "cpu", "--seed", "0"),
+    *("--gpu_devices", "cpu", "--seed", "0", "--patience", "0"),
 ]
 # 16 train, 4 val: three updates of 5 an epoch, and one of a single sample.
 SEG = [
     *("--train_val_sample_rate", "1", "--test_sample_rate", "4", "--val_split", "4", "--patch_size", "32"),
     *("--width", "4", "--batch_size", "5", "--n_epoch", "2", "--num_workers", "0", "--gpu_devices", "cpu"),
-    *("--seed", "0",),
-]  # fmt: skip
+    *("--seed", "0", "--patience", "0"),
+]
 
 
 class EvaluatorSmall(EvaluatorVanilla):
@@ -160,6 +161,9 @@ def weights_of(trainer: TrainerBase) -> dict[str, torch.Tensor]:
 
 
 def rows_of(run_dir: Path) -> list[dict[str, str]]:
+    """What metrics.csv says; nothing when no epoch was finished."""
+    if not (run_dir / "metrics.csv").exists():
+        return []
     with open(run_dir / "metrics.csv", newline="", encoding="utf-8") as file:
         return list(csv.DictReader(file))
 
@@ -167,3 +171,39 @@ def rows_of(run_dir: Path) -> list[dict[str, str]]:
 def largest_difference(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> float:
     assert a.keys() == b.keys()
     return max((a[name] - b[name]).abs().max().item() for name in a)
+
+
+# ---- tasks on data that can go wrong ---------------------------------------------------------------------------------
+class EvaluatorNumbered(EvaluatorVanilla):
+    """Classifies the samples of tests/small_data.py, which come as dictionaries."""
+
+    @classmethod
+    def build_networks(cls, opt) -> dict[str, nn.Module]:
+        return {"model": nn.Sequential(nn.Linear(8, 6), nn.Tanh(), nn.Linear(6, 10))}
+
+    def eval_step(self, batch: Any) -> None:
+        super().eval_step((batch["values"], batch["label"]))
+
+    def draw(self, batch: Any) -> None:
+        return None
+
+
+class TrainerNumbered(TrainerVanilla):
+    """Learns from 23 samples, of which those in `bad` cannot be loaded; the loss of `nan_at` is not a number."""
+
+    evaluator_class = EvaluatorNumbered
+    bad: Sequence[int] = ()
+    bad_in_val: Sequence[int] = ()
+    nan_at: int | None = None  # an index
+
+    def build_loaders(self) -> tuple[Any, Any]:
+        self.datasets |= {"train": SomeBad(23, self.bad), "val": SomeBad(7, self.bad_in_val)}
+        return super().build_loaders()
+
+    def compute_loss(self, batch: Any) -> torch.Tensor:
+        loss = self.criterion(self.model(batch["values"]), batch["label"])
+        return loss * float("nan") if self.nan_at in batch["index"].tolist() else loss
+
+
+def numbered(name: str = "Numbered", **attributes: Any) -> type[TrainerNumbered]:
+    return type(name, (TrainerNumbered,), attributes)

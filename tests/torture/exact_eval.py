@@ -130,7 +130,7 @@ def faults_of(one: dict, several: list[dict], num_samples: int) -> list[str]:
 def run(count: int = COUNT, seed: int = 0, sizes: tuple[int, ...] = (1, 2, 3), loadings=LOADINGS) -> Row:
     """Evaluate 1 to `count` samples in all ways; a try is one number of samples with one number of processes."""
     row, counts = Row(note=NOTE), tuple(range(1, count + 1))
-    (alone,) = in_processes(1, evaluate_all, ("none",), counts, loadings)
+    (alone,) = in_processes(1, evaluate_all, ("none",), counts, loadings, timeout=600)
     for size in sizes:
         modes = ("ddp", "fsdp")
         found = in_processes(size, evaluate_all, modes, counts, loadings, timeout=600)
