@@ -47,7 +47,8 @@ def in_processes(size: int, function: Callable[..., Any], *arguments: Any, timeo
         here, there = context.Pipe(duplex=False)
         place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": size, "LOCAL_WORLD_SIZE": size}
         environment = {**place, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-        process = context.Process(target=work, args=(there, environment, function, arguments))
+        method = multiprocessing.get_start_method()
+        process = context.Process(target=work, args=(there, environment, method, function, arguments))
         process.start()
         there.close()
         ends.append(here)
@@ -81,7 +82,9 @@ def collect(ends: list[Connection], until: float) -> list[Any]:
     return [results[rank] for rank in range(len(ends))]
 
 
-def work(end: Connection, environment: dict[str, Any], function: Callable[..., Any], arguments: tuple) -> None:
+def work(
+    end: Connection, environment: dict[str, Any], method: str, function: Callable[..., Any], arguments: tuple
+) -> None:
     """What one of the processes does."""
     import torch
 
@@ -89,6 +92,7 @@ def work(end: Connection, environment: dict[str, Any], function: Callable[..., A
 
     os.environ.update({name: str(value) for name, value in environment.items()})
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # what the trainers log
+    multiprocessing.set_start_method(method, force=True)  # of loading processes: not that of this one
     torch.set_num_threads(1)
     Distributed.leave = stay
     try:

@@ -2,22 +2,22 @@
 once, and they go through all the runs that are looked at here."""
 
 import contextlib
-import math
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from torch.profiler import ProfilerActivity, profile
 
 from callbacks.callback import Callback
+from data import sampler
 from data.sampler import epoch_order
+from eval import EvaluatorBase
 from tests import small_tasks
 from tests.processes import in_processes
 from tests.small_tasks import build, largest_difference, numbered, rows_of, train, weights_of
-from tests.torture import agreement, exact_eval, resizing
+from tests.torture import agreement, exact_eval, harness, resizing
 from tests.torture.harness import digests_of
-from utils.distributed import Distributed
+from utils.distributed import Distributed, share_of
 from utils.errors import DivergedError, UserError
 
 ORDER = epoch_order(23, 0, 0)  # of the samples of TrainerNumbered: updates of 8, 8 and 7
@@ -144,6 +144,21 @@ def assert_same(several, alone, tolerance=2e-6):
     assert resizing.faults_of_rows(several[0]["rows"], alone["rows"]) == []
 
 
+def resumed(mode: str, directory: Path) -> list[tuple[dict[str, str], dict[str, str], bool]]:
+    """Train with random numbers, whole, and stopped in the middle of an epoch and resumed; return digests of both."""
+    found = []
+    for number, (task, flags) in enumerate([
+        (small_tasks.TrainerDropout, ("--num_workers", 1, "--micro_batch_size", 3, "--n_epoch", 2)),
+        (numbered(), (*SGD, "--micro_batch_size", 3)),  # random in each sample
+    ]):  # fmt: skip
+        whole = train(task, (*flags, "--parallel", mode), directory / f"whole{number}").run_dir.path
+        broken = train(task, (*flags, "--parallel", mode), directory / f"broken{number}", [stop_in("on_update_end")])
+        was_inside = broken.progress.sample > 0
+        last = train(task, ("--resume", broken.run_dir.path, "--parallel", mode), directory).run_dir.path
+        found.append((digests_of(whole, "last"), digests_of(last, "last"), was_inside))
+    return found
+
+
 # ---- an update that is not finite ------------------------------------------------------------------------------------
 def test_all_refuse_an_update_of_which_one_has_a_loss_that_is_no_number(several, alone):
     for found in several:
@@ -205,3 +220,68 @@ def test_gradients_are_added_up_once_in_an_update(several):
     for found in several:
         counts = found["collectives"]
         assert 0 < counts[2] == counts[4] == counts[16] < counts["always"]
+
+
+# ---- again -----------------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("mode", ["ddp", "fsdp"])
+def test_as_many_processes_resume_bit_for_bit_in_the_middle_of_an_epoch(tmp_path, mode):
+    for whole, again, was_inside in in_processes(2, resumed, mode, tmp_path)[0]:
+        assert was_inside and whole.keys() >= {"networks", "optimizers", "random", "processes", "epoch_log"}
+        assert [name for name in whole if whole[name] != again.get(name)] == []
+
+
+# ---- a small part of the torture -------------------------------------------------------------------------------------
+def test_three_processes_learn_what_one_learns():
+    row = agreement.run(1, sizes=(3,), twice=False)
+    assert row.failures == [] and row.tried == row.passed == 2
+
+
+def test_each_sample_is_evaluated_once():
+    row = exact_eval.run(4, sizes=(3,), loadings=("memory", "two loading processes"))
+    assert row.failures == [] and row.tried == row.passed == 4
+
+
+def test_the_number_of_processes_may_change_in_an_epoch():
+    row = resizing.run(15)
+    assert row.failures == [] and row.tried == row.passed == 15
+
+
+# ---- what they compare can fail --------------------------------------------------------------------------------------
+def weigh_alike(directory: Path) -> dict:
+    """Learn as if all processes had equally many samples."""
+    Distributed.to_share = lambda self, loss, weight: loss * weight  # 16 samples are 6, 5 and 5
+    return agreement.learn(agreement.CASES[:1], ("ddp",), directory, directory)
+
+
+def test_shares_that_weigh_alike_are_seen(tmp_path):
+    case = agreement.CASES[0]
+    (alone,) = in_processes(1, agreement.learn, (case,), ("none",), tmp_path, tmp_path)
+    several = [found[case.name, "ddp"] for found in in_processes(3, weigh_alike, tmp_path)]
+    faults, _ = agreement.faults_of(case, alone[case.name, "none"], several, several)
+    assert len(faults) == 1 and "weights differ by" in faults[0]
+
+
+def evaluate_wrongly(way: str, num_samples: int) -> dict:
+    """Evaluate with a fault: the states are joined in the wrong order, or what only keeps in step counts."""
+    if way == "order":
+        gather = Distributed.gather
+        Distributed.gather = lambda self, value: gather(self, value)[::-1]
+    else:
+        EvaluatorBase.meters_aside = lambda self: contextlib.nullcontext()
+    return exact_eval.evaluate_all(("fsdp",), (num_samples,), ("memory",))
+
+
+@pytest.mark.parametrize(
+    ("way", "num_samples", "said"), [("order", 4, "[3, 2, 0, 1]"), ("in step", 1, "[0, 0, 0]")]
+)  # fmt: skip
+def test_an_evaluation_that_is_not_exact_is_seen(way, num_samples, said):
+    (alone,) = in_processes(1, exact_eval.evaluate_all, ("none",), (num_samples,), ("memory",))
+    several = in_processes(3, evaluate_wrongly, way, num_samples)
+    found = [of_process["fsdp", "memory", num_samples] for of_process in several]
+    faults = exact_eval.faults_of(alone["none", "memory", num_samples], found, num_samples)
+    assert f"process 0 counts the samples {said}" in faults
+
+
+def test_a_sample_that_is_left_out_is_seen(monkeypatch):
+    monkeypatch.setattr(sampler, "share_of", lambda count, rank, size: share_of(count, rank + (size > 1), size + 1))
+    assert [fault for number in range(20) for fault in resizing.try_loaders(harness.draw(0, number))]

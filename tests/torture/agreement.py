@@ -17,6 +17,7 @@ from tests.torture import harness
 from tests.torture.harness import Row
 
 WHAT = "training of 50 updates with 1, 2 and 3 processes against one process: the same weights and learning rates"
+PAGE = "distributed"
 MODES = ("ddp", "fsdp")
 SIZES = (1, 2, 3)
 SINGLE, DOUBLE = 1e-5, 1e-12  # the largest difference of a weight that is allowed, in float32 and in float64
@@ -41,7 +42,8 @@ class Case:
 
 MICRO = ("--micro_batch_size", 3, "--warmup_epoch", 1)
 SGD = ("--optim", "sgd", "--lr", 0.1, "--batch_size", 16)
-# 145 samples in ten updates of 16, the last one of a single sample (in eleven of 14, the last one of five); 16 images in four updates of 5, the last one of 1.
+# 145 samples in ten updates of 16, the last one of a single sample, or in eleven of 14, the last one of five; 16 images
+# in four updates of 5, the last one of a single image.
 CASES = (
     Case("vanilla, SGD, micro-batches, clipped norm", "TrainerSmall", (*SGD, *MICRO, "--clip", 0.5)),
     Case("vanilla, SGD, step schedule, clipped values, loading processes", "TrainerSmall",

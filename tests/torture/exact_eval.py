@@ -26,6 +26,7 @@ from utils.parallel import wrap_network
 from utils.precision import Precision
 
 WHAT = "evaluation with 1 to 17 samples and 1, 2, 3 processes: each sample exactly once, the meters of one process"
+PAGE = "distributed"
 COUNT, QUICK = 17, 3
 BATCH_SIZE = 3
 LOADINGS = ("memory", "one by one", "two loading processes")

@@ -3,6 +3,7 @@
 python -m tests.torture.resizing
 """
 
+import itertools
 import math
 import random
 from pathlib import Path
@@ -20,6 +21,7 @@ from tests.torture.harness import Row
 from utils.progress import Progress
 
 WHAT = "2, then 1, then 3 processes in one epoch, changed at random updates: each sample exactly once"
+PAGE = "distributed"
 COUNT, QUICK = 100, 5
 SIZES = (2, 1, 3)
 REAL_EVERY = 20  # one try in so many trains with real processes
@@ -37,8 +39,8 @@ def loader_of(kind: str, num_samples: int, *order: Any, share: tuple[int, int]) 
 def seen_by(loaders: list[Any], progress: Progress, most: int) -> list[list[int]]:
     """The samples of the next updates, at most so many, from the loaders of all processes; checked on the way."""
     seen = []
-    for _, updates in zip(range(most), zip(*(loader.updates(EPOCH, progress.sample) for loader in loaders), strict=True),
-                          strict=False):  # fmt: skip
+    all_updates = zip(*(loader.updates(EPOCH, progress.sample) for loader in loaders), strict=True)
+    for updates in itertools.islice(all_updates, most):
         assert len({update.num_samples for update in updates}) == 1, "the processes differ in where they stand"
         assert len({len(update.micro_batches) for update in updates}) == 1, "one has more micro-batches"
         assert all(update.micro_batches for update in updates), "one has no micro-batch"
