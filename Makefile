@@ -1,7 +1,7 @@
 # make demo   train a small model on real images, evaluate it, and say where to look
 # make test   run the tests
 # make lint   run the linter
-# make torture   try to break it: kills, full disks, damaged files; writes docs/reliability.md
+# make torture   try to break it: kills, full disks, damaged files, several processes; writes docs/reliability.md and docs/distributed.md
 # make bench   the short benchmarks, about 7 minutes; writes docs/benchmarks.md, but for the epoch, which needs all variants
 # make bench-all   all of them, about two hours
 # make clean  remove the environment

@@ -17,12 +17,12 @@ from torch import nn
 
 from base_options import parse_test_options
 from data.data_entry import build_datasets, build_loader_of_part, data_notes, refuse_seen
+from data.loader import num_given
 from loss.loss_entry import build_criterion
 from model.model_entry import build_networks
 from utils.checkpoint import load_checkpoint
 from utils.device import place_network, select_devices
 from utils.distributed import Distributed
-from utils.errors import UserError
 from utils.files import write_json
 from utils.func import move_to
 from utils.logger import build_logger
@@ -113,15 +113,11 @@ class EvaluatorBase:
             meter.reset()
         self.distributed.share_buffers(self.networks.values())
         with self.inference():
-            for batch, counts in self.distributed.in_step(loader):
-                before_batch()
+            for batch, counts in self.distributed.in_step(loader, before_batch):
                 with self.precision.autocast(), contextlib.nullcontext() if counts else self.meters_aside():
                     self.eval_step(move_to(batch, self.device))
         self.distributed.merge(self.meters)
-        asked, bad = self.distributed.totals(getattr(loader, "num_samples", 0), getattr(loader, "num_bad", 0))
-        self.num_samples = asked - bad
-        if bad and not self.num_samples:
-            raise UserError(f"None of the {bad:,} samples to evaluate can be loaded: there is nothing to measure.")
+        self.num_samples = num_given(loader, self.distributed.totals)
         return self.distributed.broadcast(self.results())
 
     @contextlib.contextmanager

@@ -208,7 +208,7 @@ class TrainerBase:
         with self.run_dir.lock, self.stop_signal:
             try:
                 self.call("on_train_start")
-                while self.progress.epoch < self.opt.n_epoch and not (self.should_stop or self.stopper.should_stop):
+                while self.progress.epoch < self.opt.n_epoch and not self.ends_here():
                     self.train_epoch()
             except BaseException as error:
                 if is_common := self.distributed.is_common(error):  # else the others may wait for ever
@@ -244,6 +244,7 @@ class TrainerBase:
         used_lr = learning_rates(self.optimizers)
         self.call("on_update_start", update)
         num_own = sum(map(count_samples, update.micro_batches[: len(update.micro_batches) - update.num_idle]))
+        self.train_loader.unite_bad(self.distributed.gather)
         plan = (num_own, update.num_samples, update.num_idle, self.opt.skip_bad_samples == 0)
         values = guarded_step(self, update) if self.distributed.begin_update(*plan) else {}  # {}: none could be loaded
         for scheduler in self.schedulers.values():
@@ -283,9 +284,14 @@ class TrainerBase:
         self.exact = True
         if self.stopper.should_stop:
             kinds.append("earlystop")
-        if is_last or self.checkpointer.is_due(self.progress.update) or self.should_stop or self.stopper.should_stop:
+        if self.ends_here() or is_last or self.checkpointer.is_due(self.progress.update):
             kinds.append("last")
         self.save(*kinds)
+
+    def ends_here(self) -> bool:
+        """Say whether training ends between two epochs, because a callback asked for it, in process 0, or early."""
+        self.should_stop = bool(self.distributed.largest(self.should_stop))
+        return self.should_stop or self.stopper.should_stop
 
     def asked_to_stop(self, at_once: bool = False) -> bool:
         """Raise what ends the run, if a signal has reached any process; say whether a callback has asked to stop.

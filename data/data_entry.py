@@ -178,7 +178,7 @@ def build_eval_loader(
     order: Sequence[Any] = range(*share_of(num_samples, *share))
     if is_random := getattr(dataset, "is_random", True):
         order = [(0, index) for index in order]  # the same random choices at every evaluation
-    return WatchedLoader(
+    loader = WatchedLoader(
         seeded_dataset(dataset, seed=0) if is_random else dataset,
         BatchSampler(order, batch_size, drop_last=False),
         collate_fn=getattr(dataset, "collate_fn", None),
@@ -188,6 +188,8 @@ def build_eval_loader(
         max_bad_samples=max_bad_samples,
         part=part,
     )
+    loader.is_alone = share[1] == 1
+    return loader
 
 
 def sample_names(dataset: Dataset) -> list[str]:

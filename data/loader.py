@@ -76,6 +76,8 @@ class WatchedLoader:
 
     Attributes:
         bad: the samples that could not be loaded, by index, with the reason.
+        is_alone: whether too many bad samples end the run at once; False when other processes load other samples of the
+            same part, and all are to be counted together: see `unite_bad` and `num_given`.
         report: a line for the log on how the data is loaded; "" at first.
         warn: is told of each of them once.
         interrupt: called about twice a second while batches are waited for; may raise, to stop. With no processes, only
@@ -110,6 +112,8 @@ class WatchedLoader:
         # one, nobody is to blame.
         self.num_looks = max(2, math.ceil(self.worker_timeout / LOOK_EVERY))
         self.max_bad_samples = max_bad_samples
+        self.part = part
+        self.is_alone = True
         self.bad: dict[int, str] = {}
         self.report = ""
         self.warn: Callable[[str], Any] = lambda message: print(message, file=sys.stderr)
@@ -177,13 +181,32 @@ class WatchedLoader:
         """Tell of the samples that were not known to be bad."""
         for index in [index for index in bad if index not in self.bad]:
             self.bad[index] = bad[index]
-            name = self.watched.name(index)
-            if len(self.bad) > self.max_bad_samples:
-                raise UserError(
-                    f"{len(self.bad)} samples cannot be loaded, but --skip_bad_samples allows {self.max_bad_samples}. "
-                    f"The last is {name}: {bad[index]}"
-                )
-            self.warn(f"Left out {name}, bad sample {len(self.bad)} of {self.max_bad_samples} allowed: {bad[index]}")
+            if len(self.bad) <= self.max_bad_samples:
+                number = f"bad sample {len(self.bad)} of {self.max_bad_samples} allowed"
+                self.warn(f"Left out {self.watched.name(index)}, {number}: {bad[index]}")
+            elif self.is_alone:
+                self.refuse(index)
+
+    def refuse(self, index: int) -> None:
+        """End the run, since there are too many bad samples, of which this is the last."""
+        raise UserError(
+            f"{len(self.bad)} samples cannot be loaded, but --skip_bad_samples allows {self.max_bad_samples}. "
+            f"The last is {self.watched.name(index)}: {self.bad[index]}"
+        )
+
+    def unite_bad(self, gather: Callable[[Any], list[Any]]) -> None:
+        """Count the samples that turned out to be bad in other processes, too; to be called by all of them.
+
+        Args:
+            gather: returns what the processes give it, in the order of their ranks.
+
+        Raises:
+            UserError: in all of them, when these are too many.
+        """
+        for bad in gather(self.bad) if self.max_bad_samples else ():
+            self.count(bad)
+        if len(self.bad) > self.max_bad_samples:
+            self.refuse(max(self.bad))
 
     def start(self) -> tuple[Iterator, list[BaseProcess]]:
         """Return a new iterator and its processes: new ones, or the persistent ones if they are free."""
@@ -272,6 +295,24 @@ class WatchedLoader:
     def places(self) -> dict[int, int]:
         """Where in the notes each process writes, by its number."""
         return {self.watched.notes[place]: place for place in range(0, len(self.watched.notes), NOTE_SIZE)}
+
+
+def num_given(loader: Any, totals: Callable[..., tuple[int, ...]] = lambda *counts: counts) -> int:
+    """How many samples a pass over a loader gave, in all processes.
+
+    Args:
+        loader: any iterable; one that does not tell how many samples it has counts as none.
+        totals: returns the sums of numbers over all processes.
+
+    Raises:
+        UserError: when too many samples of all processes together are bad, or none is good.
+    """
+    asked, bad = totals(getattr(loader, "num_samples", 0), getattr(loader, "num_bad", 0))
+    if bad > (most := getattr(loader, "max_bad_samples", bad)):
+        raise UserError(f"{bad:,} samples cannot be loaded, but --skip_bad_samples allows {most:,}.")
+    if bad and bad == asked:
+        raise UserError(f"None of the {bad:,} samples to evaluate can be loaded: there is nothing to measure.")
+    return asked - bad
 
 
 def signal_name(number: int) -> str:

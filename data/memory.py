@@ -141,6 +141,9 @@ class MemoryUpdateLoader:
     def load_state_dict(self, state: dict[str, str]) -> None:
         """There is nothing to take back: bad samples are what other loaders remember."""
 
+    def unite_bad(self, gather: Callable[[Any], list[Any]]) -> None:
+        """No sample is bad here."""
+
     def updates(self, epoch: int, start: int = 0) -> Iterator[Update]:
         """Yield each update of `epoch`, leaving out its first `start` samples."""
         batch_size, share = self.sampler.batch_size, self.sampler.share

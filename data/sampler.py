@@ -15,8 +15,8 @@ from torch.utils.data import Dataset
 
 from data.loader import WatchedLoader
 from data.prefetch import prefetched
+from data.watched import WatchedDataset
 from utils.distributed import share_of
-from utils.errors import UserError
 from utils.func import cut
 from utils.seed import mix, seeded
 
@@ -202,6 +202,7 @@ class UpdateLoader(WatchedLoader):
             part=part,
             seed=seed,
         )
+        self.is_alone = share[1] == 1
 
     @property
     def num_samples(self) -> int:
@@ -232,7 +233,17 @@ class UpdateLoader(WatchedLoader):
     def idle_batches(self, data: list, idle: list, count: int) -> list:
         """What goes through the network in the place of micro-batches that this process lacks: one good sample."""
         good = [*data, *(batch.data for batch in idle if batch.given), *self.spare]
-        if not good and count:
-            raise UserError("No sample of a process's first update can be loaded, so it has nothing to begin with.")
+        if count and not good:
+            good = self.first_good_sample()
         self.spare = [cut(good[0], 0, 1)] if good else []
         return self.spare * count
+
+    def first_good_sample(self) -> list:
+        """[a batch of one sample], loaded in this process; [] when all are bad, or more than are allowed."""
+        one_by_one = WatchedDataset(self.dataset, self.watched.collate_fn, self.part, skip_bad=True, num_workers=0)
+        for index in range(len(self.dataset)):
+            data, batch = one_by_one.__getitems__([(self.sampler.epoch, index) if self.sampler.keyed else index])
+            self.count(batch.bad)
+            if batch.given or len(self.bad) > self.max_bad_samples:
+                return [data] if batch.given else []
+        return []

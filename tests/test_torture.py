@@ -183,21 +183,32 @@ def test_traced_updates_are_read(tmp_path):
 
 
 # ---- the page --------------------------------------------------------------------------------------------------------
-def test_the_table_is_written_and_the_text_around_it_stays(monkeypatch, tmp_path):
+def test_the_table_is_written_and_the_text_around_it_stays(tmp_path):
     page = tmp_path / "page.md"
     page.write_text(f"before\n{torture.BEGIN}\n{torture.END}\nafter\n")
-    monkeypatch.setattr(torture, "PAGE", page)
     line = torture.line_of("what", Row(tried=3, passed=3, note="note"), "python -m tests.torture.kills --count 3")
-    torture.write_page({"kills": line})
+    torture.write_page(page, {"kills": line})
     other = torture.line_of("other", Row(tried=3, passed=2), "python -m tests.torture.damage --count 3")
-    torture.write_page({"damage": other})
+    torture.write_page(page, {"damage": other})
     text = page.read_text()
     assert text.startswith("before\n") and text.endswith("after\n")
     assert line in text and other in text and "**2**" in other and text.count(torture.HEADER) == 1
     assert text.index("torture.kills") < text.index("torture.damage")
 
 
-def test_the_page_has_a_line_for_each_script():
-    text = torture.PAGE.read_text(encoding="utf-8")
-    assert [name for name in torture.SCRIPTS if f"`python -m tests.torture.{name} " not in text] == []
-    assert "**" not in "".join(line.split("|")[3] for line in text.splitlines() if "tests.torture." in line)
+def test_each_script_has_a_page_and_writes_only_there(monkeypatch, tmp_path):
+    monkeypatch.setattr(torture, "DOCS", tmp_path)
+    pages = [tmp_path / "reliability.md", tmp_path / "distributed.md"]
+    for page in pages:
+        page.write_text(f"{torture.BEGIN}\n{torture.END}\n")
+    commands = {name: f"python -m tests.torture.{name} --count 3" for name in ("kills", "resizing")}
+    torture.write_pages({name: torture.line_of(name, Row(tried=3, passed=3), text) for name, text in commands.items()})
+    assert [text in page.read_text() for page in pages for text in commands.values()] == [True, False, False, True]
+
+
+def test_the_pages_have_a_line_for_each_script():
+    texts = {page: page.read_text(encoding="utf-8") for page in set(map(torture.page_of, torture.SCRIPTS))}
+    lacking = [n for n in torture.SCRIPTS if f"`python -m tests.torture.{n} " not in texts[torture.page_of(n)]]
+    assert lacking == []
+    rows = [line for text in texts.values() for line in text.splitlines() if "tests.torture." in line]
+    assert "**" not in "".join(row.split("|")[3] for row in rows)

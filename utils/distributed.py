@@ -9,7 +9,7 @@ at once.
 import contextlib
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import timedelta
 from typing import Any
 
@@ -35,6 +35,13 @@ def share_of(count: int, rank: int, size: int) -> tuple[int, int]:
     each, more = divmod(count, size)
     begin = rank * each + min(rank, more)
     return begin, begin + each + (rank < more)
+
+
+def gather_tensors(tensor: Tensor, group: Any = None) -> list[Tensor]:
+    """Return the tensors of all processes of a group (None: of all), of any shapes, without the empty ones."""
+    tensors: list[Any] = [None] * dist.get_world_size(group)
+    dist.all_gather_object(tensors, tensor.detach().cpu(), group)
+    return [of_process.to(tensor.device) for of_process in tensors if of_process.numel()] or [tensor]
 
 
 # ---- the launcher's part ---------------------------------------------------------------------------------------------
@@ -192,12 +199,12 @@ class Distributed:
         if self.local_rank == 0:
             self.barrier()
 
-    def broadcast(self, value: Any) -> Any:
-        """Return process 0's value, anything that can be pickled, in every process."""
+    def broadcast(self, value: Any, source: int = 0) -> Any:
+        """Return the value of process `source`, anything that can be pickled, in every process."""
         if self.size == 1:
             return value
-        box = [value if self.is_main else None]
-        dist.broadcast_object_list(box, src=0)
+        box = [value if self.rank == source else None]
+        dist.broadcast_object_list(box, src=source)
         return box[0]
 
     def gather(self, value: Any) -> list[Any]:
@@ -216,6 +223,14 @@ class Distributed:
         dist.all_reduce(total)
         return total
 
+    def largest(self, number: int) -> int:
+        """Return the largest of the processes' whole numbers; of truth values, whether any is true."""
+        if self.size == 1:
+            return number
+        largest = torch.tensor(int(number))
+        dist.all_reduce(largest, op=dist.ReduceOp.MAX)
+        return int(largest)
+
     def totals(self, *counts: int) -> tuple[int, ...]:
         """Return the sums of whole numbers over all processes."""
         return tuple(self.sum(torch.tensor(counts)).tolist())
@@ -231,11 +246,16 @@ class Distributed:
     def merge(self, meters: Mapping[str, Any]) -> None:
         """Make every meter what it would be had it seen the batches of all processes, in the order of the ranks.
 
-        A meter that is not of this template, such as one of torchmetrics, must do so itself in `compute`.
+        A meter that is not of this template must do so itself in `compute`. One of torchmetrics does, but its way to
+        gather tensors takes for granted that every process has seen some sample, so it is given another one.
         """
-        own = {name: meter for name, meter in meters.items() if isinstance(meter, Meter)}
-        if self.size == 1 or not own:
+        if self.size == 1:
             return
+        own = {name: meter for name, meter in meters.items() if isinstance(meter, Meter)}
+        others = [meter for meter in meters.values() if isinstance(meter, nn.Module)]
+        for metric in (metric for meter in others for metric in meter.modules()):
+            if getattr(metric, "dist_sync_fn", self) is None:
+                metric.dist_sync_fn = gather_tensors
         states = self.gather({name: {k: v.cpu() for k, v in m.state_dict().items()} for name, m in own.items()})
         for name, meter in own.items():
             meter.merge([state[name] for state in states])
@@ -262,21 +282,24 @@ class Distributed:
         work.wait()
         return int(ballot)
 
-    def in_step(self, batches: Iterable[Any]) -> Iterator[tuple[Any, bool]]:
-        """Yield (batch, True) for each batch, and (some batch, False) while other processes have more than this one."""
-        if self.size == 1:
-            yield from ((batch, True) for batch in batches)
-            return
-        iterator, spare = iter(batches), None
+    def in_step(self, batches: Iterable[Any], before: Callable[[], Any] = lambda: None) -> Iterator[tuple[Any, bool]]:
+        """Yield (batch, True) for each batch, and where networks are cut up (a batch, False) while others have more.
+
+        Args:
+            batches: of this process; others may have fewer, or none.
+            before: called before each batch of any process, by all of them.
+        """
+        iterator, spare, is_first = iter(batches), None, True
         while True:
             batch = next(iterator, None)
-            if not self.agree(batch is not None):
+            if not self.largest(batch is not None):
                 return
-            spare = spare if batch is None else batch
-            if self.is_sharded and self.agree(spare is None):  # somebody has nothing to go through the network with
-                of_main = self.broadcast(spare)
-                spare = of_main if spare is None else spare
-            yield spare, batch is not None
+            before()
+            if self.is_sharded and is_first and self.largest(batch is None):  # one of those that have one gives it
+                spare = self.broadcast(batch, self.largest(-1 if batch is None else self.rank))
+            spare, is_first = spare if batch is None else batch, False
+            if batch is not None or self.is_sharded:
+                yield spare, batch is not None
 
     # ---- one update --------------------------------------------------------------------------------------------------
     def begin_update(self, num_own: int, num_all: int, num_idle: int, is_sure: bool) -> int:
@@ -320,7 +343,8 @@ class Distributed:
         if self.size == 1:
             return loss if weight == 1 else loss * weight
         factor = weight * self._num_own * self.size / self._num_all
-        return loss * torch.where(loss.detach().isfinite(), factor, float("nan"))
+        # The factor is a number and not a tensor, which would be one of float32 and round it.
+        return loss * factor * torch.where(loss.detach().isfinite(), 1.0, float("nan"))
 
     # ---- networks ----------------------------------------------------------------------------------------------------
     def add(self, network: nn.Module, is_sharded: bool) -> None:

@@ -12,7 +12,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from utils.seed import RandomBookmark
-from utils.update_guard import UpdateGuard, divergence
+from utils.update_guard import UpdateGuard
 
 UNREAD = -1.0
 
@@ -109,7 +109,7 @@ class LateGuard(UpdateGuard):
             before = self._unread.popleft()
             if self._wait_for(before):
                 self._go_back(before)
-                error = divergence(before.name, *before.numbers)
+                error = self.divergence(before.name, *before.numbers)
                 error.update = before.update
                 raise error
 

@@ -84,7 +84,13 @@ class UpdateGuard:
         if may_overflow:
             suspect = self._loss if self.sum_losses is None or self._loss is None else self.sum_losses(self._loss)
         if suspect is not None and not math.isfinite(suspect):
-            raise divergence(name, grad_norm, self._loss)
+            raise self.divergence(name, grad_norm, self._loss)
+
+    def divergence(self, name: str, grad_norm: torch.Tensor, loss: torch.Tensor | None) -> DivergedError:
+        """The error that tells what was not finite; the same in all processes, which all come here."""
+        loss = self.sum_losses(loss) if self.sum_losses is not None and loss is not None else loss
+        told = f"its norm is {float(grad_norm):g}, the loss {float('nan') if loss is None else float(loss):g}"
+        return DivergedError(f"the gradient of {name!r} is not finite: {told}")
 
     def suspect(self, grad_norm: torch.Tensor) -> torch.Tensor:
         """What is not finite when anything is. With several processes it must be the same in all: see `sum_losses`."""
@@ -114,9 +120,3 @@ class UpdateGuard:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.num_skipped = state["num_skipped"]
-
-
-def divergence(name: str, grad_norm: torch.Tensor, loss: torch.Tensor | None) -> DivergedError:
-    """The error that tells what was not finite."""
-    told = f"its norm is {float(grad_norm):g}, the loss {float('nan') if loss is None else float(loss):g}"
-    return DivergedError(f"the gradient of {name!r} is not finite: {told}")

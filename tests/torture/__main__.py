@@ -17,12 +17,13 @@ import torch
 
 from tests.torture.harness import ROOT, Row, timed
 
-PAGE = ROOT / "docs" / "reliability.md"
+DOCS = ROOT / "docs"
 BEGIN, END = "<!-- figures: begin -->", "<!-- figures: end -->"
 HEADER = "| what was tried | tried | passed | seconds | date | command |\n|---|---|---|---|---|---|"
 SCRIPTS = (
     "kills", "switched_off", "io_boundaries", "damage", "full_disk", "sigterm", "workers", "fuzz_options",
     "malicious_programs", "two_runs",
+    "agreement", "exact_eval", "resizing", "restarts", "one_signal",
 )  # fmt: skip
 
 
@@ -44,16 +45,27 @@ def line_of(what: str, row: Row, command: str) -> str:
     return f"| **{what}.** {note} | {row.tried:,} | {result} | {row.seconds:,.0f} | {date} | `{command}` |"
 
 
-def write_page(lines: dict[str, str]) -> None:
-    """Put lines into the table of the page; the others, and all the text around it, stay."""
-    text = PAGE.read_text(encoding="utf-8")
+def page_of(name: str) -> Path:
+    """The page that shows the figures of a script, which may name it: PAGE, without ".md"."""
+    return DOCS / f"{getattr(importlib.import_module(f'tests.torture.{name}'), 'PAGE', 'reliability')}.md"
+
+
+def write_pages(lines: dict[str, str]) -> None:
+    """Put lines, by the names of the scripts, into the tables of their pages."""
+    for page in dict.fromkeys(map(page_of, lines)):
+        write_page(page, {name: line for name, line in lines.items() if page_of(name) == page})
+
+
+def write_page(page: Path, lines: dict[str, str]) -> None:
+    """Put lines into the table of a page; the others, and all the text around it, stay."""
+    text = page.read_text(encoding="utf-8")
     before, rest = text.split(BEGIN)
     old, after = rest.split(END)
     of_script = re.compile(r"`python -m tests\.torture\.(\w+)")
     kept = {found[1]: line for line in old.splitlines() if (found := of_script.search(line))}
     kept |= lines
     table = "\n".join([HEADER, *(kept[name] for name in SCRIPTS if name in kept)])
-    PAGE.write_text(f"{before}{BEGIN}\n{table}\n\nMeasured on: {machine()}.\n{END}{after}", encoding="utf-8")
+    page.write_text(f"{before}{BEGIN}\n{table}\n\nMeasured on: {machine()}.\n{END}{after}", encoding="utf-8")
 
 
 def main() -> None:
@@ -61,7 +73,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", choices=SCRIPTS, default=SCRIPTS, metavar="NAME", help=", ".join(SCRIPTS))
     parser.add_argument("--quick", action="store_true", help="a small part of each")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="seed of what is drawn")
-    parser.add_argument("--write", action="store_true", help=f"write the table of {PAGE.relative_to(ROOT)}")
+    parser.add_argument("--write", action="store_true", help="write the tables of the pages in docs/")
     opt = parser.parse_args()
     if opt.write and opt.quick:
         parser.error("--write is for the full counts, not for --quick.")
@@ -81,7 +93,7 @@ def main() -> None:
         command = f"python -m tests.torture.{name} --count {count} --seed {opt.seed}"
         lines[name] = line_of(script.WHAT, row, command)
     if opt.write:
-        write_page(lines)
+        write_pages(lines)
     print(f"{'All held' if not failed else 'FAILED: ' + ', '.join(failed)}, in {time.monotonic() - began:,.0f} s")
     sys.exit(1 if failed else 0)
 
