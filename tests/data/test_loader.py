@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 from multiprocessing import active_children
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -19,7 +20,7 @@ from torch.utils.data import BatchSampler, DataLoader, Dataset, get_worker_info
 from torch.utils.data._utils import signal_handling
 
 from data.data_entry import build_eval_loader
-from data.loader import WatchedLoader
+from data.loader import WatchedLoader, num_given
 from data.sampler import UpdateLoader, epoch_order
 from utils.errors import LoadingError, UserError
 
@@ -605,3 +606,79 @@ def test_a_halt_of_the_whole_job_is_no_hang(root):
     finally:
         program.kill()
         program.wait(10)
+
+
+# ---- several processes -----------------------------------------------------------------------------------------------
+def shared_loaders(bad, most, size=2, batch_size=6):
+    """The loaders of all processes, and what each is warned of."""
+    loaders, warned = [], []
+    for rank in range(size):
+        loader = UpdateLoader(Numbers(refuse, bad), batch_size, 2, max_bad_samples=most, share=(rank, size))
+        warned.append([])
+        loader.warn = warned[-1].append
+        loaders.append(loader)
+    return loaders, warned
+
+
+def test_too_many_bad_samples_end_all_processes_and_none_alone():
+    order = epoch_order(NUM_SAMPLES, 0, 0)
+    loaders, warned = shared_loaders([order[0], order[1], order[3]], most=2)  # two in the first share, one in the other
+    updates = [next(loader.updates(0)) for loader in loaders]
+    assert [update.indices for update in updates] == [order[:3], order[3:6]]
+    found = [dict(loader.bad) for loader in loaders]
+    told = []
+    for loader in loaders:
+        with pytest.raises(UserError, match="3 samples cannot be loaded, but --skip_bad_samples allows 2") as caught:
+            loader.unite_bad(lambda bad: found)
+        told.append(str(caught.value))
+    assert len(set(told)) == 1 and [len(lines) for lines in warned] == [2, 2]
+    alone, _ = shared_loaders([*order[:3]], most=2, size=1)
+    with pytest.raises(UserError, match="3 samples cannot be loaded"):
+        next(alone[0].updates(0))
+
+
+def test_bad_samples_of_other_processes_are_told_once():
+    order = epoch_order(NUM_SAMPLES, 0, 0)
+    loaders, warned = shared_loaders([order[0], order[3]], most=2)
+    for loader in loaders:
+        next(loader.updates(0))
+    found = [dict(loader.bad) for loader in loaders]
+    for _ in range(2):
+        for loader in loaders:
+            loader.unite_bad(lambda bad: found)
+    assert [set(loader.bad) for loader in loaders] == [{order[0], order[3]}] * 2
+    assert [len(lines) for lines in warned] == [2, 2]
+
+
+def test_a_share_without_a_good_sample_gets_one_from_elsewhere():
+    order = epoch_order(NUM_SAMPLES, 0, 0)
+    bad = {*order[3:6], 0, 1}  # the second share of the first update, and the first ones to be looked at instead
+    loaders, _ = shared_loaders(sorted(bad), most=9)
+    first, second = (next(loader.updates(0)) for loader in loaders)
+    assert len(first.micro_batches) == len(second.micro_batches) == second.num_idle == 2
+    assert all(len(batch) == 1 and int(batch[0]) not in bad for batch in second.micro_batches)
+
+
+def test_where_no_sample_is_good_nothing_stands_in():
+    loaders, _ = shared_loaders(range(NUM_SAMPLES), most=NUM_SAMPLES)
+    for loader in loaders:
+        assert [(update.micro_batches, update.num_idle) for update in loader.updates(0)] == [([], 0)] * len(
+            loader.sampler.update_sizes()
+        )
+    loaders, _ = shared_loaders(range(NUM_SAMPLES), most=4)
+    next(loaders[0].updates(0))
+    assert len(loaders[0].bad) == 5  # it does not look at all of them
+
+
+def test_what_an_evaluation_gave_is_counted_over_all_processes():
+    def of(num_samples, num_bad, most):
+        return SimpleNamespace(num_samples=num_samples, num_bad=num_bad, max_bad_samples=most)
+
+    def with_other(asked, bad):
+        return asked + 4, bad + 1
+
+    assert num_given(of(5, 0, 0)) == 5 and num_given(of(5, 1, 2), with_other) == 7 and num_given([1, 2]) == 0
+    with pytest.raises(UserError, match="2 samples cannot be loaded, but --skip_bad_samples allows 1"):
+        num_given(of(5, 1, 1), with_other)
+    with pytest.raises(UserError, match="None of the 5 samples to evaluate"):
+        num_given(of(5, 5, 5))

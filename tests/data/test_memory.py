@@ -4,11 +4,14 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch.utils.data import Dataset
 
 from data.data_entry import build_eval_loader, build_loaders
 from data.memory import SAMPLES_AT_ONCE, MemoryLoader, MemoryUpdateLoader, is_in_memory, place_data
 from data.sampler import UpdateLoader
+from utils.distributed import share_of
 from utils.errors import UserError
 
 NUM_SAMPLES = 53
@@ -129,3 +132,62 @@ def test_who_loads(dataset, num_workers, kind):
     opt.data_device = "cuda"
     with pytest.raises(UserError, match="--data_device cuda"):
         build_loaders(opt, datasets, 8, torch.device("cpu"))
+
+
+# ---- several processes -----------------------------------------------------------------------------------------------
+def batches_that_count(update) -> list[list[int]]:
+    return [batch["indices"].tolist() for batch in update.micro_batches[: len(update.micro_batches) - update.num_idle]]
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    num_samples=st.integers(1, 2500), batch_size=st.integers(1, 300), micro=st.none() | st.integers(1, 70),
+    size=st.integers(1, 5), max_updates=st.none() | st.integers(1, 9), part=st.floats(0, 1), seed=st.integers(0, 99),
+)  # fmt: skip
+def test_shares_are_slices_of_the_updates_of_one_process(num_samples, batch_size, micro, size, max_updates, part, seed):
+    order = (batch_size, micro, seed, max_updates)
+    alone = MemoryUpdateLoader(InMemory(num_samples), *order)
+    loaders = [MemoryUpdateLoader(InMemory(num_samples), *order, share=(rank, size)) for rank in range(size)]
+    start = int(part * alone.updates_per_epoch) * batch_size
+    together = list(zip(*(loader.updates(2, start) for loader in loaders), strict=True))
+    whole = list(alone.updates(2, start))
+    assert len(together) == len(whole)
+    for update, shares in zip(whole, together, strict=True):
+        assert [index for share in shares for index in share.indices] == update.indices
+        assert {share.num_samples for share in shares} == {update.num_samples}
+        assert len({len(share.micro_batches) for share in shares}) == 1 and shares[0].num_idle == 0
+        for rank, share in enumerate(shares):
+            begin, end = share_of(len(update.indices), rank, size)
+            assert share.indices == update.indices[begin:end]
+            step = micro or batch_size
+            expected = [share.indices[i : i + step] for i in range(0, len(share.indices), step)]
+            assert batches_that_count(share) == expected
+            for batch in share.micro_batches:
+                assert torch.equal(batch["values"], alone.dataset.values[batch["indices"]])
+            idle = share.micro_batches[len(share.micro_batches) - share.num_idle :]
+            assert all(batch["indices"].tolist() in ([update.indices[0]], share.indices[:1]) for batch in idle)
+
+
+@pytest.mark.parametrize("size", [2, 3])
+@pytest.mark.parametrize("micro_batch_size", [None, 1, 4])
+def test_shares_are_those_of_a_dataloader(size, micro_batch_size):
+    for rank in range(size):
+        order = {"batch_size": 16, "micro_batch_size": micro_batch_size, "seed": 5, "share": (rank, size)}
+        memory, loader = MemoryUpdateLoader(InMemory(49), **order), UpdateLoader(InMemory(49), **order)
+        for a, b in zip(memory.updates(1), loader.updates(1), strict=True):
+            assert (a.indices, a.num_samples, a.num_idle) == (b.indices, b.num_samples, b.num_idle)
+            assert batches_that_count(a) == batches_that_count(b) and len(a.micro_batches) == len(b.micro_batches)
+
+
+@given(num_samples=st.integers(0, 60), batch_size=st.integers(1, 9), size=st.integers(1, 5),
+       limit=st.none() | st.integers(1, 4))  # fmt: skip
+@settings(max_examples=60, deadline=None)
+def test_shares_of_an_evaluation_cover_it(num_samples, batch_size, size, limit):
+    for make in (
+        lambda share: MemoryLoader(InMemory(num_samples), batch_size, limit, share),
+        lambda share: build_eval_loader(InMemory(num_samples), batch_size, max_batches=limit, share=share),
+    ):
+        loaders = [make((rank, size)) for rank in range(size)]
+        seen = [index for loader in loaders for batch in loader for index in batch["indices"].tolist()]
+        most = num_samples if limit is None else min(num_samples, limit * batch_size)
+        assert seen == list(range(most)) and sum(loader.num_samples for loader in loaders) == most

@@ -297,3 +297,33 @@ def test_update_never_reads_from_the_device():
     meter.update(torch.tensor(1.0, device="meta"), n=3)
     with pytest.raises(RuntimeError):
         meter.compute()
+
+
+# ---- several processes -----------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("sizes", [[4, 0, 3], [0, 5], [7], [1, 1, 1], [0, 0]])
+def test_merged_states_are_those_of_one_meter_that_has_seen_all_in_order(sizes):
+    rows = torch.arange(2 * sum(sizes), dtype=torch.float32).reshape(-1, 2)
+    whole, shares = SumAndRows(), []
+    whole.update(rows)
+    for part in rows.split(sizes):
+        meter = SumAndRows()
+        for one in part.split(2):  # in batches, and none at all of an empty share
+            meter.update(one)
+        shares.append(meter.state_dict())
+    merged = SumAndRows()
+    merged.update(torch.full((2, 2), 99.0))  # is forgotten
+    merged.merge(shares)
+    for name, value in whole.state_dict().items():
+        assert torch.equal(merged.state_dict()[name], value) and merged.state_dict()[name].dtype == value.dtype
+
+
+def test_a_merged_meter_goes_on_counting_and_resets():
+    meters = [AvgMeter(), AvgMeter()]
+    for meter, value in zip(meters, (1.0, 4.0), strict=True):
+        meter.update(value, n=3)
+    meters[0].merge([meter.state_dict() for meter in meters])
+    assert meters[0].compute() == 2.5 and meters[1].compute() == 4.0
+    meters[0].update(5.0, n=6)
+    assert meters[0].compute() == 3.75
+    meters[0].reset()
+    assert math.isnan(meters[0].compute())
