@@ -121,7 +121,7 @@ def parse_test_options(evaluator_class, argv: Sequence[str] | None) -> Namespace
     model_path = parser.parse_given(argv).get("model_path")
     if not model_path:
         parser.error("--model_path is needed: the checkpoint to evaluate, Results/.../..._best_ckpt.pth")
-    trained = trained_options(load_checkpoint(model_path), model_path)
+    trained = trained_options(load_checkpoint(model_path, tensors_of=()), model_path)
     opt = parser.resolve(argv, [(trained, model_path)])
     check_network(vars(opt), trained, model_path)
     return opt

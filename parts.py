@@ -2,18 +2,22 @@
 
 from argparse import Namespace
 from collections.abc import Mapping
+from pathlib import Path
 
 import torch
 from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from data.sampler import UpdateLoader
+from utils.checkpointer import Checkpointer
 from utils.device import place_network, select_devices
 from utils.distributed import Distributed, local_size
 from utils.errors import UserError
 from utils.optimizer import build_optimizer, has_sparse_gradients
 from utils.parallel import checkpoint_activations, wrap_network
 from utils.scheduler import SETTINGS, build_scheduler
+from utils.sharded_checkpointer import ShardedCheckpointer
 
 
 def join_processes(opt: Namespace) -> tuple[Distributed, list[torch.device], str]:
@@ -77,3 +81,14 @@ def make_schedulers(
     plan = {name: getattr(opt, name) for name in ("lr_scheduler", *SETTINGS)}
     plan |= {"num_epochs": opt.n_epoch, "updates_per_epoch": updates_per_epoch}
     return {name: build_scheduler(optimizer, **plan) for name, optimizer in optimizers.items()}
+
+
+def make_checkpointer(
+    opt: Namespace, run_dir: Path, train_loader: UpdateLoader, distributed: Distributed
+) -> Checkpointer:
+    """Return what writes the checkpoints of a run, in the format that is asked for."""
+    every = opt.save_every_steps or max(1, round(opt.save_every * train_loader.updates_per_epoch))
+    plan = {"run_dir": run_dir, "prefix": opt.model_type, "every": every, "keep": opt.keep}
+    if opt.checkpoint_format == "sharded":
+        return ShardedCheckpointer(distributed, **plan)
+    return Checkpointer(**plan, writes=distributed.is_main)

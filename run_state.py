@@ -8,17 +8,18 @@ from utils.epoch_log import EpochLog, add_totals
 from utils.errors import UserError
 from utils.options import saved_options
 from utils.seed import random_state, seed_apart, set_random_state
-from utils.sharded_state import whole
+from utils.shard_record import PARTS, Shards, put_in
+from utils.sharded_state import models_of, whole
 from utils.state import get_state, set_state
 
 
 def collect_state(trainer) -> dict[str, Any]:
     """What a resume and an evaluation need, as data that `torch.load(weights_only=True)` accepts.
 
-    To be called by all processes. What is cut up between them is made whole, in process 0.
+    To be called by all processes. What is cut up between them is made whole, in process 0; unless each writes its part.
     """
     states = {name: get_state(part) for name, part in trainer.stateful().items()}
-    if trainer.distributed.is_sharded:
+    if trainer.distributed.is_sharded and not trainer.checkpointer.in_shards:
         states = whole(states, keep=trainer.distributed.is_main)
     state = {
         **states, "random": random_state(), "score": trainer.score, "seconds": trainer.epoch_log.seconds,
@@ -29,12 +30,27 @@ def collect_state(trainer) -> dict[str, Any]:
 
 def restore_state(trainer, state: dict[str, Any]) -> None:
     """Let the trainer continue from a state; UserError when it belongs to other networks or optimizers."""
+    state = with_tensors(trainer, state)
     for name, part in trainer.stateful().items():
         what = f"The {name} of the checkpoint {trainer.opt.resume or trainer.opt.replay}"
         set_state(part, state[name], what, may_hold_nan=name == "callbacks")  # a metric that one shows may be NaN
     trainer.score, trainer.epoch_log.seconds = state["score"], state["seconds"]
     trainer.seen_groups = unite(trainer.seen_groups, state["groups"])
     take_back_process(state, trainer.opt.seed, trainer.epoch_log, trainer.distributed)
+
+
+def with_tensors(trainer, state: dict[str, Any]) -> dict[str, Any]:
+    """Read the tensors of a checkpoint in shards: of what is cut up, this process's part."""
+    if "shards" not in state:
+        return state
+    from utils.shard_files import read_shards
+
+    path, parts = trainer.opt.resume, trainer.stateful()
+    shards, models = Shards.of(state, path), {}
+    for part in PARTS:
+        for name, owner in parts[part].items():
+            models |= models_of(owner, state[part].get(name), f"[{part!r}][{name!r}]")
+    return put_in(state, read_shards(shards, path, models))
 
 
 def states_of_processes(state: dict[str, Any], epoch_log: EpochLog, distributed: Distributed) -> dict[str, Any]:

@@ -21,10 +21,9 @@ from data.data_entry import build_datasets, build_loaders, data_notes, describe,
 from data.sampler import Update, UpdateLoader
 from eval import EvaluatorBase
 from launch import launch
-from parts import join_processes, make_optimizers, make_schedulers, place_networks, wrap_networks
+from parts import join_processes, make_checkpointer, make_optimizers, make_schedulers, place_networks, wrap_networks
 from run_state import collect_state, restore_state
 from utils.checkpoint import load_checkpoint
-from utils.checkpointer import Checkpointer
 from utils.clipper import Clipper
 from utils.device import place_criterion
 from utils.earlystopper import EarlyStopper, direction
@@ -95,8 +94,7 @@ class TrainerBase:
             loader.warn = self.logger.warning
             if self.distributed.size == 1:  # several stop together, after an update
                 loader.interrupt = self.stop_signal.raise_if_set
-        every = opt.save_every_steps or max(1, round(opt.save_every * self.train_loader.updates_per_epoch))
-        self.checkpointer = Checkpointer(self.run_dir.path, opt.model_type, every, opt.keep, self.distributed.is_main)
+        self.checkpointer = make_checkpointer(opt, self.run_dir.path, self.train_loader, self.distributed)
         watching = [*self.build_callbacks(), *build_asked_for(opt, self.logger)] if self.distributed.is_main else []
         self.callbacks = CallbackList(watching)
         self.run_dir.record(saved_options(opt), self.devices, self.networks, *describe(self.datasets))
@@ -202,7 +200,7 @@ class TrainerBase:
     def train(self) -> None:
         """Train to the end, from the start or from where a checkpoint left; leave a checkpoint whatever happens."""
         if self.opt.resume:
-            self.load_state_dict(load_checkpoint(self.opt.resume))
+            self.load_state_dict(load_checkpoint(self.opt.resume, tensors_of=()))
         for note in (*self.opt.resume_notes, *self.checkpointer.begin(self.progress.position)):
             self.logger.warning(note)
         with self.run_dir.lock, self.stop_signal:
@@ -217,6 +215,7 @@ class TrainerBase:
                 self.call("on_exception", cause)
                 self.distributed.leave(is_common)
                 raise cause from error.__cause__
+            self.checkpointer.finish()
             self.run_dir.end(self.progress.state_dict())
             self.call("on_train_end")
             self.distributed.leave()

@@ -1,11 +1,15 @@
 """Checkpoints that are written whole or not at all, and opened as data only.
 
     python -m utils.checkpoint hash|show|verify FILE...
+    python -m utils.checkpoint merge FILE OUT
 
 A file is what `torch.save` writes (a zip archive), followed by a footer: 16 bytes of magic, the position of the run as
 two 64-bit numbers (completed epochs, completed updates), and the SHA-256 of all before it. `torch.load` reads such a
 file as it is; our loader also checks the digest, since torch does not check the archive's own checksums: a flipped bit
 would load as a wrong weight.
+
+A file with another magic has its large tensors in shards beside it (utils/shard_record.py). Every function here reads
+it as if it had them itself, and `merge` makes one file of them.
 """
 
 import contextlib
@@ -16,8 +20,7 @@ import stat
 import struct
 import sys
 import textwrap
-import warnings
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -26,10 +29,12 @@ import torch
 from utils.errors import DamagedError, UserError
 from utils.files import write_atomically
 from utils.options import OptionParser, one_of, printable, run_main
+from utils.shard_record import PARTS, Shards, put_in
 from utils.state import digests, leaves
-from utils.untrusted import inspect
+from utils.untrusted import open_as_data
 
 MAGIC = b"plainloop-ckpt-2"
+MAGIC_SHARDS = b"plainloop-shrd-2"  # of the same length
 POSITION = struct.Struct(">QQ")
 DIGEST_SIZE = hashlib.sha256().digest_size
 FOOTER_SIZE = len(MAGIC) + POSITION.size + DIGEST_SIZE
@@ -38,9 +43,9 @@ CHUNK = 2**20  # bytes
 
 
 # ---- write -----------------------------------------------------------------------------------------------------------
-def make_footer(body: bytes | memoryview, position: tuple[int, int] = (0, 0)) -> bytes:
+def make_footer(body: bytes | memoryview, position: tuple[int, int] = (0, 0), magic: bytes = MAGIC) -> bytes:
     """What stands behind the archive `body`."""
-    start = MAGIC + POSITION.pack(*position)
+    start = magic + POSITION.pack(*position)
     sha = hashlib.sha256(body)
     sha.update(start)
     return start + sha.digest()
@@ -56,7 +61,7 @@ def save_checkpoint(state: dict[str, Any], *paths: str | Path) -> None:
     body = buffer.getbuffer()  # no copy
     progress = state.get("progress")
     position = (progress["epoch"], progress["update"]) if isinstance(progress, dict) else (0, 0)
-    footer = make_footer(body, position)
+    footer = make_footer(body, position, MAGIC_SHARDS if "shards" in state else MAGIC)
     for path in paths:
         write_atomically(Path(path), body, footer)
 
@@ -84,18 +89,36 @@ def read_position(path: str | Path) -> tuple[int, int] | None:
 
     Only the footer is read, so a damaged file may state anything.
     """
-    with opened(Path(path)) as (file, size):
-        file.seek(max(size - FOOTER_SIZE, 0))
-        footer = file.read(FOOTER_SIZE)
+    footer = read_footer(Path(path))
     return POSITION.unpack_from(footer, len(MAGIC)) if is_footer(footer) else None
 
 
+def read_footer(path: Path) -> bytes:
+    with opened(path) as (file, size):
+        file.seek(max(size - FOOTER_SIZE, 0))
+        return file.read(FOOTER_SIZE)
+
+
 def is_footer(data: bytes) -> bool:
-    return len(data) == FOOTER_SIZE and data.startswith(MAGIC)
+    return len(data) == FOOTER_SIZE and data.startswith((MAGIC, MAGIC_SHARDS))
 
 
-def verify(path: str | Path) -> None:
-    """Check that a checkpoint is what was once written, without opening it.
+def shards_named_by(path: Path) -> str | None:
+    """The directory of the shards that a checkpoint refers to; None when there is none, or the file is damaged."""
+    if not read_footer(path).startswith(MAGIC_SHARDS):
+        return None
+    try:
+        return Shards.of(load_and_check(path)[0], path).directory
+    except DamagedError:  # then nothing tells where in the shards its tensors are
+        return None
+
+
+def verify(path: str | Path, deep: bool = True) -> None:
+    """Check that a checkpoint is what was once written, without opening it; its shards, too.
+
+    Args:
+        path: the checkpoint.
+        deep: also read the shards, and not only compare their sizes.
 
     Raises:
         DamagedError: when its content does not fit its SHA-256, or has none.
@@ -115,16 +138,26 @@ def verify(path: str | Path) -> None:
     sha.update(footer[:-DIGEST_SIZE])
     if sha.digest() != footer[-DIGEST_SIZE:]:
         raise DamagedError(f"The checkpoint {path} is damaged: its content does not fit its SHA-256.")
+    if footer.startswith(MAGIC_SHARDS):
+        check_shards(load_and_check(Path(path))[0], path, deep)
+
+
+def check_shards(state: dict[str, Any], path: str | Path, deep: bool = True) -> None:
+    """Check the shards of a checkpoint that has any, given its content; see `verify`."""
+    if "shards" in state:
+        Shards.of(state, path).check_files(path, deep)
 
 
 def load_file(path: str | Path) -> Any:
-    """Open any file that `torch.save` wrote, as data only and onto the CPU.
+    """Open any file that `torch.save` wrote, as data only and onto the CPU; of a checkpoint in shards the networks.
 
     Raises:
         DamagedError: when it is empty, was cut off or changed.
         UserError: when it is missing, or holds anything but data.
     """
-    return load_and_check(Path(path))[0]
+    content, _ = load_and_check(Path(path))
+    is_ours = isinstance(content, dict) and "format" in content and "shards" in content
+    return read_tensors(content, path, ("networks",)) if is_ours else content
 
 
 def load_and_check(path: Path) -> tuple[Any, bool]:
@@ -136,19 +169,18 @@ def load_and_check(path: Path) -> tuple[Any, bool]:
         raise DamagedError(f"The checkpoint {path} is empty.")
     if not is_footer(footer):
         data, footer = data + footer, b""
-    elif make_footer(data, POSITION.unpack_from(footer, len(MAGIC))) != footer:
+    elif make_footer(data, POSITION.unpack_from(footer, len(MAGIC)), footer[: len(MAGIC)]) != footer:
         raise DamagedError(f"The checkpoint {path} is damaged: its content does not fit its SHA-256.")
-    inspect(data, path)
-    try:
-        with warnings.catch_warnings(action="ignore"):
-            return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True), bool(footer)
-    except Exception as error:  # a file that was changed may lead torch's reader into an exception of any type
-        reason = " ".join(str(error).split())[:120] or type(error).__name__
-        raise DamagedError(f"The checkpoint {path} is damaged, or is none: {reason}") from None
+    return open_as_data(data, path), bool(footer)
 
 
-def load_checkpoint(path: str | Path) -> dict[str, Any]:
+def load_checkpoint(path: str | Path, tensors_of: Collection[str] = PARTS) -> dict[str, Any]:
     """Open a checkpoint of this template.
+
+    Args:
+        path: the file.
+        tensors_of: if the tensors are in shards beside it: the parts that are read from there. The others have None in
+            the place of their tensors, and if none is read, an entry "shards" tells where they are.
 
     Raises:
         DamagedError: when it is no longer what was once written.
@@ -163,7 +195,17 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
         )
     if not has_digest:
         raise DamagedError(f"The checkpoint {path} is damaged: the SHA-256 at its end is missing.")
-    return state
+    return read_tensors(state, path, tensors_of) if tensors_of and "shards" in state else state
+
+
+def read_tensors(state: dict[str, Any], path: str | Path, parts: Collection[str] = PARTS) -> dict[str, Any]:
+    """Return the content of a checkpoint in shards with the tensors of these parts in their places, whole."""
+    from utils.shard_files import read_shards
+
+    shards = Shards.of(state, path)
+    shards.check_files(path)
+    places = [place for place in shards.tensors if any(place.startswith(f"[{part!r}]") for part in parts)]
+    return put_in(state, read_shards(shards, path, {}, places))
 
 
 def options_of(state: dict[str, Any], path: str | Path) -> dict[str, Any]:
@@ -202,6 +244,10 @@ def describe(state: dict[str, Any]) -> str:
         shown = {monitor: results[monitor]} if monitor in results else results
         text = ", ".join(f"{name} {value:.4f}" for name, value in shown.items())
         rows.append(("score", f"{text} on {score['num_samples']:,} samples, after update {score['update']:,}"))
+    if "shards" in state:
+        files, directory = state["shards"]["files"].values(), state["shards"]["directory"]
+        num_bytes = sum(size for size, _ in files)
+        rows.append(("shards", f"shards/{directory}, {num_bytes:,} bytes in {len(files):,} files"))
     if not state.get("exact", True):
         rows.append(("note", "from the middle of an update: to be looked at, not to be resumed from"))
     rows.append(("options", ", ".join(f"{name}={value}" for name, value in options.items()) or "none"))
@@ -224,17 +270,36 @@ def print_hash(path: str) -> None:
 
 
 def print_content(path: str) -> None:
-    state = load_checkpoint(path)
+    state = load_checkpoint(path, tensors_of=())
     try:
-        text = describe(state)
+        text = describe(state | with_shapes(state, path))
     except (TypeError, ValueError, LookupError, AttributeError):
         raise UserError(f"{path} is not filled as this template does: {', '.join(map(str, state))}") from None
     print(f"{printable(path)}, {Path(path).stat().st_size:,} bytes\n{text}")
 
 
+def with_shapes(state: dict[str, Any], path: str) -> dict[str, Any]:
+    """The state with tensors of the right shapes, but without numbers, in the place of those that are in shards."""
+    if "shards" not in state:
+        return state
+    tensors = Shards.of(state, path).tensors
+    return put_in(state, {k: torch.empty(s.shape, dtype=s.dtype, device="meta") for k, s in tensors.items()})
+
+
 def print_integrity(path: str) -> None:
     verify(path)
     print(f"{printable(path)}: good")
+
+
+def merge(path: str, target: str) -> None:
+    """Write a checkpoint whose tensors are in shards as one file that has them itself."""
+    state = load_checkpoint(path, tensors_of=())
+    if "shards" not in state:
+        raise UserError(f"{path} has its tensors in itself: there is nothing to merge.")
+    if Path(target).exists():
+        raise UserError(f"{target} exists already: give another name for the merged file.")
+    save_checkpoint(read_tensors(state, path), target)
+    print(f"{printable(target)}: {Path(target).stat().st_size:,} bytes")
 
 
 COMMANDS = {"hash": print_hash, "show": print_content, "verify": print_integrity}
@@ -245,14 +310,19 @@ def main(argv: list[str] | None = None) -> None:
         prog="python -m utils.checkpoint",
         description="hash: the SHA-256 of each part, and of all that decides how training goes on (run). "
         "show: what a file holds. verify: whether it is what was once written. "
+        "merge: write a checkpoint in shards (--checkpoint_format sharded) as one file. "
         "Exit status: 0 all is well, 2 a file cannot be read or is none of this template, 3 one is damaged.",
     )
-    parser.add_argument("command", type=one_of(tuple(COMMANDS)), metavar="hash|show|verify")
-    parser.add_argument("files", nargs="+", metavar="FILE", help="a checkpoint")
+    parser.add_argument("command", type=one_of((*COMMANDS, "merge")), metavar="hash|show|verify|merge")
+    parser.add_argument("files", nargs="+", metavar="FILE", help="a checkpoint; for merge a checkpoint and a new name")
     argv = sys.argv[1:] if argv is None else argv
     if not argv:
         parser.exit(2, parser.format_usage())
     opt, status = parser.parse_args(argv), 0
+    if opt.command == "merge":
+        if len(opt.files) != 2:
+            parser.error(f"merge needs two names: a checkpoint and the file to write; {len(opt.files)} given.")
+        return merge(*opt.files)
     for path in opt.files:
         try:
             COMMANDS[opt.command](path)

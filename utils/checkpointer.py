@@ -1,5 +1,6 @@
 """The checkpoints of one run: their names, how many are kept, and which of them a run goes on from."""
 
+import contextlib
 import logging
 import os
 import time
@@ -7,9 +8,19 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from utils.checkpoint import FORMAT, load_checkpoint, read_position, save_checkpoint, verify
+from utils.checkpoint import (
+    FORMAT,
+    check_shards,
+    load_checkpoint,
+    read_position,
+    save_checkpoint,
+    shards_named_by,
+    verify,
+)
+from utils.distributed import place
 from utils.errors import DamagedError, UserError
 from utils.files import sweep_temporaries, write_atomically
+from utils.shard_record import DIRECTORY, remove_others
 
 ENDED = "finished.json"  # is there when a run has come to its end, and tells where it stood
 UNKNOWN = (2**64, 2**64)  # the position of a file that cannot tell it: beyond all others, so that it is looked at first
@@ -36,6 +47,7 @@ class Checkpointer:
 
     KINDS = ("best", "last", "earlystop", "InT")  # InT: interrupted
     HALFWAY = "crash"  # from the middle of an update: to be looked at, never to be resumed from
+    in_shards = False  # whether `save` takes a state whose tensors are cut up between processes
 
     def __init__(self, run_dir: str | Path, prefix: str, every: int = 1, keep: int = 2, writes: bool = True):
         self.run_dir = Path(run_dir)
@@ -58,16 +70,23 @@ class Checkpointer:
         if not self.writes:
             return 0.0
         started = time.perf_counter()
+        self._write(state, kinds)
+        seconds = time.perf_counter() - started
+        self.longest_save, self.seconds = max(self.longest_save, seconds), self.seconds + seconds
+        return self.longest_save
+
+    def finish(self) -> None:
+        """Wait until what was saved is on the disk; `save` has waited already, unless a subclass writes meanwhile."""
+
+    def _write(self, state: dict[str, Any], kinds: tuple[str, ...]) -> None:
         if "last" in kinds:
             self._keep_the_last_one((state["progress"]["epoch"], state["progress"]["update"]))
         save_checkpoint({"format": FORMAT, **state}, *(self.path(kind) for kind in kinds))
         if not self.longest_save:
-            load_checkpoint(self.path(kinds[0]))  # what cannot be opened again is noticed at the first one
+            load_checkpoint(self.path(kinds[0]), tensors_of=())  # what cannot be opened is noticed at the first one
         if "last" in kinds:
             self._prune()
-        seconds = time.perf_counter() - started
-        self.longest_save, self.seconds = max(self.longest_save, seconds), self.seconds + seconds
-        return self.longest_save
+        self._sweep_shards()
 
     def _keep_the_last_one(self, next_position: tuple[int, int]) -> None:
         """Give `last` a second name, under which it stays when the next one, of another position, takes its place."""
@@ -96,12 +115,20 @@ class Checkpointer:
             elif is_good(path):
                 num_good += 1
 
+    def _sweep_shards(self) -> None:
+        """Remove shards that no checkpoint refers to, those included that were set aside."""
+        if (self.run_dir / DIRECTORY).is_dir():
+            found = self.run_dir.glob("*_ckpt.pth*")
+            with contextlib.suppress(UserError):  # a file that cannot be read, but is not damaged, may refer to any
+                remove_others(self.run_dir, {name for path in found if (name := shards_named_by(path))})
+
     def rescue(self, get_state: Callable[[], dict[str, Any]], logger: logging.Logger) -> None:
         """Save what an exception interrupts. It must not take the exception's place when the disk is full, say."""
         try:
             state = get_state()
             kind = "InT" if state["exact"] else self.HALFWAY
             self.save(state, kind)
+            self.finish()
         except Exception as error:
             logger.error(f"The interrupted state could not be saved: {error or type(error).__name__}")
             return
@@ -128,6 +155,7 @@ class Checkpointer:
                 path.rename(aside := next(name for name in names if not name.exists()))
                 why = "ahead of where the run goes on" if of_file else "damaged"
                 moved.append(f"{path.name} is {why}; renamed to {aside.name}.")
+        self._sweep_shards()
         return moved
 
     # ---- find ----------------------------------------------------------------------------------------------------
@@ -155,12 +183,13 @@ class Checkpointer:
             DamagedError: when there are checkpoints, but none that is good.
             UserError: when there is nothing to resume from.
         """
-        source = Path(source)
+        source, deep = Path(source), place()[0] == 0  # of several processes, the choice of process 0 is taken
         if not source.exists():
             raise UserError(f"--resume {source}: there is no such run directory or checkpoint.")
         if source.is_file():
             try:
-                state = load_checkpoint(source)
+                state = load_checkpoint(source, tensors_of=())
+                check_shards(state, source, deep)
             except DamagedError as error:
                 raise DamagedError(f"{error}\nGive the directory to go on from the newest good one in it.") from None
             if not state.get("exact"):
@@ -169,13 +198,13 @@ class Checkpointer:
         good, damaged = [], []
         for path in cls.candidates(source):
             try:
-                verify(path)
+                verify(path, deep)
                 good.append(path)
             except UserError as error:  # damaged, or not to be read
                 damaged.append(path.name)
                 warn(f"{error} The newest good one is used.")
         for path in good:
-            state = load_checkpoint(path)
+            state = load_checkpoint(path, tensors_of=())
             if state.get("exact"):
                 return path, state
         if damaged:
@@ -188,7 +217,7 @@ class Checkpointer:
 
 def is_good(path: Path) -> bool:
     try:
-        verify(path)
+        verify(path, deep=False)
     except UserError:
         return False
     return True

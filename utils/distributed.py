@@ -199,6 +199,10 @@ class Distributed:
         if self.local_rank == 0:
             self.barrier()
 
+    def new_group(self) -> Any:
+        """Return a group of all processes for messages between CPUs apart from all others; None for a single one."""
+        return dist.new_group(backend="gloo", timeout=timedelta(seconds=self.timeout)) if self.size > 1 else None
+
     def broadcast(self, value: Any, source: int = 0) -> Any:
         """Return the value of process `source`, anything that can be pickled, in every process."""
         if self.size == 1:

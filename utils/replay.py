@@ -11,6 +11,7 @@ import torch
 from utils.checkpoint import FORMAT, load_checkpoint, save_checkpoint
 from utils.errors import DivergedError, UserError
 from utils.func import iterate_tensors, move_to
+from utils.sharded_state import whole
 from utils.state import check_plain
 
 SHOWN = 10  # names in a message
@@ -48,7 +49,7 @@ def keep_for_replay(trainer, update, error: DivergedError) -> str:
         micro_batches = []
     path = trainer.run_dir.path / f"{trainer.checkpointer.prefix}_update{number}_replay.pth"
     record = {"micro_batches": micro_batches, "names": names, "reason": str(error)}
-    state = {"format": FORMAT, **trainer.state_dict(), "replay": record}
+    state = {"format": FORMAT, **whole(trainer.state_dict(), trainer.distributed.is_main), "replay": record}
     if not trainer.distributed.is_main:
         return f"{told}\nTo look into it, with all names: --replay {path}"
     for earlier in trainer.run_dir.path.glob("*_replay.pth"):

@@ -34,8 +34,8 @@ def whole(state: Any, keep: bool = True) -> Any:
 
 
 def cut_like(value: Tensor, like: Tensor) -> Tensor:
-    """Return this process's part of a whole tensor, cut up as `like`; the tensor itself if `like` is whole."""
-    if not is_cut(like):
+    """Return this process's part of a whole tensor, cut up as `like`; itself if `like` is whole, or it is cut up."""
+    if not is_cut(like) or is_cut(value):
         return value
     from torch.distributed.tensor import distribute_tensor
 
@@ -71,3 +71,27 @@ def num_bytes(tensors: Any) -> int:
     """Bytes of this process's part of tensors."""
     local = [tensor.to_local() if is_cut(tensor) else tensor for tensor in tensors]
     return sum(tensor.numel() * tensor.element_size() for tensor in local)
+
+
+def models_of(owner: nn.Module | Optimizer, state: Any, place: str) -> dict[str, Tensor]:
+    """The tensors that those of a state are to be laid out and cut up like.
+
+    Args:
+        owner: see `cut_for`.
+        state: what its `load_state_dict` would take, with anything in the place of tensors; not checked yet.
+        place: where it stands in a larger state.
+
+    Returns:
+        Tensors by the places, in the larger state, of those that are like them if they have their shape.
+    """
+    if isinstance(owner, nn.Module):
+        return {f"{place}[{name!r}]": value for name, value in owner.state_dict().items() if torch.is_tensor(value)}
+    try:
+        numbers = [number for group in state["param_groups"] for number in group["params"]]
+        parameters = zip(numbers, (p for group in owner.param_groups for p in group["params"]), strict=False)
+        return {
+            f"{place}['state'][{number!r}][{name!r}]": parameter
+            for number, parameter in parameters for name in state["state"].get(number, {})
+        }  # fmt: skip
+    except (LookupError, TypeError, AttributeError):
+        return {}  # it is refused when it is checked

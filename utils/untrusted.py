@@ -12,6 +12,7 @@ import io
 import math
 import pickletools
 import struct
+import warnings
 import zipfile
 from pathlib import PurePosixPath
 from typing import Any
@@ -38,6 +39,25 @@ CALLS = {
     "collections OrderedDict", "collections Counter", "torch Size", "torch device",
 }  # fmt: skip
 ALLOWED = CALLS | STORAGES.keys() | DTYPES.keys()
+
+
+def open_as_data(data: bytes, path: Any) -> Any:
+    """Open what `torch.save` wrote, onto the CPU, after a look at it; nothing else in the house opens such files.
+
+    Args:
+        data: the content of the file.
+        path: its name, for the message.
+
+    Raises:
+        DamagedError, UserError: see `inspect`.
+    """
+    inspect(data, path)
+    try:
+        with warnings.catch_warnings(action="ignore"):
+            return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+    except Exception as error:  # a file that was changed may lead torch's reader into an exception of any type
+        reason = " ".join(str(error).split())[:120] or type(error).__name__
+        raise DamagedError(f"The checkpoint {path} is damaged, or is none: {reason}") from None
 
 
 def inspect(data: bytes, path: Any) -> None:

@@ -352,8 +352,8 @@ def test_one_function_opens_checkpoints_and_as_data_only():
     sources = [*ROOT.glob("*.py"), *(path for package in packages for path in package.rglob("*.py"))]
     assert len(sources) > 30
     found = {str(path.relative_to(ROOT)): reads for path in sources if (reads := unsafe_reads(path.read_text("utf-8")))}
-    assert found == {"utils/checkpoint.py": ["torch.load"]}
-    assert "weights_only=True)" in (ROOT / "utils/checkpoint.py").read_text("utf-8")
+    assert found == {"utils/untrusted.py": ["torch.load"]}
+    assert "weights_only=True)" in (ROOT / "utils/untrusted.py").read_text("utf-8")
 
 
 # ---- the command line ------------------------------------------------------------------------------------------------

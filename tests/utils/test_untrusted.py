@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from tests.torture.malicious import KINDS, a_tensor, archive, number, pickled, saved, text
-from utils import checkpoint
+from utils import untrusted
 from utils.checkpoint import load_checkpoint, load_file, make_footer
 from utils.errors import DamagedError, UserError
 from utils.untrusted import inspect
@@ -105,7 +105,7 @@ def test_the_attack_by_a_bare_pickle_is_real(tmp_path):
      "path out of the archive", "zip bomb"],
 )  # fmt: skip
 def test_without_the_inspection_torch_opens_them(files, kind, monkeypatch):
-    monkeypatch.setattr(checkpoint, "inspect", lambda data, path: None)
+    monkeypatch.setattr(untrusted, "inspect", lambda data, path: None)
     assert load_file(files[0][kind])["format"] == 1
 
 
