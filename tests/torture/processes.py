@@ -54,7 +54,10 @@ def hit_at_random(job: Job, output_dir: Path, signum: int, seconds: float, dice,
     life = Life(job.command("--output_dir", output_dir, *flags), output_dir)
     life.wait_for_start()
     time.sleep(dice.uniform(0, 0.9 * seconds))
-    return life if hit(life, signum, dice.randrange(NUM_PROCESSES)) else life.end() and None
+    if hit(life, signum, dice.randrange(NUM_PROCESSES)):
+        return life
+    life.end()
+    return None
 
 
 def name_of(signum: int) -> str:
