@@ -41,6 +41,10 @@ def check_options(options: Mapping[str, Any], saved: Mapping[str, Any], resumes:
             )
     if options["requeue"] and not resumes:
         raise UserError("--requeue needs --resume auto: without it, the job would begin anew each time.")
+    if options["ema"] is not None and options["swa_start"] is not None:
+        raise UserError("--ema and --swa_start are two averages of the same weights: give one of them.")
+    if (options["swa_start"] or 0) > options["n_epoch"]:
+        raise UserError(f"--swa_start {options['swa_start']} is after the last epoch, --n_epoch {options['n_epoch']}.")
     if options["pretrained"] and not options["model_path"]:
         raise UserError("--pretrained needs --model_path: the file to start from.")
     if options["model_path"] and not options["pretrained"]:

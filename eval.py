@@ -20,7 +20,7 @@ from data.data_entry import build_datasets, build_loader_of_part, data_notes, re
 from data.loader import num_given
 from loss.loss_entry import build_criterion
 from model.model_entry import build_networks
-from utils.checkpoint import load_checkpoint
+from utils.checkpoint import load_checkpoint, weights_of
 from utils.device import place_network, select_devices
 from utils.distributed import Distributed
 from utils.files import write_json
@@ -52,6 +52,7 @@ class EvaluatorBase:
         self.logger = logging.getLogger(__name__)
         self.output_dir: Path | None = None  # of the evaluation as a program
         self.num_samples = 0
+        self.weights = contextlib.nullcontext  # a block in which the networks have those that are measured
         self.meters = {name: meter.to(device) for name, meter in self.build_meters().items()}
 
     @property
@@ -111,8 +112,8 @@ class EvaluatorBase:
         """
         for meter in self.meters.values():
             meter.reset()
-        self.distributed.share_buffers(self.networks.values())
         with self.inference():
+            self.distributed.share_buffers(self.networks.values())
             for batch, counts in self.distributed.in_step(loader, before_batch):
                 with self.precision.autocast(), contextlib.nullcontext() if counts else self.meters_aside():
                     self.eval_step(move_to(batch, self.device))
@@ -127,7 +128,7 @@ class EvaluatorBase:
         for network in self.networks.values():
             network.eval()
         try:
-            with torch.no_grad(), preserved_random_state():
+            with torch.no_grad(), preserved_random_state(), self.weights():
                 yield
         finally:
             for module, mode in modes:  # one by one: a frozen layer stays in eval mode
@@ -174,7 +175,7 @@ class EvaluatorBase:
         how = (devices[0], opt.channels_last, opt.compile)
         networks = {name: place_network(network, *how) for name, network in cls.build_networks(opt).items()}
         criterion = cls.build_criterion(opt).to(devices[0])
-        set_state(networks, state["networks"], f"The checkpoint {opt.model_path}")
+        set_state(networks, weights_of(state, opt.use_average), f"The checkpoint {opt.model_path}")
         set_state(criterion, state["criterion"], f"The loss of the checkpoint {opt.model_path}")
         dataset = build_datasets(opt)[opt.split]
         if not opt.allow_seen:

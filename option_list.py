@@ -9,6 +9,7 @@ from collections.abc import Callable
 from data.data_entry import DEBUG_BATCHES, data_types
 from loss.loss_entry import loss_types
 from model.model_entry import model_types
+from utils.errors import UserError
 from utils.optimizer import OPTIMIZERS
 from utils.options import (
     BoolAction,
@@ -21,8 +22,11 @@ from utils.options import (
     list_of,
     number,
     one_of,
+    plain_text,
+    shown,
 )
 from utils.parallel import MODES
+from utils.param_groups import parse_rate
 from utils.scheduler import SCHEDULERS
 from utils.signals import duration_text
 from utils.update_guard import POLICIES
@@ -40,6 +44,30 @@ def number_or_auto(kind: Callable[[str], int]) -> Callable[[str], int | str]:
             raise ArgumentTypeError(f"{error}, and not auto") from None
 
     return convert
+
+
+def pattern(text: str) -> str:
+    """An argparse type for a pattern on the names of parameters."""
+    if not plain_text(text).strip():
+        raise ArgumentTypeError(f"{shown(text)} is not a pattern on names, such as 'layers.0.*'")
+    return text
+
+
+def pattern_and_rate(text: str) -> str:
+    """An argparse type for PATTERN=RATE, where the rate may be a multiple of --lr."""
+    try:
+        parse_rate(plain_text(text))
+    except UserError as error:
+        raise ArgumentTypeError(f"{shown(text)}: {error}" if shown(text) not in str(error) else str(error)) from None
+    return text
+
+
+def decay(text: str) -> float:
+    """An argparse type for what an average keeps of itself, from 0 to below 1."""
+    value = number(float, low=0, high=1)(text)
+    if value == 1:
+        raise ArgumentTypeError(f"{shown(text)} is not below 1, so the average would never move")
+    return value
 
 
 def add_common_options(parser: OptionParser, task: str | None) -> None:
@@ -117,6 +145,8 @@ def add_test_options(parser: OptionParser) -> None:
     add("--split", type=one_of(("test", "val", "train")), default="test", metavar="PART", help="test, val or train")
     add("--save_path", type=file_path, default="./test_viz/", metavar="DIR", help="results go to DIR/TIMESTAMP")
     add("--viz", action=BoolAction, default=True, help="save pictures")
+    add("--use_average", action=BoolAction, default=True,
+        help="evaluate the average of the weights, if the run has made one (--ema, --swa_start)")
     add("--allow_seen", action=BoolAction, default=False, help="evaluate even on data that the run has seen")
 
 
@@ -171,9 +201,30 @@ def add_train_options(parser: OptionParser) -> None:
     add("--lr_decay_rate", type=number(float, above=0, high=1), default=0.1, metavar="X",
         help="step, exponential: factor of a decay")
 
+    add_finetuning_options(parser)
     add_process_options(parser)
     add_stop_options(parser)
     add_safety_options(parser)
+
+
+def add_finetuning_options(parser: OptionParser) -> None:
+    """Add the options of what is trained, how fast, and what is averaged."""
+    add = parser.add_argument_group("fine-tuning: patterns on the names of parameters, as 'layers.0.*'").add_argument
+    add("--freeze", type=pattern, nargs="+", default=None, metavar="PATTERN",
+        help="do not train these; frozen batch normalization keeps its statistics, too")
+    add("--train_only", type=pattern, nargs="+", default=None, metavar="PATTERN",
+        help="train these and freeze the rest")
+    add("--param_lr", type=pattern_and_rate, nargs="+", default=None, metavar="PATTERN=LR",
+        help="learning rates of their own, as head.weight=1e-3, or multiples of --lr, as 'layers.0.*=0.1x'; of several "
+        "that match the last counts, and the schedule is that of all")
+    add("--no_decay", type=pattern, nargs="+", default=None, metavar="PATTERN",
+        help="no weight decay of these: patterns, bias (all of that name), norm (those of normalization layers)")
+
+    add = parser.add_argument_group("averages of the weights, which are then measured").add_argument
+    add("--ema", type=decay, default=None, metavar="X",
+        help="exponential moving average over the updates, which keeps the part X of itself in each, such as 0.999")
+    add("--swa_start", type=number(int, low=1, high=MAX_EPOCHS), default=None, metavar="E",
+        help="mean over the ends of the epochs from epoch E on")
 
 
 def add_process_options(parser: OptionParser) -> None:

@@ -14,8 +14,10 @@ from utils.checkpointer import Checkpointer
 from utils.device import place_network, select_devices
 from utils.distributed import Distributed, local_size
 from utils.errors import UserError
+from utils.freezing import Freezing
 from utils.optimizer import build_optimizer, has_sparse_gradients
 from utils.parallel import checkpoint_activations, wrap_network
+from utils.param_groups import groups_of_networks, parse_rate
 from utils.scheduler import SETTINGS, build_scheduler
 from utils.sharded_checkpointer import ShardedCheckpointer
 
@@ -49,14 +51,14 @@ def share_text(opt: Namespace, size: int) -> str:
 
 def place_networks(
     opt: Namespace, networks: Mapping[str, nn.Module], device: torch.device, distributed: Distributed
-) -> dict[str, nn.Module]:
-    """Return the networks on their device, as the options of the machine ask for."""
+) -> tuple[dict[str, nn.Module], Freezing]:
+    """Return the networks on their device, as the options of the machine ask for, and what of them is frozen."""
     records = distributed.size == 1 and (opt.micro_batch_size or opt.batch_size) >= opt.batch_size
     placed = {}
     for name, network in networks.items():
         network = checkpoint_activations(network) if opt.activation_checkpointing else network
         placed[name] = place_network(network, device, opt.channels_last, opt.compile, records)
-    return placed
+    return placed, Freezing(placed, opt.freeze, opt.train_only)
 
 
 def wrap_networks(
@@ -70,7 +72,10 @@ def wrap_networks(
 def make_optimizers(opt: Namespace, networks: Mapping[str, nn.Module]) -> dict[str, Optimizer]:
     """Return an optimizer for each network, by the network's name."""
     settings = {name: getattr(opt, name) for name in ("optim", "lr", "weight_decay", "momentum")}
-    return {name: build_optimizer(net.parameters(), **settings, fused=False if has_sparse_gradients(net) else None)
+    parameters = {name: network.parameters() for name, network in networks.items()}
+    if opt.freeze or opt.train_only or opt.param_lr or opt.no_decay:
+        parameters = groups_of_networks(networks, dict(map(parse_rate, opt.param_lr or ())), opt.lr, opt.no_decay or ())
+    return {name: build_optimizer(parameters[name], **settings, fused=False if has_sparse_gradients(net) else None)
             for name, net in networks.items()}  # fmt: skip
 
 

@@ -33,7 +33,7 @@ def restore_state(trainer, state: dict[str, Any]) -> None:
     state = with_tensors(trainer, state)
     for name, part in trainer.stateful().items():
         what = f"The {name} of the checkpoint {trainer.opt.resume or trainer.opt.replay}"
-        set_state(part, state[name], what, may_hold_nan=name == "callbacks")  # a metric that one shows may be NaN
+        set_state(part, state.get(name), what, may_hold_nan=name == "callbacks")  # a metric that one shows may be NaN
     trainer.score, trainer.epoch_log.seconds = state["score"], state["seconds"]
     trainer.seen_groups = unite(trainer.seen_groups, state["groups"])
     take_back_process(state, trainer.opt.seed, trainer.epoch_log, trainer.distributed)

@@ -23,6 +23,7 @@ from eval import EvaluatorBase
 from launch import launch
 from parts import join_processes, make_checkpointer, make_optimizers, make_schedulers, place_networks, wrap_networks
 from run_state import collect_state, restore_state
+from utils.averaging import make_averaging
 from utils.checkpoint import load_checkpoint
 from utils.clipper import Clipper
 from utils.device import place_criterion
@@ -61,12 +62,13 @@ class TrainerBase:
             self.datasets = build_datasets(opt)
         start = opt.model_path if opt.pretrained and not opt.resume else None
         self.seen_groups = seen_groups(self.datasets, start)
-        self.networks = place_networks(opt, self.build_networks(), self.device, self.distributed)
+        self.networks, self.freezing = place_networks(opt, self.build_networks(), self.device, self.distributed)
         loaded = [load_pretrained(net, start, name) for name, net in self.networks.items()] if start else []
         self.wrapped = wrap_networks(opt, self.networks, self.devices, self.distributed)
         self.criterion = place_criterion(self.build_criterion(), self.device, opt.compile)
         self.evaluator = self.build_evaluator()
         check_monitor(opt.monitor, self.evaluator.meters)
+        self.averaging = make_averaging(self)  # the evaluator measures the averages
         self.optimizers = self.build_optimizers()
         self.train_loader, self.val_loader = self.build_loaders()  # may take long, so after what may be wrong
         self.schedulers = self.build_schedulers()
@@ -81,9 +83,10 @@ class TrainerBase:
         self.should_stop = False  # a callback may set it
         self.exact = True  # False while the state is between two positions that a run can continue from
         counters = (self.progress, *self.schedulers.values(), self.epoch_log)
-        modules, refusal = (*self.networks.values(), self.criterion), (opt.nan_policy, opt.max_skips, opt.amp == "fp16")
+        modules, at_once = (*self.networks.values(), self.criterion), opt.amp == "fp16" or opt.ema is not None
         sum_losses = self.distributed.sum if self.distributed.size > 1 else None
-        self.guard = build_guard(modules, self.optimizers, counters, *refusal, sum_losses)
+        refusal = (opt.nan_policy, opt.max_skips, at_once, sum_losses)
+        self.guard = build_guard(modules, self.optimizers, counters, *refusal)
         self.stop_signal = StopSignal(seconds_of(opt.max_time) if opt.max_time else None)
 
         # what watches
@@ -223,8 +226,7 @@ class TrainerBase:
     def train_epoch(self) -> None:
         """Train on what is left of the epoch, validate, and save."""
         self.call("on_epoch_start")
-        for network in self.networks.values():
-            network.train()
+        self.freezing.set_train_mode(self.networks)
         asked = time.perf_counter()
         for update in self.train_loader.updates(self.progress.epoch, self.progress.sample):
             self.epoch_log.seconds["data_wait"] += time.perf_counter() - asked
@@ -265,6 +267,7 @@ class TrainerBase:
         """Validate, count the epoch, tell who watches, and save: the score of an epoch is in its checkpoint."""
         row, kinds, started = self.epoch_log.row(self.distributed.gather), [], time.perf_counter()
         is_last = self.progress.epoch + 1 == self.opt.n_epoch
+        self.averaging.finish_epoch(self)
         if is_last or (self.progress.epoch + 1) % self.opt.val_every == 0:
             results = self.evaluator.evaluate(self.val_loader, before_batch=partial(self.asked_to_stop, at_once=True))
             counts = {"update": self.progress.update, "num_samples": self.evaluator.num_samples}
@@ -320,7 +323,7 @@ class TrainerBase:
             "networks": self.networks, "criterion": self.criterion, "optimizers": self.optimizers,
             "schedulers": self.schedulers, "scaler": self.precision, "progress": self.progress,
             "stopper": self.stopper, "guard": self.guard, "loader": self.train_loader, "epoch_log": self.epoch_log,
-            "callbacks": self.callbacks,
+            "callbacks": self.callbacks, **({"averaging": self.averaging} if self.averaging else {}),
         }  # fmt: skip
 
     def state_dict(self) -> dict[str, Any]:

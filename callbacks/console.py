@@ -12,6 +12,7 @@ from utils.advice import shares_text, time_shares
 from utils.errors import DivergedError, LoadingError
 from utils.files import NO_SPACE, StorageError
 from utils.memory import memory_of, memory_text
+from utils.param_groups import group_table
 from utils.signals import Terminated, TimeIsUp
 
 SECONDS_BETWEEN_LINES = 10.0
@@ -65,6 +66,9 @@ class Console(Callback):
 
     def on_train_start(self, trainer) -> None:
         self.started = (time.perf_counter(), trainer.progress.update)
+        for text in (trainer.freezing.note(trainer.networks), group_table(trainer.optimizers)):
+            if text:
+                self.logger.info(text)
         if trainer.progress.update:
             where = f"{trainer.progress.epoch} of {self.num_epochs} epochs and {trainer.progress.sample:,} samples done"
             self.logger.info(f"Resumed {trainer.opt.resume} after update {trainer.progress.update:,}: {where}.")

@@ -83,12 +83,33 @@ def test_an_option_of_another_task_is_unknown(refuse, vanilla_run):
         ("--data_type", "CIFAR10"), ("--loss_type", "Dice"), ("--proj_name", "a/b"), ("--compile", "maybe"),
         ("--lr_scheduler", "step"), ("--n_channels", "3"), ("--n_classes", "9"), ("--pretrained",), ("extra",),
         ("--lr",), ("--config",), ("--num_workers", "Auto"),
+        ("--freeze", "nothing.*"), ("--freeze", "*"), ("--freeze", "critic:*"), ("--freeze", " "), ("--freeze",),
+        ("--train_only", "head.*"), ("--param_lr", "layers.0.*"), ("--param_lr", "layers.0.*=0"),
+        ("--param_lr", "layers.0.*=nan"), ("--param_lr", "layers.0.*=1y"),
+        ("--no_decay", "head.*"), ("--ema", "1"), ("--ema", "-0.1"), ("--ema", "nan"), ("--swa_start", "0"),
+        ("--swa_start", "1.5"), ("--swa_start", "3"),
     ],
     ids=" ".join,
 )  # fmt: skip
 def test_a_value_that_cannot_be_is_refused_before_anything_is_written(refuse, tmp_path, flags):
     said = refuse(TrainerVanilla, *flags)
     assert flags[0].lstrip("-") in said and (len(flags) == 1 or flags[1].lstrip("-") in said)
+    assert not started(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("flags", "told"),
+    [
+        (("--freeze", "layers.0.*", "--param_lr", "layers.0.*=1e-4"), "--param_lr 'layers.0.*' matches only"),
+        (("--train_only", "layers.0.*", "--no_decay", "layers.4.*"), "--no_decay 'layers.4.*' matches only"),
+        (("--train_only", "layers.0.*", "--freeze", "layers.0.*"), "nothing is left"),
+        (("--ema", "0.9", "--swa_start", "1"), "--ema and --swa_start"),
+        (("--param_lr", "head.*=1e-3"), "--param_lr 'head.*' matches no parameter"),
+        (("--freeze", "layer.0.weight"), "did you mean 'layers.0.weight'"),
+    ],
+)  # fmt: skip
+def test_fine_tuning_that_contradicts_itself_is_refused(refuse, tmp_path, flags, told):
+    assert told in refuse(TrainerVanilla, *flags)
     assert not started(tmp_path)
 
 

@@ -185,7 +185,7 @@ def test_options_that_are_right_come_back_from_the_command_line_and_from_files(p
     @STABLE
     @given(st.data())
     def check(data):
-        given = data.draw(right_options(kinds, without=("pretrained", "model_path", "requeue")))
+        given = data.draw(right_options(kinds, without=("pretrained", "model_path", "requeue", "swa_start")))
         opt = task.parse_options([f"--{name}={as_text(value)}" for name, value in given.items()])
         for name, value in given.items():
             assert getattr(opt, name) == value or (opt.debug and name in ("n_epoch", "limit_batches")), name

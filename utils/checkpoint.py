@@ -220,6 +220,22 @@ def options_of(state: dict[str, Any], path: str | Path) -> dict[str, Any]:
     return options
 
 
+def weights_of(state: dict[str, Any], averaged: bool = True) -> dict[str, Any]:
+    """The states of a checkpoint's networks by name; if `averaged`, with averages in their places, where it has any.
+
+    Raises:
+        UserError: when the averages are damaged.
+    """
+    networks, averaging = state["networks"], state.get("averaging")
+    if not averaged or averaging is None:
+        return networks
+    try:
+        averages = averaging["networks"] if averaging["num_averaged"] else {}
+        return {name: weights | averages.get(name, {}) for name, weights in networks.items()}
+    except (LookupError, TypeError, AttributeError):
+        raise UserError("The averaged weights of the checkpoint are damaged: --no-use_average leaves them.") from None
+
+
 # ---- the command line ------------------------------------------------------------------------------------------------
 def describe(state: dict[str, Any]) -> str:
     """Say what a checkpoint holds, in lines of at most 80 letters where words allow it."""
@@ -233,6 +249,9 @@ def describe(state: dict[str, Any]) -> str:
         count = sum(tensor.numel() for tensor in tensors)
         kind = options.get("model_type", "of unknown type")
         rows.append(("network", f"{name} ({kind}): {count:,} numbers in {len(tensors):,} tensors, buffers included"))
+    if "averaging" in state:
+        kind = f"--ema {options.get('ema')}" if options.get("ema") is not None else "--swa_start"
+        rows.append(("average", f"of the weights, {kind}, over {state['averaging']['num_averaged']:,}"))
     for name, optimizer in state.get("optimizers", {}).items():
         rates = ", ".join(f"{group['lr']:g}" for group in optimizer["param_groups"])
         count = sum(len(group["params"]) for group in optimizer["param_groups"])

@@ -148,7 +148,7 @@ def build_guard(
     counters: Iterable[Any],
     policy: str,
     max_skips: int,
-    uses_scaler: bool,
+    at_once: bool,
     sum_losses: Callable[[torch.Tensor], torch.Tensor] | None = None,
 ) -> UpdateGuard:
     """Return a `LateGuard` where steps can be made void on the device and nothing but a stop follows, else the other.
@@ -157,10 +157,11 @@ def build_guard(
         modules, counters: see the two classes.
         optimizers: by name.
         policy, max_skips, sum_losses: see `UpdateGuard`.
-        uses_scaler: whether a gradient scaler (of fp16) uses the optimizers' flag for its own purposes.
+        at_once: whether it must be known at once if a step is made: for a gradient scaler (of fp16), which uses the
+            optimizers' flag for its own purposes, or an average that must not take in what is taken back.
     """
     groups = [group for optimizer in optimizers.values() for group in optimizer.param_groups]
-    fits = len(optimizers) == 1 and policy == "stop" and not uses_scaler
+    fits = len(optimizers) == 1 and policy == "stop" and not at_once
     if fits and all(group.get("fused") and all(p.is_cuda for p in group["params"]) for group in groups):
         (optimizer,) = optimizers.values()
         return LateGuard(modules, optimizer, counters, sum_losses=sum_losses)

@@ -36,6 +36,11 @@ class Precision:
         """Whether an infinite gradient may come from the scale, which then shrinks. Below 1 it is no excuse."""
         return self.scaler.is_enabled() and self.scaler.get_scale() >= 1
 
+    @property
+    def scale(self) -> float:
+        """What losses are multiplied with; to read it may wait for the GPU."""
+        return self.scaler.get_scale()
+
     def unscale(self, optimizer: torch.optim.Optimizer) -> None:
         """Bring the gradients back to their true size, for clipping and logging."""
         if self.scaler.is_enabled():

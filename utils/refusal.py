@@ -15,6 +15,7 @@ def guarded_step(trainer, update: Any) -> dict[str, torch.Tensor]:
         DivergedError: when it was not finite and may not be passed over. All is as it was before the step.
     """
     trainer.guard.begin_update(update)
+    was_made = True
     try:
         values = trainer.train_step(update.micro_batches)
     except DivergedError as error:
@@ -25,9 +26,20 @@ def guarded_step(trainer, update: Any) -> dict[str, torch.Tensor]:
         skipped = f"Skipped: {trainer.guard.num_skipped} of at most {trainer.opt.max_skips}."
         if trainer.distributed.is_main:
             trainer.logger.warning(f"{told}\n{skipped}")
-        values = {}
-    trainer.precision.finish_update()
+        values, was_made = {}, False
+    finish_update(trainer, was_made)
     return values
+
+
+def finish_update(trainer, was_made: bool) -> None:
+    """Let the scale of float16 adapt, and an average of the weights take in what an update that `was_made` left."""
+    if not trainer.averaging:
+        trainer.precision.finish_update()
+        return
+    scale = trainer.precision.scale
+    trainer.precision.finish_update()
+    if was_made and trainer.precision.scale >= scale:  # it shrinks after an overflow, when no step was made
+        trainer.averaging.finish_update()
 
 
 def settle(trainer, wait: bool = True) -> None:

@@ -102,8 +102,7 @@ def repeat_update(trainer, state: dict[str, Any]) -> None:
             bad = [row for row in range(len(tensor)) if not tensor[row].isfinite().all()] if tensor.ndim else []
             if bad:
                 say(f"Micro-batch {place + 1}, tensor {number + 1}: not finite in its samples {bad[:SHOWN]}")
-    for network in trainer.networks.values():
-        network.train()
+    trainer.freezing.set_train_mode(trainer.networks)
     trainer.guard.begin_update()
     found = None
     try:

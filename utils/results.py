@@ -72,6 +72,8 @@ def compare_with_stored(
     score, trained = checkpoint["score"], checkpoint["options"]
     if not score or score["num_samples"] != num_samples or score["update"] != checkpoint["progress"]["update"]:
         return "The checkpoint holds no score of these weights on these samples to compare with."
+    if checkpoint.get("averaging") and not options.get("use_average", True):
+        return "Not compared with the score in the checkpoint, which is that of the averaged weights."
     for name in trained:
         if name in options and name not in HARMLESS and options[name] != trained[name]:
             return f"Not compared with the score in the checkpoint, which was measured with {name}={trained[name]}."

@@ -13,7 +13,6 @@ To add a schedule, write a function of (update, plan) and give it a name in `SCH
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
@@ -118,9 +117,16 @@ def lr_factor(update: int, plan: Plan) -> float:
 
 
 def learning_rates(optimizers: Mapping[str, Optimizer]) -> dict[str, float]:
-    """Return the learning rate of each optimizer's first group, as "lr" for a single one, else as "lr/NAME"."""
-    rates = {name: optimizer.param_groups[0]["lr"] for name, optimizer in optimizers.items()}
-    return {"lr": next(iter(rates.values()))} if len(rates) == 1 else {f"lr/{name}": lr for name, lr in rates.items()}
+    """Return the learning rate of each optimizer, as "lr" for a single one, else as "lr/NAME".
+
+    It is that of the first group without a name; groups with a "name" follow as "lr/GROUP", or "lr/NAME/GROUP".
+    """
+    rates: dict[str, float] = {}
+    for name, optimizer in optimizers.items():
+        label = "lr" if len(optimizers) == 1 else f"lr/{name}"
+        for group in optimizer.param_groups:
+            rates.setdefault(f"{label}/{group['name']}" if group.get("name") else label, group["lr"])
+    return rates
 
 
 def find_decay_updates(
@@ -171,7 +177,8 @@ def build_scheduler(
         lr_decay_epochs: for "step", the epochs of the decays, counted from the start of the run.
         lr_decay_steps: for "step", instead of `lr_decay_epochs`: decay after every so many epochs.
         lr_decay_rate: for "step" and "exponential", above 0.
-        lr_min: the lowest learning rate after the warm-up, from 0 to the lowest rate of a group.
+        lr_min: the lowest learning rate after the warm-up, from 0 to the rate of the first group without a name,
+            or without such a group to that of the optimizer. Other groups end in the same proportion to theirs.
 
     Raises:
         UserError: when the name is unknown or an option out of range; for "step", unless exactly one of
@@ -193,15 +200,17 @@ def build_scheduler(
         plan = replace(plan, decay_updates=decay_updates)
     elif lr_decay_epochs or lr_decay_steps:
         raise UserError(f"lr_decay_epochs and lr_decay_steps belong to lr_scheduler=step, not to {lr_scheduler}.")
-    return LambdaLR(optimizer, [group_function(plan, group, lr_min) for group in optimizer.param_groups])
+    of_no_name = (group for group in optimizer.param_groups if not group.get("name"))
+    first = next(of_no_name, optimizer.defaults)
+    base_lr = float(first.get("initial_lr", first["lr"]))
+    check_range("lr_min", lr_min, 0 <= lr_min <= base_lr, f"from 0 to the learning rate, {base_lr:g}")
+    plan = replace(plan, floor=lr_min / base_lr if lr_min else 0.0)
+    return LambdaLR(optimizer, factor_function(plan))  # one for all groups: each keeps its ratio to the others
 
 
-def group_function(plan: Plan, group: dict[str, Any], lr_min: float) -> Callable[[int], float]:
-    """Return the factor of one parameter group as a function of the update.
+def factor_function(plan: Plan) -> Callable[[int], float]:
+    """Return the factor of the learning rates as a function of the update.
 
     A function, since of an object LambdaLR would save the attributes, and a resume would bring the old ones back.
     """
-    base_lr = float(group.get("initial_lr", group["lr"]))
-    check_range("lr_min", lr_min, 0 <= lr_min <= base_lr, f"from 0 to the learning rate, {base_lr:g}")
-    plan = replace(plan, floor=lr_min / base_lr if lr_min else 0.0)
     return lambda update: lr_factor(update, plan)

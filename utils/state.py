@@ -151,6 +151,8 @@ def faults_of_optimizer(optimizer: Optimizer, state: dict) -> Iterator[str]:
             yield f"the learning rate of group {number} is {rate!r}"
         yield from (f"{fault} of group {number}" for fault in faults_of_keys(own, settings))
         yield from (f"{fault} of group {number}" for fault in faults_of_types(own, settings, is_fixed=True))
+        if (name := group.get("name")) != own.get("name"):
+            yield f"group {number} is of the parameters {name!r}, here {own.get('name')!r}"
     numbers = [number for group in groups for number in group["params"]]
     parameters = dict(zip(numbers, (p for group in optimizer.param_groups for p in group["params"]), strict=False))
     for number, entry in entries.items():

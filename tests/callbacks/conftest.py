@@ -9,6 +9,7 @@ from torch import nn
 from utils.checkpointer import Checkpointer
 from utils.earlystopper import EarlyStopper
 from utils.epoch_log import EpochLog
+from utils.freezing import Freezing
 from utils.progress import Progress
 
 
@@ -22,6 +23,7 @@ def trainer(tmp_path) -> SimpleNamespace:
         networks={"model": network},
         device=torch.device("cpu"),
         optimizers={"model": torch.optim.SGD(network.parameters(), lr=0.1, weight_decay=0.01)},
+        freezing=Freezing({}),
         progress=Progress(),
         stopper=EarlyStopper("max", patience=2),
         should_stop=False,

@@ -42,6 +42,7 @@ class Text:
     pattern: str = r".*"
     good: tuple[str, ...] = ("", "a", "x y", "größe=日本", "--no 'quotes' \\", "true", "1e-3", "null")
     wrong: tuple[str, ...] = ()
+    is_list: bool = False
 
 
 BOOL = "bool"
@@ -61,6 +62,12 @@ DEVICES = Text(
 DURATION = Text(
     r"\d+:\d\d", ("0:30", "3:50", "100:00", "3:50:10", "90s", "1-12:00"),
     ("", "soon", "-1:00", "1:-1", "nan", "inf", "1e999:00", "::", ":", "٣:٣٠", "0:00", "1:60", "3", "3:5", "0s", "1d"),
+)  # fmt: skip
+PATTERN = Text(r".*\S.*", ("layers.*", "layers.0.[wb]*", "model:*", "*", "a b"), ("", " ", "  "), is_list=True)
+RATE = Text(
+    r".+=.+", ("layers.*=0.1x", "layers.*=1e-3", "a=b=2", "model:*=.5x"),
+    ("", "=", "x", "=1", "a=", "a=0", "a=-1", "a=nan", "a=inf", "a=1e999", "a=x", "a=1y", "a=1xx", " =1", "a=0x",
+     "a=٣"), is_list=True,
 )  # fmt: skip
 
 SHARED = {
@@ -86,10 +93,13 @@ TRAIN = {
     "lr_decay_epochs": Number(above=0, high=1e6, is_list=True), "monitor": LINE,
     "monitor_mode": Choice(("auto", "min", "max")), "patience": COUNT, "min_delta": NOT_NEGATIVE, "log_every": WHOLE,
     "val_every": WHOLE, "save_every": EPOCHS, "save_every_steps": WHOLE, "keep": WHOLE, "max_time": DURATION,
-    "requeue": BOOL, "nan_policy": Choice(("stop", "skip")), "max_skips": COUNT,
+    "requeue": BOOL, "nan_policy": Choice(("stop", "skip")), "max_skips": COUNT, "freeze": PATTERN,
+    "train_only": PATTERN, "param_lr": RATE, "no_decay": PATTERN, "ema": Number(low=0, high=0.999999),
+    "swa_start": Number(True, low=1, high=10**6),
 }  # fmt: skip
 TEST = {
     "proj_name": NAME, "split": Choice(("test", "val", "train")), "save_path": PATH, "viz": BOOL, "allow_seen": BOOL,
+    "use_average": BOOL,
 }  # fmt: skip
 VANILLA = {
     "data_type": Choice(("FashionMNISTSample", "FashionMNIST")), "model_type": Choice(("Vanilla",)),
@@ -237,7 +247,8 @@ def right_values(kind) -> st.SearchStrategy:
     if isinstance(kind, Choice):
         return st.sampled_from(kind.names)
     if isinstance(kind, Text):
-        return st.sampled_from(kind.good)
+        text = st.sampled_from(kind.good)
+        return st.lists(text, min_size=1, max_size=1) if kind.is_list else text
     if kind.is_int:
         one = st.integers(kind.low, min(kind.high or 2**40, 2**63 - 1))
     else:

@@ -120,3 +120,36 @@ def test_file_that_holds_more_than_data_is_refused(tmp_path):
 
 def test_content_without_weights_gives_none():
     assert find_weights("text") == {} and find_weights({"lr": 0.1}) == {}
+
+
+def test_a_network_that_is_a_part_of_the_one_in_the_file_is_filled_and_the_prefix_told(tmp_path):
+    torch.save({**with_prefix("student.net."), "teacher.weight": torch.zeros(1)}, tmp_path / "larger.pth")
+    target = network(seed=1)
+    report = load_pretrained(target, tmp_path / "larger.pth")
+    assert same_weights(target, network()) == list(network().state_dict())
+    assert "9 of 9" in report and "with 'student.net.' removed from its names" in report
+
+
+def test_a_file_of_a_part_of_the_network_fills_that_part(tmp_path):
+    torch.save(network().state_dict(), tmp_path / "part.pth")
+    target = nn.ModuleDict({"backbone": network(seed=1), "top": nn.Linear(2, 2)})
+    report = load_pretrained(target, tmp_path / "part.pth")
+    assert same_weights(target["backbone"], network()) == list(network().state_dict())
+    assert "9 of 11" in report and "with 'backbone.' put before its names" in report
+    assert "not in the file (2): top.weight, top.bias" in report
+
+
+def test_a_prefix_by_which_less_than_half_would_fit_is_not_taken(tmp_path):
+    names = {f"a.{number}.weight": torch.zeros(7, 7) for number in range(9)}
+    torch.save({**names, "a.0.bias": torch.zeros(5)}, tmp_path / "other.pth")  # by chance of the right shape
+    with pytest.raises(UserError, match="Nothing in"):
+        load_pretrained(network(), tmp_path / "other.pth")
+
+
+def test_a_checkpoint_with_averages_gives_these(tmp_path):
+    averaging = {"networks": {"model": network(seed=5).state_dict()}, "num_averaged": 3}
+    state = {"format": FORMAT, "networks": {"model": network(seed=2).state_dict()}, "averaging": averaging}
+    save_checkpoint(state, tmp_path / "last.pth")
+    target = network(seed=4)
+    assert "9 of 9 averaged tensors" in load_pretrained(target, tmp_path / "last.pth")
+    assert same_weights(target, network(seed=5)) == list(target.state_dict())

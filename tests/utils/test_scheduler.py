@@ -148,11 +148,11 @@ def test_no_rate_after_the_warmup_is_below_lr_min_or_above_lr(name):
         assert rates[44:] == pytest.approx([0.02] * 21, rel=1e-12)
 
 
-def test_lr_min_is_a_learning_rate_in_every_group():
+def test_lr_min_is_that_of_the_first_group_and_the_others_keep_their_ratio():
     optimizer = build_optimizer(0.1, 0.5)
     scheduler = build_scheduler(optimizer, "cosine", num_epochs=2, updates_per_epoch=5, lr_min=0.05)
     run(scheduler, 9)
-    assert scheduler.get_last_lr() == pytest.approx([0.05, 0.05])
+    assert scheduler.get_last_lr() == pytest.approx([0.05, 0.25])
 
 
 def test_resumed_run_has_the_same_rates_and_its_state_is_plain():

@@ -1,0 +1,127 @@
+"""Every trained parameter is in one group, with its rate and weight decay; the schedule keeps their ratios."""
+
+import pytest
+import torch
+from torch import nn
+
+from utils.errors import UserError
+from utils.param_groups import group_table, groups_of_networks, param_groups, parse_rate
+from utils.scheduler import build_scheduler, learning_rates
+from utils.state import get_state, set_state
+
+
+def network() -> nn.Sequential:
+    return nn.Sequential(nn.Linear(2, 3), nn.LayerNorm(3), nn.Linear(3, 3), nn.BatchNorm1d(3), nn.Linear(3, 1))
+
+
+def named(model, groups) -> dict:
+    """By (pattern, rate, weight decay) the names in a group."""
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    return {(group["name"], group.get("lr"), group.get("weight_decay")): [names[id(p)] for p in group["params"]]
+            for group in groups}  # fmt: skip
+
+
+def test_of_several_patterns_the_last_counts_and_nothing_is_lost_or_twice():
+    model = network()
+    groups = named(model, param_groups(model, {"*.weight": 0.5, "4.*": "0.1x"}, lr=0.2))
+    assert groups == {
+        ("", None, None): ["0.bias", "1.bias", "2.bias", "3.bias"],
+        ("*.weight", 0.5, None): ["0.weight", "1.weight", "2.weight", "3.weight"],
+        ("4.*", 0.1 * 0.2, None): ["4.weight", "4.bias"],
+    }
+
+
+def test_words_and_patterns_say_what_has_no_weight_decay():
+    model = network()
+    assert named(model, param_groups(model, {}, no_decay=["norm"]))["", None, 0.0] == [
+        "1.weight", "1.bias", "3.weight", "3.bias"
+    ]  # fmt: skip
+    assert named(model, param_groups(model, {}, no_decay=["bias", "0.*"]))["", None, 0.0] == [
+        "0.weight", "0.bias", "1.bias", "2.bias", "3.bias", "4.bias"
+    ]  # fmt: skip
+
+
+def test_frozen_parameters_are_in_no_group_and_a_pattern_for_them_alone_is_an_error():
+    model = network()
+    model[0].requires_grad_(False)
+    groups = param_groups(model, {"[04].*": 0.5})  # of those that it matches, some are trained
+    assert named(model, groups)["[04].*", 0.5, None] == ["4.weight", "4.bias"]
+    assert not any(name.startswith("0.") for names in named(model, groups).values() for name in names)
+    for settings in ({"rates": {"0.*": 0.5}}, {"rates": {}, "no_decay": ["0.bias"]}):
+        with pytest.raises(UserError, match="matches only parameters that are frozen"):
+            param_groups(model, **settings)
+
+
+def test_each_network_takes_its_patterns():
+    networks = {"generator": network(), "critic": nn.Linear(2, 1)}
+    groups = groups_of_networks(networks, {"0.*": 0.5, "critic:weight": "2x"}, lr=0.1, no_decay=["generator:*"])
+    assert [(g["name"], len(g["params"]), g.get("weight_decay")) for g in groups["generator"]] == [
+        ("", 8, 0.0), ("0.*", 2, 0.0)
+    ]  # fmt: skip
+    assert named(networks["critic"], groups["critic"]) == {
+        ("", None, None): ["bias"], ("weight", 0.2, None): ["weight"]
+    }  # fmt: skip
+    with pytest.raises(UserError, match=r"--param_lr '9\.\*' matches no parameter"):
+        groups_of_networks(networks, {"9.*": 0.5}, lr=0.1)
+
+
+@pytest.mark.parametrize("text", [
+    "", "=", "x", "=1", "a=", "a=0", "a=-1", "a=nan", "a=inf", "a=1e999", "a=0x", "a=x", "a=1y", "a=0.1xx", " =1"
+])  # fmt: skip
+def test_what_is_no_pattern_with_a_rate_is_refused(text):
+    with pytest.raises(UserError):
+        parse_rate(text)
+
+
+def test_a_multiple_needs_something_to_multiply():
+    with pytest.raises(UserError, match="lr must be given"):
+        param_groups(network(), {"0.*": "0.1x"})
+
+
+@pytest.mark.parametrize("lr_min", [0.0, 0.01])
+@pytest.mark.parametrize("schedule", ["cosine", "linear", "exponential", "constant"])
+def test_any_schedule_keeps_the_ratio_of_the_groups(schedule, lr_min):
+    optimizer = torch.optim.SGD(param_groups(network(), {"0.*": 0.03, "4.*": "10x"}, lr=0.1), lr=0.1)
+    scheduler = build_scheduler(
+        optimizer, schedule, num_epochs=2, updates_per_epoch=5, warmup_epoch=1, lr_min=lr_min, lr_decay_rate=0.5
+    )
+    for _ in range(10):
+        rates = learning_rates({"model": optimizer})
+        assert list(rates) == ["lr", "lr/0.*", "lr/4.*"]
+        assert [rates["lr/0.*"], rates["lr/4.*"]] == pytest.approx([0.3 * rates["lr"], 10 * rates["lr"]])
+        optimizer.step()
+        scheduler.step()
+
+
+def test_the_table_tells_count_rate_and_decay_and_is_empty_by_default():
+    optimizer = torch.optim.AdamW(param_groups(network(), {"4.*": "0.1x"}, lr=0.1, no_decay=["bias"]), lr=0.1)
+    build_scheduler(optimizer, num_epochs=1, updates_per_epoch=5, warmup_epoch=1)  # it begins with a low rate
+    rows = [line.split() for line in group_table({"model": optimizer}).splitlines()]
+    assert rows[1:] == [
+        ["all", "others", "21", "4", "0.1", "0.01"], ["all", "others", "12", "4", "0.1", "0"],
+        ["4.*", "3", "1", "0.01", "0.01"], ["4.*", "1", "1", "0.01", "0"],
+    ]  # fmt: skip
+    assert group_table({"model": torch.optim.SGD(network().parameters(), lr=0.1)}) == ""
+
+
+def test_a_state_of_other_groups_is_refused():
+    first, second = (torch.optim.SGD(param_groups(network(), {p: 0.5}), lr=0.1) for p in ("0.*", "2.*"))
+    with pytest.raises(UserError, match="group"):
+        set_state(first, get_state(second), "The optimizer")
+    third = torch.optim.SGD(param_groups(network(), {"[0].*": 0.5}), lr=0.1)
+    with pytest.raises(UserError, match=r"group 1 is of the parameters '\[0\]\.\*', here '0\.\*'"):
+        set_state(first, get_state(third), "The optimizer")
+
+
+def test_a_run_keeps_its_groups_on_resume(build, train):
+    trainer = train("--param_lr", "layers.0.*=0.1x", "--no_decay", "bias", "--lr_min", 1e-4)
+    assert [group["name"] for group in trainer.optimizer.param_groups] == ["", "", "layers.0.*", "layers.0.*"]
+    rates = [group["lr"] for group in trainer.optimizer.param_groups]
+    assert rates == pytest.approx([1e-4, 1e-4, 1e-5, 1e-5])
+    with pytest.raises(UserError, match=r"--param_lr .* contradicts the run"):
+        build("--resume", trainer.run_dir.path, "--param_lr", "layers.0.*=0.2x")
+
+
+def test_without_an_option_there_is_one_group_as_ever(build):
+    (group,) = build().optimizer.param_groups
+    assert "name" not in group and len(group["params"]) == 6

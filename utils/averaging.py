@@ -1,0 +1,264 @@
+"""Averages of the weights: over updates (EMA) or over epochs (SWA).
+
+They are measured and saved beside the weights that training goes on with. The averaging itself is torch's own
+(`get_ema_multi_avg_fn` and `get_swa_multi_avg_fn` of `torch.optim.swa_utils`), and what comes out is that of its
+`AveragedModel`, bit for bit. But the averages are put into the networks while these are measured, so no second network
+is needed, and one that is compiled or cut up between processes will do.
+"""
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
+from torch.optim.swa_utils import get_ema_multi_avg_fn, get_swa_multi_avg_fn
+
+from utils.errors import UserError
+from utils.func import move_to
+from utils.parallel import buffers_set
+from utils.seed import preserved_random_state
+from utils.sharded_state import cut_like, is_cut
+
+
+@dataclass
+class Place:
+    """Where a tensor of a network's state stands."""
+
+    network: str
+    names: list[str]  # in the network's state; several when modules share it
+    owner: nn.Module
+    attribute: str
+    is_averaged: bool  # or else a copy of the last one is kept
+
+    @property
+    def tensor(self) -> Tensor:
+        return getattr(self.owner, self.attribute)
+
+
+class Averaging:
+    """Averages the weights of networks. With neither `ema` nor `swa_start` it does nothing, and is false.
+
+    Args:
+        networks: by name, on their device and wrapped.
+        ema: an exponential moving average over the updates, which keeps this much of itself in each, from 0 to below 1
+            (Polyak and Juditsky 1992). The running statistics of batch normalization are averaged, too; other buffers
+            are those of the last update.
+        swa_start: the plain mean of the weights at the ends of the epochs, from this one on, counted from 1 (Izmailov
+            et al., "Averaging Weights Leads to Wider Optima and Better Generalization", 2018). They then get running
+            statistics of their own, by a pass over the training data.
+
+    Attributes:
+        num_averaged: updates, or epochs, that were averaged.
+    """
+
+    def __init__(self, networks: Mapping[str, nn.Module], ema: float | None = None, swa_start: int | None = None):
+        assert ema is None or swa_start is None, "one kind of average"
+        self.networks = networks
+        self.swa_start = swa_start
+        self.num_averaged = 0
+        self.last_update = 0  # after which the mean over epochs took the weights in
+        self._is_on = ema is not None or swa_start is not None
+        self._average = get_ema_multi_avg_fn(ema) if ema is not None else get_swa_multi_avg_fn()
+        self._is_applied = False
+        self._places = find_places(networks, with_statistics=ema is not None) if self._is_on else []
+        self._averages = [place.tensor.detach().clone() for place in self._places]
+        self._is_cut = any(map(is_cut, self._averages))
+
+    def __bool__(self) -> bool:
+        return self._is_on
+
+    # ---- average -------------------------------------------------------------------------------------------------
+    def finish_update(self) -> None:
+        """Take in the weights after an update."""
+        if self._is_on and self.swa_start is None:
+            self._add()
+
+    def finish_epoch(self, trainer) -> None:
+        """Take in the weights at the end of an epoch, before its validation; to be called by all processes.
+
+        It may be called again when a run was interrupted in the validation, and then changes nothing.
+        """
+        progress = trainer.progress
+        if self.swa_start is None or progress.epoch + 1 < self.swa_start:
+            return
+        if self.last_update != progress.update:
+            self._add()
+            self.last_update = progress.update
+        with self.applied():
+            measure_statistics(trainer)
+            torch._foreach_copy_(local(self._averages), self._live())
+
+    @torch.no_grad()
+    def _add(self) -> None:
+        averages, live = local(self._averages), self._live()
+        is_averaged = [place.is_averaged and self.num_averaged > 0 for place in self._places]
+        chosen, others = split(averages, is_averaged), split(live, is_averaged)
+        if chosen[0]:
+            self._average(chosen[0], others[0], self.num_averaged)
+        if chosen[1]:
+            torch._foreach_copy_(chosen[1], others[1])
+        self.num_averaged += 1
+
+    def _live(self) -> list[Tensor]:
+        """The networks' own tensors, to be read or written without a trace that autograd would see."""
+        if self._is_cut:
+            reshard(self.networks)
+        return local([place.tensor.data for place in self._places])
+
+    # ---- use -----------------------------------------------------------------------------------------------------
+    @contextlib.contextmanager
+    def applied(self) -> Iterator[None]:
+        """In the block the networks have the averaged weights, once there are any."""
+        if not self.num_averaged or self._is_applied:
+            yield
+            return
+        live = self._live()
+        before = [place.tensor for place in self._places]
+        kept = [tensor.clone() for tensor in live]
+        with torch.no_grad():
+            torch._foreach_copy_(live, local(self._averages))
+        self._is_applied = True
+        try:
+            yield
+        finally:
+            self._live()  # what a forward pass has put together of the averages is forgotten
+            with torch.no_grad():
+                torch._foreach_copy_(live, kept)
+            for place, tensor in zip(self._places, before, strict=True):
+                if place.tensor is not tensor:  # a forward pass may put a new buffer in the place of one
+                    setattr(place.owner, place.attribute, tensor)
+            self._is_applied = False
+
+    # ---- state ---------------------------------------------------------------------------------------------------
+    def state_dict(self) -> dict[str, Any]:
+        """The averages by the names that they have in the networks' states."""
+        networks: dict[str, dict[str, Tensor]] = {name: {} for name in self.networks}
+        for place, average in zip(self._places, self._averages, strict=True):
+            networks[place.network] |= dict.fromkeys(place.names, average)
+        return {"networks": networks, "num_averaged": self.num_averaged, "last_update": self.last_update}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take back what `state_dict` returned; ValueError for anything else."""
+        own, networks = self.state_dict()["networks"], state["networks"]
+        if {name: list(tensors) for name, tensors in own.items()} != {name: list(t) for name, t in networks.items()}:
+            raise ValueError("its averages have other names")
+        for place, average in zip(self._places, self._averages, strict=True):
+            value = networks[place.network][place.names[0]]
+            if not torch.is_tensor(value) or value.shape != average.shape or value.isnan().any():
+                raise ValueError(f"the average of {place.names[0]} has another shape, or holds NaN")
+        for place, average in zip(self._places, self._averages, strict=True):
+            average.copy_(cut_like(networks[place.network][place.names[0]], average))
+        self.num_averaged, self.last_update = state["num_averaged"], state["last_update"]
+
+
+def make_averaging(trainer) -> Averaging:
+    """Return what averages the weights of the trainer's networks, and let its evaluator measure the averages."""
+    opt, networks = trainer.opt, trainer.networks
+    averaging = Averaging(networks, opt.ema, opt.swa_start)
+    if opt.swa_start is not None:  # more than the base class must define compute_loss
+        check_can_measure(networks, sum("compute_loss" in vars(base) for base in type(trainer).__mro__) > 1)
+    if averaging:
+        trainer.evaluator.weights = averaging.applied
+    return averaging
+
+
+def find_places(networks: Mapping[str, nn.Module], with_statistics: bool) -> list[Place]:
+    """Every tensor of the networks' states, each once.
+
+    Args:
+        networks: by name.
+        with_statistics: running statistics of normalization are averaged, and not only copied. Other buffers never
+            are: they may be infinite, as in an attention mask, and what a mean of them is only their owner knows.
+    """
+    places = []
+    for name, network in networks.items():
+        names: dict[int, list[str]] = {}
+        for key, tensor in network.state_dict(keep_vars=True).items():
+            names.setdefault(id(tensor), []).append(key)
+        for owner in network.modules():
+            is_norm = with_statistics and isinstance(owner, _NormBase)
+            for attribute, tensor in (*owner.named_parameters(recurse=False), *owner.named_buffers(recurse=False)):
+                if keys := names.pop(id(tensor), None):
+                    is_averaged = tensor.is_floating_point() and (isinstance(tensor, nn.Parameter) or is_norm)
+                    places.append(Place(name, keys, owner, attribute, is_averaged))
+    return places
+
+
+def local(tensors: list[Tensor]) -> list[Tensor]:
+    """This process's part of tensors that are cut up, in the same memory; of others, they themselves."""
+    with torch.no_grad():
+        return [tensor.to_local() if is_cut(tensor) else tensor for tensor in tensors]
+
+
+def split(tensors: list[Tensor], chosen: list[bool]) -> tuple[list[Tensor], list[Tensor]]:
+    """The tensors that are chosen, and the others."""
+    parts: tuple[list[Tensor], list[Tensor]] = ([], [])
+    for tensor, is_chosen in zip(tensors, chosen, strict=True):
+        parts[not is_chosen].append(tensor)
+    return parts
+
+
+def reshard(networks: Mapping[str, nn.Module]) -> None:
+    """Make networks that are cut up forget what they fetched of the weights, so that they fetch what is new."""
+    for network in networks.values():
+        for module in network.modules():
+            if hasattr(module, "reshard"):
+                module.reshard()
+
+
+# ---- statistics ------------------------------------------------------------------------------------------------------
+def layers_with_statistics(networks: Mapping[str, nn.Module]) -> list[_BatchNorm]:
+    """The batch normalization whose running statistics training changes; frozen layers are in eval mode."""
+    modules = (module for network in networks.values() for module in network.modules())
+    layers = [module for module in modules if isinstance(module, _BatchNorm)]
+    return [layer for layer in layers if layer.training and layer.running_mean is not None]
+
+
+def measure_statistics(trainer) -> None:
+    """Measure the running statistics of batch normalization anew, in a pass over the training data of this epoch.
+
+    As `torch.optim.swa_utils.update_bn` does: the plain mean over the batches, each seen in train mode. To be called by
+    all processes; afterwards all have the mean over the batches of all. It leaves no trace in the random numbers, and
+    may be interrupted, as a validation may.
+    """
+    layers, distributed = layers_with_statistics(trainer.networks), trainer.distributed
+    if not layers:
+        return
+    momenta = [layer.momentum for layer in layers]
+    try:
+        for layer in layers:
+            layer.reset_running_stats()
+            layer.momentum = None  # the mean of all batches
+        with torch.no_grad(), preserved_random_state():
+            for update in trainer.train_loader.updates(trainer.progress.epoch):
+                trainer.asked_to_stop(at_once=True)
+                first_idle = len(update.micro_batches) - update.num_idle
+                for number, batch in enumerate(update.micro_batches):
+                    with aside(trainer.networks, number >= first_idle), trainer.precision.autocast():
+                        trainer.compute_loss(move_to(batch, trainer.device))
+    finally:
+        for layer, momentum in zip(layers, momenta, strict=True):
+            layer.momentum = momentum
+    if distributed.size > 1:
+        for layer in layers:
+            count = layer.num_batches_tracked.clone()
+            layer.num_batches_tracked.copy_(distributed.sum(count))
+            for statistic in (layer.running_mean, layer.running_var):
+                statistic.copy_(distributed.sum(statistic * count) / layer.num_batches_tracked)
+
+
+@contextlib.contextmanager
+def aside(networks: Mapping[str, nn.Module], is_idle: bool) -> Iterator[None]:
+    """If `is_idle`, what the block does to the networks' buffers is forgotten: it only keeps processes in step."""
+    modules = [module for network in networks.values() for module in network.modules()] if is_idle else []
+    with buffers_set([(module, name, b) for module in modules for name, b in module.named_buffers(recurse=False)]):
+        yield
+
+
+def check_can_measure(networks: Mapping[str, nn.Module], has_forward: bool) -> None:
+    """Raise UserError when running statistics would be measured, but the task does not say how a batch goes through."""
+    if layers_with_statistics(networks) and not has_forward:
+        raise UserError("--swa_start measures batch normalization with compute_loss(batch), which this task lacks.")
