@@ -8,7 +8,14 @@ from argparse import Namespace
 
 from torch import nn
 
-LOSS_TYPES = {"CE": "classification", "CEDice": "segmentation", "PixelCE": "segmentation", "Dice": "segmentation"}
+LOSS_TYPES = {
+    "CE": "classification",
+    "CEDice": "segmentation",
+    "PixelCE": "segmentation",
+    "Dice": "segmentation",
+    "BCE": "generation",  # Goodfellow et al., "Generative Adversarial Nets", NeurIPS 2014
+    "LeastSquares": "generation",  # Mao et al., "Least Squares Generative Adversarial Networks", ICCV 2017
+}
 
 
 def loss_types(task: str | None) -> list[str]:
@@ -20,6 +27,8 @@ def build_criterion(opt: Namespace) -> nn.Module:
     """Return the loss: a module that takes (outputs, targets) and returns a scalar."""
     if opt.loss_type == "CE":
         return nn.CrossEntropyLoss(label_smoothing=getattr(opt, "label_smoothing", 0.0))
+    if opt.loss_type in ("BCE", "LeastSquares"):
+        return nn.BCEWithLogitsLoss() if opt.loss_type == "BCE" else nn.MSELoss()
     weights = {"CEDice": (1.0, 1.0), "PixelCE": (1.0, 0.0), "Dice": (0.0, 1.0)}
     if opt.loss_type in weights:
         from loss.dice_loss import CEDiceLoss

@@ -1,5 +1,6 @@
 """Small functions on batches, modules and files."""
 
+import contextlib
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -123,3 +124,16 @@ def layer_table(module: nn.Module, max_rows: int = 40) -> str:
     total, trainable = count_parameters(module)
     lines.append(f"total {total:,} parameters, {trainable:,} trainable")
     return "\n".join(lines)
+
+
+@contextlib.contextmanager
+def frozen(module: nn.Module) -> Iterator[nn.Module]:
+    """In the block, what the module computes has no gradient with regard to its parameters, only to what goes in."""
+    trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    for parameter in trained:
+        parameter.requires_grad_(False)
+    try:
+        yield module
+    finally:
+        for parameter in trained:
+            parameter.requires_grad_()
