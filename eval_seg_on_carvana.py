@@ -8,9 +8,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from eval import EvaluatorBase
+from loss.weighted_sum import loss_meters, update_losses
 from utils.draw import contact_sheet, save_picture
 from utils.func import move_to
-from utils.meter import AvgMeter
 from utils.metrics import Dice, IoU, MeanImageDice
 from utils.options import BoolAction, OptionParser, file_path, number, one_of
 
@@ -56,7 +56,7 @@ class EvaluatorSeg(EvaluatorBase):
     def build_meters(self) -> dict[str, Any]:
         num_classes = self.opt.n_classes
         return {
-            "loss": AvgMeter(),
+            **loss_meters(self.criterion),
             "dice": Dice(num_classes),
             "iou": IoU(num_classes),
             "mean_image_dice": MeanImageDice(num_classes),
@@ -65,7 +65,7 @@ class EvaluatorSeg(EvaluatorBase):
     def eval_step(self, batch: Any) -> None:
         images, masks = batch  # (N, C, H, W), (N, H, W)
         logits = self.predict(images)  # (N, n_classes, H, W)
-        self.meters["loss"].update(self.criterion(logits, masks), n=len(masks))
+        update_losses(self.meters, self.criterion, self.criterion(logits, masks), n=len(masks))
         for name in ("dice", "iou", "mean_image_dice"):
             self.meters[name].update(logits, masks)
 

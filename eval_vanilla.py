@@ -7,9 +7,9 @@ import torch
 
 from data.FashionMNIST import CLASSES
 from eval import EvaluatorBase
+from loss.weighted_sum import loss_meters, update_losses
 from utils.draw import captioned_grid, save_confusion_matrix
 from utils.func import move_to
-from utils.meter import AvgMeter
 from utils.metrics import Accuracy, ConfusionMatrix
 from utils.options import OptionParser, number
 
@@ -32,7 +32,7 @@ class EvaluatorVanilla(EvaluatorBase):
 
     def build_meters(self) -> dict[str, Any]:
         return {
-            "loss": AvgMeter(),
+            **loss_meters(self.criterion),
             "accuracy": Accuracy(),
             "confusion": ConfusionMatrix(self.opt.n_classes),
         }
@@ -40,7 +40,7 @@ class EvaluatorVanilla(EvaluatorBase):
     def eval_step(self, batch: Any) -> None:
         images, labels = batch  # (N, 1, 28, 28), (N,)
         logits = self.model(images)  # (N, 10)
-        self.meters["loss"].update(self.criterion(logits, labels), n=len(labels))
+        update_losses(self.meters, self.criterion, self.criterion(logits, labels), n=len(labels))
         self.meters["accuracy"].update(logits, labels)
         self.meters["confusion"].update(logits, labels)
 

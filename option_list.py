@@ -3,11 +3,11 @@
 Durations are in epochs and may be fractions, unless an option says otherwise.
 """
 
-from argparse import ArgumentTypeError
+from argparse import Action, ArgumentTypeError
 from collections.abc import Callable
 
 from data.data_entry import DEBUG_BATCHES, data_types
-from loss.loss_entry import loss_types
+from loss.loss_entry import loss_term, loss_types
 from model.model_entry import model_types
 from utils.optimizer import OPTIMIZERS
 from utils.options import (
@@ -40,6 +40,13 @@ def number_or_auto(kind: Callable[[str], int]) -> Callable[[str], int | str]:
             raise ArgumentTypeError(f"{error}, and not auto") from None
 
     return convert
+
+
+class OneOrMoreAction(Action):
+    """Takes ``--name a`` for the text a, and ``--name a b`` for the list of both."""
+
+    def __call__(self, parser, namespace, values, option_string=None):
+        setattr(namespace, self.dest, values[0] if len(values) == 1 else values)
 
 
 def add_common_options(parser: OptionParser, task: str | None) -> None:
@@ -88,7 +95,8 @@ def add_model_options(parser: OptionParser, task: str | None) -> None:
     add("--n_channels", type=number(int, low=1, high=4096), default=1, metavar="N", help="channels of an image")
     add("--n_classes", type=number(int, low=1, high=10**6), default=10, metavar="N", help="number of classes")
     losses = loss_types(task)
-    add("--loss_type", type=one_of(losses), default=losses[0], metavar="NAME", help=f"one of {', '.join(losses)}")
+    add("--loss_type", type=loss_term(one_of(losses)), action=OneOrMoreAction, nargs="+", default=losses[0],
+        metavar="NAME", help=f"one of {', '.join(losses)}; or a weighted sum of several, as NAME:1.0 NAME:0.5")
     add("--model_path", type=file_path, default=None, metavar="FILE",
         help="the checkpoint to evaluate, or to start --pretrained from")
 
