@@ -96,9 +96,9 @@ def test_pieces_and_loading_processes_change_nothing(train, flags):
 
 
 @pytest.mark.parametrize("mode", ["ddp", "fsdp"])
-def test_two_processes_make_the_updates_of_one(command, train, tmp_path, monkeypatch, mode):
-    flags = [*SGD, "--batch_size", 30, "--limit_batches", 4]
-    monkeypatch.undo()  # the processes do not know of fewer lessons
+def test_two_processes_make_the_updates_of_one(command, train, tmp_path, vanilla_run, mode):
+    judge = ("--judge_type", "Vanilla", "--judge", vanilla_run / "Vanilla_best_ckpt.pth")
+    flags = [*SGD, *judge, "--batch_size", 30, "--limit_batches", 4]
     alone = train(*flags, task=TrainerGAN)
     started = ("--train_val_sample_rate", 600, "--seed", 0, "--output_dir", tmp_path / "two", "--nproc", 2)
     done = command("trainer_gan.py", *flags, *started, "--parallel", mode)
