@@ -31,7 +31,8 @@ class TrainerSAM(TrainerVanilla):
             torch._foreach_add_(parameters, [gradient * uphill for gradient in gradients])
         self.compute_gradient(micro_batches)
         with torch.no_grad():
-            torch._foreach_copy_(parameters, here)  # to the bit, where a subtraction would round
+            for parameter, value in zip(parameters, here, strict=True):
+                parameter.copy_(value)  # to the bit, where a subtraction would round
         return {"loss": loss, "grad_norm": self.optimizer_step("model")}
 
     def compute_gradient(self, micro_batches: list) -> torch.Tensor:
