@@ -7,11 +7,13 @@ from argparse import Namespace
 
 from torch import nn
 
+from model.library import build_library_model, split_name
 from utils.errors import UserError
 
 MODEL_TYPES = {
     "Vanilla": "classification",
     "LeNet": "classification",
+    "ResNet18": "classification",
     "UNet": "segmentation",
     "UNetpp": "segmentation",
     "DCGAN": "generation",
@@ -36,10 +38,15 @@ def build_networks(opt: Namespace) -> dict[str, nn.Module]:
 
         return {"model": VanillaModel(**channels_and_classes)}
 
-    if opt.model_type == "LeNet":
-        from model.LeNet import LeNet
+    if of_library := split_name(opt.model_type):
+        size = 28 if getattr(opt, "data_type", "").startswith("FashionMNIST") else None  # else nobody knows it here
+        return {"model": build_library_model(*of_library, **channels_and_classes, size=size)}
 
-        return {"model": LeNet(**channels_and_classes)}
+    if opt.model_type in ("LeNet", "ResNet18"):
+        from model.LeNet import LeNet
+        from model.ResNet import ResNet18
+
+        return {"model": (LeNet if opt.model_type == "LeNet" else ResNet18)(**channels_and_classes)}
 
     if opt.model_type == "DCGAN":
         from model.DCGAN import Discriminator, Generator
