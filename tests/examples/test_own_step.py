@@ -1,6 +1,8 @@
 """Optimizers that want more than one pass: a step of one's own, with resume to the bit."""
 
 import inspect
+import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -111,3 +113,11 @@ def test_the_examples_stay_short():
     assert len(inspect.getsource(sam.TrainerSAM).splitlines()) <= 40
     assert len(inspect.getsource(lbfgs.TrainerLBFGS).splitlines()) <= 50
     assert issubclass(TrainerSAM, TrainerVanilla)
+
+
+def test_what_the_documentation_shows_is_the_code():
+    root = Path(__file__).resolve().parent.parent.parent
+    page = (root / "docs" / "own_step.md").read_text(encoding="utf-8")
+    code = "".join((root / name).read_text() for name in ("trainer_gan.py", "examples/sam.py", "examples/lbfgs.py"))
+    blocks = re.findall(r"```python\n(.*?)\n```", page, flags=re.DOTALL)
+    assert len(blocks) == 4 and all(block in code for block in blocks)

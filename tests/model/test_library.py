@@ -25,7 +25,8 @@ def test_a_classifier_of_torchvision_takes_our_channels_and_classes(name, n_chan
 
 
 def test_the_first_convolution_keeps_all_but_its_channels():
-    network = nn.Sequential(nn.ModuleDict({"stem": nn.Conv2d(3, 5, 3, stride=2, padding=1, bias=False)}), nn.Conv2d(5, 2, 1))
+    stem = nn.Conv2d(3, 5, 3, stride=2, padding=1, bias=False)
+    network = nn.Sequential(nn.ModuleDict({"stem": stem}), nn.Conv2d(5, 2, 1))
     last = network[1]
     fit_channels(network, 2)
     stem = network[0]["stem"]
