@@ -343,7 +343,7 @@ def test_commands_are_found_and_skipped():
     assert [" ".join(command.split()) for command in commands_of("\n" + text)] == ["python a.py --x 1", "python -m c"]
 
 
-@pytest.mark.parametrize(("page", "least"), [("README.md", 5), ("docs/shards.md", 4), ("docs/distributed.md", 4)])
+@pytest.mark.parametrize(("page", "least"), [("README.md", 5), ("docs/own_step.md", 2), ("docs/shards.md", 4), ("docs/distributed.md", 4)])
 def test_the_commands_of_the_readme_run(tmp_path, page, least):
     commands = commands_of((ROOT / page).read_text(encoding="utf-8"))
     assert len(commands) >= least

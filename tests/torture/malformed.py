@@ -369,7 +369,7 @@ CONTRADICTIONS = {
         ("--model_type", "timm:"), ("--monitor", "loss_ce"),
     ),
     "trainer_gan": (
-        ("--judge", "nowhere"), ("--judge", "seg.pth"), ("--judge_type", "LeNet"), ("--judge", "rubbish.pth"),
+        ("--judge", "nowhere"), ("--judge", "seg.pth"), ("--judge_type", "LeNet"), ("--judge", "bare.pth"),
         ("--monitor", "accuracy"), ("--n_channels", "3"), ("--model_type", "LeNet"), ("--loss_type", "CE"),
         ("--metrics", "f1"), ("--resume", "vanilla.pth"), ("--resume", "gan.pth", "--latent", "3"),
     ),
