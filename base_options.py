@@ -27,7 +27,7 @@ MAY_CHANGE = (
     "micro_batch_size", "eval_batch_size", "num_workers", "worker_timeout", "skip_bad_samples", "gpu_devices",
     "parallel", "compile", "channels_last", "deterministic", "log_every", "save_every", "save_every_steps", "keep",
     "max_time", "nan_policy", "max_skips", "cache", "cache_dir", "shard_cache_dir", "shard_cache_gb", "nproc",
-    "dist_timeout", "max_restarts", "activation_checkpointing", "checkpoint_format",
+    "dist_timeout", "max_restarts", "activation_checkpointing", "checkpoint_format", "metrics",
 )  # fmt: skip
 
 

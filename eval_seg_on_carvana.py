@@ -8,11 +8,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from eval import EvaluatorBase
+from loss.weighted_sum import loss_meters, update_losses
 from utils.draw import contact_sheet, save_picture
 from utils.func import move_to
-from utils.meter import AvgMeter
-from utils.metrics import Dice, IoU, MeanImageDice
-from utils.options import BoolAction, OptionParser, file_path, number, one_of
+from utils.metric_names import SEGMENTATION, build_metrics, metric_name
+from utils.options import BoolAction, ListAction, OptionParser, file_path, list_of, number, one_of
 
 
 class EvaluatorSeg(EvaluatorBase):
@@ -27,6 +27,8 @@ class EvaluatorSeg(EvaluatorBase):
             help="side of the square that is trained on, in pixels")
         add("--mode", type=one_of(("direct", "padding")), default="direct", metavar="MODE",
             help="validation and test: direct resizes to --patch_size, padding keeps the image's own size")
+        add("--metrics", type=list_of(metric_name(SEGMENTATION)), action=ListAction, nargs="+",
+            default=[*SEGMENTATION], metavar="NAME", help=f"what to measure: {', '.join(SEGMENTATION)}")
         add("--width", type=number(int, low=1, high=4096), default=None, metavar="N",
             help="channels of the first level (default: the paper's)")
         add("--up", type=one_of(("bilinear", "transposed")), default="bilinear", metavar="HOW",
@@ -54,19 +56,14 @@ class EvaluatorSeg(EvaluatorBase):
         return 1 if opt.mode == "padding" else opt.eval_batch_size  # images of different sizes make no batch
 
     def build_meters(self) -> dict[str, Any]:
-        num_classes = self.opt.n_classes
-        return {
-            "loss": AvgMeter(),
-            "dice": Dice(num_classes),
-            "iou": IoU(num_classes),
-            "mean_image_dice": MeanImageDice(num_classes),
-        }
+        metrics = build_metrics(self.opt.metrics, SEGMENTATION, self.opt.n_classes)
+        return {**loss_meters(self.criterion), **metrics}
 
     def eval_step(self, batch: Any) -> None:
         images, masks = batch  # (N, C, H, W), (N, H, W)
         logits = self.predict(images)  # (N, n_classes, H, W)
-        self.meters["loss"].update(self.criterion(logits, masks), n=len(masks))
-        for name in ("dice", "iou", "mean_image_dice"):
+        update_losses(self.meters, self.criterion, self.criterion(logits, masks), n=len(masks))
+        for name in dict.fromkeys(self.opt.metrics):
             self.meters[name].update(logits, masks)
 
     def predict(self, images: Tensor) -> Tensor:

@@ -7,11 +7,12 @@ import torch
 
 from data.FashionMNIST import CLASSES
 from eval import EvaluatorBase
+from loss.weighted_sum import loss_meters, update_losses
 from utils.draw import captioned_grid, save_confusion_matrix
 from utils.func import move_to
-from utils.meter import AvgMeter
-from utils.metrics import Accuracy, ConfusionMatrix
-from utils.options import OptionParser, number
+from utils.metric_names import CLASSIFICATION, build_metrics, metric_name
+from utils.metrics import ConfusionMatrix
+from utils.options import ListAction, OptionParser, list_of, number
 
 NUM_PRINTED = 50
 NUM_MISTAKES = 36
@@ -25,24 +26,25 @@ class EvaluatorVanilla(EvaluatorBase):
 
     @classmethod
     def add_options(cls, parser: OptionParser) -> None:
-        parser.add_argument_group("classification").add_argument(
-            "--label_smoothing", type=number(float, low=0, high=1), default=0.1, metavar="X",
-            help="share of each label that is spread evenly over all classes, in the loss",
-        )  # fmt: skip
+        add = parser.add_argument_group("classification").add_argument
+        add("--label_smoothing", type=number(float, low=0, high=1), default=0.1, metavar="X",
+            help="share of each label that is spread evenly over all classes, in the loss CE")
+        add("--metrics", type=list_of(metric_name(CLASSIFICATION)), action=ListAction, nargs="+", default=["accuracy"],
+            metavar="NAME", help=f"what to measure: {', '.join(CLASSIFICATION)}, top2, top3, ...")
 
     def build_meters(self) -> dict[str, Any]:
         return {
-            "loss": AvgMeter(),
-            "accuracy": Accuracy(),
+            **loss_meters(self.criterion),
+            **build_metrics(self.opt.metrics, CLASSIFICATION, self.opt.n_classes),
             "confusion": ConfusionMatrix(self.opt.n_classes),
         }
 
     def eval_step(self, batch: Any) -> None:
         images, labels = batch  # (N, 1, 28, 28), (N,)
         logits = self.model(images)  # (N, 10)
-        self.meters["loss"].update(self.criterion(logits, labels), n=len(labels))
-        self.meters["accuracy"].update(logits, labels)
-        self.meters["confusion"].update(logits, labels)
+        update_losses(self.meters, self.criterion, self.criterion(logits, labels), n=len(labels))
+        for name in dict.fromkeys((*self.opt.metrics, "confusion")):  # none twice
+            self.meters[name].update(logits, labels)
 
     def draw(self, batch: Any) -> torch.Tensor:
         images, labels = (tensor[:NUM_DRAWN] for tensor in batch)

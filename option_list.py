@@ -3,13 +3,15 @@
 Durations are in epochs and may be fractions, unless an option says otherwise.
 """
 
-from argparse import ArgumentTypeError
+from argparse import Action, ArgumentTypeError
 from collections.abc import Callable
 
 from data.data_entry import DEBUG_BATCHES, data_types
-from loss.loss_entry import loss_types
+from loss.loss_entry import loss_term, loss_types
+from model.library import library_model
 from model.model_entry import model_types
 from utils.errors import UserError
+from utils.initialize import INITS
 from utils.optimizer import OPTIMIZERS
 from utils.options import (
     BoolAction,
@@ -68,6 +70,11 @@ def decay(text: str) -> float:
     if value == 1:
         raise ArgumentTypeError(f"{shown(text)} is not below 1, so the average would never move")
     return value
+class OneOrMoreAction(Action):
+    """Takes ``--name a`` for the text a, and ``--name a b`` for the list of both."""
+
+    def __call__(self, parser, namespace, values, option_string=None):
+        setattr(namespace, self.dest, values[0] if len(values) == 1 else values)
 
 
 def add_common_options(parser: OptionParser, task: str | None) -> None:
@@ -112,11 +119,15 @@ def add_model_options(parser: OptionParser, task: str | None) -> None:
     """Add the options of the network and its loss."""
     add = parser.add_argument_group("model").add_argument
     types = model_types(task)
-    add("--model_type", type=one_of(types), default=types[0], metavar="NAME", help=f"one of {', '.join(types)}")
+    kind, more = one_of(types), ""
+    if task == "classification":
+        kind, more = library_model(kind), "; or torchvision:NAME or timm:NAME, a classifier of one of these libraries"
+    add("--model_type", type=kind, default=types[0], metavar="NAME", help=f"one of {', '.join(types)}{more}")
     add("--n_channels", type=number(int, low=1, high=4096), default=1, metavar="N", help="channels of an image")
     add("--n_classes", type=number(int, low=1, high=10**6), default=10, metavar="N", help="number of classes")
     losses = loss_types(task)
-    add("--loss_type", type=one_of(losses), default=losses[0], metavar="NAME", help=f"one of {', '.join(losses)}")
+    add("--loss_type", type=loss_term(one_of(losses)), action=OneOrMoreAction, nargs="+", default=losses[0],
+        metavar="NAME", help=f"one of {', '.join(losses)}; or a weighted sum of several, as NAME:1.0 NAME:0.5")
     add("--model_path", type=file_path, default=None, metavar="FILE",
         help="the checkpoint to evaluate, or to start --pretrained from")
 
@@ -179,6 +190,8 @@ def add_train_options(parser: OptionParser) -> None:
     add("--micro_batch_size", type=whole, default=None, metavar="N",
         help="samples that go through the network at once (default: all of the update). Changes memory, not results")
     optimizers = tuple(OPTIMIZERS)
+    add("--init", type=one_of(tuple(INITS)), default="default", metavar="NAME",
+        help=f"how the weights of linear layers and convolutions begin: {', '.join(INITS)}")
     add("--optim", type=one_of(optimizers), default="adamW", metavar="NAME", help=f"one of {', '.join(optimizers)}")
     add("--lr", type=positive, default=1e-3, metavar="X", help="learning rate")
     add("--weight_decay", type=not_negative, default=0.01, metavar="X", help="weight decay")

@@ -15,6 +15,7 @@ from utils.device import place_network, select_devices
 from utils.distributed import Distributed, local_size
 from utils.errors import UserError
 from utils.freezing import Freezing
+from utils.initialize import initialize
 from utils.optimizer import build_optimizer, has_sparse_gradients
 from utils.parallel import checkpoint_activations, wrap_network
 from utils.param_groups import groups_of_networks, parse_rate
@@ -56,6 +57,7 @@ def place_networks(
     records = distributed.size == 1 and (opt.micro_batch_size or opt.batch_size) >= opt.batch_size
     placed = {}
     for name, network in networks.items():
+        network = initialize(network, opt.init)
         network = checkpoint_activations(network) if opt.activation_checkpointing else network
         placed[name] = place_network(network, device, opt.channels_last, opt.compile, records)
     return placed, Freezing(placed, opt.freeze, opt.train_only)

@@ -21,6 +21,7 @@ from data.data_entry import build_datasets, build_loaders, data_notes, describe,
 from data.sampler import Update, UpdateLoader
 from eval import EvaluatorBase
 from launch import launch
+from loss.weighted_sum import add_up, last_terms
 from parts import join_processes, make_checkpointer, make_optimizers, make_schedulers, place_networks, wrap_networks
 from run_state import collect_state, restore_state
 from utils.averaging import make_averaging
@@ -32,6 +33,7 @@ from utils.epoch_log import EpochLog, read_scalars
 from utils.errors import DivergedError
 from utils.func import count_samples, move_to
 from utils.late_guard import build_guard
+from utils.matching import checked_optimizers, checked_schedulers
 from utils.options import OptionParser, saved_options
 from utils.precision import Precision
 from utils.pretrained import load_pretrained
@@ -69,9 +71,9 @@ class TrainerBase:
         self.evaluator = self.build_evaluator()
         check_monitor(opt.monitor, self.evaluator.meters)
         self.averaging = make_averaging(self)  # the evaluator measures the averages
-        self.optimizers = self.build_optimizers()
+        self.optimizers = checked_optimizers(self.build_optimizers(), self.networks)
         self.train_loader, self.val_loader = self.build_loaders()  # may take long, so after what may be wrong
-        self.schedulers = self.build_schedulers()
+        self.schedulers = checked_schedulers(self.build_schedulers(), self.optimizers)
         seed_apart(opt.seed, self.distributed.rank)  # what one process drops out, another need not
         self.clipper = Clipper(opt.clip, opt.clip_type)
 
@@ -151,9 +153,9 @@ class TrainerBase:
         for batch, weight in self.weighted(micro_batches):
             with self.precision.autocast():
                 loss = self.compute_loss(batch)
-            losses.append(self.backward(loss, weight))
-        grad_norm = self.optimizer_step("model")
-        return {"loss": losses[0] if len(losses) == 1 else sum(losses), "grad_norm": grad_norm}
+            losses.append({"loss": self.backward(loss, weight), **last_terms(self.criterion, weight)})
+        grad_norm = self.optimizer_step(*self.optimizers)  # there is one
+        return {**add_up(losses), "grad_norm": grad_norm}
 
     # ---- what a step is made of ----------------------------------------------------------------------------------
     @property

@@ -1,7 +1,7 @@
 """Select the data by --data_type.
 
 To add a data set: write a function that returns {"train": ..., "val": ..., "test": ...} in a file of its own, and name
-it here with the task that it is for.
+it here with the tasks that it is for.
 
 Each part is a map-style `torch.utils.data.Dataset`. What else the template uses, if it is there:
     names       list of str, one per sample, for messages and file names; without, no leak can be noticed
@@ -33,10 +33,10 @@ from utils.distributed import share_of
 from utils.errors import UserError
 
 DATA_TYPES = {
-    "FashionMNISTSample": "classification",
-    "FashionMNIST": "classification",
-    "Carvana": "segmentation",
-    "CarvanaShards": "segmentation",
+    "FashionMNISTSample": ("classification", "generation"),
+    "FashionMNIST": ("classification", "generation"),
+    "Carvana": ("segmentation",),
+    "CarvanaShards": ("segmentation",),
 }
 DEBUG_BATCHES = 3  # of each part, with --debug
 PARTS = ("train", "val", "test")
@@ -45,7 +45,7 @@ LOG_LINES = ("report", "summary", "cache_note")
 
 def data_types(task: str | None) -> list[str]:
     """The names for --data_type that fit a task; all of them for None."""
-    return [name for name, of_task in DATA_TYPES.items() if task in (None, of_task)]
+    return [name for name, tasks in DATA_TYPES.items() if task is None or task in tasks]
 
 
 def build_datasets(opt: Namespace) -> dict[str, Dataset]:

@@ -5,10 +5,24 @@ samples of a batch; otherwise the result would depend on the size of the micro-b
 """
 
 from argparse import Namespace
+from collections.abc import Callable, Sequence
 
 from torch import nn
 
-LOSS_TYPES = {"CE": "classification", "CEDice": "segmentation", "PixelCE": "segmentation", "Dice": "segmentation"}
+from loss.weighted_sum import WeightedSum
+from utils.errors import UserError
+from utils.options import number
+
+LOSS_TYPES = {
+    "CE": "classification",
+    "Focal": "classification",
+    "Brier": "classification",
+    "CEDice": "segmentation",
+    "PixelCE": "segmentation",
+    "Dice": "segmentation",
+    "BCE": "generation",  # Goodfellow et al., "Generative Adversarial Nets", NeurIPS 2014
+    "LeastSquares": "generation",  # Mao et al., "Least Squares Generative Adversarial Networks", ICCV 2017
+}
 
 
 def loss_types(task: str | None) -> list[str]:
@@ -16,14 +30,63 @@ def loss_types(task: str | None) -> list[str]:
     return [name for name, of_task in LOSS_TYPES.items() if task in (None, of_task)]
 
 
+def split_term(text: str) -> tuple[str, str]:
+    """The name of a loss and the text of its weight, which is "" when there is none; a name may have colons, too."""
+    name, _, weight = text.rpartition(":")
+    try:
+        float(weight)
+    except ValueError:
+        return text, ""
+    return (name, weight) if name else (text, "")
+
+
+def loss_term(kind: Callable[[str], str]) -> Callable[[str], str]:
+    """Return an argparse type for NAME or NAME:WEIGHT, where `kind` takes the name."""
+
+    def convert(text: str) -> str:
+        name, weight = split_term(text)
+        return f"{kind(name)}:{number(float, above=0)(weight)}" if weight else kind(name)
+
+    return convert
+
+
+def split_terms(loss_type: str | Sequence[str]) -> dict[str, float]:
+    """The weights of the losses that --loss_type names.
+
+    >>> split_terms("CE"), split_terms(["PixelCE", "Dice:0.5"])
+    ({'CE': 1.0}, {'PixelCE': 1.0, 'Dice': 0.5})
+    """
+    weights: dict[str, float] = {}
+    for term in [loss_type] if isinstance(loss_type, str) else loss_type:
+        name, weight = split_term(term)
+        if name in weights:
+            raise UserError(f"--loss_type names {name} twice: give each loss once, with its weight.")
+        weights[name] = float(weight or 1)
+    return weights
+
+
 def build_criterion(opt: Namespace) -> nn.Module:
     """Return the loss: a module that takes (outputs, targets) and returns a scalar."""
-    if opt.loss_type == "CE":
+    weights = split_terms(opt.loss_type)
+    if isinstance(opt.loss_type, str) and opt.loss_type in weights:
+        return build_loss(opt, opt.loss_type)
+    return WeightedSum({name: build_loss(opt, name) for name in weights}, weights)
+
+
+def build_loss(opt: Namespace, name: str) -> nn.Module:
+    """Return the loss of this name."""
+    if name == "CE":
         return nn.CrossEntropyLoss(label_smoothing=getattr(opt, "label_smoothing", 0.0))
+    if name in ("Focal", "Brier"):
+        from loss.classification_loss import BrierLoss, FocalLoss
+
+        return FocalLoss() if name == "Focal" else BrierLoss()
+    if name in ("BCE", "LeastSquares"):
+        return nn.BCEWithLogitsLoss() if name == "BCE" else nn.MSELoss()
     weights = {"CEDice": (1.0, 1.0), "PixelCE": (1.0, 0.0), "Dice": (0.0, 1.0)}
-    if opt.loss_type in weights:
+    if name in weights:
         from loss.dice_loss import CEDiceLoss
 
-        ce_weight, dice_weight = weights[opt.loss_type]
+        ce_weight, dice_weight = weights[name]
         return CEDiceLoss(opt.n_classes, ce_weight=ce_weight, dice_weight=dice_weight)
-    raise NotImplementedError(f"{opt.loss_type} is named in LOSS_TYPES, but build_criterion has no branch for it.")
+    raise NotImplementedError(f"{name} is named in LOSS_TYPES, but build_loss has no branch for it.")

@@ -11,17 +11,19 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import utils.options
+from eval_gan import EvaluatorGAN
 from eval_seg_on_carvana import EvaluatorSeg
 from eval_vanilla import EvaluatorVanilla
 from tests.torture import fuzz_options, malformed
 from tests.torture.malformed import BASE, KINDS, Example, as_text, right_options
+from trainer_gan import TrainerGAN
 from trainer_seg_on_carvana import TrainerSeg
 from trainer_vanilla import TrainerVanilla
 from utils.options import OptionParser, as_flags, saved_options
 
 TASKS = {
-    "trainer_vanilla": TrainerVanilla, "trainer_seg_on_carvana": TrainerSeg, "eval_vanilla": EvaluatorVanilla,
-    "eval_seg_on_carvana": EvaluatorSeg,
+    "trainer_vanilla": TrainerVanilla, "trainer_seg_on_carvana": TrainerSeg, "trainer_gan": TrainerGAN,
+    "eval_vanilla": EvaluatorVanilla, "eval_seg_on_carvana": EvaluatorSeg, "eval_gan": EvaluatorGAN,
 }  # fmt: skip
 STABLE = settings(
     max_examples=40, derandomize=True, database=None, deadline=None, suppress_health_check=list(HealthCheck)

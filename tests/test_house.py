@@ -14,8 +14,10 @@ from pathlib import Path
 import pytest
 
 from data.data_entry import DATA_TYPES
+from eval_gan import EvaluatorGAN
 from eval_seg_on_carvana import EvaluatorSeg
 from eval_vanilla import EvaluatorVanilla
+from trainer_gan import TrainerGAN
 from trainer_seg_on_carvana import TrainerSeg
 from trainer_vanilla import TrainerVanilla
 from utils.options import OptionParser
@@ -27,9 +29,9 @@ FLOORS = (  # an import goes to a lower floor, or to a neighbour on the same one
     {"eval"}, {"trainer"}, {"tasks"}, {"examples", "benchmarks"},
 )  # fmt: skip
 OUTSIDE = {"tests", "docs", "benchmarks"}  # not counted as runtime code
-HEAVY = {"matplotlib", "torchvision", "tensorboard", "tqdm", "yaml", "wandb", "optuna", "lightning", "webdataset"}
+HEAVY = {"matplotlib", "torchvision", "tensorboard", "tqdm", "yaml", "wandb", "optuna", "lightning", "webdataset", "timm"}
 DISTRIBUTIONS = {"PIL": "pillow", "yaml": "PyYAML"}  # imported by another name than installed
-OPTIONAL = {"wandb", "optuna", "lightning", "webdataset"}
+OPTIONAL = {"wandb", "optuna", "lightning", "webdataset", "timm"}
 
 
 def python_files() -> list[Path]:
@@ -107,7 +109,7 @@ def test_an_import_upward_and_a_circle_would_be_seen():
 
 def test_heavy_packages_are_imported_where_they_are_used():
     # data.make_carvana_like and data.make_sample are programs of their own.
-    needed = {"trainer_vanilla", "trainer_seg_on_carvana", "eval_vanilla", "eval_seg_on_carvana"}
+    needed = {f"{kind}_{task}" for kind in ("trainer", "eval") for task in ("vanilla", "seg_on_carvana", "gan")}
     at_start = graph({name: TREES[path] for name, path in MODULES.items() if name in HOUSE}, only_top=True)
     needed |= {module for program in needed for module in reachable(at_start, program)}
     found = {name: {module.split(".")[0] for module in imports(TREES[MODULES[name]], only_top=True)} for name in needed}
@@ -272,7 +274,10 @@ def options_of(program: type, monkeypatch) -> set[str]:
     return set(parsers[-1].known)
 
 
-@pytest.mark.parametrize("program", [TrainerVanilla, TrainerSeg, EvaluatorVanilla, EvaluatorSeg])
+PROGRAMS = [TrainerVanilla, TrainerSeg, TrainerGAN, EvaluatorVanilla, EvaluatorSeg, EvaluatorGAN]
+
+
+@pytest.mark.parametrize("program", PROGRAMS)
 def test_no_option_is_parsed_and_then_ignored(program, monkeypatch):
     options = options_of(program, monkeypatch)
     assert {"seed", "data_type", "model_path"} <= options
@@ -287,7 +292,8 @@ def test_an_option_that_nobody_reads_would_be_seen():
 
 
 def test_every_kind_of_data_has_a_task():
-    assert set(DATA_TYPES.values()) == {EvaluatorVanilla.task, EvaluatorSeg.task}
+    tasks = {task for tasks in DATA_TYPES.values() for task in tasks}
+    assert tasks == {EvaluatorVanilla.task, EvaluatorSeg.task, EvaluatorGAN.task}
 
 
 # ---- the commands of README.md ---------------------------------------------------------------------------------------
@@ -298,6 +304,9 @@ LESS_TO_DO = {
     "data.make_shards": "--samples_per_shard 6 --train_val_sample_rate 1 --test_sample_rate 4",
     "trainer_seg_on_carvana.py": "--debug --width 4 --patch_size 32 --train_val_sample_rate 1 --test_sample_rate 4",
     "trainer_vanilla.py": "--debug",
+    "trainer_gan.py": "--debug",
+    "examples.sam": "--debug",
+    "examples.lbfgs": "--debug",
     "examples.plain_loop": "--n_epoch 1",
     "examples.demo": "--n_epoch 1",
     "examples.own_task": "--debug",
@@ -334,7 +343,8 @@ def test_commands_are_found_and_skipped():
     assert [" ".join(command.split()) for command in commands_of("\n" + text)] == ["python a.py --x 1", "python -m c"]
 
 
-PAGES = [("README.md", 5), ("docs/shards.md", 4), ("docs/distributed.md", 4), ("docs/finetuning.md", 9)]
+PAGES = [("README.md", 5), ("docs/shards.md", 4), ("docs/distributed.md", 4), ("docs/finetuning.md", 9),
+         ("docs/own_step.md", 2)]
 
 
 @pytest.mark.parametrize(("page", "least"), PAGES)

@@ -11,12 +11,12 @@ MODES = ("max", "min")
 def direction(monitor: str, mode: str = "auto") -> str:
     """Return "min" or "max": `mode`, or for "auto" what its name says of the metric: only of a loss is less better.
 
-    >>> direction("loss"), direction("accuracy"), direction("loss", "max")
-    ('min', 'max', 'max')
+    >>> direction("loss"), direction("loss_dice"), direction("accuracy"), direction("loss", "max")
+    ('min', 'min', 'max', 'max')
     """
     if mode != "auto":
         return mode
-    return "min" if monitor.endswith("loss") else "max"
+    return "min" if monitor.endswith("loss") or monitor.rpartition("/")[2].startswith("loss") else "max"
 
 
 class EarlyStopper:

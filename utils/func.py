@@ -1,28 +1,36 @@
 """Small functions on batches, modules and files."""
 
-from collections.abc import Callable, Iterator, Mapping
+import contextlib
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 
-def map_tensors(function: Callable[[Tensor], Any], batch: Any) -> Any:
-    """Return the batch with `function(tensor)` in the place of every tensor of its tuples, lists and dictionaries."""
-    if isinstance(batch, Tensor):
-        return function(batch)
-    if isinstance(batch, Mapping):
-        return {key: map_tensors(function, value) for key, value in batch.items()}
-    if isinstance(batch, tuple | list):
-        mapped = [map_tensors(function, value) for value in batch]
-        # A named tuple takes its fields one by one, the others take one list.
-        return type(batch)(*mapped) if hasattr(batch, "_fields") else type(batch)(mapped)
-    return batch
-
-
 def cut(batch: Any, begin: int, end: int) -> Any:
-    """The samples from `begin` to `end` of a collated batch, in the same memory."""
-    return map_tensors(lambda tensor: tensor[begin:end] if tensor.ndim else tensor, batch)
+    """The samples from `begin` to `end` of a collated batch, in the same memory.
+
+    Every tensor is cut along its first dimension. Of what has no tensor in it, a list with an entry for each sample,
+    such as their names, is cut, too; anything else belongs to the batch as a whole.
+
+    >>> cut({"inputs": {"image": torch.arange(3)}, "name": ["a", "b", "c"], "kind": "car"}, 1, 3)
+    {'inputs': {'image': tensor([1, 2])}, 'name': ['b', 'c'], 'kind': 'car'}
+    """
+
+    def part_of(part: Any) -> Any:
+        if isinstance(part, Tensor):
+            return part[begin:end] if part.ndim else part
+        if isinstance(part, Mapping):
+            return {key: part_of(value) for key, value in part.items()}
+        if isinstance(part, tuple | list):
+            if next(iterate_tensors(part), None) is None and len(part) == count_samples(batch):
+                return part[begin:end]
+            mapped = [part_of(value) for value in part]
+            return type(part)(*mapped) if hasattr(part, "_fields") else type(part)(mapped)
+        return part
+
+    return part_of(batch)
 
 
 def move_to(batch: Any, device: torch.device | str, non_blocking: bool = False) -> Any:
@@ -123,3 +131,16 @@ def layer_table(module: nn.Module, max_rows: int = 40) -> str:
     total, trainable = count_parameters(module)
     lines.append(f"total {total:,} parameters, {trainable:,} trainable")
     return "\n".join(lines)
+
+
+@contextlib.contextmanager
+def frozen(module: nn.Module) -> Iterator[nn.Module]:
+    """In the block, what the module computes has no gradient with regard to its parameters, only to what goes in."""
+    trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    for parameter in trained:
+        parameter.requires_grad_(False)
+    try:
+        yield module
+    finally:
+        for parameter in trained:
+            parameter.requires_grad_()

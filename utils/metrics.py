@@ -199,6 +199,27 @@ class PrecisionRecallF1(ConfusionMatrix):
         return {"precision": precision.mean().item(), "recall": recall.mean().item(), "f1": f1.mean().item()}
 
 
+class Precision(PrecisionRecallF1):
+    """The macro precision alone, see `PrecisionRecallF1`."""
+
+    def compute(self) -> float:
+        return super().compute()["precision"]
+
+
+class Recall(PrecisionRecallF1):
+    """The macro recall alone, see `PrecisionRecallF1`."""
+
+    def compute(self) -> float:
+        return super().compute()["recall"]
+
+
+class F1(PrecisionRecallF1):
+    """The macro F1 alone, see `PrecisionRecallF1`."""
+
+    def compute(self) -> float:
+        return super().compute()["f1"]
+
+
 class Overlap(Meter):
     """The base of `Dice` and `IoU`: counts the pixels of each foreground class in each image.
 

@@ -4,6 +4,8 @@ import contextlib
 
 import torch
 
+from utils.errors import UserError
+
 DTYPES = {"no": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -22,6 +24,7 @@ class Precision:
         self.dtype = DTYPES[amp]
         self.device_type = torch.device(device).type
         self.scaler = torch.amp.GradScaler(self.device_type, enabled=amp == "fp16")
+        self._stepped: set[int] = set()  # the optimizers that have stepped in the update under way
 
     def autocast(self) -> contextlib.AbstractContextManager:
         if self.dtype is None:
@@ -42,17 +45,29 @@ class Precision:
         return self.scaler.get_scale()
 
     def unscale(self, optimizer: torch.optim.Optimizer) -> None:
-        """Bring the gradients back to their true size, for clipping and logging."""
+        """Bring the gradients back to their true size, for clipping and logging.
+
+        Raises:
+            UserError: at the second step of one optimizer in an update, since all of them share one scale, which is
+                settled once per update.
+        """
         if self.scaler.is_enabled():
+            if id(optimizer) in self._stepped:
+                raise UserError(
+                    f"--amp fp16 scales for one step of an optimizer in an update, and this train_step steps "
+                    f"{type(optimizer).__name__} twice. Give --amp bf16, or no."
+                )
             self.scaler.unscale_(optimizer)
 
     def step(self, optimizer: torch.optim.Optimizer) -> None:
         """Step, unless scaled gradients overflowed: then the scale shrinks and the weights stay."""
         self.scaler.step(optimizer)
+        self._stepped.add(id(optimizer))
 
     def finish_update(self) -> None:
         """Let the scale adapt, once per update, after the last optimizer stepped."""
         self.scaler.update()
+        self._stepped.clear()
 
     def state_dict(self) -> dict:
         return self.scaler.state_dict()

@@ -5,7 +5,7 @@ import warnings
 from collections.abc import Mapping
 from typing import Any
 
-from utils.errors import UserError
+from utils.errors import UserError, nearest
 
 
 def scalars(meters: Mapping[str, Any]) -> dict[str, float]:
@@ -49,7 +49,7 @@ def format_results(
 
 
 # Another value of these does not make another score.
-HARMLESS = ("model_path", "gpu_devices", "proj_name", "data_dir", "num_workers", "eval_batch_size", "seed")
+HARMLESS = ("model_path", "gpu_devices", "proj_name", "data_dir", "num_workers", "eval_batch_size", "seed", "metrics")
 
 
 def compare_with_stored(
@@ -90,4 +90,4 @@ def compare_with_stored(
 def check_monitor(name: str, meters: Mapping[str, Any]) -> None:
     """Raise UserError when `name` is none of the scalars that these meters give."""
     if name not in (names := scalar_names(meters)):
-        raise UserError(f"--monitor {name!r} is none of the metrics: {', '.join(names)}.")
+        raise UserError(f"--monitor {name!r} is none of the metrics{nearest(name, names)}: {', '.join(names)}.")

@@ -18,6 +18,7 @@ ALIKE = ((float, int, bool), (list, tuple), (dict,), (Tensor,))  # types of whic
 PLAIN = {type(None), bool, int, float, str, torch.Tensor, torch.nn.Parameter}
 # What a run was launched with, what watches it, and what the clock said do not decide how its training goes on.
 KERNELS = ("fused", "foreach", "capturable")  # settings of an optimizer that change how, not what, it computes
+HISTORY = ("old_dirs", "old_stps", "ro")  # of L-BFGS
 NOT_THE_RUN = ("seconds", "options", "callbacks", "format")
 
 
@@ -155,7 +156,13 @@ def faults_of_optimizer(optimizer: Optimizer, state: dict) -> Iterator[str]:
             yield f"group {number} is of the parameters {name!r}, here {own.get('name')!r}"
     numbers = [number for group in groups for number in group["params"]]
     parameters = dict(zip(numbers, (p for group in optimizer.param_groups for p in group["params"]), strict=False))
+    # L-BFGS keeps what belongs to all parameters together, in one line, with the first of them.
+    is_joint = isinstance(optimizer, torch.optim.LBFGS)
+    joint = torch.Size([sum(parameter.numel() for parameter in parameters.values())]) if is_joint else None
     for number, entry in entries.items():
+        if is_joint and isinstance(entry, dict) and len({len(entry.get(name) or ()) for name in HISTORY}) > 1:
+            yield f"the lists {', '.join(HISTORY)} of parameter {number} are not of one length"
+            return
         if number not in parameters:
             yield f"it has a state of parameter {number}, which is none of its own"
             return
@@ -164,7 +171,7 @@ def faults_of_optimizer(optimizer: Optimizer, state: dict) -> Iterator[str]:
                 yield f"{place or 'the state'} of parameter {number} is of type {type(value).__name__}"
             if not is_finite(value):
                 yield f"{place} of parameter {number} holds infinite values or NaN"
-            if torch.is_tensor(value) and not is_fit(value.shape, parameters[number].shape):
+            if torch.is_tensor(value) and value.shape != joint and not is_fit(value.shape, parameters[number].shape):
                 yield f"{place} of parameter {number} is {tuple(value.shape)}, not {tuple(parameters[number].shape)}"
 
 

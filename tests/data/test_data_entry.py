@@ -51,6 +51,7 @@ class RandomCars(Cars):
 def test_names_fit_the_task():
     classification, segmentation = data_types("classification"), data_types("segmentation")
     assert sorted(classification + segmentation) == sorted(DATA_TYPES) == sorted(data_types(None))
+    assert data_types("generation") == classification and data_types("gener") == []
 
 
 def test_sample_of_the_repository_has_three_disjoint_parts():

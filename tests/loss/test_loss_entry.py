@@ -1,15 +1,18 @@
 """Every loss that can be named is built, and is a mean over samples."""
 
-from argparse import Namespace
+from argparse import ArgumentTypeError, Namespace
 
 import pytest
 import torch
 from torch import nn
 
-from loss.loss_entry import LOSS_TYPES, build_criterion, loss_types
+from loss.loss_entry import LOSS_TYPES, build_criterion, loss_term, loss_types
+from loss.weighted_sum import WeightedSum, last_terms
+from utils.errors import UserError
+from utils.options import one_of
 
 
-def build(loss_type: str, n_classes: int, label_smoothing: float = 0.0) -> nn.Module:
+def build(loss_type: str | list[str], n_classes: int, label_smoothing: float = 0.0) -> nn.Module:
     return build_criterion(Namespace(loss_type=loss_type, n_classes=n_classes, label_smoothing=label_smoothing))
 
 
@@ -21,8 +24,8 @@ def test_label_smoothing_spreads_a_share_evenly():
 
 
 def test_names_fit_the_task():
-    classification, segmentation = loss_types("classification"), loss_types("segmentation")
-    assert sorted(classification + segmentation) == sorted(LOSS_TYPES) == sorted(loss_types(None))
+    of_tasks = [name for task in NUM_CLASSES for name in loss_types(task)]
+    assert sorted(of_tasks) == sorted(LOSS_TYPES) == sorted(loss_types(None))
 
 
 def batch(loss_type: str, n_classes: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -30,10 +33,12 @@ def batch(loss_type: str, n_classes: int) -> tuple[torch.Tensor, torch.Tensor]:
     torch.manual_seed(0)
     if LOSS_TYPES[loss_type] == "classification":
         return torch.randn(5, 10, requires_grad=True), torch.randint(10, (5,))
+    if LOSS_TYPES[loss_type] == "generation":
+        return torch.randn(5, requires_grad=True), torch.randint(2, (5,)).float()
     return torch.randn(5, n_classes, 6, 7, requires_grad=True), torch.randint(2, (5, 6, 7))
 
 
-NUM_CLASSES = {"classification": (10,), "segmentation": (1, 2)}
+NUM_CLASSES = {"classification": (10,), "segmentation": (1, 2), "generation": (10,)}
 CASES = [(name, n_classes) for name, task in LOSS_TYPES.items() for n_classes in NUM_CLASSES[task]]
 
 
@@ -66,3 +71,43 @@ def test_pixel_cross_entropy_is_that_of_torch():
     logits, targets = batch("PixelCE", 1)
     expected = nn.functional.binary_cross_entropy_with_logits(logits[:, 0], targets.float())
     torch.testing.assert_close(build("PixelCE", 1)(logits, targets), expected)
+
+
+def test_focal_and_brier_losses_are_their_formulas():
+    logits, labels = batch("Focal", 10)
+    p = logits.softmax(dim=1)  # (N, C)
+    of_label = p.gather(1, labels[:, None])[:, 0]
+    torch.testing.assert_close(build("Focal", 10)(logits, labels), -((1 - of_label) ** 2 * of_label.log()).mean())
+    truth = nn.functional.one_hot(labels, 10)
+    torch.testing.assert_close(build("Brier", 10)(logits, labels), ((p - truth) ** 2).sum(dim=1).mean())
+
+
+# ---- several losses --------------------------------------------------------------------------------------------------
+def test_a_weighted_sum_is_the_sum_and_tells_its_terms():
+    logits, masks = batch("Dice", 2)
+    both = build(["PixelCE", "Dice:0.5"], 2)
+    cross_entropy, dice = build("PixelCE", 2)(logits, masks), build("Dice", 2)(logits, masks)
+    torch.testing.assert_close(both(logits, masks), cross_entropy + 0.5 * dice)
+    assert last_terms(both) == {"loss_pixelce": cross_entropy, "loss_dice": dice}
+    assert not any(term.requires_grad for term in last_terms(both).values())
+    assert torch.equal(last_terms(both, 0.25)["loss_dice"], dice.detach() * 0.25)
+
+
+def test_one_loss_stays_what_it_is_and_with_a_weight_becomes_a_sum():
+    assert type(build("CE", 10)) is nn.CrossEntropyLoss and last_terms(build("CE", 10)) == {}
+    assert isinstance(build("CE:2", 10), WeightedSum)
+    with pytest.raises(UserError, match="names CE twice"):
+        build(["CE", "CE:0.5"], 10)
+
+
+@pytest.mark.parametrize(
+    ("text", "stored"), [("CE", "CE"), ("CE:0.50", "CE:0.5"), ("CE:1e-3", "CE:0.001"), ("a:CE:2", "a:CE:2.0")]
+)
+def test_a_term_is_a_name_with_or_without_a_weight(text, stored):
+    assert loss_term(str)(text) == stored and loss_term(str)(stored) == stored
+
+
+@pytest.mark.parametrize("text", ["CE:0", "CE:-1", "CE:nan", "CE:inf", "CE:", ":1", "1", "CE:x", "C E:1"])
+def test_a_term_that_cannot_be_is_refused(text):
+    with pytest.raises(ArgumentTypeError):
+        loss_term(one_of(("CE", "Dice")))(text)

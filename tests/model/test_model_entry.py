@@ -5,7 +5,7 @@ from argparse import Namespace
 import pytest
 import torch
 
-from model.model_entry import MODEL_TYPES, NETWORK_OPTIONS, build_networks, model_types
+from model.model_entry import MODEL_TYPES, NETWORK_OPTIONS, build_judge, build_networks, model_types
 from utils.errors import UserError
 
 
@@ -15,12 +15,13 @@ def options(**given) -> Namespace:
 
 
 def test_names_fit_the_task():
-    classification, segmentation = model_types("classification"), model_types("segmentation")
-    assert sorted(classification + segmentation) == sorted(MODEL_TYPES) == sorted(model_types(None))
+    of_tasks = [name for task in ("classification", "segmentation", "generation") for name in model_types(task)]
+    assert sorted(of_tasks) == sorted(MODEL_TYPES) == sorted(model_types(None))
 
 
-def test_classifier():
-    (network,) = build_networks(Namespace(model_type="Vanilla", n_channels=1, n_classes=10)).values()
+@pytest.mark.parametrize("model_type", [*model_types("classification"), "torchvision:resnet18"])
+def test_classifier(model_type):
+    (network,) = build_networks(Namespace(model_type=model_type, n_channels=1, n_classes=10)).values()
     assert network(torch.zeros(2, 1, 28, 28)).shape == (2, 10)
 
 
@@ -33,6 +34,28 @@ def test_segmentation_network(model_type, up, n_classes):
     assert networks["model"].eval()(torch.zeros(1, 3, 32, 32)).shape == (1, n_classes, 32, 32)
 
 
+def gan(**given) -> dict[str, torch.nn.Module]:
+    usual = {"model_type": "DCGAN", "n_channels": 1, "width": 4, "latent": 8, "batch_norm": True, "n_classes": 10}
+    return build_networks(Namespace(**{**usual, **given}))
+
+
+def test_options_decide_the_weights_of_a_gan():
+    def shapes(**given):
+        return {f"{n}.{k}": v.shape for n, net in gan(**given).items() for k, v in net.state_dict().items()}
+
+    assert list(gan()) == ["generator", "discriminator"]
+    others = {"n_channels": 3, "width": 8, "latent": 9, "batch_norm": False}
+    assert all(shapes(**{name: value}) != shapes() for name, value in others.items())
+    assert {"model_type", "judge_type", "n_classes", *others} < set(NETWORK_OPTIONS)
+
+
+@pytest.mark.parametrize("judge_type", ["LeNet", "Vanilla"])
+def test_a_judge_does_not_learn(judge_type):
+    judge = build_judge(Namespace(judge_type=judge_type, n_channels=1, n_classes=3))
+    assert judge(torch.zeros(2, 1, 28, 28)).shape == (2, 3)
+    assert not any(parameter.requires_grad for parameter in judge.parameters())
+
+
 def test_options_decide_the_weights():
     def shapes(**given):
         (network,) = build_networks(options(model_type="UNetpp", **given)).values()
@@ -40,7 +63,8 @@ def test_options_decide_the_weights():
 
     usual = shapes()
     others = {"n_channels": 1, "n_classes": 3, "width": 8, "up": "transposed", "deep_supervision": True}
-    assert {"model_type", *others} == set(NETWORK_OPTIONS)  # those that an evaluation may not change
+    of_a_gan = {"latent", "batch_norm", "judge_type"}
+    assert {"model_type", *others, *of_a_gan} == set(NETWORK_OPTIONS)  # those that an evaluation may not change
     assert all(shapes(**{name: value}) != usual for name, value in others.items())
 
 

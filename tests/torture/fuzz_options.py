@@ -29,10 +29,12 @@ import utils.configcmp
 import utils.plot_log
 from data.FashionMNIST import SAMPLE_DIR
 from eval import EvaluatorBase
+from eval_gan import EvaluatorGAN
 from eval_seg_on_carvana import EvaluatorSeg
 from eval_vanilla import EvaluatorVanilla
 from tests.torture.malformed import BASE, Example, any_wrong_example
 from trainer import TrainerBase
+from trainer_gan import TrainerGAN
 from trainer_seg_on_carvana import TrainerSeg
 from trainer_vanilla import TrainerVanilla
 from utils.checkpoint import load_checkpoint, save_checkpoint
@@ -41,13 +43,15 @@ from utils.options import run_main
 ROOT = Path(__file__).resolve().parent.parent.parent
 WHAT = "malformed command lines and option files: exit status 2, no traceback, nothing left behind"
 COUNT, QUICK = 2000, 150
-NOTE = "drawn by hypothesis, all different, for nine programs; 20 of them in processes of their own, too"
+NOTE = "drawn by hypothesis, all different, for eleven programs; 20 of them in processes of their own, too"
 SECONDS = 20  # what an example may take at most; most take milliseconds
 PROGRAMS: dict[str, Callable[[], int | None]] = {
     "trainer_vanilla": TrainerVanilla.main,
     "trainer_seg_on_carvana": TrainerSeg.main,
+    "trainer_gan": TrainerGAN.main,
     "eval_vanilla": EvaluatorVanilla.main,
     "eval_seg_on_carvana": EvaluatorSeg.main,
+    "eval_gan": EvaluatorGAN.main,
     "configcmp": utils.configcmp.main,
     "make_carvana_like": data.make_carvana_like.main,
     "make_sample": data.make_sample.main,
@@ -82,9 +86,12 @@ def scenery(directory: Path) -> None:
     with contextlib.chdir(directory), contextlib.redirect_stdout(io.StringIO()):
         run_quietly("trainer_vanilla", "--debug", "--seed", "0")
         run_quietly("trainer_seg_on_carvana", "--debug", "--seed", "0")
-    logging.disable(logging.NOTSET)
     for name, file in (("Vanilla", "vanilla.pth"), ("UNet", "seg.pth")):
         shutil.copy(next((directory / "runs").glob(f"*/{name}_best_ckpt.pth")), directory / file)
+    with contextlib.chdir(directory), contextlib.redirect_stdout(io.StringIO()):
+        run_quietly("trainer_gan", "--debug", "--seed", "0")  # the judge is vanilla.pth
+    logging.disable(logging.NOTSET)
+    shutil.copy(next((directory / "runs").glob("*/DCGAN_best_ckpt.pth")), directory / "gan.pth")
     shutil.copytree(next((directory / "runs").glob("*/Vanilla_best_ckpt.pth")).parent, directory / "curves")
     shutil.rmtree(directory / "runs")
     state = load_checkpoint(directory / "vanilla.pth")

@@ -33,6 +33,7 @@ class Number:
 @dataclass(frozen=True)
 class Choice:
     names: tuple[str, ...]
+    is_list: bool = False  # one or more of them, separated by commas
 
 
 @dataclass(frozen=True)
@@ -96,14 +97,16 @@ TRAIN = {
     "requeue": BOOL, "nan_policy": Choice(("stop", "skip")), "max_skips": COUNT, "freeze": PATTERN,
     "train_only": PATTERN, "param_lr": RATE, "no_decay": PATTERN, "ema": Number(low=0, high=0.999999),
     "swa_start": Number(True, low=1, high=10**6),
+    "init": Choice(("default", "kaiming", "xavier", "orthogonal", "normal")),
 }  # fmt: skip
 TEST = {
     "proj_name": NAME, "split": Choice(("test", "val", "train")), "save_path": PATH, "viz": BOOL, "allow_seen": BOOL,
     "use_average": BOOL,
 }  # fmt: skip
 VANILLA = {
-    "data_type": Choice(("FashionMNISTSample", "FashionMNIST")), "model_type": Choice(("Vanilla",)),
-    "loss_type": Choice(("CE",)), "label_smoothing": SHARE,
+    "data_type": Choice(("FashionMNISTSample", "FashionMNIST")), "model_type": Choice(("Vanilla", "LeNet", "ResNet18")),
+    "loss_type": Choice(("CE", "Focal", "Brier")), "label_smoothing": SHARE,
+    "metrics": Choice(("accuracy", "precision", "recall", "f1"), is_list=True),
 }  # fmt: skip
 SEG = {
     "data_type": Choice(("Carvana", "CarvanaShards")), "model_type": Choice(("UNet", "UNetpp")),
@@ -111,12 +114,20 @@ SEG = {
     "patch_size": Number(True, low=16, high=2**15), "width": Number(True, low=1, high=4096),
     "mode": Choice(("direct", "padding")), "up": Choice(("bilinear", "transposed")), "cache": BOOL, "cache_dir": PATH,
     "shard_cache_dir": PATH, "shard_cache_gb": Number(above=0, high=1e6),
+    "metrics": Choice(("dice", "iou", "mean_image_dice"), is_list=True),
+}  # fmt: skip
+GAN = {
+    "data_type": Choice(("FashionMNISTSample", "FashionMNIST")), "model_type": Choice(("DCGAN",)),
+    "loss_type": Choice(("BCE", "LeastSquares")), "latent": Number(True, low=1, high=4096),
+    "width": Number(True, low=1, high=4096), "batch_norm": BOOL, "judge_type": Choice(("LeNet", "Vanilla")),
 }  # fmt: skip
 KINDS = {
     "trainer_vanilla": {**SHARED, **TRAIN, **VANILLA},
     "trainer_seg_on_carvana": {**SHARED, **TRAIN, **SEG, "augment": BOOL, "shuffle_shards": Number(True, 1, 10**6)},
+    "trainer_gan": {**SHARED, **TRAIN, **GAN, "beta1": Number(low=0, high=0.9999), "judge": PATH},
     "eval_vanilla": {**SHARED, **TEST, **VANILLA},
     "eval_seg_on_carvana": {**SHARED, **TEST, **SEG, "n_snap": WHOLE},
+    "eval_gan": {**SHARED, **TEST, **GAN},
     "configcmp": {},
     "make_carvana_like": {
         "data_dir": PATH, "cars": Number(True, low=1, high=100_000), "views": Number(True, low=1, high=99),
@@ -132,7 +143,7 @@ KINDS = {
 OF_THE_LAUNCH = {"resume": PATH, "replay": PATH, "trace": PATH, "verify_resume": COUNT, "kill_at": WHOLE,
                  "profile": Number(True, low=1, high=1000)}  # fmt: skip
 NEVER_NULL = ("gpu_devices", "amp", "val_split", "compile", "debug", "split_seed", "proj_name")
-TASKS = ("trainer_vanilla", "trainer_seg_on_carvana", "eval_vanilla", "eval_seg_on_carvana")
+TASKS = ("trainer_vanilla", "trainer_seg_on_carvana", "trainer_gan", "eval_vanilla", "eval_seg_on_carvana", "eval_gan")
 
 # The places that a command line can name; `fuzz_options.scenery` makes them, and they are where a program starts.
 BASE = {
@@ -142,7 +153,12 @@ BASE = {
         "--output_dir", "runs",
         "--train_val_sample_rate", "1", "--test_sample_rate", "4", "--val_split", "4", "--num_workers", "0",
     ),
+    "trainer_gan": (
+        "--gpu_devices", "cpu", "--train_val_sample_rate", "60", "--output_dir", "runs", "--width", "2",
+        "--judge_type", "Vanilla", "--judge", "vanilla.pth",
+    ),
     "eval_vanilla": ("--model_path", "vanilla.pth", "--save_path", "test", "--gpu_devices", "cpu"),
+    "eval_gan": ("--model_path", "gan.pth", "--save_path", "test", "--gpu_devices", "cpu"),
     "eval_seg_on_carvana": ("--no-cache", "--model_path", "seg.pth", "--save_path", "test", "--gpu_devices", "cpu"),
     "configcmp": ("good.json", "good.json"),
     "make_carvana_like": ("--data_dir", "new", "--cars", "1", "--views", "1", "--size", "64x48"),
@@ -214,6 +230,8 @@ def wrong_texts(kind) -> st.SearchStrategy[str]:
         near = [text for name in kind.names for text in (name + "x", name[:-1], name + " ", f"{name},{name}",
         name[::-1])]
         drawn = st.one_of(st.sampled_from((*near, "", "None", "../x", "\n", "0")), any_text)
+        if kind.is_list:
+            drawn = drawn.filter(lambda text: {part.strip(" ") for part in text.split(",")} - {*kind.names, ""})
         return drawn.filter(lambda text: text not in (*kind.names, "True", "False"))  # of --parallel
     if isinstance(kind, Number):
         texts = st.one_of(not_numbers(kind), out_of_range(kind))
@@ -245,7 +263,8 @@ def right_values(kind) -> st.SearchStrategy:
     if kind == BOOL:
         return st.booleans()
     if isinstance(kind, Choice):
-        return st.sampled_from(kind.names)
+        one = st.sampled_from(kind.names)
+        return st.lists(one, min_size=1, max_size=3) if kind.is_list else one
     if isinstance(kind, Text):
         text = st.sampled_from(kind.good)
         return st.lists(text, min_size=1, max_size=1) if kind.is_list else text
@@ -355,7 +374,15 @@ CONTRADICTIONS = {
         ("--config", "/dev/zero"), ("--config", "fifo"),
         ("--config", "nowhere.json"), ("--config", "empty"), ("--config", "taken"), ("--config", "loop"),
         ("--config", "rubbish.pth"), ("--config", "x" * 300), ("--config", "a\nb"), ("--config", "\x00"),
-        ("--config", "/dev/null"), ("--config", "\udcff"),
+        ("--config", "/dev/null"), ("--config", "\udcff"), ("--metrics", "acuracy"), ("--metrics", "top11"),
+        ("--metrics", "f1"), ("--loss_type", "CE", "CE:0.5"), ("--loss_type", "CE:0"), ("--loss_type", "CE", "Dice"),
+        ("--loss_type", "CE:nan"), ("--model_type", "torchvision:resnet19"), ("--model_type", "torchvision:alexnet"),
+        ("--model_type", "timm:"), ("--monitor", "loss_ce"),
+    ),
+    "trainer_gan": (
+        ("--judge", "nowhere"), ("--judge", "seg.pth"), ("--judge_type", "LeNet"), ("--judge", "bare.pth"),
+        ("--monitor", "accuracy"), ("--n_channels", "3"), ("--model_type", "LeNet"), ("--loss_type", "CE"),
+        ("--metrics", "f1"), ("--resume", "vanilla.pth"), ("--resume", "gan.pth", "--latent", "3"),
     ),
     "trainer_seg_on_carvana": (
         ("--data_dir", "nowhere"), ("--data_dir", "taken"), ("--data_dir", "empty"), ("--data_dir", "loop"),
@@ -376,6 +403,10 @@ CONTRADICTIONS = {
         ("--model_path", "vanilla.pth"), ("--data_dir", "nowhere"), ("--width", "3"),
         ("--data_dir", "empty"), ("--save_path", "taken"), ("--up", "transposed"), ("--n_channels", "1"),
         ("--model_type", "UNetpp"), ("--augment",), ("--gpu_devices", "1,1"), ("--label_smoothing", "0.1"),
+    ),
+    "eval_gan": (
+        ("--model_path", "vanilla.pth"), ("--latent", "3"), ("--judge_type", "LeNet"), ("--no-batch_norm",),
+        ("--judge", "vanilla.pth"), ("--save_path", "taken"),
     ),
     "configcmp": (
         (), ("good.json",), ("good.json", "nowhere"), ("good.json", "empty"), ("rubbish.pth", "good.json"),

@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn.utils.rnn import pack_sequence
 
 from utils import func
-from utils.func import count_parameters, count_samples, layer_table, move_to
+from utils.func import count_parameters, count_samples, cut, frozen, layer_table, move_to
 
 Pair = namedtuple("Pair", ["image", "name"])
 
@@ -92,3 +92,24 @@ def test_layer_table_stops_at_max_rows_and_says_so():
 
 def test_examples_in_the_docstrings():
     assert doctest.testmod(func).failed == 0
+
+
+def test_cut_takes_the_entries_of_samples_and_leaves_what_belongs_to_the_batch():
+    batch = {"x": {"image": torch.arange(6).reshape(3, 2)}, "name": ["a", "b", "c"], "pair": ("u", "v"), "n": 3,
+             "one": torch.tensor(7), "both": [torch.arange(3), torch.arange(3)], "numbers": (1, 2, 3)}  # fmt: skip
+    part = cut(batch, 1, 2)
+    assert part["x"]["image"].tolist() == [[2, 3]] and part["name"] == ["b"] and part["numbers"] == (2,)
+    assert part["pair"] == ("u", "v") and part["n"] == 3 and part["one"] == 7
+    assert [tensor.tolist() for tensor in part["both"]] == [[1], [1]]
+
+
+def test_a_frozen_module_passes_gradients_on_and_takes_none():
+    module, images = torch.nn.Linear(2, 1), torch.ones(1, 2, requires_grad=True)
+    module.bias.requires_grad_(False)
+    with frozen(module) as same:
+        same(images).sum().backward()
+    assert images.grad is not None and module.weight.grad is None
+    assert module.weight.requires_grad and not module.bias.requires_grad
+    with pytest.raises(KeyError), frozen(module):
+        raise KeyError
+    assert module.weight.requires_grad

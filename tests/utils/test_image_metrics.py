@@ -9,7 +9,7 @@ from torchmetrics.image import PeakSignalNoiseRatio, StructuralSimilarityIndexMe
 
 import utils.image_metrics
 from utils.errors import UserError
-from utils.image_metrics import PSNR, SSIM
+from utils.image_metrics import PSNR, SSIM, ClassifierScore
 
 
 @pytest.fixture(autouse=True)
@@ -100,3 +100,39 @@ def test_image_metrics_keep_their_precision_under_autocast(build):
 @pytest.mark.parametrize("build", [PSNR, SSIM])
 def test_nothing_seen_is_nan(build):
     assert math.isnan(build().compute())
+
+
+# ---- a classifier's score --------------------------------------------------------------------------------------------
+def test_classifier_score_is_the_formula():
+    logits = torch.randn(50, 4) * 3
+    meter = ClassifierScore(4, threshold=0.8)
+    for part in logits.split(7):
+        meter.update(part)
+    p = logits.double().softmax(dim=1)
+    divergence = (p * (p / p.mean(dim=0)).log()).sum(dim=1)
+    shares = p.argmax(dim=1).bincount(minlength=4) / 50
+    found = meter.compute()
+    assert found["score"] == pytest.approx(divergence.mean().exp().item(), rel=1e-6)
+    assert found["confident"] == pytest.approx((p.amax(dim=1) >= 0.8).double().mean().item())
+    assert found["diversity"] == pytest.approx(-(shares * shares.log()).sum().item() / math.log(4), rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("logits", "expected"),
+    [
+        (1000 * torch.eye(5), (5, 1, 1)),  # sure, and all classes
+        (1000 * torch.eye(5)[[2] * 8], (1, 1, 0)),  # sure of one class
+        (torch.zeros(8, 5), (1, 0, 0)),  # never sure
+    ],
+)  # fmt: skip
+def test_classifier_score_at_its_ends(logits, expected):
+    meter = ClassifierScore(5)
+    meter.update(logits)
+    assert tuple(meter.compute().values()) == pytest.approx(expected)
+
+
+def test_classifier_score_of_nothing_and_of_wrong_arguments():
+    assert all(math.isnan(ClassifierScore(3).compute()[name]) for name in ("score", "confident", "diversity"))
+    for arguments in ((1,), (3, 1.5)):
+        with pytest.raises(UserError):
+            ClassifierScore(*arguments)

@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 
+from utils.errors import UserError
 from utils.precision import Precision
 
 
@@ -73,3 +74,25 @@ def test_scale_is_saved_and_ignored_where_nothing_is_scaled():
     assert other.state_dict() == {}
     resumed.load_state_dict(other.state_dict())
     assert resumed.scaler.get_scale() == precision.scaler.get_scale()
+
+
+def test_a_second_step_of_an_optimizer_is_refused_where_the_scale_is_settled_once_per_update():
+    network, optimizers = torch.nn.Linear(2, 1), []
+    for _ in range(2):
+        optimizers.append(torch.optim.SGD(network.parameters(), lr=0.1))
+
+    def step(precision, optimizer):
+        precision.backward(network(torch.ones(1, 2)).sum())
+        precision.unscale(optimizer)
+        precision.step(optimizer)
+
+    scaled, plain = Precision("fp16"), Precision("no")
+    for _ in range(2):  # updates
+        for optimizer in optimizers:
+            step(scaled, optimizer)
+        scaled.finish_update()
+    step(scaled, optimizers[0])
+    with pytest.raises(UserError, match="steps SGD twice"):
+        step(scaled, optimizers[0])
+    for _ in range(2):
+        step(plain, optimizers[0])

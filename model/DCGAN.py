@@ -1,0 +1,90 @@
+"""A generator of small images and the discriminator that it learns from: DCGAN.
+
+Radford, Metz and Chintala, "Unsupervised Representation Learning with Deep Convolutional Generative Adversarial
+Networks", ICLR 2016, with two steps of a factor two instead of four, since the images are small. Images are 0 to 1
+outside of the networks, and -1 to 1 inside, as in the paper.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from utils.errors import UserError
+
+SPREAD = 0.02  # standard deviation of the weights at the start, section 4 of the paper
+
+
+def draw_noise(count: int, latent: int, seed: int) -> Tensor:
+    """Return `count` noise vectors (count, latent), which the seed alone decides; the global generators stay.
+
+    >>> torch.equal(draw_noise(3, 8, seed=0), draw_noise(3, 8, seed=0))
+    True
+    """
+    return torch.randn(count, latent, generator=torch.Generator().manual_seed(seed))
+
+
+def normalization(channels: int, batch_norm: bool) -> list[nn.Module]:
+    return [nn.BatchNorm2d(channels)] if batch_norm else []
+
+
+def start_small(module: nn.Module) -> None:
+    """Draw the weights as the paper does: convolutions around 0, the factors of batch normalization around 1."""
+    if isinstance(module, nn.Conv2d | nn.ConvTranspose2d | nn.BatchNorm2d):
+        nn.init.normal_(module.weight, 1.0 if isinstance(module, nn.BatchNorm2d) else 0.0, SPREAD)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
+
+
+class Generator(nn.Module):
+    """Makes images of noise: three transposed convolutions, which bring 1 x 1 to size / 4, size / 2 and size.
+
+    Args:
+        latent: numbers in a noise vector.
+        n_channels: channels of an image.
+        width: channels of the last hidden layer; the first one has twice as many.
+        size: height and width of an image, in pixels, a multiple of 4.
+        batch_norm: normalize the hidden layers over the batch, as the paper does.
+    """
+
+    def __init__(
+        self, latent: int = 64, n_channels: int = 1, width: int = 32, size: int = 28, batch_norm: bool = True
+    ):  # fmt: skip
+        super().__init__()
+        if size % 4:
+            raise UserError(f"DCGAN makes images whose size is a multiple of 4, not {size} x {size}.")
+        up = {"kernel_size": 4, "stride": 2, "padding": 1}
+        self.layers = nn.Sequential(
+            nn.ConvTranspose2d(latent, 2 * width, kernel_size=size // 4, bias=not batch_norm),
+            *normalization(2 * width, batch_norm), nn.ReLU(),
+            nn.ConvTranspose2d(2 * width, width, **up, bias=not batch_norm),
+            *normalization(width, batch_norm), nn.ReLU(),
+            nn.ConvTranspose2d(width, n_channels, **up), nn.Tanh(),
+        )  # fmt: skip
+        self.apply(start_small)
+
+    def forward(self, noise: Tensor) -> Tensor:
+        """Return images (N, n_channels, size, size), 0 to 1, of noise (N, latent)."""
+        return (self.layers(noise[:, :, None, None]) + 1) / 2
+
+
+class Discriminator(nn.Module):
+    """Says how real an image looks: two convolutions with stride 2, and one that sees all that is left.
+
+    Args:
+        n_channels, width, size, batch_norm: see `Generator`; the first hidden layer has `width` channels. Neither the
+            images nor the first layer are normalized.
+    """
+
+    def __init__(self, n_channels: int = 1, width: int = 32, size: int = 28, batch_norm: bool = True):
+        super().__init__()
+        down = {"kernel_size": 4, "stride": 2, "padding": 1}
+        self.layers = nn.Sequential(
+            nn.Conv2d(n_channels, width, **down), nn.LeakyReLU(0.2),
+            nn.Conv2d(width, 2 * width, **down, bias=not batch_norm),
+            *normalization(2 * width, batch_norm), nn.LeakyReLU(0.2),
+            nn.Conv2d(2 * width, 1, kernel_size=size // 4),
+        )  # fmt: skip
+        self.apply(start_small)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return a logit (N,) for each of the images (N, n_channels, size, size), 0 to 1: above 0 is real."""
+        return self.layers(2 * images - 1).mean(dim=(1, 2, 3))  # of (N, 1, 1, 1); no view, which FSDP warns of

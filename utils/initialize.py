@@ -1,0 +1,46 @@
+"""How the weights begin, by name."""
+
+from collections.abc import Callable
+from functools import partial
+
+from torch import Tensor, nn
+
+from utils.errors import UserError, nearest
+
+LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+
+INITS: dict[str, Callable[[Tensor], Tensor] | None] = {
+    "default": None,  # as each layer, or the network, does it
+    "kaiming": partial(nn.init.kaiming_normal_, nonlinearity="relu"),  # He et al., ICCV 2015
+    "xavier": nn.init.xavier_uniform_,  # Glorot and Bengio, AISTATS 2010
+    "orthogonal": nn.init.orthogonal_,  # Saxe, McClelland and Ganguli, ICLR 2014
+    "normal": partial(nn.init.normal_, std=0.02),  # as DCGAN (Radford et al., ICLR 2016) and GPT do
+}
+
+
+def initialize(network: nn.Module, init: str = "default") -> nn.Module:
+    """Draw the weights of linear layers and convolutions anew, with biases 0, in place, and return the network.
+
+    Everything else stays: normalization, embeddings, and parameters that do not learn. The numbers come from the global
+    generators.
+
+    Args:
+        network: on the CPU, so that the weights are the same for all devices.
+        init: a name in `INITS`; "default" changes nothing and draws nothing.
+
+    Raises:
+        UserError: when the name is unknown.
+
+    >>> initialize(nn.Linear(2, 1), "kaiming").bias
+    Parameter containing:
+    tensor([0.], requires_grad=True)
+    """
+    if init not in INITS:
+        raise UserError(f"init={init} is unknown{nearest(init, INITS)}: use one of {', '.join(INITS)}.")
+    draw = INITS[init]
+    for module in network.modules():
+        if draw is not None and isinstance(module, LAYERS) and module.weight.requires_grad:
+            draw(module.weight)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+    return network
