@@ -29,9 +29,9 @@ FLOORS = (  # an import goes to a lower floor, or to a neighbour on the same one
     {"eval"}, {"trainer"}, {"tasks"}, {"examples", "benchmarks"},
 )  # fmt: skip
 OUTSIDE = {"tests", "docs", "benchmarks"}  # not counted as runtime code
-HEAVY = {"matplotlib", "torchvision", "tensorboard", "tqdm", "yaml", "wandb", "optuna", "lightning", "webdataset", "timm"}
 DISTRIBUTIONS = {"PIL": "pillow", "yaml": "PyYAML"}  # imported by another name than installed
 OPTIONAL = {"wandb", "optuna", "lightning", "webdataset", "timm"}
+HEAVY = {"matplotlib", "torchvision", "tensorboard", "tqdm", "yaml", *OPTIONAL}
 
 
 def python_files() -> list[Path]:
@@ -171,7 +171,7 @@ def test_a_long_function_would_be_seen():
 
 
 def test_the_code_as_a_whole_stays_readable():
-    assert sum(map(num_code_lines, RUNTIME)) <= 9000
+    assert sum(map(num_code_lines, RUNTIME)) <= 12500
 
 
 EXECUTED = """
@@ -197,7 +197,7 @@ def test_what_a_training_run_executes_stays_readable(command, tmp_path):
     assert done.returncode == 0, done.stderr
     *files, count = done.stdout.splitlines()[-1].split()
     assert {"trainer.py", "utils/checkpoint.py", "data/FashionMNIST.py"} <= set(files)
-    assert 1000 < int(count) <= 4000
+    assert 1000 < int(count) <= 4500
 
 
 def test_lines_of_code_are_counted_without_what_explains_them():

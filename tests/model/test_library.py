@@ -55,7 +55,7 @@ def test_timm_is_asked_for_only_when_it_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "timm", None)
     kind = library_model(one_of(("LeNet",)))
     assert kind("LeNet") == "LeNet" and kind("torchvision:resnet18") == "torchvision:resnet18"
-    with pytest.raises(ArgumentTypeError, match="needs the package timm.*missing"):
+    with pytest.raises(ArgumentTypeError, match=r"needs the package timm.*missing"):
         kind("timm:resnet18")
 
 

@@ -41,7 +41,7 @@ def test_a_scheduler_of_another_optimizer_is_named(networks):
     optimizers = {name: sgd(networks[name]) for name in ("generator", "critic")}
     with pytest.raises(UserError, match="'critic', whose optimizer is 'generator'"):
         checked_schedulers({"critic": ConstantLR(optimizers["generator"])}, optimizers)
-    with pytest.raises(UserError, match="'critik', whose optimizer is 'critic'.*did you mean 'critic'"):
+    with pytest.raises(UserError, match=r"'critik', whose optimizer is 'critic'.*did you mean 'critic'"):
         checked_schedulers({"critik": ConstantLR(optimizers["critic"])}, optimizers)
     with pytest.raises(UserError, match="none of build_optimizers"):
         checked_schedulers({"critic": ConstantLR(sgd(networks["critic"]))}, optimizers)
@@ -52,7 +52,7 @@ def test_a_trainer_is_refused_when_it_is_built(build):
         def build_optimizers(self):
             return {"modle": sgd(self.networks["model"])}
 
-    with pytest.raises(UserError, match="'modle'.*did you mean 'model'"):
+    with pytest.raises(UserError, match=r"'modle'.*did you mean 'model'"):
         build(task=Misspelt)
 
 
