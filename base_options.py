@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from callbacks.callback_entry import check_loggers
 from data.data_entry import DEBUG_BATCHES
 from data.shard_store import is_url
 from model.model_entry import NETWORK_OPTIONS
@@ -28,6 +29,7 @@ MAY_CHANGE = (
     "parallel", "compile", "channels_last", "deterministic", "log_every", "save_every", "save_every_steps", "keep",
     "max_time", "nan_policy", "max_skips", "cache", "cache_dir", "shard_cache_dir", "shard_cache_gb", "nproc",
     "dist_timeout", "max_restarts", "activation_checkpointing", "checkpoint_format",
+    "logger", "save_code",
 )  # fmt: skip
 
 
@@ -41,6 +43,7 @@ def check_options(options: Mapping[str, Any], saved: Mapping[str, Any], resumes:
             )
     if options["requeue"] and not resumes:
         raise UserError("--requeue needs --resume auto: without it, the job would begin anew each time.")
+    check_loggers(options["logger"])
     if options["pretrained"] and not options["model_path"]:
         raise UserError("--pretrained needs --model_path: the file to start from.")
     if options["model_path"] and not options["pretrained"]:

@@ -33,6 +33,7 @@ class Number:
 @dataclass(frozen=True)
 class Choice:
     names: tuple[str, ...]
+    is_list: bool = False
 
 
 @dataclass(frozen=True)
@@ -87,6 +88,7 @@ TRAIN = {
     "monitor_mode": Choice(("auto", "min", "max")), "patience": COUNT, "min_delta": NOT_NEGATIVE, "log_every": WHOLE,
     "val_every": WHOLE, "save_every": EPOCHS, "save_every_steps": WHOLE, "keep": WHOLE, "max_time": DURATION,
     "requeue": BOOL, "nan_policy": Choice(("stop", "skip")), "max_skips": COUNT,
+    "logger": Choice(("tensorboard", "csv"), is_list=True), "save_code": BOOL,  # wandb need not be installed
 }  # fmt: skip
 TEST = {
     "proj_name": NAME, "split": Choice(("test", "val", "train")), "save_path": PATH, "viz": BOOL, "allow_seen": BOOL,
@@ -201,8 +203,8 @@ def wrong_texts(kind) -> st.SearchStrategy[str]:
         "ｔｒｕｅ")) | any_text
         return drawn.filter(lambda text: text.lower() not in ("true", "false"))
     if isinstance(kind, Choice):
-        near = [text for name in kind.names for text in (name + "x", name[:-1], name + " ", f"{name},{name}",
-        name[::-1])]
+        near = [text for name in kind.names for text in (name + "x", name[:-1], name[::-1])]
+        near += [] if kind.is_list else [text for n in kind.names for text in (f"{n} ", f"{n},{n}")]
         drawn = st.one_of(st.sampled_from((*near, "", "None", "../x", "\n", "0")), any_text)
         return drawn.filter(lambda text: text not in (*kind.names, "True", "False"))  # of --parallel
     if isinstance(kind, Number):
@@ -235,7 +237,8 @@ def right_values(kind) -> st.SearchStrategy:
     if kind == BOOL:
         return st.booleans()
     if isinstance(kind, Choice):
-        return st.sampled_from(kind.names)
+        one = st.sampled_from(kind.names)
+        return st.lists(one, min_size=1, unique=True) if kind.is_list else one
     if isinstance(kind, Text):
         return st.sampled_from(kind.good)
     if kind.is_int:
@@ -325,6 +328,7 @@ def stray_arguments(kinds: dict):
 # What only shows when the parts of a run are put together. A damaged checkpoint is another matter: it has status 3.
 CONTRADICTIONS = {
     "trainer_vanilla": (
+        ("--logger", "none", "csv"),
         ("--pretrained",), ("--model_path", "vanilla.pth"), ("--pretrained", "--model_path", "nowhere.pth"),
         ("--pretrained", "--model_path", "empty"), ("--pretrained", "--model_path", "seg.pth"),
         ("--lr_scheduler", "step"), ("--lr_decay_epochs", "3"),
