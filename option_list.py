@@ -145,7 +145,7 @@ def add_train_options(parser: OptionParser) -> None:
     add("--pretrained", action=BoolAction, default=False, help="start from the matching weights of --model_path")
     add("--logger", type=list_of(one_of((*LOGGERS, "none"))), action=ListAction, nargs="+", metavar="NAME",
         default=["tensorboard", "csv"],
-        help=f"where the curves go: some of {', '.join(LOGGERS)}; or none. wandb stays offline unless WANDB_MODE is set")
+        help=f"where the curves go: some of {', '.join(LOGGERS)}; or none. wandb is offline unless WANDB_MODE is set")
     add("--save_code", action=BoolAction, default=False,
         help="keep a copy of this project's code in the run directory")
 

@@ -30,6 +30,7 @@ from utils.options import (
     number,
     read_options,
     run_main,
+    shown,
 )
 from utils.sweep_plan import MAX_TRIALS, Choice, Range, by_name, combinations, parse_grid, parse_search
 from utils.sweep_record import FINISHED, PRUNED, Run, Trial, load_trials, save_trials
@@ -39,7 +40,7 @@ from utils.timestamp import make_timestamped_dir
 
 PLAN, RECORD = "sweep.json", "trials.json"  # in the directory of a sweep
 OF_SEARCH = ("trials", "prune", "prune_after", "search_seed", "storage", "study")
-OF_THE_PLAN = ("grid", "search", "seeds", "options", "flags")  # what makes a sweep what it is; the rest may change on a resume
+OF_THE_PLAN = ("grid", "search", "seeds", "options", "flags")  # makes a sweep what it is, and cannot change on a resume
 # What the sweep itself gives to a run, or what a run must not do.
 OWN = {
     "output_dir": "each has a directory in that of the sweep", "resume": "the sweep's --resume goes on with all",
@@ -120,8 +121,9 @@ def parse(argv: Sequence[str]) -> tuple[Namespace, dict[str, Any]]:
         raise UserError("--devices says how many runs go on side by side: one on each. Leave --jobs out.")
     opt.flags = flags or saved.get("flags") or []
     for name in OF_THE_PLAN if saved else ():
-        if getattr(opt, name) != saved.get(name):
-            raise UserError(f"{name} {getattr(opt, name)} contradicts the sweep {opt.resume}, with {saved.get(name)}.")
+        if getattr(opt, name) != saved.get(name, []):
+            given, before = shown(getattr(opt, name)), shown(saved.get(name, []))
+            raise UserError(f"{name} {given} contradicts the sweep {opt.resume}, with {before}. Begin a new one.")
     return opt, saved
 
 
@@ -180,7 +182,7 @@ def begin(opt: Namespace, trials: list[Trial]) -> tuple[Path, DirectoryLock]:
     """
     root, _ = make_timestamped_dir(opt.output_dir)
     lock = DirectoryLock(root, "sweep")
-    kept = {name: value for name, value in vars(opt).items() if name not in ("config", "resume")}
+    kept = {name: value for name, value in vars(opt).items() if name not in ("config", "resume") and value != []}
     write_json(root / PLAN, kept)
     save_trials(root / RECORD, trials)
     return root, lock
