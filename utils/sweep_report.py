@@ -55,7 +55,7 @@ def failures(trials: Sequence[Trial]) -> list[str]:
 
 
 def write_csv(path: Path, trials: Sequence[Trial], metric: str, mode: str) -> None:
-    """Write what `table` shows, with all digits and the value of each run."""
+    """Write what `table` shows, with the settings as they were given and the value of each run."""
     names = list(trials[0].settings) if trials else []
     seeds = [run.seed for run in trials[0].runs] if trials else []
     file = io.StringIO(newline="")
@@ -65,7 +65,7 @@ def write_csv(path: Path, trials: Sequence[Trial], metric: str, mode: str) -> No
     for trial in ranked(trials, mode):
         values = [trial.mean, trial.deviation, len(trial.values), len(trial.runs), trial.state]
         values += [run.value for run in trial.runs]
-        cells = ["" if value is None else value for value in values]
+        cells = [f"{value:.6g}" if isinstance(value, float) else "" if value is None else value for value in values]
         writer.writerow([trial.name, *(trial.settings[name] for name in names), *cells])
     write_atomically(path, file.getvalue().encode())
 
