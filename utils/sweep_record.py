@@ -91,6 +91,18 @@ class Trial:
         return root / "runs" / f"{self.name}-seed{run.seed}"
 
 
+def short(text: str) -> str:
+    """A number with four digits, such as a search draws; anything else as it is.
+
+    >>> short("0.0015676677195506068"), short("1e-3"), short("adamW")
+    ('0.001568', '1e-3', 'adamW')
+    """
+    try:
+        return text if len(text) <= 8 else f"{float(text):.4g}"
+    except ValueError:
+        return text
+
+
 # ---- the file --------------------------------------------------------------------------------------------------------
 def save_trials(path: Path, trials: Iterable[Trial]) -> None:
     write_json(path, [asdict(trial) for trial in trials])

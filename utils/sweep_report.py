@@ -8,7 +8,7 @@ from pathlib import Path
 
 from utils.draw import new_figure, render
 from utils.files import write_atomically
-from utils.sweep_record import FAILED, FINISHED, PRUNED, Trial
+from utils.sweep_record import FAILED, FINISHED, PRUNED, Trial, short
 
 FEW = 6  # values that have each a place of its own on an axis
 
@@ -36,14 +36,6 @@ def table(trials: Sequence[Trial], metric: str, mode: str) -> str:
         rows.append([trial.name, *settings, *numbers, f"{len(trial.values)}/{len(trial.runs)}", trial.state])
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return "\n".join("  ".join(f"{c:<{w}}" for c, w in zip(row, widths, strict=True)).rstrip() for row in rows)
-
-
-def short(text: str) -> str:
-    """A number with four digits, such as a search draws; anything else as it is."""
-    try:
-        return text if len(text) <= 8 else f"{float(text):.4g}"
-    except ValueError:
-        return text
 
 
 def failures(trials: Sequence[Trial]) -> list[str]:

@@ -29,6 +29,7 @@ from utils.sweep_record import (
     last_line,
     read_curve,
     save_trials,
+    short,
 )
 
 POLL = 0.2  # seconds between two looks at the runs
@@ -237,7 +238,7 @@ STOPPED = (exit_status(signal.SIGINT), exit_status(signal.SIGTERM), exit_status(
 
 def line_of(trial: Trial, run: Run, metric: str) -> str:
     """What is said when a run has ended."""
-    what = " ".join(f"{name}={value}" for name, value in trial.settings.items())
+    what = " ".join(f"{name}={short(value)}" for name, value in trial.settings.items())
     value = "" if run.value is None else f", best val/{metric} {run.value:.6g}"
     line = f"{trial.name} {what} seed={run.seed}: {run.state} after {run.epochs} epochs, {run.seconds:.1f} s{value}"
     return f"{line}\n    status {run.status}: {run.last_line}" if run.state == FAILED else line
