@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from callbacks.callback_entry import check_loggers
 from data.data_entry import DEBUG_BATCHES
 from data.shard_store import is_url
 from model.model_entry import NETWORK_OPTIONS
@@ -27,7 +28,7 @@ MAY_CHANGE = (
     "micro_batch_size", "eval_batch_size", "num_workers", "worker_timeout", "skip_bad_samples", "gpu_devices",
     "parallel", "compile", "channels_last", "deterministic", "log_every", "save_every", "save_every_steps", "keep",
     "max_time", "nan_policy", "max_skips", "cache", "cache_dir", "shard_cache_dir", "shard_cache_gb", "nproc",
-    "dist_timeout", "max_restarts", "activation_checkpointing", "checkpoint_format", "metrics",
+    "dist_timeout", "max_restarts", "activation_checkpointing", "checkpoint_format", "metrics", "logger", "save_code",
 )  # fmt: skip
 
 
@@ -45,6 +46,7 @@ def check_options(options: Mapping[str, Any], saved: Mapping[str, Any], resumes:
         raise UserError("--ema and --swa_start are two averages of the same weights: give one of them.")
     if (options["swa_start"] or 0) > options["n_epoch"]:
         raise UserError(f"--swa_start {options['swa_start']} is after the last epoch, --n_epoch {options['n_epoch']}.")
+    check_loggers(options["logger"])
     if options["pretrained"] and not options["model_path"]:
         raise UserError("--pretrained needs --model_path: the file to start from.")
     if options["model_path"] and not options["pretrained"]:

@@ -6,6 +6,7 @@ Durations are in epochs and may be fractions, unless an option says otherwise.
 from argparse import Action, ArgumentTypeError
 from collections.abc import Callable
 
+from callbacks.callback_entry import LOGGERS
 from data.data_entry import DEBUG_BATCHES, data_types
 from loss.loss_entry import loss_term, loss_types
 from model.library import library_model
@@ -183,6 +184,11 @@ def add_train_options(parser: OptionParser) -> None:
     add("--resume", type=file_path, default=None, metavar="PATH",
         help="a run directory or checkpoint to continue, in its directory; auto: the newest unfinished, or a new one")
     add("--pretrained", action=BoolAction, default=False, help="start from the matching weights of --model_path")
+    add("--logger", type=list_of(one_of((*LOGGERS, "none"))), action=ListAction, nargs="+", metavar="NAME",
+        default=["tensorboard", "csv"],
+        help=f"where the curves go: some of {', '.join(LOGGERS)}; or none. wandb is offline unless WANDB_MODE is set")
+    add("--save_code", action=BoolAction, default=False,
+        help="keep a copy of this project's code in the run directory")
 
     add = parser.add_argument_group("training").add_argument
     add("--n_epoch", type=number(int, low=1, high=MAX_EPOCHS), default=10, metavar="N", help="epochs")

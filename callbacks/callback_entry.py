@@ -1,9 +1,10 @@
 """Select the callbacks of a run."""
 
+import importlib.util
 import logging
 import sys
 from argparse import Namespace
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from callbacks.tensorboard import TensorBoard
 from data.choose_workers import usable_cores
 from data.memory import is_in_memory
 from utils.advice import data_advice
+from utils.errors import UserError
 
 
 def build_default_callbacks(opt: Namespace, run_dir: Path, logger: logging.Logger) -> list[Callback]:
@@ -23,9 +25,30 @@ def build_default_callbacks(opt: Namespace, run_dir: Path, logger: logging.Logge
     return [
         *([ProgressBar(opt.n_epoch)] if sys.stderr.isatty() else []),
         Console(logger, opt.monitor, opt.n_epoch, partial(advise, vars(opt))),
-        TensorBoard(run_dir / "summary", vars(opt), opt.monitor),
-        CSVLogger(run_dir / "metrics.csv"),
+        *(LOGGERS[name](opt, run_dir) for name in LOGGERS if name in opt.logger),
     ]
+
+
+def wandb_logger(opt: Namespace, run_dir: Path) -> Callback:
+    from callbacks.wandb_logger import WandB
+
+    return WandB(run_dir, opt.proj_name, vars(opt), opt.monitor)
+
+
+# What --logger can name: each writes the curves of a run.
+LOGGERS: dict[str, Callable[[Namespace, Path], Callback]] = {
+    "tensorboard": lambda opt, run_dir: TensorBoard(run_dir / "summary", vars(opt), opt.monitor),
+    "csv": lambda opt, run_dir: CSVLogger(run_dir / "metrics.csv"),
+    "wandb": wandb_logger,
+}
+
+
+def check_loggers(names: Sequence[str]) -> None:
+    """Raise UserError when --logger contradicts itself, or names what is not installed."""
+    if "none" in names and len(names) > 1:
+        raise UserError(f"--logger {' '.join(names)}: none stands alone.")
+    if "wandb" in names and importlib.util.find_spec("wandb") is None:
+        raise UserError("--logger wandb needs Weights & Biases, which is not installed: pip install wandb")
 
 
 def advise(options: Mapping[str, Any], trainer, share: float) -> str:
@@ -43,8 +66,12 @@ def advise(options: Mapping[str, Any], trainer, share: float) -> str:
 
 
 def build_asked_for(opt: Namespace, logger: logging.Logger) -> list[Callback]:
-    """Return a callback for each of --requeue, --profile, --trace and --kill_at that is given, whatever the task's."""
+    """Return a callback for each of --save_code, --requeue, --profile, --trace and --kill_at, whatever the task's."""
     callbacks: list[Callback] = []
+    if opt.save_code:
+        from callbacks.save_code import SaveCode
+
+        callbacks.append(SaveCode(logger))
     if opt.profile:
         from callbacks.profiler import Profiler
 

@@ -131,7 +131,8 @@ class Console(Callback):
         best = trainer.checkpointer.path("best")
         if best.exists():
             self.logger.info(f"Best checkpoint: {best}")
-        self.logger.info(f"Curves: tensorboard --logdir {trainer.run_dir.path}")
+        if "tensorboard" in trainer.opt.logger:
+            self.logger.info(f"Curves: tensorboard --logdir {trainer.run_dir.path}")
 
     def on_exception(self, trainer, error: BaseException) -> None:
         self.logger.error(f"Stopped by {reason_of(error)} after update {trainer.progress.update:,}.")

@@ -305,6 +305,19 @@ class Distributed:
             if batch is not None or self.is_sharded:
                 yield spare, batch is not None
 
+    def print_once(self, *values: Any) -> None:
+        """Print as `print` does, in process 0 alone. The others may call it or not."""
+        if self.is_main:
+            print(*values, flush=True)
+
+    def print_in_order(self, *values: Any) -> None:
+        """Print what every process has to say, one after the other; to be called by all.
+
+        Process 0 prints for all, since what several processes print reaches a terminal in any order.
+        """
+        for rank, text in enumerate(self.gather(" ".join(map(str, values)))):
+            self.print_once(f"[process {rank}] {text}" if self.size > 1 else text)
+
     # ---- one update --------------------------------------------------------------------------------------------------
     def begin_update(self, num_own: int, num_all: int, num_idle: int, is_sure: bool) -> int:
         """Take in what an update is made of, and return how many samples it has in all processes.

@@ -173,6 +173,9 @@ def test_end_says_the_best_and_where_it_is(watch, trainer, lines):
     trainer.stopper.update(0.75)
     watch.on_train_end(trainer)
     assert [line.split(":")[0] for line in lines()] == ["Finished after 12 updates. Best val/accuracy", "Curves"]
+    trainer.opt.logger = ["csv"]
+    watch.on_train_end(trainer)
+    assert [line.split(":")[0] for line in lines()] == ["Finished after 12 updates. Best val/accuracy"]
     trainer.checkpointer.save({}, "best")
     watch.on_train_end(trainer)
     assert f"Best checkpoint: {trainer.checkpointer.path('best')}" in lines()

@@ -33,7 +33,7 @@ class Number:
 @dataclass(frozen=True)
 class Choice:
     names: tuple[str, ...]
-    is_list: bool = False  # one or more of them, separated by commas
+    is_list: bool = False  # one or more of them
 
 
 @dataclass(frozen=True)
@@ -98,6 +98,7 @@ TRAIN = {
     "train_only": PATTERN, "param_lr": RATE, "no_decay": PATTERN, "ema": Number(low=0, high=0.999999),
     "swa_start": Number(True, low=1, high=10**6),
     "init": Choice(("default", "kaiming", "xavier", "orthogonal", "normal")),
+    "logger": Choice(("tensorboard", "csv"), is_list=True), "save_code": BOOL,  # wandb need not be installed
 }  # fmt: skip
 TEST = {
     "proj_name": NAME, "split": Choice(("test", "val", "train")), "save_path": PATH, "viz": BOOL, "allow_seen": BOOL,
@@ -227,8 +228,8 @@ def wrong_texts(kind) -> st.SearchStrategy[str]:
         "ｔｒｕｅ")) | any_text
         return drawn.filter(lambda text: text.lower() not in ("true", "false"))
     if isinstance(kind, Choice):
-        near = [text for name in kind.names for text in (name + "x", name[:-1], name + " ", f"{name},{name}",
-        name[::-1])]
+        near = [text for name in kind.names for text in (name + "x", name[:-1], name[::-1])]
+        near += [] if kind.is_list else [text for n in kind.names for text in (f"{n} ", f"{n},{n}")]
         drawn = st.one_of(st.sampled_from((*near, "", "None", "../x", "\n", "0")), any_text)
         if kind.is_list:
             drawn = drawn.filter(lambda text: {part.strip(" ") for part in text.split(",")} - {*kind.names, ""})
@@ -264,7 +265,7 @@ def right_values(kind) -> st.SearchStrategy:
         return st.booleans()
     if isinstance(kind, Choice):
         one = st.sampled_from(kind.names)
-        return st.lists(one, min_size=1, max_size=3) if kind.is_list else one
+        return st.lists(one, min_size=1, max_size=3, unique=True) if kind.is_list else one
     if isinstance(kind, Text):
         text = st.sampled_from(kind.good)
         return st.lists(text, min_size=1, max_size=1) if kind.is_list else text
@@ -355,6 +356,7 @@ def stray_arguments(kinds: dict):
 # What only shows when the parts of a run are put together. A damaged checkpoint is another matter: it has status 3.
 CONTRADICTIONS = {
     "trainer_vanilla": (
+        ("--logger", "none", "csv"),
         ("--pretrained",), ("--model_path", "vanilla.pth"), ("--pretrained", "--model_path", "nowhere.pth"),
         ("--pretrained", "--model_path", "empty"), ("--pretrained", "--model_path", "seg.pth"),
         ("--lr_scheduler", "step"), ("--lr_decay_epochs", "3"),

@@ -9,6 +9,11 @@ from utils.plot_log import plot_runs, read_metrics
 CSV = "epoch,update,train/loss,val/loss,val/accuracy,lr\n1,10,0.9,,,0.1\n2,20,0.5,0.6,0.8,0.05\n"
 
 
+def make_parent(directory):
+    directory.mkdir()
+    return directory
+
+
 def make_run(directory, text=CSV):
     directory.mkdir()
     (directory / "metrics.csv").write_text(text)
@@ -25,8 +30,26 @@ def test_a_panel_for_each_metric_and_a_curve_for_each_run(tmp_path):
     plot_runs(runs[:1], tmp_path / "one.png")
     plot_runs(runs, tmp_path / "two.png")
     one, two = (Image.open(tmp_path / name) for name in ("one.png", "two.png"))
-    assert one.size == two.size == (840, 320)  # loss and accuracy
+    assert one.width == two.width == 840 and one.height >= 320  # loss and accuracy
     assert one.tobytes() != two.tobytes()
+
+
+def test_many_runs_and_metrics_wrap_and_one_legend_tells_the_runs_apart(tmp_path, monkeypatch):
+    names = ("loss", "a", "b", "c")
+    text = f"epoch,{','.join(f'val/{name}' for name in names)}\n1,1,2,3,4\n2,2,3,4,5\n"
+    runs = [make_run(make_parent(tmp_path / f"{i:02d}-seed0") / "17", text) for i in range(12)]
+    legends = []
+    monkeypatch.setattr("matplotlib.figure.Figure.legend", lambda self, lines, texts, **_: legends.append(texts))
+    plot_runs(runs, tmp_path / "many.png")
+    assert Image.open(tmp_path / "many.png").width == 3 * 420
+    assert legends[0][:4] == ["train", "val", "00-seed0/17", "01-seed0/17"] and len(legends[0]) == 14
+    plot_runs([*runs[:1], *runs[:1]], tmp_path / "one.png", ["a"])
+    assert Image.open(tmp_path / "one.png").width == 420 and legends[1] == ["train", "val"]
+
+
+def test_a_metric_that_no_run_has_is_named(tmp_path):
+    with pytest.raises(UserError, match=r"'los' is none of loss, accuracy .did you mean 'loss'"):
+        plot_runs([make_run(tmp_path / "run")], tmp_path / "x.png", ["los"])
 
 
 @pytest.mark.parametrize("text", [None, "", "epoch,train/loss\n", "something else\n1\n", "epoch,train/loss\nx,1\n"])

@@ -1,0 +1,25 @@
+"""A copy of the code that made a run, in its directory."""
+
+import logging
+
+from callbacks.callback import Callback
+from utils.source_copy import copy_source
+
+
+class SaveCode(Callback):
+    """Writes `code_atN.tar.gz` when a run begins (N is 0) or is resumed after N updates: code may have changed since.
+
+    Args:
+        logger: of the run.
+    """
+
+    def __init__(self, logger: logging.Logger):
+        self.logger = logger
+
+    def on_train_start(self, trainer) -> None:
+        target = trainer.run_dir.path / f"code_at{trainer.progress.update}.tar.gz"
+        if not target.exists():
+            count, warnings = copy_source(target)
+            self.logger.info(f"Code: {count} files in {target.name}")
+            for warning in warnings:
+                self.logger.warning(warning)
