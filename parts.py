@@ -51,7 +51,8 @@ def place_networks(
     opt: Namespace, networks: Mapping[str, nn.Module], device: torch.device, distributed: Distributed
 ) -> dict[str, nn.Module]:
     """Return the networks on their device, as the options of the machine ask for."""
-    records = distributed.size == 1 and (opt.micro_batch_size or opt.batch_size) >= opt.batch_size
+    is_cut = opt.micro_batch_size == "auto" or (opt.micro_batch_size or opt.batch_size) < opt.batch_size
+    records = distributed.size == 1 and not is_cut
     placed = {}
     for name, network in networks.items():
         network = checkpoint_activations(network) if opt.activation_checkpointing else network
