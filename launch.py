@@ -47,6 +47,7 @@ def run(trainer_class: type, argv: Sequence[str] | None) -> None:
 
             if num_processes(opt) > 1 or place()[1] > 1:
                 raise UserError("--doctor looks at the task in one process: leave --nproc and --parallel out.")
+            opt.compile = False  # what is looked at must not be compiled away
             examine(lambda directory: trainer_class(elsewhere(opt, directory)), opt.resume)
         elif (count := num_processes(opt)) > 1 and place()[1] == 1:
             on_cpus = ["--gpu_devices", "cpu"] if opt.nproc > 1 else []
@@ -87,8 +88,8 @@ def find_learning_rate(trainer_class: type, opt: Namespace) -> None:
         return math.nan if values is None else loss_of(values)
 
     trainer.run_dir.note(
-        f"Trying {opt.find_lr_values} learning rates from {low:g} to {high:g}, {opt.find_lr_updates} updates with each, "
-        f"{opt.find_lr_runs} times."
+        f"Trying {opt.find_lr_values} learning rates from {low:g} to {high:g}, {opt.find_lr_updates} updates with "
+        f"each, {opt.find_lr_runs} times."
     )
     curve = find_lr(
         step, trainer.optimizers.values(), batches, lambda: Snapshot(parts_of(trainer)), Snapshot.put_back,

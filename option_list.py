@@ -246,7 +246,7 @@ def add_safety_options(parser: OptionParser) -> None:
 
 
 def add_finding_options(parser: OptionParser) -> None:
-    """Add the options of what is done instead of training, to find settings and faults; see docs/finding_settings.md."""
+    """Add the options of what finds settings and faults instead of training; see docs/finding_settings.md."""
     add = parser.add_argument_group("finding settings and faults").add_argument
     add("--doctor", action=BoolAction, default=False,
         help="instead of training: look for the faults that most often make a task learn badly; status 1 if any is "

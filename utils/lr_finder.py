@@ -1,5 +1,4 @@
-"""Find a learning rate by trying: the range test of L. N. Smith, "Cyclical Learning Rates for Training Neural Networks",
-WACV 2017.
+"""Find a learning rate by trying: the range test of Smith, "Cyclical Learning Rates for Training Neural Networks", 2017.
 
 From a tiny rate on, each value of a geometric row is used for a few updates, and the loss is noted. At first nothing
 happens; then the loss falls, the faster the larger the rate; at last it rises or is no longer finite. A good rate lies
@@ -44,19 +43,15 @@ class LrCurve:
 
     @property
     def suggestion(self) -> float | None:
-        """The rate at which the loss falls fastest, see `steepest`; None when it falls nowhere."""
-        return steepest(self.rates, self.mean)
+        """The middle of the two that `landmarks` returns; None when the loss falls nowhere."""
+        found = landmarks(self.rates, self.mean)
+        return found and math.sqrt(found[0] * found[1])
 
     @property
     def suggestions(self) -> list[float]:
         """What each run alone would suggest: how far they are apart tells how sure the suggestion is."""
-        found = (steepest(self.rates, smoothed(losses)) for losses in self.losses)
-        return [rate for rate in found if rate is not None]
-
-    @property
-    def lowest(self) -> float:
-        """The rate with the lowest mean loss, beyond which training gets worse."""
-        return float(self.rates[np.nanargmin(self.mean)])
+        found = (landmarks(self.rates, smoothed(losses)) for losses in self.losses)
+        return [math.sqrt(both[0] * both[1]) for both in found if both]
 
 
 def smoothed(losses: np.ndarray) -> np.ndarray:
@@ -66,29 +61,31 @@ def smoothed(losses: np.ndarray) -> np.ndarray:
     [1.0, 2.0, 2.0, 2.0, 1.0, nan]
     """
     reach = max(1, len(losses) // 16)
-    result, end = np.full(len(losses), np.nan), int(np.isfinite(losses).cumprod().sum())  # of what is there from the start
+    result = np.full(len(losses), np.nan)
+    end = int(np.isfinite(losses).cumprod().sum())  # of what is there from the start
     for place in range(end):
         near = min(reach, place, end - 1 - place)  # as many on both sides, so that a slope does not move the mean
         result[place] = losses[place - near : place + near + 1].mean()
     return result
 
 
-def steepest(rates: np.ndarray, losses: np.ndarray) -> float | None:
-    """Return the rate at which the loss falls fastest, seen over the logarithm of the rate; None if it hardly falls.
+def landmarks(rates: np.ndarray, losses: np.ndarray) -> tuple[float, float] | None:
+    """Return the rate at which the loss falls fastest, and that at which it is lowest; None if it hardly falls.
 
-    >>> steepest(np.array([1e-3, 1e-2, 1e-1, 1.0]), np.array([2.0, 1.9, 1.0, 3.0]))
-    0.1
-    >>> steepest(np.array([1e-3, 1e-2, 1e-1]), np.array([2.0, 2.0, 2.1])) is None
+    The first one learns for sure, but the fall begins late when a rate is used for a few updates only, so a training
+    wants more. The second one is nearly too much.
+
+    >>> landmarks(np.array([1e-4, 1e-3, 1e-2, 1e-1, 1.0]), np.array([2.0, 1.9, 1.2, 1.0, 3.0]))
+    (0.01, 0.1)
+    >>> landmarks(np.array([1e-3, 1e-2, 1e-1]), np.array([2.0, 2.0, 2.1])) is None
     True
     """
-    end = int(np.isfinite(losses).sum())
-    if end < 2:
-        return None
-    lowest = int(np.argmin(losses[:end]))
-    if losses[0] - losses[lowest] <= LEAST_FALL * abs(losses[0]):
+    end = int(np.isfinite(losses).cumprod().sum())
+    lowest = int(np.argmin(losses[:end])) if end else 0
+    if lowest == 0 or losses[0] - losses[lowest] <= LEAST_FALL * abs(losses[0]):
         return None
     slopes = np.gradient(losses[: lowest + 1], np.log(rates[: lowest + 1]))
-    return float(rates[int(np.argmin(slopes))])
+    return float(rates[int(np.argmin(slopes))]), float(rates[lowest])
 
 
 # ---- the test --------------------------------------------------------------------------------------------------------
@@ -180,21 +177,22 @@ def set_rate(group: dict[str, Any], rate: float) -> None:
 
 # ---- what came of it -------------------------------------------------------------------------------------------------
 def describe(curve: LrCurve, option: str = "--lr") -> str:
-    """The suggestion in words, in one to three lines."""
-    ended = [int(np.isnan(losses).argmax()) for losses in curve.losses if np.isnan(losses).any()]
-    lines = []
-    if curve.suggestion is None:
+    """The suggestion in words, in one or two lines."""
+    lines, ended = [], [int(np.isnan(losses).argmax()) for losses in curve.losses if np.isnan(losses).any()]
+    if found := landmarks(curve.rates, curve.mean):
+        single = ", ".join(f"{rate:.2g}" for rate in curve.suggestions) or "none"
         lines.append(
-            f"No suggestion: between {curve.rates[0]:.2g} and {curve.rates[-1]:.2g} the loss hardly falls. Try a wider "
-            f"range, or more updates for each rate."
+            f"Suggestion: {option} {curve.suggestion:.2g}, between {found[0]:.2g}, where the loss falls fastest, and "
+            f"{found[1]:.2g}, where it is lowest. Each run alone: {single}."
         )
     else:
-        single = f"each run alone: {', '.join(f'{rate:.2g}' for rate in curve.suggestions) or 'none'}"
-        lines.append(f"Suggestion: {option} {curve.suggestion:.2g}, where the loss falls fastest ({single}).")
-        lines.append(f"The mean loss is lowest at {curve.lowest:.2g}: stay well below.")
+        lines.append(
+            f"No suggestion: between {curve.rates[0]:.2g} and {curve.rates[-1]:.2g} the loss hardly falls. Try another "
+            f"range, or more updates with each rate."
+        )
     if ended:
-        lines.append(f"Runs that ended early, since the loss was too high: {len(ended)} of {len(curve.losses)}, the "
-                     f"first at {curve.rates[min(ended)]:.2g}.")  # fmt: skip
+        first = curve.rates[min(ended)]
+        lines.append(f"{len(ended)} of {len(curve.losses)} runs ended early, one at {first:.2g}: the loss is too high.")
     return "\n".join(lines)
 
 
@@ -215,9 +213,11 @@ def draw_curve(curve: LrCurve, path: Path) -> None:
     for number, losses in enumerate(curve.losses):
         axes.plot(curve.rates, losses, color="C0", alpha=0.35, linewidth=0.8, label=None if number else "single runs")
     axes.plot(curve.rates, curve.mean, color="C0", linewidth=2, label="mean, smoothed")
-    if curve.suggestion is not None:
+    if found := landmarks(curve.rates, curve.mean):
+        axes.axvspan(*found, color="C1", alpha=0.15, label="falls fastest to lowest")
         axes.axvline(curve.suggestion, color="C1", linestyle="--", label=f"suggestion: {curve.suggestion:.2g}")
-    first, lowest = curve.losses[:, 0].mean(), np.nanmin(curve.losses)
+    finite = curve.losses[np.isfinite(curve.losses)]
+    first, lowest = curve.losses[:, 0].mean(), finite.min(initial=math.inf)
     if first > lowest:  # what is far above the first loss would make everything else flat
         axes.set_ylim(lowest - 0.1 * (first - lowest), first + 0.5 * (first - lowest))
     axes.set_xscale("log")

@@ -106,7 +106,7 @@ def free_memory(trainer) -> None:
 def fit_micro_batches(trainer) -> None:
     """Replace --micro_batch_size auto by the largest number that fits, which is then saved with the options.
 
-    On a GPU sizes are tried, see `largest_that_fits`. The memory of a CPU has no such limit: all of the update is taken.
+    On a GPU sizes are tried, see `largest_that_fits`. Elsewhere the whole update is taken.
     """
     options = trainer.opt
     if options.micro_batch_size != "auto":
