@@ -1,4 +1,4 @@
-"""What --doctor looks for, see utils/doctor.py. Each check returns what to say when all is well, or raises `Finding`."""
+"""What --doctor looks for, see utils/doctor.py. A check returns what to say when all is well, or raises `Finding`."""
 
 import contextlib
 import math
@@ -224,8 +224,10 @@ def check_gradients(patient: Patient) -> str:
     if forgotten := [name for name, p in parameters if id(p) not in stepped]:
         raise Finding(f"no optimizer has {tell_names(forgotten)}.")
     if without := [name for name, p in parameters if id(p) not in patient.with_gradient]:
-        raise Finding(f"the gradient is none or 0 in all updates for {tell_names(without)}: is the layer used, is there "
-                      f"a detach(), a no_grad() or a dead ReLU behind it?")  # fmt: skip
+        raise Finding(
+            f"the gradient is none or 0 in all updates for {tell_names(without)}: is the layer used, is there a "
+            f"detach(), a no_grad() or a dead ReLU behind it?"
+        )
     return f"all {len(parameters)} trainable parameters have one"
 
 

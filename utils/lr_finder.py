@@ -1,4 +1,4 @@
-"""Find a learning rate by trying: the range test of Smith, "Cyclical Learning Rates for Training Neural Networks", 2017.
+"""Find a learning rate by trying: the range test of L. N. Smith, "Cyclical Learning Rates ...", WACV 2017.
 
 From a tiny rate on, each value of a geometric row is used for a few updates, and the loss is noted. At first nothing
 happens; then the loss falls, the faster the larger the rate; at last it rises or is no longer finite. A good rate lies

@@ -174,7 +174,7 @@ def test_when_a_single_sample_does_not_fit_the_state_is_saved(build):
 
 
 def test_without_auto_it_ends_in_one_line(build):
-    with pytest.raises(UserError, match="with 64 samples at once. Give --micro_batch_size auto") as error:
+    with pytest.raises(UserError, match=r"with 64 samples at once\. Give --micro_batch_size auto") as error:
         build(task=Small).train()
     assert "\n" not in str(error.value)
 
