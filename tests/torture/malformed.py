@@ -124,7 +124,8 @@ OF_THE_LAUNCH = {"resume": PATH, "replay": PATH, "trace": PATH, "verify_resume":
                  "profile": Number(True, low=1, high=1000), "find_lr": BOOL, "doctor": BOOL,
                  "find_lr_range": Number(above=0, high=1e6, is_list=True),
                  "find_lr_values": Number(True, low=10, high=10_000),
-                 "find_lr_updates": Number(True, low=1, high=1000), "find_lr_runs": Number(True, low=1, high=100)}  # fmt: skip
+                 "find_lr_updates": Number(True, low=1, high=1000),
+                 "find_lr_runs": Number(True, low=1, high=100)}  # fmt: skip
 NEVER_NULL = ("gpu_devices", "amp", "val_split", "compile", "debug", "split_seed", "proj_name")
 TASKS = ("trainer_vanilla", "trainer_seg_on_carvana", "eval_vanilla", "eval_seg_on_carvana")
 
