@@ -40,6 +40,13 @@ def check_options(options: Mapping[str, Any], saved: Mapping[str, Any], resumes:
                 f"--{name} {options.get(name)} contradicts the run that is resumed, which has {saved[name]}.\n"
                 f"Leave it out, or start a new run from the weights: --pretrained --model_path CHECKPOINT"
             )
+    asked_for = [name for name in ("verify_resume", "replay", "doctor", "find_lr") if options[name]]
+    if len(asked_for) > 1 and asked_for != ["verify_resume", "replay"]:  # of which --verify_resume itself tells more
+        raise UserError(f"--{' and --'.join(asked_for)} are done instead of training: give one of them.")
+    low, high = options["find_lr_range"] if len(options["find_lr_range"]) == 2 else (1, 0)
+    if not low < high:
+        given = " ".join(f"{rate:g}" for rate in options["find_lr_range"])
+        raise UserError(f"--find_lr_range {given} is not two learning rates, the lower one first.")
     if options["requeue"] and not resumes:
         raise UserError("--requeue needs --resume auto: without it, the job would begin anew each time.")
     if options["ema"] is not None and options["swa_start"] is not None:

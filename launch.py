@@ -1,12 +1,22 @@
 """What the command of a trainer does: it trains, unless an option asks for something else."""
 
 import gc
+import itertools
+import math
 from argparse import Namespace
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
 
+from utils.checkpoint import load_checkpoint
 from utils.distributed import place
+from utils.errors import UserError
 from utils.options import run_main
+from utils.out_of_memory import fit_micro_batches
 from utils.processes import own_command, reported, start_processes
+from utils.refusal import try_step
+from utils.snapshot import Snapshot, parts_of
+from utils.state import digests
 
 
 def launch(trainer_class: type, argv: Sequence[str] | None = None) -> None:
@@ -20,7 +30,7 @@ def launch(trainer_class: type, argv: Sequence[str] | None = None) -> None:
 
 
 def run(trainer_class: type, argv: Sequence[str] | None) -> None:
-    """Train in this process, or start those that train; or prove that a resume is exact, or look into an update."""
+    """Train in this process, or start those that train; or do what is asked for instead."""
     gc.freeze()  # what the imports made stays to the end: the garbage collector need not go through it again and again
     with reported():
         opt = trainer_class.parse_options(argv)
@@ -32,11 +42,67 @@ def run(trainer_class: type, argv: Sequence[str] | None) -> None:
             from utils.replay import replay
 
             replay(lambda directory: trainer_class(Namespace(**vars(opt) | {"output_dir": directory})), opt.replay)
+        elif opt.doctor:
+            from utils.doctor import examine
+
+            if num_processes(opt) > 1 or place()[1] > 1:
+                raise UserError("--doctor looks at the task in one process: leave --nproc and --parallel out.")
+            opt.compile = False  # what is looked at must not be compiled away
+            examine(lambda directory: trainer_class(elsewhere(opt, directory)), opt.resume)
         elif (count := num_processes(opt)) > 1 and place()[1] == 1:
             on_cpus = ["--gpu_devices", "cpu"] if opt.nproc > 1 else []
             start_processes([*own_command(argv), *on_cpus], count, opt.max_restarts)
+        elif opt.find_lr:
+            find_learning_rate(trainer_class, opt)
         else:
             trainer_class(opt).train()
+
+
+def elsewhere(opt: Namespace, directory: str | Path) -> Namespace:
+    """The options for a trainer that is no run: it writes to another directory, and is given its state later."""
+    state_comes_later = {"resume": None, "pretrained": False} if opt.resume else {}
+    return Namespace(**vars(opt) | {"output_dir": str(directory)} | state_comes_later)
+
+
+def find_learning_rate(trainer_class: type, opt: Namespace) -> None:
+    """Try learning rates, and suggest one: in the log, a picture and a file, in the directory find_lr of --output_dir.
+
+    Raises:
+        UserError: when the loss is not finite from the beginning, or the task's step returns none.
+    """
+    from utils.lr_finder import describe, find_lr, loss_of, save_curve
+
+    trainer = trainer_class(elsewhere(opt, Path(opt.output_dir) / "find_lr"))
+    if path := trainer.distributed.broadcast(opt.resume):
+        trainer.load_state_dict(load_checkpoint(path))
+    fit_micro_batches(trainer)
+    low, high = opt.find_lr_range
+    before = digests(trainer.state_dict())["run"]
+
+    def batches(run: int) -> Iterator[Any]:
+        for epoch in itertools.count(run, opt.find_lr_runs):  # other samples than in the other runs
+            yield from trainer.train_loader.updates(epoch)
+
+    def step(update: Any) -> float:
+        values = try_step(trainer, update)
+        return math.nan if values is None else loss_of(values)
+
+    trainer.run_dir.note(
+        f"Trying {opt.find_lr_values} learning rates from {low:g} to {high:g}, {opt.find_lr_updates} updates with "
+        f"each, {opt.find_lr_runs} times."
+    )
+    curve = find_lr(
+        step, trainer.optimizers.values(), batches, lambda: Snapshot(parts_of(trainer)), Snapshot.put_back,
+        low=low, high=high, num_values=opt.find_lr_values, num_updates=opt.find_lr_updates, num_runs=opt.find_lr_runs,
+        base_lr=opt.lr,
+    )  # fmt: skip
+    trainer.run_dir.note(describe(curve))
+    if digests(trainer.state_dict())["run"] != before:
+        raise RuntimeError("the range test left another state behind than it found")
+    if trainer.distributed.is_main:
+        for path in save_curve(curve, trainer.run_dir.path):
+            trainer.run_dir.note(f"Saved {path}")
+    trainer.distributed.leave()
 
 
 def num_processes(opt: Namespace) -> int:

@@ -193,8 +193,9 @@ def add_train_options(parser: OptionParser) -> None:
     add = parser.add_argument_group("training").add_argument
     add("--n_epoch", type=number(int, low=1, high=MAX_EPOCHS), default=10, metavar="N", help="epochs")
     add("--batch_size", type=whole, default=64, metavar="N", help="samples of one optimizer update")
-    add("--micro_batch_size", type=whole, default=None, metavar="N",
-        help="samples that go through the network at once (default: all of the update). Changes memory, not results")
+    add("--micro_batch_size", type=number_or_auto(whole), default=None, metavar="N",
+        help="samples that go through the network at once (default: all of the update); auto: as many as the memory "
+        "of the GPU holds, fewer when it runs out. Changes memory, not results")
     optimizers = tuple(OPTIMIZERS)
     add("--init", type=one_of(tuple(INITS)), default="default", metavar="NAME",
         help=f"how the weights of linear layers and convolutions begin: {', '.join(INITS)}")
@@ -224,6 +225,7 @@ def add_train_options(parser: OptionParser) -> None:
     add_process_options(parser)
     add_stop_options(parser)
     add_safety_options(parser)
+    add_finding_options(parser)
 
 
 def add_finetuning_options(parser: OptionParser) -> None:
@@ -311,3 +313,19 @@ def add_safety_options(parser: OptionParser) -> None:
     add("--profile", type=number(int, low=1, high=1000), default=None, metavar="N",
         help="after a few updates, record what N updates of one epoch spend their time on, in RUN/profile; training "
         "goes on")
+
+
+def add_finding_options(parser: OptionParser) -> None:
+    """Add the options of what finds settings and faults instead of training; see docs/finding_settings.md."""
+    add = parser.add_argument_group("finding settings and faults").add_argument
+    add("--doctor", action=BoolAction, default=False,
+        help="instead of training: look for the faults that most often make a task learn badly; status 1 if any is "
+        "found")
+    add("--find_lr", action=BoolAction, default=False,
+        help="instead of training: try learning rates from tiny to huge, and suggest one")
+    add("--find_lr_range", type=list_of(number(float, above=0, high=1e6)), action=ListAction, nargs="+",
+        default=[1e-7, 1.0], metavar="X", help="the lowest and the highest rate to try")
+    add("--find_lr_values", type=number(int, low=10, high=10_000), default=50, metavar="N", help="rates to try")
+    add("--find_lr_updates", type=number(int, low=1, high=1000), default=3, metavar="N", help="updates with each rate")
+    add("--find_lr_runs", type=number(int, low=1, high=100), default=3, metavar="N",
+        help="how often, each time from the same weights with other samples")

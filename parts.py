@@ -54,7 +54,8 @@ def place_networks(
     opt: Namespace, networks: Mapping[str, nn.Module], device: torch.device, distributed: Distributed
 ) -> tuple[dict[str, nn.Module], Freezing]:
     """Return the networks on their device, as the options of the machine ask for, and what of them is frozen."""
-    records = distributed.size == 1 and (opt.micro_batch_size or opt.batch_size) >= opt.batch_size
+    is_cut = opt.micro_batch_size == "auto" or (opt.micro_batch_size or opt.batch_size) < opt.batch_size
+    records = distributed.size == 1 and not is_cut
     placed = {}
     for name, network in networks.items():
         network = initialize(network, opt.init)

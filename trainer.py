@@ -17,7 +17,7 @@ from torch import nn
 from base_options import parse_train_options
 from callbacks.callback import Callback, CallbackList
 from callbacks.callback_entry import build_asked_for, build_default_callbacks
-from data.data_entry import build_datasets, build_loaders, data_notes, describe, seen_groups
+from data.data_entry import build_datasets, build_loaders, data_notes, describe, samples_at_once, seen_groups
 from data.sampler import Update, UpdateLoader
 from eval import EvaluatorBase
 from launch import launch
@@ -35,6 +35,7 @@ from utils.func import count_samples, move_to
 from utils.late_guard import build_guard
 from utils.matching import checked_optimizers, checked_schedulers
 from utils.options import OptionParser, saved_options
+from utils.out_of_memory import fit_micro_batches
 from utils.precision import Precision
 from utils.pretrained import load_pretrained
 from utils.progress import Progress
@@ -83,6 +84,7 @@ class TrainerBase:
         self.epoch_log = EpochLog()
         self.score: dict[str, Any] | None = None  # of the last validation, with the update it belongs to
         self.should_stop = False  # a callback may set it
+        self.may_halve = False  # whether micro-batches may become smaller when memory runs out
         self.exact = True  # False while the state is between two positions that a run can continue from
         counters = (self.progress, *self.schedulers.values(), self.epoch_log)
         modules, at_once = (*self.networks.values(), self.criterion), opt.amp == "fp16" or opt.ema is not None
@@ -117,7 +119,7 @@ class TrainerBase:
 
     def build_loaders(self) -> tuple[UpdateLoader, Any]:
         """Return the loader of the training updates and the loader of the validation batches."""
-        self.opt.eval_batch_size = self.opt.eval_batch_size or self.opt.micro_batch_size or self.opt.batch_size
+        self.opt.eval_batch_size = self.opt.eval_batch_size or samples_at_once(self.opt)
         eval_batch_size, share = self.evaluator_class.eval_batch_size(self.opt), self.distributed.share
         return build_loaders(self.opt, self.datasets, eval_batch_size, self.device, share)
 
@@ -204,6 +206,7 @@ class TrainerBase:
     # ---- the loop ------------------------------------------------------------------------------------------------
     def train(self) -> None:
         """Train to the end, from the start or from where a checkpoint left; leave a checkpoint whatever happens."""
+        fit_micro_batches(self)
         if self.opt.resume:
             self.load_state_dict(load_checkpoint(self.opt.resume, tensors_of=()))
         for note in (*self.opt.resume_notes, *self.checkpointer.begin(self.progress.position)):

@@ -105,8 +105,8 @@ def build_loaders(
         share: (rank, number of processes), of the processes that train together.
     """
     dataset = to_load_from(datasets["train"])
-    report = settle_workers(opt, dataset, opt.micro_batch_size or opt.batch_size, "train")
-    order = (opt.batch_size, opt.micro_batch_size, opt.seed, opt.limit_batches)
+    report = settle_workers(opt, dataset, samples_at_once(opt), "train")
+    order = (opt.batch_size, samples_at_once(opt), opt.seed, opt.limit_batches)
     if loads_from_memory(opt, dataset):
         train_loader = MemoryUpdateLoader(place_data(dataset, opt.data_device, device), *order, share=share)
     else:
@@ -130,6 +130,11 @@ def build_loader_of_part(
         loader = build_eval_loader(dataset, batch_size, max_batches=limit, part=part, share=share, **how)
     loader.report = report
     return loader
+
+
+def samples_at_once(opt: Namespace) -> int:
+    """The size of a micro-batch: --micro_batch_size; all of the update without it, and while auto is not settled."""
+    return opt.batch_size if opt.micro_batch_size in (None, "auto") else opt.micro_batch_size
 
 
 def to_load_from(dataset: Dataset) -> Dataset:

@@ -21,7 +21,8 @@ from utils.files import NO_SPACE
 from utils.output import STATUS_UNREAD, flush_output, is_unread
 
 # How a run was launched, not what it computes.
-NOT_SAVED = ("config", "resume", "resume_notes", "replay", "verify_resume", "trace", "kill_at", "requeue", "profile")
+NOT_SAVED = ("config", "resume", "resume_notes", "replay", "verify_resume", "trace", "kill_at", "requeue", "profile",
+             "doctor", "find_lr", "find_lr_range", "find_lr_values", "find_lr_updates", "find_lr_runs")  # fmt: skip
 MAX_FILE_SIZE = 2**16  # bytes of an option file; one with every option has three thousand
 NUMBERS = {  # plainer than int() and float(), which take 1_000, ' 1', nan and the digits of every script
     int: re.compile(r"[+-]?[0-9]+"),
@@ -159,9 +160,7 @@ class BoolAction(argparse.Action):
 
     def __init__(self, option_strings, dest, **kwargs):
         negated = ["--no-" + option[2:] for option in option_strings if option.startswith("--")]
-        super().__init__(
-            [*option_strings, *negated], dest, nargs="?", type=boolean, metavar="BOOL", **kwargs
-        )
+        super().__init__([*option_strings, *negated], dest, nargs="?", type=boolean, metavar="BOOL", **kwargs)
 
     def __call__(self, parser, namespace, values, option_string=None):
         if option_string.startswith("--no-") and values is not None:

@@ -69,6 +69,13 @@ class Precision:
         self.scaler.update()
         self._stepped.clear()
 
+    def begin_again(self) -> None:
+        """Forget what was done in the update under way, to make it once more with the same scale."""
+        if self.scaler.is_enabled():
+            state = self.scaler.state_dict()
+            self.scaler = torch.amp.GradScaler(self.device_type)
+            self.scaler.load_state_dict(state)
+
     def state_dict(self) -> dict:
         return self.scaler.state_dict()
 

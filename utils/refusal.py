@@ -4,7 +4,10 @@ from typing import Any
 
 import torch
 
+from utils.epoch_log import read_scalars
 from utils.errors import DivergedError
+from utils.func import count_samples
+from utils.out_of_memory import step_in_memory
 from utils.replay import keep_for_replay
 
 
@@ -17,7 +20,7 @@ def guarded_step(trainer, update: Any) -> dict[str, torch.Tensor]:
     trainer.guard.begin_update(update)
     was_made = True
     try:
-        values = trainer.train_step(update.micro_batches)
+        values = step_in_memory(trainer, update)
     except DivergedError as error:
         trainer.exact = trainer.guard.undo()
         told = keep_for_replay(trainer, update, error)
@@ -52,3 +55,27 @@ def settle(trainer, wait: bool = True) -> None:
         trainer.guard.settle(wait)
     except DivergedError as error:
         raise DivergedError(keep_for_replay(trainer, error.update, error)) from None
+
+
+def try_step(trainer, update: Any) -> dict[str, float] | None:
+    """Make the trainer's step for the sake of its values, the means over all processes; nothing is counted or logged.
+
+    Returns:
+        The values; {} when no sample could be loaded; None when a loss or gradient was not finite, and then the weights
+        are as before.
+    """
+    num_own = sum(map(count_samples, update.micro_batches[: len(update.micro_batches) - update.num_idle]))
+    is_sure = trainer.opt.skip_bad_samples == 0
+    if not trainer.distributed.begin_update(num_own, update.num_samples, update.num_idle, is_sure):
+        return {}
+    trainer.guard.begin_update(update)
+    try:
+        values = step_in_memory(trainer, update)
+        trainer.guard.settle(wait=True)
+    except DivergedError:
+        trainer.guard.undo()
+        values = None
+    trainer.precision.finish_update()
+    if values is None:
+        return None
+    return trainer.distributed.mean(dict(zip(values, read_scalars([*values.values()]), strict=True)), num_own)

@@ -86,7 +86,7 @@ class RunDir:
             return
         log = self.logger.info
         log(f"Run directory: {self.path}")
-        write_json(self.path / f"config_{self.name}.json", options)
+        self.record_options(options)
         write_json(self.path / "split.json", parts, indent=None)
         if not (self.path / "provenance.json").exists():  # a resumed run keeps that of its beginning
             write_provenance(self.path / "provenance.json", devices, fingerprints)
@@ -100,6 +100,10 @@ class RunDir:
             total, trainable = count_parameters(network)
             log(f"Network {name!r}: {total:,} parameters, {trainable:,} trainable\n{network}\n{layer_table(network)}")
 
+    def record_options(self, options: Mapping[str, Any]) -> None:
+        """Save the resolved options."""
+        if self.is_main:
+            write_json(self.path / f"config_{self.name}.json", options)
 
     def first_fingerprints(self) -> dict[str, str]:
         """The digest of each part of the data when the run began; none when the file was damaged."""

@@ -109,6 +109,11 @@ class UpdateGuard:
         self._random.put_back()
         return not self.stepped
 
+    def begin_again(self) -> None:
+        """Put back what the update under way has changed, of which no step was made, to make it once more."""
+        self.undo()
+        self._loss = None
+
     def may_skip(self) -> bool:
         """Say whether the run may go on without a refused update, and if so count it."""
         allowed = self.policy == "skip" and self.num_skipped < self.max_skips and not self.stepped

@@ -37,6 +37,7 @@ FLAGS = {
 }  # fmt: skip
 CONTRADICTING = {  # flags that its runs cannot take, and why
     "--resume": "which begin at the beginning", "--replay": "which begin at the beginning",
+    "--find_lr": "which train", "--doctor": "which train",
     "--kill_at": "which it kills itself", "--max_time": "which go on to their end", "--trace": "which it traces itself",
 }  # fmt: skip
 TIMES = ("time/", "samples_per_second")  # columns of metrics.csv that no two runs have in common

@@ -85,7 +85,8 @@ TRAIN = {
     "parallel": Choice(("none", "dp", "ddp", "fsdp")), "nproc": Number(True, low=1, high=256), "sync_bn": BOOL,
     "dist_timeout": Number(above=0, high=86400), "max_restarts": Number(True, low=0, high=1000),
     "activation_checkpointing": BOOL, "checkpoint_format": Choice(("file", "sharded")),
-    "n_epoch": Number(True, low=1, high=10**6), "batch_size": WHOLE, "micro_batch_size": WHOLE,
+    "n_epoch": Number(True, low=1, high=10**6), "batch_size": WHOLE,
+    "micro_batch_size": Number(True, low=1, words=("auto",)),
     "optim": Choice(("adam", "adamW", "nadam", "radam", "sgd", "nesterov", "rmsprop")),
     "lr": POSITIVE, "weight_decay": NOT_NEGATIVE, "momentum": SHARE, "clip": NOT_NEGATIVE,
     "clip_type": Choice(("norm", "value")), "lr_min": NOT_NEGATIVE, "lr_decay_rate": Number(above=0, high=1),
@@ -142,7 +143,11 @@ KINDS = {
 }  # fmt: skip
 # Options of a trainer that stand on the command line only.
 OF_THE_LAUNCH = {"resume": PATH, "replay": PATH, "trace": PATH, "verify_resume": COUNT, "kill_at": WHOLE,
-                 "profile": Number(True, low=1, high=1000)}  # fmt: skip
+                 "profile": Number(True, low=1, high=1000), "find_lr": BOOL, "doctor": BOOL,
+                 "find_lr_range": Number(above=0, high=1e6, is_list=True),
+                 "find_lr_values": Number(True, low=10, high=10_000),
+                 "find_lr_updates": Number(True, low=1, high=1000),
+                 "find_lr_runs": Number(True, low=1, high=100)}  # fmt: skip
 NEVER_NULL = ("gpu_devices", "amp", "val_split", "compile", "debug", "split_seed", "proj_name")
 TASKS = ("trainer_vanilla", "trainer_seg_on_carvana", "trainer_gan", "eval_vanilla", "eval_seg_on_carvana", "eval_gan")
 
@@ -371,7 +376,8 @@ CONTRADICTIONS = {
         ("--resume", "seg.pth"), ("--resume", "bare.pth"), ("--resume", "auto", "--config", "nowhere.json"),
         ("--replay", "nowhere"), ("--replay", "vanilla.pth"), ("--replay", "bare.pth"), ("--replay", "empty"),
         ("--resume", "vanilla.pth", "--replay", "vanilla.pth"), ("--resume", "auto", "--output_dir", "taken"),
-        ("--resume", "odd.pth"),
+        ("--resume", "odd.pth"), ("--find_lr", "--find_lr_range", "1"), ("--find_lr", "--find_lr_range", "1,2,3"),
+        ("--find_lr", "--find_lr_range", "1", "1e-3"), ("--find_lr", "--doctor"), ("--doctor", "--nproc", "2"),
         ("--resume", "vanilla.pth", "--lr", "0.5"), ("--resume", "a\nb"), ("--resume", "\x00"), ("--config", ""),
         ("--config", "/dev/zero"), ("--config", "fifo"),
         ("--config", "nowhere.json"), ("--config", "empty"), ("--config", "taken"), ("--config", "loop"),

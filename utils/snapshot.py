@@ -1,0 +1,73 @@
+"""What a training was at one moment, kept in memory and put back bit for bit: to try something out, and forget it."""
+
+import copy
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from utils.seed import RandomBookmark
+
+
+def copied(state: Any, device: torch.device | str | None = None) -> Any:
+    """A state with memory of its own, on `device` if it is given: what is done to the original does not reach it.
+
+    >>> weight = torch.zeros(1)
+    >>> kept = copied({"weight": weight})
+    >>> _ = weight.fill_(1)
+    >>> kept
+    {'weight': tensor([0.])}
+    """
+    if isinstance(state, Tensor):
+        return state.detach().to(device or state.device, copy=True)
+    if isinstance(state, Mapping):
+        return {name: copied(value, device) for name, value in state.items()}
+    if type(state) in (list, tuple):
+        return type(state)(copied(value, device) for value in state)
+    return copy.deepcopy(state)
+
+
+class Snapshot:
+    """Objects with a state, and the global random generators, as they are now. It can be put back as often as needed.
+
+    Take it between two updates: gradients are not kept, and `put_back` removes them.
+
+    Args:
+        parts: by name, an object with `state_dict` and `load_state_dict`, or a dictionary of such objects. Of modules,
+            buffers that are not part of their state are kept, too.
+        device: where to keep tensors; None for where they are.
+    """
+
+    def __init__(self, parts: Mapping[str, Any], device: torch.device | str | None = None):
+        entries = [e for part in parts.values() for e in (part.values() if isinstance(part, dict) else [part])]
+        self._states = [(entry, copied(entry.state_dict(), device)) for entry in entries]
+        self._modules = [entry for entry in entries if isinstance(entry, nn.Module)]
+        owners = [owner for module in self._modules for owner in module.modules()]
+        # By owner and name, because a forward pass may put a new tensor in the place of a buffer.
+        self._buffers = [
+            (owner, name, buffer, copied(buffer, device))
+            for owner in owners for name, buffer in owner.named_buffers(recurse=False)
+        ]  # fmt: skip
+        self._modes = [(owner, owner.training) for owner in owners]
+        self._random = RandomBookmark()
+
+    def put_back(self) -> None:
+        """Make everything what it was."""
+        with torch.no_grad():
+            for owner, name, buffer, kept in self._buffers:
+                setattr(owner, name, buffer)
+                buffer.copy_(kept)
+        for entry, state in self._states:
+            entry.load_state_dict(copied(state))  # a copy: an optimizer goes on with the very tensors that it is given
+        for module in self._modules:
+            for parameter in module.parameters():
+                parameter.grad = None
+        for owner, mode in self._modes:
+            owner.training = mode
+        self._random.put_back()
+
+
+def parts_of(trainer) -> dict[str, Any]:
+    """What of a trainer is kept when something is tried out: all that it saves, apart from what only watches."""
+    return {name: part for name, part in trainer.stateful().items() if name != "callbacks"}
