@@ -1,8 +1,9 @@
 """The parts of a trainer, made from its options."""
 
 from argparse import Namespace
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -16,11 +17,13 @@ from utils.distributed import Distributed, local_size
 from utils.errors import UserError
 from utils.freezing import Freezing
 from utils.initialize import initialize
+from utils.late_guard import build_guard
 from utils.optimizer import build_optimizer, has_sparse_gradients
 from utils.parallel import checkpoint_activations, wrap_network
 from utils.param_groups import groups_of_networks, parse_rate
 from utils.scheduler import SETTINGS, build_scheduler
 from utils.sharded_checkpointer import ShardedCheckpointer
+from utils.update_guard import UpdateGuard
 
 
 def join_processes(opt: Namespace) -> tuple[Distributed, list[torch.device], str]:
@@ -89,6 +92,16 @@ def make_schedulers(
     plan = {name: getattr(opt, name) for name in ("lr_scheduler", *SETTINGS)}
     plan |= {"num_epochs": opt.n_epoch, "updates_per_epoch": updates_per_epoch}
     return {name: build_scheduler(optimizer, **plan) for name, optimizer in optimizers.items()}
+
+
+def make_guard(
+    opt: Namespace, modules: Iterable[nn.Module], optimizers: Mapping[str, Optimizer], counters: Iterable[Any],
+    distributed: Distributed,
+) -> UpdateGuard:  # fmt: skip
+    """Return what refuses updates that are not finite; a scaler, or an average of the weights, has it look at once."""
+    at_once = opt.amp == "fp16" or opt.ema is not None
+    sum_losses = distributed.sum if distributed.size > 1 else None
+    return build_guard(modules, optimizers, counters, opt.nan_policy, opt.max_skips, at_once, sum_losses)
 
 
 def make_checkpointer(

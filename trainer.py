@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
+import parts
 from base_options import parse_train_options
 from callbacks.callback import Callback, CallbackList
 from callbacks.callback_entry import build_asked_for, build_default_callbacks
@@ -22,7 +23,6 @@ from data.sampler import Update, UpdateLoader
 from eval import EvaluatorBase
 from launch import launch
 from loss.weighted_sum import add_up, last_terms
-from parts import join_processes, make_checkpointer, make_optimizers, make_schedulers, place_networks, wrap_networks
 from run_state import collect_state, restore_state
 from utils.averaging import make_averaging
 from utils.checkpoint import load_checkpoint
@@ -32,7 +32,6 @@ from utils.earlystopper import EarlyStopper, direction
 from utils.epoch_log import EpochLog, read_scalars
 from utils.errors import DivergedError
 from utils.func import count_samples, move_to
-from utils.late_guard import build_guard
 from utils.matching import checked_optimizers, checked_schedulers
 from utils.options import OptionParser, saved_options
 from utils.out_of_memory import fit_micro_batches
@@ -55,7 +54,7 @@ class TrainerBase:
 
     def __init__(self, opt: Namespace):
         self.opt = opt
-        self.distributed, self.devices, device_line = join_processes(opt)
+        self.distributed, self.devices, device_line = parts.join_processes(opt)
         seed_everything(opt.seed, opt.deterministic)
         self.device = self.devices[0]
         self.precision = Precision(opt.amp, self.device)
@@ -65,9 +64,9 @@ class TrainerBase:
             self.datasets = build_datasets(opt)
         start = opt.model_path if opt.pretrained and not opt.resume else None
         self.seen_groups = seen_groups(self.datasets, start)
-        self.networks, self.freezing = place_networks(opt, self.build_networks(), self.device, self.distributed)
+        self.networks, self.freezing = parts.place_networks(opt, self.build_networks(), self.device, self.distributed)
         loaded = [load_pretrained(net, start, name) for name, net in self.networks.items()] if start else []
-        self.wrapped = wrap_networks(opt, self.networks, self.devices, self.distributed)
+        self.wrapped = parts.wrap_networks(opt, self.networks, self.devices, self.distributed)
         self.criterion = place_criterion(self.build_criterion(), self.device, opt.compile)
         self.evaluator = self.build_evaluator()
         check_monitor(opt.monitor, self.evaluator.meters)
@@ -87,10 +86,8 @@ class TrainerBase:
         self.may_halve = False  # whether micro-batches may become smaller when memory runs out
         self.exact = True  # False while the state is between two positions that a run can continue from
         counters = (self.progress, *self.schedulers.values(), self.epoch_log)
-        modules, at_once = (*self.networks.values(), self.criterion), opt.amp == "fp16" or opt.ema is not None
-        sum_losses = self.distributed.sum if self.distributed.size > 1 else None
-        refusal = (opt.nan_policy, opt.max_skips, at_once, sum_losses)
-        self.guard = build_guard(modules, self.optimizers, counters, *refusal)
+        modules = (*self.networks.values(), self.criterion)
+        self.guard = parts.make_guard(opt, modules, self.optimizers, counters, self.distributed)
         self.stop_signal = StopSignal(seconds_of(opt.max_time) if opt.max_time else None)
 
         # what watches
@@ -101,7 +98,7 @@ class TrainerBase:
             loader.warn = self.logger.warning
             if self.distributed.size == 1:  # several stop together, after an update
                 loader.interrupt = self.stop_signal.raise_if_set
-        self.checkpointer = make_checkpointer(opt, self.run_dir.path, self.train_loader, self.distributed)
+        self.checkpointer = parts.make_checkpointer(opt, self.run_dir.path, self.train_loader, self.distributed)
         watching = [*self.build_callbacks(), *build_asked_for(opt, self.logger)] if self.distributed.is_main else []
         self.callbacks = CallbackList(watching)
         self.run_dir.record(saved_options(opt), self.devices, self.networks, *describe(self.datasets))
@@ -133,11 +130,11 @@ class TrainerBase:
 
     def build_optimizers(self) -> dict[str, torch.optim.Optimizer]:
         """Return an optimizer for each network, by the network's name."""
-        return make_optimizers(self.opt, self.networks)
+        return parts.make_optimizers(self.opt, self.networks)
 
     def build_schedulers(self) -> dict[str, torch.optim.lr_scheduler.LRScheduler]:
         """Return a scheduler, to be stepped once per update, for each optimizer, by the same name."""
-        return make_schedulers(self.opt, self.optimizers, self.train_loader.updates_per_epoch)
+        return parts.make_schedulers(self.opt, self.optimizers, self.train_loader.updates_per_epoch)
 
     def build_evaluator(self) -> EvaluatorBase:
         """Return the evaluator that validates."""

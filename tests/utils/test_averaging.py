@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn, get_swa_multi_avg_fn, update_bn
 
-import trainer as trainer_module
+import parts
 from callbacks.callback import Callback
 from eval_vanilla import EvaluatorVanilla
 from trainer import TrainerBase
@@ -177,13 +177,13 @@ def test_an_update_whose_step_float16_left_out_does_not_move_the_average(scales,
 @pytest.mark.parametrize(("flags", "expected"), [((), False), (("--ema", 0.9), True), (("--swa_start", 1), False)])
 def test_with_an_average_over_updates_each_is_checked_at_once(build, monkeypatch, flags, expected):
     seen = []
-    original = trainer_module.build_guard
+    original = parts.build_guard
 
     def watch(modules, optimizers, counters, policy, max_skips, at_once, sum_losses):
         seen.append(at_once)
         return original(modules, optimizers, counters, policy, max_skips, at_once, sum_losses)
 
-    monkeypatch.setattr(trainer_module, "build_guard", watch)
+    monkeypatch.setattr(parts, "build_guard", watch)
     build(*flags)
     assert seen == [expected]
 

@@ -39,9 +39,9 @@ def late(monkeypatch):
         (optimizer,) = optimizers.values()
         return LateGuard(modules, optimizer, counters, lag=5)
 
-    import trainer
+    import parts
 
-    monkeypatch.setattr(trainer, "build_guard", build)
+    monkeypatch.setattr(parts, "build_guard", build)
 
 
 def stopped(build, *flags, task=Sick):
@@ -111,10 +111,10 @@ def test_without_the_flag_the_weights_would_be_spoilt(build, late, monkeypatch):
             del self.optimizer.found_inf
 
     monkeypatch.setattr(utils.late_guard, "LateGuard", Untold)
-    import trainer
+    import parts
 
     monkeypatch.setattr(
-        trainer,
+        parts,
         "build_guard",
         lambda modules, optimizers, counters, *_, **__: Untold(modules, *optimizers.values(), counters),
     )
