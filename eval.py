@@ -169,7 +169,7 @@ class EvaluatorBase:
     @classmethod
     def run_test(cls, opt: Namespace) -> "EvaluatorBase":
         """Load the checkpoint of `opt.model_path`, evaluate the part `opt.split`, log and save the results."""
-        state = load_checkpoint(opt.model_path, tensors_of=("networks",))
+        state = load_checkpoint(opt.model_path, tensors_of=("networks", "averaging"))
         seed_everything(opt.seed or 0, opt.deterministic)
         devices, device_line = select_devices(opt.gpu_devices)
         how = (devices[0], opt.channels_last, opt.compile)

@@ -8,7 +8,7 @@ from utils.epoch_log import EpochLog, add_totals
 from utils.errors import UserError
 from utils.options import saved_options
 from utils.seed import random_state, seed_apart, set_random_state
-from utils.shard_record import PARTS, Shards, put_in
+from utils.shard_record import Shards, put_in
 from utils.sharded_state import models_of, whole
 from utils.state import get_state, set_state
 
@@ -45,11 +45,13 @@ def with_tensors(trainer, state: dict[str, Any]) -> dict[str, Any]:
         return state
     from utils.shard_files import read_shards
 
-    path, parts = trainer.opt.resume, trainer.stateful()
+    path, parts = trainer.opt.resume, {"networks": trainer.networks, "optimizers": trainer.optimizers}
     shards, models = Shards.of(state, path), {}
-    for part in PARTS:
-        for name, owner in parts[part].items():
+    for part, owners in parts.items():
+        for name, owner in owners.items():
             models |= models_of(owner, state[part].get(name), f"[{part!r}][{name!r}]")
+    for name, network in trainer.networks.items():  # their averages are cut up as they are
+        models |= models_of(network, None, f"['averaging']['networks'][{name!r}]")
     return put_in(state, read_shards(shards, path, models))
 
 

@@ -157,7 +157,7 @@ def load_file(path: str | Path) -> Any:
     """
     content, _ = load_and_check(Path(path))
     is_ours = isinstance(content, dict) and "format" in content and "shards" in content
-    return read_tensors(content, path, ("networks",)) if is_ours else content
+    return read_tensors(content, path, ("networks", "averaging")) if is_ours else content
 
 
 def load_and_check(path: Path) -> tuple[Any, bool]:

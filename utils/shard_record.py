@@ -25,7 +25,7 @@ from utils.errors import DamagedError, UserError
 from utils.sharded_state import is_cut
 
 DIRECTORY = "shards"
-PARTS = ("networks", "optimizers")  # what is large
+PARTS = ("networks", "optimizers", "averaging")  # what is large
 DTYPES = {str(value).removeprefix("torch."): value for value in vars(torch).values() if isinstance(value, torch.dtype)}
 DIRECTORY_NAME, FILE_NAME = re.compile(r"[0-9]+(-[0-9]+)?"), re.compile(r"__[0-9]+_[0-9]+\.distcp")
 NUM_READERS = 8  # threads that compute digests

@@ -296,7 +296,7 @@ def test_networks_that_are_cut_up_have_the_same_averages_and_what_is_frozen_stay
     flags = ("--train_val_sample_rate", 600, "--batch_size", 64, "--n_epoch", 2, "--seed", 0, "--gpu_devices", "cpu",
              "--freeze", "layers.0.*", "--param_lr", "layers.2.*=0.1x", "--no_decay", "bias", *average)  # fmt: skip
     rows, states = [], []
-    for way in ((), ("--nproc", 2, "--parallel", "fsdp")):
+    for way in ((), ("--nproc", 2, "--parallel", "fsdp", "--checkpoint_format", "sharded")):
         directory = tmp_path / str(len(rows))
         done = command("trainer_vanilla.py", *flags, *way, "--output_dir", directory)
         assert done.returncode == 0, done.stderr
