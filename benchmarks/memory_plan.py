@@ -22,7 +22,7 @@ from torch.nn import functional as F
 
 from benchmarks.harness import ROOT, row
 from utils.distributed import Distributed
-from utils.memory import memory_of
+from utils.memory_use import memory_of
 from utils.options import BoolAction, ListAction, OptionParser, list_of, number, run_main
 from utils.parallel import blocks_of, wrap_network
 from utils.provenance import command_line

@@ -11,7 +11,7 @@ from callbacks.callback import Callback
 from utils.advice import shares_text, time_shares
 from utils.errors import DivergedError, LoadingError
 from utils.files import NO_SPACE, StorageError
-from utils.memory import memory_of, memory_text
+from utils.memory_use import memory_of, memory_text
 from utils.param_groups import group_table
 from utils.signals import Terminated, TimeIsUp
 

@@ -413,7 +413,7 @@ CONTRADICTIONS = {
         ("--model_type", "UNetpp"), ("--augment",), ("--gpu_devices", "1,1"), ("--label_smoothing", "0.1"),
     ),
     "eval_gan": (
-        ("--model_path", "vanilla.pth"), ("--latent", "3"), ("--judge_type", "LeNet"), ("--no-batch_norm",),
+        ("--model_path", "vanilla.pth"), ("--latent", "3"), ("--judge_type", "LeNet"), ("--batch_norm", "False"),
         ("--judge", "vanilla.pth"), ("--save_path", "taken"),
     ),
     "configcmp": (
