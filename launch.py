@@ -76,6 +76,7 @@ def find_learning_rate(trainer_class: type, opt: Namespace) -> None:
     if path := trainer.distributed.broadcast(opt.resume):
         trainer.load_state_dict(load_checkpoint(path))
     fit_micro_batches(trainer)
+    trainer.freezing.set_train_mode(trainer.networks)
     low, high = opt.find_lr_range
     before = digests(trainer.state_dict())["run"]
 

@@ -20,8 +20,7 @@ STATUS = 1  # with which the program ends when there is a problem
 
 def run_check(name: str, patient: Patient) -> tuple[str, str]:
     """Return what a check found, ok or problem or skipped, and the words for it. All is put back afterwards."""
-    for network in patient.trainer.networks.values():
-        network.train()
+    patient.trainer.freezing.set_train_mode(patient.trainer.networks)
     try:
         return OK, CHECKS[name](patient)
     except Finding as finding:

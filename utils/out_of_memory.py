@@ -145,6 +145,7 @@ def largest_that_fits(trainer) -> int:
     update = next(iter(trainer.train_loader.updates(0)))
     whole, num_halvings = share_of(trainer.opt.batch_size, 0, together.size)[1], 0
     snapshot = Snapshot(parts_of(trainer), device="cpu")  # so as not to need more memory than the training will
+    trainer.freezing.set_train_mode(trainer.networks)
     with together.gradients(synchronize=False):
         trainer.distributed, trainer.guard.sum_losses = Distributed(), None  # this process alone
         try:

@@ -71,6 +71,7 @@ class Precision:
 
     def begin_again(self) -> None:
         """Forget what was done in the update under way, to make it once more with the same scale."""
+        self._stepped.clear()
         if self.scaler.is_enabled():
             state = self.scaler.state_dict()
             self.scaler = torch.amp.GradScaler(self.device_type)

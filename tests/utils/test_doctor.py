@@ -9,6 +9,7 @@ from torch import nn
 
 from launch import run
 from tests.planted_faults import GlobalDraw, ModuleAttribute, TrainerAttribute
+from trainer_gan import TrainerGAN
 from trainer_seg_on_carvana import TrainerSeg
 from trainer_vanilla import TrainerVanilla
 from utils.doctor import OK, PROBLEM, SKIPPED, diagnose, run_check
@@ -54,12 +55,13 @@ class OtherLabels(TrainerVanilla):
 
 
 class SteppedElsewhere(TrainerVanilla):
-    """The optimizer has a copy of the weights."""
+    """The optimizer has a copy of the weights, but for the last bias."""
 
     def build_optimizers(self):
         (optimizer,) = super().build_optimizers().values()
         for group in optimizer.param_groups:
-            group["params"] = [p.detach().clone().requires_grad_() for p in group["params"]]
+            *others, last = group["params"]
+            group["params"] = [*(p.detach().clone().requires_grad_() for p in others), last]
         return {"model": optimizer}
 
 
@@ -141,6 +143,24 @@ class PacksBatch(TrainerVanilla):
         return super().compute_loss((batch[1].images, batch[0]))
 
 
+class Normalized(Around):
+    def __init__(self, network):
+        super().__init__(network)
+        self.bn = nn.BatchNorm1d(10)
+
+    def forward(self, images):
+        return self.bn(super().forward(images))
+
+
+class WithFrozenStatistics(Wrapping):
+    wrapper, has_moved = Normalized, False
+
+    def compute_loss(self, batch):
+        loss = super().compute_loss(batch)
+        type(self).has_moved |= bool(self.networks["model"].bn.running_mean.any())
+        return loss
+
+
 def wrapped_in(wrapper):
     return type(f"With{wrapper.__name__}", (Wrapping,), {"wrapper": wrapper})
 
@@ -192,6 +212,19 @@ def test_segmentation_is_well(build, flags):
     found = diagnose(build(*flags, task=TrainerSeg))
     outcomes = {name: outcome for name, (outcome, _) in found.items()}
     assert outcomes == dict.fromkeys(CHECKS, OK) | {"first loss": SKIPPED}, found
+
+
+def test_two_networks_with_a_loss_each_are_well(build):
+    found = diagnose(build(task=TrainerGAN))
+    outcomes = {name: outcome for name, (outcome, _) in found.items()}
+    assert outcomes == dict.fromkeys(CHECKS, OK) | {"first loss": SKIPPED, "overfits": SKIPPED}, found
+
+
+def test_frozen_batch_normalization_keeps_its_statistics(build):
+    trainer = build("--freeze", "bn.*", task=WithFrozenStatistics)
+    found = diagnose(trainer)
+    assert {name: outcome for name, (outcome, _) in found.items()} == dict.fromkeys(CHECKS, OK), found
+    assert not WithFrozenStatistics.has_moved
 
 
 def test_what_the_first_loss_should_be_can_be_said(build):
