@@ -1,23 +1,27 @@
 """How options are resolved: which of them win, and which contradict each other. They are listed in option_list.py."""
 
+import sys
 from argparse import Namespace
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from callbacks.callback_entry import check_loggers
+from callbacks.callback_entry import check_loggers, own_class
 from data.data_entry import DEBUG_BATCHES
 from data.shard_store import is_url
 from model.model_entry import NETWORK_OPTIONS
-from option_list import add_common_options, add_test_options, add_train_options, train_option_names
+from option_list import add_common_options, add_file_options, add_test_options, add_train_options, train_option_names
 from utils.checkpoint import load_checkpoint, options_of
 from utils.checkpointer import Checkpointer
 from utils.distributed import earlier_run, place
 from utils.errors import UserError
-from utils.options import OptionParser, read_options
+from utils.option_files import read_with_bases
+from utils.options import OptionParser
+from utils.own_code import import_module, load_all, refuse_unrepeated, unrepeated
 from utils.replay import load_replay
 from utils.run_dir import is_run_dir, unfinished_runs
 from utils.seed import draw_seed
+from utils.show_options import as_text
 
 # What an evaluation does not take from a checkpoint.
 OF_THE_LAUNCH = ("model_path", "gpu_devices", "data_device", "debug", "limit_batches", "save_path")
@@ -29,6 +33,7 @@ MAY_CHANGE = (
     "parallel", "compile", "channels_last", "deterministic", "log_every", "save_every", "save_every_steps", "keep",
     "max_time", "nan_policy", "max_skips", "cache", "cache_dir", "shard_cache_dir", "shard_cache_gb", "nproc",
     "dist_timeout", "max_restarts", "activation_checkpointing", "checkpoint_format", "metrics", "logger", "save_code",
+    "callbacks", "import",
 )  # fmt: skip
 
 
@@ -63,7 +68,7 @@ def check_options(options: Mapping[str, Any], saved: Mapping[str, Any], resumes:
 def check_network(options: Mapping[str, Any], trained: Mapping[str, Any], model_path: str) -> None:
     """Raise UserError when an option asks for another network than that of the checkpoint, made with `trained`."""
     for name in NETWORK_OPTIONS:
-        if options.get(name) != trained.get(name):
+        if options.get(name) != trained.get(name, {} if name == "model_args" else None):
             raise UserError(
                 f"--{name} {options.get(name)} contradicts the checkpoint {model_path}, "
                 f"whose network has {name} {trained.get(name)}; leave the flag out."
@@ -81,13 +86,8 @@ def parse_train_options(trainer_class, argv: Sequence[str] | None) -> Namespace:
         UserError: when options contradict each other, or the run that is resumed, or when that cannot be found.
         DamagedError: when the checkpoints of the run that is to be resumed are all damaged.
     """
-    parser = OptionParser(description=trainer_class.__doc__)
-    add_train_options(parser)
-    add_common_options(parser, trainer_class.evaluator_class.task)
-    trainer_class.evaluator_class.add_options(parser)
-    trainer_class.add_options(parser)
-    parser.apply(trainer_class.defaults, f"defaults of {trainer_class.__name__}")
-
+    import_asked(argv)
+    parser = train_parser(trainer_class)
     given, notes = parser.parse_given(argv), []
     if given.get("resume") and given.get("replay"):
         raise UserError("--resume goes on with a run, and --replay looks at one update of it: give one of them.")
@@ -97,20 +97,49 @@ def parse_train_options(trainer_class, argv: Sequence[str] | None) -> Namespace:
         given["resume"] = before["run_dir"]
         notes.append(f"The processes were started again: they go on with {before['run_dir']}.")
     if given.get("resume") == "auto":
-        given["resume"] = find_automatically(parser, given, notes)
+        given["resume"] = find_automatically(train_parser(trainer_class), argv, notes)
     resume, layers = None, []
     if given.get("replay"):
-        layers = [(options_of(load_replay(given["replay"]), given["replay"]), given["replay"])]
+        path = given["replay"]
+        layers = [(harmless_options(options_of(load_replay(path), path), path), path)]
     elif given.get("resume"):
         path, state = Checkpointer.find(given["resume"], notes.append)
         resume, layers = str(path), [(harmless_options(options_of(state, path), path), str(path))]
+    for options, path in layers:
+        check_own_code(options, path, train_parser(trainer_class), argv)
     opt = parser.resolve(argv, layers)
     check_options(vars(opt), layers[0][0] if layers else {}, resumes)
     opt.resume, opt.resume_notes = resume, notes
-    opt.seed = before.get("seed", draw_seed()) if opt.seed is None else opt.seed
+    if opt.seed is None:
+        opt.seed = before.get("seed", draw_seed())
+        parser.note_source("seed", "drawn")
     if opt.debug:
         opt.n_epoch, opt.limit_batches = 1, DEBUG_BATCHES
-    return opt
+        parser.sources |= dict.fromkeys(("n_epoch", "limit_batches"), "--debug")
+    load_own_code(opt)
+    return print_or_go_on(parser, opt)
+
+
+def train_parser(trainer_class) -> OptionParser:
+    """The parser of a task's trainer, with the task's defaults."""
+    parser = OptionParser(description=trainer_class.__doc__)
+    add_train_options(parser)
+    add_common_options(parser, trainer_class.evaluator_class.task)
+    trainer_class.evaluator_class.add_options(parser)
+    trainer_class.add_options(parser)
+    parser.apply(trainer_class.defaults, f"defaults of {trainer_class.__name__}")
+    return parser
+
+
+def test_parser(evaluator_class) -> OptionParser:
+    """The parser of a task's evaluator."""
+    parser = OptionParser(description=evaluator_class.__doc__)
+    add_test_options(parser)
+    add_common_options(parser, evaluator_class.task)
+    parser.passed_over = train_option_names()  # so that a run's own config file can be given
+    evaluator_class.add_options(parser)
+    evaluator_class.add_test_options(parser)
+    return parser
 
 
 def parse_test_options(evaluator_class, argv: Sequence[str] | None) -> Namespace:
@@ -125,19 +154,56 @@ def parse_test_options(evaluator_class, argv: Sequence[str] | None) -> Namespace
     """
     if place()[1] > 1:
         raise UserError("An evaluation is made by one process: start it without torchrun.")
-    parser = OptionParser(description=evaluator_class.__doc__)
-    add_test_options(parser)
-    add_common_options(parser, evaluator_class.task)
-    parser.passed_over = train_option_names()  # so that a run's own config file can be given
-    evaluator_class.add_options(parser)
-    evaluator_class.add_test_options(parser)
+    import_asked(argv)
+    parser = test_parser(evaluator_class)
     model_path = parser.parse_given(argv).get("model_path")
     if not model_path:
         parser.error("--model_path is needed: the checkpoint to evaluate, Results/.../..._best_ckpt.pth")
     trained = trained_options(load_checkpoint(model_path, tensors_of=()), model_path)
+    known = {name: value for name, value in trained.items() if name in parser.known}
+    check_own_code(known, model_path, test_parser(evaluator_class), argv)
     opt = parser.resolve(argv, [(trained, model_path)])
     check_network(vars(opt), trained, model_path)
-    return opt
+    load_own_code(opt)
+    return print_or_go_on(parser, opt)
+
+
+# ---- code of somebody's own ------------------------------------------------------------------------------------------
+def import_asked(argv: Sequence[str] | None) -> None:
+    """Import the modules of --import, before the parser is made: the names that they register become choices."""
+    parser = OptionParser(add_help=False)
+    add_file_options(parser)
+    given, _ = parser.parse_known_args(argv)
+    for path in given.config or []:
+        for file in read_with_bases(path):
+            modules = {name: value for name, value in file.values.items() if name == "import"}
+            parser.apply(modules, file.path, lines=file.lines)
+    for module in getattr(given, "import") or parser.get_default("import") or []:
+        import_module(module, f"--import {module}")
+
+
+def check_own_code(
+    options: Mapping[str, Any], path: str | Path, parser: OptionParser, argv: Sequence[str] | None
+) -> None:
+    """Raise UserError when a checkpoint's options would import what the user has not named, see `utils.own_code`."""
+    own = vars(parser.resolve(argv))
+    refuse_unrepeated(unrepeated(options, own, parser.asked, not is_run_dir(Path(path).parent)), path)
+
+
+def load_own_code(opt: Namespace) -> None:
+    """Import what the options name, so that what is missing is told before anything is made or written."""
+    load_all(vars(opt))
+    for name in getattr(opt, "callbacks", None) or []:
+        own_class(name)
+
+
+def print_or_go_on(parser: OptionParser, opt: Namespace) -> Namespace:
+    """Return the options; with --print_config print them instead, and end with status 0."""
+    if not opt.print_config:
+        return opt
+    if place()[0] == 0:
+        print(as_text(parser, vars(opt)))
+    sys.exit(0)
 
 
 def harmless_options(options: dict[str, Any], path: str | Path) -> dict[str, Any]:
@@ -151,7 +217,11 @@ def harmless_options(options: dict[str, Any], path: str | Path) -> dict[str, Any
     left_out = () if is_own else ("output_dir", "cache_dir", "shard_cache_dir")
     if not Path(data_dir).is_dir() and not (is_own and is_url(data_dir)):
         left_out = (*left_out, "data_dir")  # it would be made
-    return {name: value for name, value in options.items() if name not in left_out}
+    harmless = {name: value for name, value in options.items() if name not in left_out}
+    if isinstance(arguments := options.get("data_args"), dict) and not is_own:
+        of_paths = (*left_out, "data_dir")
+        harmless["data_args"] = {name: value for name, value in arguments.items() if name not in of_paths}
+    return harmless
 
 
 def trained_options(state: dict[str, Any], path: str) -> dict[str, Any]:
@@ -160,15 +230,13 @@ def trained_options(state: dict[str, Any], path: str) -> dict[str, Any]:
     return {name: value for name, value in options.items() if name not in OF_THE_LAUNCH}
 
 
-def find_automatically(parser: OptionParser, given: Mapping[str, Any], notes: list[str]) -> str | None:
+def find_automatically(parser: OptionParser, argv: Sequence[str] | None, notes: list[str]) -> str | None:
     """What --resume auto stands for: the newest unfinished run of this project with these options; None without one."""
-    asked_for = {}
-    for values in (*map(read_options, given.get("config") or []), given):
-        asked_for |= values
-    names = {name: str(asked_for.get(name, parser.get_default(name))) for name in ("output_dir", "proj_name")}
+    options_now = vars(parser.resolve(argv))
+    names = {name: options_now[name] for name in ("output_dir", "proj_name")}
     for path, options in unfinished_runs(**names):
-        kept = asked_for.keys() & options.keys() - set(MAY_CHANGE)
-        if others := [name for name in sorted(kept) if str(asked_for[name]) != str(options[name])]:
+        kept = parser.asked & options.keys() - set(MAY_CHANGE)
+        if others := [name for name in sorted(kept) if options_now[name] != options[name]]:
             notes.append(f"--resume auto: passes over {path}, which has another --{' --'.join(others)}.")
             continue
         notes.append(f"--resume auto: goes on with {path}.")

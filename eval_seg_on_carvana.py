@@ -13,6 +13,7 @@ from utils.draw import contact_sheet, save_picture
 from utils.func import move_to
 from utils.metric_names import SEGMENTATION, build_metrics, metric_name
 from utils.options import BoolAction, ListAction, OptionParser, file_path, list_of, number, one_of
+from utils.own_code import short_name
 
 
 class EvaluatorSeg(EvaluatorBase):
@@ -94,7 +95,7 @@ class EvaluatorSeg(EvaluatorBase):
         """Save origin, mask and prediction of every --n_snap-th image, and one sheet with all of them."""
         if not self.opt.viz:
             return
-        output_dir = self.output_dir / self.opt.mode / self.opt.data_type
+        output_dir = self.output_dir / self.opt.mode / short_name(self.opt.data_type)
         output_dir.mkdir(parents=True)
         rows, captions, place = [], [], 0
         with self.inference(), self.precision.autocast():

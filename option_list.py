@@ -11,9 +11,10 @@ from data.data_entry import DEBUG_BATCHES, data_types
 from loss.loss_entry import loss_term, loss_types
 from model.library import library_model
 from model.model_entry import model_types
-from utils.errors import UserError
+from utils.errors import UserError, shown
 from utils.initialize import INITS
-from utils.optimizer import OPTIMIZERS
+from utils.nested import mapping, setting
+from utils.optimizer import OPTIMIZERS, torch_optimizers
 from utils.options import (
     BoolAction,
     ExtendAction,
@@ -26,11 +27,11 @@ from utils.options import (
     number,
     one_of,
     plain_text,
-    shown,
 )
+from utils.own_code import choices, module_name, one_of_or_own
 from utils.parallel import MODES
 from utils.param_groups import parse_rate
-from utils.scheduler import SCHEDULERS
+from utils.scheduler import SCHEDULERS, torch_schedulers
 from utils.signals import duration_text
 from utils.update_guard import POLICIES
 
@@ -80,9 +81,27 @@ class OneOrMoreAction(Action):
 
 def add_common_options(parser: OptionParser, task: str | None) -> None:
     """Add what training and evaluation share; `task` narrows the choice of data, model and loss."""
+    add_file_options(parser)
     add_data_options(parser, task)
     add_model_options(parser, task)
     add_machine_options(parser)
+
+
+def add_file_options(parser: OptionParser) -> None:
+    """Add the options of where options come from, see docs/options.md."""
+    add = parser.add_argument_group("where options come from").add_argument
+    add("--config", type=file_path, action=ExtendAction, nargs="+", default=None, metavar="FILE",
+        help="option files, JSON or YAML; later ones win, and the command line wins over all")
+    add("--set", type=setting, action=ExtendAction, nargs="+", default=None, metavar="NAME=VALUE",
+        help="single values, also inside of a mapping: model_args.width=64; these win over the flags")
+    add("--import", type=module_name, nargs="+", default=None, metavar="MODULE",
+        help="modules of your own to import first, for the names that they register")
+    add("--print_config", action=BoolAction, default=False,
+        help="print all options with where each came from, and stop")
+
+
+def add_mapping(add: Callable, name: str, of: str) -> None:
+    add(name, type=mapping, default={}, metavar="JSON", help=f"further arguments of {of}, as '{{\"name\": value}}'")
 
 
 def add_data_options(parser: OptionParser, task: str | None) -> None:
@@ -90,7 +109,9 @@ def add_data_options(parser: OptionParser, task: str | None) -> None:
     group = parser.add_argument_group("data")
     add = group.add_argument
     types = data_types(task)
-    add("--data_type", type=one_of(types), default=types[0], metavar="NAME", help=f"one of {', '.join(types)}")
+    add("--data_type", type=one_of_or_own(types), default=types[0], metavar="NAME",
+        help=f"one of {', '.join(types)}; or MODULE:NAME of your own")
+    add_mapping(add, "--data_args", "the data")
     add("--data_dir", type=file_path, default="./Dataset", metavar="DIR", help="where the data is, or is downloaded to")
     amount = number(float, above=0)
     add("--train_val_sample_rate", type=amount, default=1.0, metavar="X",
@@ -120,15 +141,19 @@ def add_model_options(parser: OptionParser, task: str | None) -> None:
     """Add the options of the network and its loss."""
     add = parser.add_argument_group("model").add_argument
     types = model_types(task)
-    kind, more = one_of(types), ""
+    kind, more = one_of_or_own(types), ""
     if task == "classification":
         kind, more = library_model(kind), "; or torchvision:NAME or timm:NAME, a classifier of one of these libraries"
-    add("--model_type", type=kind, default=types[0], metavar="NAME", help=f"one of {', '.join(types)}{more}")
+    add("--model_type", type=kind, default=types[0], metavar="NAME",
+        help=f"one of {', '.join(types)}{more}; or MODULE:NAME of your own")
+    add_mapping(add, "--model_args", "the network's class")
     add("--n_channels", type=number(int, low=1, high=4096), default=1, metavar="N", help="channels of an image")
     add("--n_classes", type=number(int, low=1, high=10**6), default=10, metavar="N", help="number of classes")
     losses = loss_types(task)
-    add("--loss_type", type=loss_term(one_of(losses)), action=OneOrMoreAction, nargs="+", default=losses[0],
-        metavar="NAME", help=f"one of {', '.join(losses)}; or a weighted sum of several, as NAME:1.0 NAME:0.5")
+    add("--loss_type", type=loss_term(one_of_or_own(losses)), action=OneOrMoreAction, nargs="+", default=losses[0],
+        metavar="NAME", help=f"one of {', '.join(losses)}; or MODULE:NAME of your own; or a weighted sum of several, "
+        "as NAME:1.0 NAME:0.5")
+    add_mapping(add, "--loss_args", "a single loss")
     add("--model_path", type=file_path, default=None, metavar="FILE",
         help="the checkpoint to evaluate, or to start --pretrained from")
 
@@ -152,8 +177,6 @@ def add_test_options(parser: OptionParser) -> None:
     """Add the options of the evaluation as a program."""
     add = parser.add_argument_group("evaluation").add_argument
     add("--proj_name", type=file_name, default="Evaluation", metavar="NAME", help="name of the project")
-    add("--config", type=file_path, action=ExtendAction, nargs="+", default=None, metavar="FILE",
-        help="option files, JSON or YAML; later ones win")
     add("--split", type=one_of(("test", "val", "train")), default="test", metavar="PART", help="test, val or train")
     add("--save_path", type=file_path, default="./test_viz/", metavar="DIR", help="results go to DIR/TIMESTAMP")
     add("--viz", action=BoolAction, default=True, help="save pictures")
@@ -179,8 +202,6 @@ def add_train_options(parser: OptionParser) -> None:
     add("--proj_name", type=file_name, default="Plainloop", metavar="NAME", help="name of the run's files")
     add("--description", default="", metavar="TEXT", help="a note that is saved with the options")
     add("--output_dir", type=file_path, default="./Results/", metavar="DIR", help="a run goes to DIR/TIMESTAMP")
-    add("--config", type=file_path, action=ExtendAction, nargs="+", default=None, metavar="FILE",
-        help="option files, JSON or YAML; later ones win")
     add("--resume", type=file_path, default=None, metavar="PATH",
         help="a run directory or checkpoint to continue, in its directory; auto: the newest unfinished, or a new one")
     add("--pretrained", action=BoolAction, default=False, help="start from the matching weights of --model_path")
@@ -196,10 +217,13 @@ def add_train_options(parser: OptionParser) -> None:
     add("--micro_batch_size", type=number_or_auto(whole), default=None, metavar="N",
         help="samples that go through the network at once (default: all of the update); auto: as many as the memory "
         "of the GPU holds, fewer when it runs out. Changes memory, not results")
-    optimizers = tuple(OPTIMIZERS)
     add("--init", type=one_of(tuple(INITS)), default="default", metavar="NAME",
         help=f"how the weights of linear layers and convolutions begin: {', '.join(INITS)}")
-    add("--optim", type=one_of(optimizers), default="adamW", metavar="NAME", help=f"one of {', '.join(optimizers)}")
+    optimizers = choices("optimizer", OPTIMIZERS)
+    add("--optim", type=one_of_or_own(optimizers, torch_optimizers(), "of torch.optim"), default="adamW",
+        metavar="NAME",
+        help=f"one of {', '.join(optimizers)}; a class of torch.optim, such as Adamax; or MODULE:NAME of your own")
+    add_mapping(add, "--optim_args", "the optimizer's class")
     add("--lr", type=positive, default=1e-3, metavar="X", help="learning rate")
     add("--weight_decay", type=not_negative, default=0.01, metavar="X", help="weight decay")
     add("--momentum", type=share, default=0.9, metavar="X", help="momentum of sgd and nesterov")
@@ -208,8 +232,13 @@ def add_train_options(parser: OptionParser) -> None:
         help="clip the norm of all gradients together (norm) or each element (value)")
 
     add = parser.add_argument_group("learning-rate schedule").add_argument
-    add("--lr_scheduler", type=one_of(tuple(SCHEDULERS)), default="cosine", metavar="NAME",
-        help=f"one of {', '.join(SCHEDULERS)}")
+    schedulers = choices("scheduler", SCHEDULERS)
+    add("--lr_scheduler", type=one_of_or_own(schedulers, torch_schedulers(), "of torch"), default="cosine",
+        metavar="NAME", help=f"one of {', '.join(schedulers)}; a class of torch.optim.lr_scheduler, such as "
+        "OneCycleLR; or MODULE:NAME of your own")
+    add_mapping(add, "--scheduler_args", "a scheduler's class")
+    add("--scheduler_step", type=one_of(("update", "epoch")), default="update", metavar="WHEN",
+        help="the learning rate changes after each update, or after each epoch")
     add("--lr_min", type=not_negative, default=0.0, metavar="X",
         help="lowest learning rate after warm-up, where cosine and linear end")
     add("--warmup_epoch", type=number(float, low=0, high=MAX_EPOCHS), default=0.0, metavar="E",
@@ -280,6 +309,8 @@ def add_stop_options(parser: OptionParser) -> None:
     add("--min_delta", type=not_negative, default=0.0, metavar="X", help="better means better by more than X")
 
     add = parser.add_argument_group("how often").add_argument
+    add("--callbacks", type=one_of_or_own(choices("callback", ())), nargs="+", default=None, metavar="NAME",
+        help=f"what else watches: {', '.join([*choices('callback', ()), ''])}MODULE:NAME of your own")
     add("--log_every", type=whole, default=50, metavar="N", help="updates between two entries of the log")
     add("--val_every", type=whole, default=1, metavar="E", help="whole epochs between two validations")
     add("--save_every", type=number(float, above=0, high=MAX_EPOCHS), default=1.0, metavar="E",

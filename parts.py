@@ -21,7 +21,7 @@ from utils.late_guard import build_guard
 from utils.optimizer import build_optimizer, has_sparse_gradients
 from utils.parallel import checkpoint_activations, wrap_network
 from utils.param_groups import groups_of_networks, parse_rate
-from utils.scheduler import SETTINGS, build_scheduler
+from utils.scheduler import SETTINGS, OncePerEpoch, build_scheduler
 from utils.sharded_checkpointer import ShardedCheckpointer
 from utils.update_guard import UpdateGuard
 
@@ -77,7 +77,7 @@ def wrap_networks(
 
 def make_optimizers(opt: Namespace, networks: Mapping[str, nn.Module]) -> dict[str, Optimizer]:
     """Return an optimizer for each network, by the network's name."""
-    settings = {name: getattr(opt, name) for name in ("optim", "lr", "weight_decay", "momentum")}
+    settings = {name: getattr(opt, name) for name in ("optim", "lr", "weight_decay", "momentum", "optim_args")}
     parameters = {name: network.parameters() for name, network in networks.items()}
     if opt.freeze or opt.train_only or opt.param_lr or opt.no_decay:
         parameters = groups_of_networks(networks, dict(map(parse_rate, opt.param_lr or ())), opt.lr, opt.no_decay or ())
@@ -88,10 +88,14 @@ def make_optimizers(opt: Namespace, networks: Mapping[str, nn.Module]) -> dict[s
 def make_schedulers(
     opt: Namespace, optimizers: Mapping[str, Optimizer], updates_per_epoch: int
 ) -> dict[str, LRScheduler]:
-    """Return a scheduler for each optimizer, by the same name."""
-    plan = {name: getattr(opt, name) for name in ("lr_scheduler", *SETTINGS)}
-    plan |= {"num_epochs": opt.n_epoch, "updates_per_epoch": updates_per_epoch}
-    return {name: build_scheduler(optimizer, **plan) for name, optimizer in optimizers.items()}
+    """Return a scheduler for each optimizer, by the same name; it is stepped once per update, see --scheduler_step."""
+    by_epoch = opt.scheduler_step == "epoch"
+    plan = {name: getattr(opt, name) for name in ("lr_scheduler", *SETTINGS, "scheduler_args")}
+    plan |= {"num_epochs": opt.n_epoch, "updates_per_epoch": 1 if by_epoch else updates_per_epoch}
+    schedulers = {name: build_scheduler(optimizer, **plan) for name, optimizer in optimizers.items()}
+    if not by_epoch:
+        return schedulers
+    return {name: OncePerEpoch(scheduler, updates_per_epoch) for name, scheduler in schedulers.items()}
 
 
 def make_guard(

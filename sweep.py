@@ -17,9 +17,10 @@ from typing import Any
 
 from trainer import TrainerBase
 from utils.earlystopper import direction
-from utils.errors import UserError
+from utils.errors import UserError, shown
 from utils.files import write_json
 from utils.lock import DirectoryLock, is_locked
+from utils.option_files import read_options
 from utils.options import (
     BoolAction,
     ExtendAction,
@@ -28,10 +29,9 @@ from utils.options import (
     file_name,
     file_path,
     number,
-    read_options,
     run_main,
-    shown,
 )
+from utils.own_code import names_code
 from utils.sweep_plan import MAX_TRIALS, Choice, Range, by_name, combinations, parse_grid, parse_search
 from utils.sweep_record import FINISHED, PRUNED, Run, Trial, load_trials, save_trials
 from utils.sweep_report import failures, plot, table, write_csv
@@ -120,6 +120,11 @@ def parse(argv: Sequence[str]) -> tuple[Namespace, dict[str, Any]]:
     if opt.devices and opt.jobs > 1:
         raise UserError("--devices says how many runs go on side by side: one on each. Leave --jobs out.")
     opt.flags = flags or saved.get("flags") or []
+    if saved and (named := set(names_code([*opt.flags, *opt.grid, *opt.search, *opt.options])) - set(argv)):
+        raise UserError(
+            f"{path} names code of somebody's own, or a file that may ({shown(' '.join(sorted(named)))}), which is "
+            f"imported only when you name it. If you trust it, repeat the flags behind --, and --grid or --search."
+        )
     for name in OF_THE_PLAN if saved else ():
         if getattr(opt, name) != saved.get(name, []):
             given, before = shown(getattr(opt, name)), shown(saved.get(name, []))

@@ -17,7 +17,9 @@ from callbacks.tensorboard import TensorBoard
 from data.choose_workers import usable_cores
 from data.memory import is_in_memory
 from utils.advice import data_advice
+from utils.calls import NAMED, call, name_of, parameters_of, taken
 from utils.errors import UserError
+from utils.own_code import find_own
 
 
 def build_default_callbacks(opt: Namespace, run_dir: Path, logger: logging.Logger) -> list[Callback]:
@@ -65,9 +67,25 @@ def advise(options: Mapping[str, Any], trainer, share: float) -> str:
     )
 
 
+def own_class(name: str) -> type[Callback]:
+    """The class that --callbacks names, ``module:name`` or registered; UserError unless it can be made without help."""
+    made = find_own("callback", name)
+    if not (isinstance(made, type) and issubclass(made, Callback)):
+        raise UserError(f"--callbacks {name}: {name_of(made)} is no class derived from callbacks.callback.Callback.")
+    needed = {p.name for p in parameters_of(made) if p.kind in NAMED and p.default is p.empty} - {"logger"}
+    if needed:
+        raise UserError(f"--callbacks {name}: it needs {', '.join(sorted(needed))}; only `logger` is given.")
+    return made
+
+
+def build_own(name: str, logger: logging.Logger) -> Callback:
+    made = own_class(name)
+    return call(made, taken(made, {"logger": logger}), {}, "--callbacks")
+
+
 def build_asked_for(opt: Namespace, logger: logging.Logger) -> list[Callback]:
-    """Return a callback for each of --save_code, --requeue, --profile, --trace and --kill_at, whatever the task's."""
-    callbacks: list[Callback] = []
+    """Return those of --callbacks, and one for each of --save_code, --requeue, --profile, --trace and --kill_at."""
+    callbacks: list[Callback] = [build_own(name, logger) for name in opt.callbacks or []]
     if opt.save_code:
         from callbacks.save_code import SaveCode
 

@@ -1,7 +1,7 @@
 """Select the data by --data_type.
 
 To add a data set: write a function that returns {"train": ..., "val": ..., "test": ...} in a file of its own, and name
-it here with the tasks that it is for.
+it here with the tasks that it is for. One of your own that stands elsewhere needs no line here, see docs/options.md.
 
 Each part is a map-style `torch.utils.data.Dataset`. What else the template uses, if it is there:
     names       list of str, one per sample, for messages and file names; without, no leak can be noticed
@@ -18,7 +18,8 @@ Each part is a map-style `torch.utils.data.Dataset`. What else the template uses
 
 import hashlib
 from argparse import Namespace
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -28,9 +29,11 @@ from data.choose_workers import choose_workers
 from data.loader import WatchedLoader
 from data.memory import MemoryLoader, MemoryUpdateLoader, is_in_memory, place_data
 from data.sampler import UpdateLoader, seeded_dataset
+from utils.calls import call, taken
 from utils.checkpoint import load_file
 from utils.distributed import share_of
 from utils.errors import UserError
+from utils.own_code import choices, find_own
 
 DATA_TYPES = {
     "FashionMNISTSample": ("classification", "generation"),
@@ -40,47 +43,47 @@ DATA_TYPES = {
 }
 DEBUG_BATCHES = 3  # of each part, with --debug
 PARTS = ("train", "val", "test")
+OFFERED = ("data_dir", "n_channels", "n_classes", "patch_size", "mode", "augment")  # and the split, to data of your own
 LOG_LINES = ("report", "summary", "cache_note")
 
 
 def data_types(task: str | None) -> list[str]:
     """The names for --data_type that fit a task; all of them for None."""
-    return [name for name, tasks in DATA_TYPES.items() if task is None or task in tasks]
+    return choices("data", [name for name, tasks in DATA_TYPES.items() if task is None or task in tasks])
 
 
 def build_datasets(opt: Namespace) -> dict[str, Dataset]:
-    """Return the data sets of the three parts, disjoint and none of them empty."""
+    """Return the data sets of the three parts, disjoint and none of them empty. --data_args goes to what makes them."""
     split = {
         "train_val_sample_rate": opt.train_val_sample_rate,
         "test_sample_rate": opt.test_sample_rate,
         "val_split": opt.val_split,
         "split_seed": opt.split_seed,
     }
+    if make := find_own("data", opt.data_type):
+        return build_own(make, {name: getattr(opt, name) for name in OFFERED if hasattr(opt, name)} | split, opt)
+    build = partial(call, arguments=getattr(opt, "data_args", {}), option="--data_args")
     if opt.data_type == "Carvana":
         from data.Carvana import build_carvana
 
-        return build_carvana(
-            opt.data_dir,
-            patch_size=opt.patch_size,
-            n_channels=opt.n_channels,
-            n_classes=opt.n_classes,
-            mode=opt.mode,
-            augment=getattr(opt, "augment", False),  # an option of training only
-            max_bad_samples=getattr(opt, "skip_bad_samples", 0),
-            cache=opt.cache and not (opt.debug or opt.limit_batches),  # a few batches are no reason to decode all
-            cache_dir=opt.cache_dir,
-            **split,
-        )
+        return build(build_carvana, {
+            "data_dir": opt.data_dir, "patch_size": opt.patch_size, "n_channels": opt.n_channels,
+            "n_classes": opt.n_classes, "mode": opt.mode, "max_bad_samples": getattr(opt, "skip_bad_samples", 0),
+            "augment": getattr(opt, "augment", False),  # an option of training only
+            "cache": opt.cache and not (opt.debug or opt.limit_batches),  # a few batches are no reason to decode all
+            "cache_dir": opt.cache_dir, **split,
+        })  # fmt: skip
     if opt.data_type == "CarvanaShards":
         from data.shards import build_carvana_shards
 
         if opt.cache_dir:
             raise UserError("--cache_dir is for --data_type Carvana; shards have --shard_cache_dir.")
-        return build_carvana_shards(
-            opt.data_dir, patch_size=opt.patch_size, n_channels=opt.n_channels, n_classes=opt.n_classes, mode=opt.mode,
-            augment=getattr(opt, "augment", False), window=getattr(opt, "shuffle_shards", 1),  # of training only
-            cache_dir=opt.shard_cache_dir, cache_gb=opt.shard_cache_gb, **split,
-        )  # fmt: skip
+        return build(build_carvana_shards, {
+            "data_dir": opt.data_dir, "patch_size": opt.patch_size, "n_channels": opt.n_channels,
+            "n_classes": opt.n_classes, "mode": opt.mode,
+            "augment": getattr(opt, "augment", False), "window": getattr(opt, "shuffle_shards", 1),  # of training only
+            "cache_dir": opt.shard_cache_dir, "cache_gb": opt.shard_cache_gb, **split,
+        })  # fmt: skip
     if opt.data_type in ("FashionMNIST", "FashionMNISTSample"):
         from data.FashionMNIST import build_fashion_mnist, build_fashion_mnist_sample
 
@@ -90,9 +93,35 @@ def build_datasets(opt: Namespace) -> dict[str, Dataset]:
                 f"{opt.n_classes} does not fit."
             )
         if opt.data_type == "FashionMNIST":
-            return build_fashion_mnist(opt.data_dir, **split)
-        return build_fashion_mnist_sample(**split)
+            return build(build_fashion_mnist, {"data_dir": opt.data_dir, **split})
+        return build(build_fashion_mnist_sample, split)
     raise NotImplementedError(f"{opt.data_type} is named in DATA_TYPES, but build_datasets has no branch for it.")
+
+
+def build_own(make: Callable, offered: dict[str, Any], opt: Namespace) -> dict[str, Dataset]:
+    """Return the data sets of somebody's own.
+
+    Args:
+        make: a function that returns {"train": ..., "val": ..., "test": ...}; or the class of a data set, of which one
+            is made for each part, named by its argument `part`.
+        offered: the options that it gets if it names them among its parameters.
+        opt: the options.
+    """
+    what, given = f"--data_type {opt.data_type}", taken(make, offered)
+    if isinstance(make, type) and issubclass(make, Dataset):
+        if not taken(make, {"part": None}):
+            raise UserError(f"{what}: a data set's class must take `part`, which is one of {', '.join(PARTS)}.")
+        datasets = {part: call(make, {**given, "part": part}, opt.data_args, "--data_args") for part in PARTS}
+    else:
+        datasets = call(make, given, opt.data_args, "--data_args")
+    if not isinstance(datasets, dict) or set(datasets) != set(PARTS):
+        raise UserError(f"{what}: it must return a dictionary of three data sets, {', '.join(PARTS)}.")
+    for part, dataset in datasets.items():
+        if not hasattr(dataset, "__getitem__") or not hasattr(dataset, "__len__"):
+            raise UserError(f"{what}: the {part} part is no data set with __getitem__ and __len__: {type(dataset)}.")
+        if not len(dataset):
+            raise UserError(f"{what}: the {part} part is empty.")
+    return {part: datasets[part] for part in PARTS}
 
 
 def build_loaders(

@@ -15,8 +15,8 @@ from PIL import Image, ImageFilter
 from tqdm import tqdm
 
 from data.toy_car import BODY, Camera, Canvas, Car, Painter, design_car, disc
-from utils.errors import UserError
-from utils.options import OptionParser, file_path, number, shown
+from utils.errors import UserError, shown
+from utils.options import OptionParser, file_path, number
 
 CACHE = ".cache"  # what a training keeps there, see data/cache.py
 LAYOUT = (("train", ".jpg"), ("train_masks", "_mask.gif"))

@@ -5,12 +5,13 @@ They come without weights. https://docs.pytorch.org/vision/stable/models.html, h
 
 import copy
 from argparse import ArgumentTypeError
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import nn
 
+from utils.calls import call
 from utils.errors import UserError, nearest
 
 LIBRARIES = ("torchvision", "timm")
@@ -65,7 +66,10 @@ def check_name(library: str, name: str) -> None:
         raise UserError(f"{library} has no classifier {name[:60]!r}{nearest(name[:60], names)}")
 
 
-def build_library_model(library: str, name: str, n_channels: int, n_classes: int, size: int | None = None) -> nn.Module:
+def build_library_model(
+    library: str, name: str, n_channels: int, n_classes: int, size: int | None = None,
+    arguments: Mapping[str, Any] | None = None,
+) -> nn.Module:  # fmt: skip
     """Return a classifier with random weights.
 
     Args:
@@ -73,6 +77,7 @@ def build_library_model(library: str, name: str, n_channels: int, n_classes: int
         n_channels: channels of an image.
         n_classes: number of classes, the length of the output.
         size: height and width of the images in pixels, where they are known: then it is seen whether these go through.
+        arguments: further ones for the library's function, such as {"dropout": 0.2}.
 
     Raises:
         UserError: when there is no such network, or it cannot take the images.
@@ -81,11 +86,13 @@ def build_library_model(library: str, name: str, n_channels: int, n_classes: int
     if library == "timm":
         import timm
 
-        network = timm.create_model(name, pretrained=False, in_chans=n_channels, num_classes=n_classes)
+        given = {"model_name": name, "pretrained": False, "in_chans": n_channels, "num_classes": n_classes}
+        network = call(timm.create_model, given, arguments or {}, "--model_args")
     else:
         from torchvision import models
 
-        network = models.get_model(name, weights=None, num_classes=n_classes, **SETTINGS.get(name, {}))
+        given = {"weights": None, "num_classes": n_classes, **SETTINGS.get(name, {})}
+        network = call(models.get_model_builder(name), given, arguments or {}, "--model_args")
         fit_channels(network, n_channels)
     if size is not None:
         try_size(network, f"{library}:{name}", n_channels, size)

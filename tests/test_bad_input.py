@@ -134,7 +134,7 @@ def test_a_value_of_segmentation_that_cannot_be_is_refused(refuse, tmp_path, fla
     ("text", "named"),
     [
         ('{"batchsize": 3}', "batchsize"), ('{"lr": NaN}', "nan"), ('{"lr": "fast"}', "fast"), ("{", "Cannot read"),
-        ("[1, 2]", "mapping"), ('{"model": {"lr": 1}}', "not flat"), ('{"lr": null}', "null"), ("", "Cannot read"),
+        ("[1, 2]", "mapping"), ('{"lr": {"a": 1}}', "flat"), ('{"lr": null}', "null"), ("", "Cannot read"),
     ],
 )  # fmt: skip
 def test_a_bad_option_file_is_named(refuse, tmp_path, text, named):

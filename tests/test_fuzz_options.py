@@ -10,6 +10,7 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+import utils.option_files
 import utils.options
 from eval_gan import EvaluatorGAN
 from eval_seg_on_carvana import EvaluatorSeg
@@ -123,7 +124,7 @@ def test_a_yaml_bomb_and_a_device_without_end_are_refused_at_once(place):
     for path in ("bomb.yaml", "/dev/zero", "fifo"):
         code = (
             "import resource; resource.setrlimit(resource.RLIMIT_DATA, (2**28, 2**28)); "
-            f"from utils.options import read_options; read_options({path!r})"
+            f"from utils.option_files import read_options; read_options({path!r})"
         )
         environment = os.environ | {"PYTHONPATH": str(fuzz_options.ROOT)}
         done = subprocess.run(
@@ -145,11 +146,11 @@ def plant(monkeypatch, fault):
     elif fault == "digits of every script":
         monkeypatch.setitem(utils.options.NUMBERS, int, utils.options.re.compile(".*"))
     elif fault == "yaml.load":
-        monkeypatch.setattr(utils.options, "read_yaml", yaml.unsafe_load)
+        monkeypatch.setattr(utils.option_files, "read_yaml", lambda text: (yaml.unsafe_load(text), {}))
     elif fault == "duplicates":
-        monkeypatch.setattr(utils.options, "without_duplicates", dict)
+        monkeypatch.setattr(utils.option_files, "without_duplicates", dict)
     elif fault == "traceback":
-        monkeypatch.setattr(utils.options, "UserError", ZeroDivisionError)
+        monkeypatch.setattr(utils.option_files, "UserError", ZeroDivisionError)
 
 
 @pytest.mark.parametrize(

@@ -20,6 +20,7 @@ from utils.checkpoint import (
 from utils.distributed import place
 from utils.errors import DamagedError, UserError
 from utils.files import sweep_temporaries, write_atomically
+from utils.own_code import short_name
 from utils.shard_record import DIRECTORY, remove_others
 
 ENDED = "finished.json"  # is there when a run has come to its end, and tells where it stood
@@ -35,7 +36,7 @@ class Checkpointer:
 
     Args:
         run_dir: where they go.
-        prefix: the first part of their names, usually the model type.
+        prefix: the first part of their names, usually the model type; of ``module:name``, the name.
         every: updates from one to the next.
         keep: how many of `last` to keep, the newest included.
         writes: whether this process does: of several, one.
@@ -51,7 +52,7 @@ class Checkpointer:
 
     def __init__(self, run_dir: str | Path, prefix: str, every: int = 1, keep: int = 2, writes: bool = True):
         self.run_dir = Path(run_dir)
-        self.prefix = prefix
+        self.prefix = short_name(prefix)
         self.every = every
         self.keep = keep
         self.writes = writes

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from utils.errors import UserError
-from utils.options import OptionParser, printable, read_text, without_duplicates
+from utils.option_files import read_text, without_comments, without_duplicates
+from utils.options import OptionParser, printable
 
 DESCRIPTION = """Compare two or more config files, or run directories (the one config_*.json in each).
 
@@ -92,7 +93,8 @@ def read_config(path: str) -> dict[str, Any]:
             raise UserError(f"{path}: a run directory holds one config_*.json, this one has {len(found)}: {names}")
         file = found[0]
     try:
-        config = json.loads(read_text(file, MAX_FILE_SIZE), object_pairs_hook=without_duplicates)
+        text = without_comments(read_text(file, MAX_FILE_SIZE))
+        config = json.loads(text, object_pairs_hook=without_duplicates)
     except OSError as error:
         raise UserError(f"{file}: {error.strerror}") from None
     except (ValueError, RecursionError) as error:

@@ -48,6 +48,16 @@ class PeerError(UserError):
     status = 6
 
 
+def shown(value: Any) -> str:
+    """Quote what was given for a message, cut when it is long.
+
+    >>> shown("1e-3x"), shown("9" * 100)
+    ("'1e-3x'", "'999999999999999999999999999999999999999999999999999999999999'...")
+    """
+    text = str(value)
+    return repr(text) if len(text) <= 60 else f"{text[:60]!r}..."
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """Return ``" (did you mean 'x'?)"`` for the known name most like `name`, or ``""`` when none is near.
 

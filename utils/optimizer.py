@@ -1,59 +1,69 @@
-"""Optimizers by name. To add one, write a function and give it a name in `OPTIMIZERS`."""
+"""Optimizers by name. To add one, write a function and give it a name in `OPTIMIZERS`.
 
-from collections.abc import Iterable
+The other classes of `torch.optim` go by their own names, such as Adamax, and those of your own by ``module:name``.
+"""
+
+import inspect
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from utils import eager_optim as optim
+from utils import eager_optim
+from utils.calls import NAMED, call, taken
 from utils.errors import UserError, nearest
+from utils.own_code import find_own
 from utils.sharded_state import is_cut
 
-# Every function takes all settings and uses those that its method has. `fused` asks for one kernel for the whole step,
-# where there is one: it reads and writes the memory once.
+Made = tuple[type[Optimizer], dict[str, Any]]
+
+# Every function takes all settings, and returns its class with those that its method has. `fused` asks for one kernel
+# for the whole step, where there is one: it reads and writes the memory once.
 
 
-def adam(parameters: Iterable, lr: float, weight_decay: float, momentum: float, fused: bool) -> Optimizer:
+def adam(lr: float, weight_decay: float, momentum: float, fused: bool) -> Made:
     """Kingma and Ba 2015. Here weight decay is an L2 penalty: it is added to the gradient."""
-    return optim.Adam(parameters, lr=lr, weight_decay=weight_decay, fused=fused)
+    return eager_optim.Adam, {"lr": lr, "weight_decay": weight_decay, "fused": fused}
 
 
-def adamw(parameters: Iterable, lr: float, weight_decay: float, momentum: float, fused: bool) -> Optimizer:
+def adamw(lr: float, weight_decay: float, momentum: float, fused: bool) -> Made:
     """Loshchilov and Hutter 2019: Adam whose weight decay acts on the weights, beside the gradient."""
-    return optim.AdamW(parameters, lr=lr, weight_decay=weight_decay, fused=fused)
+    return eager_optim.AdamW, {"lr": lr, "weight_decay": weight_decay, "fused": fused}
 
 
-def nadam(parameters: Iterable, lr: float, weight_decay: float, momentum: float, fused: bool) -> Optimizer:
+def nadam(lr: float, weight_decay: float, momentum: float, fused: bool) -> Made:
     """Dozat 2016: Adam with Nesterov momentum."""
-    return optim.NAdam(parameters, lr=lr, weight_decay=weight_decay)
+    return eager_optim.NAdam, {"lr": lr, "weight_decay": weight_decay}
 
 
-def radam(parameters: Iterable, lr: float, weight_decay: float, momentum: float, fused: bool) -> Optimizer:
+def radam(lr: float, weight_decay: float, momentum: float, fused: bool) -> Made:
     """Liu et al. 2020: Adam that holds back while its variance is not yet known."""
-    return optim.RAdam(parameters, lr=lr, weight_decay=weight_decay)
+    return eager_optim.RAdam, {"lr": lr, "weight_decay": weight_decay}
 
 
-def sgd(parameters: Iterable, lr: float, weight_decay: float, momentum: float, fused: bool) -> Optimizer:
+def sgd(lr: float, weight_decay: float, momentum: float, fused: bool) -> Made:
     """Stochastic gradient descent with momentum (Polyak 1964); momentum 0 is the plain method."""
-    return optim.SGD(parameters, lr=lr, weight_decay=weight_decay, momentum=momentum, fused=fused)
+    return eager_optim.SGD, {"lr": lr, "weight_decay": weight_decay, "momentum": momentum, "fused": fused}
 
 
-def nesterov(parameters: Iterable, lr: float, weight_decay: float, momentum: float, fused: bool) -> Optimizer:
+def nesterov(lr: float, weight_decay: float, momentum: float, fused: bool) -> Made:
     """Stochastic gradient descent with Nesterov momentum (Sutskever et al. 2013)."""
     if momentum <= 0:
         raise UserError(f"optim=nesterov needs a momentum above 0, not {momentum:g}. Give one, or take optim=sgd.")
-    return optim.SGD(parameters, lr=lr, weight_decay=weight_decay, momentum=momentum, nesterov=True, fused=fused)
+    made, settings = sgd(lr, weight_decay, momentum, fused)
+    return made, {**settings, "nesterov": True}
 
 
-def rmsprop(parameters: Iterable, lr: float, weight_decay: float, momentum: float, fused: bool) -> Optimizer:
+def rmsprop(lr: float, weight_decay: float, momentum: float, fused: bool) -> Made:
     """Tieleman and Hinton 2012, without momentum, as they gave it."""
-    return optim.RMSprop(parameters, lr=lr, weight_decay=weight_decay)
+    return eager_optim.RMSprop, {"lr": lr, "weight_decay": weight_decay}
 
 
-def adagrad(parameters: Iterable, lr: float, weight_decay: float, momentum: float, fused: bool) -> Optimizer:
+def adagrad(lr: float, weight_decay: float, momentum: float, fused: bool) -> Made:
     """Duchi, Hazan and Singer 2011."""
-    return optim.Adagrad(parameters, lr=lr, weight_decay=weight_decay)
+    return eager_optim.Adagrad, {"lr": lr, "weight_decay": weight_decay}
 
 
 FUSED_DEVICES, FUSED_WHEN_CUT = ("cpu", "cuda"), ("adam", "adamW")
@@ -70,6 +80,18 @@ OPTIMIZERS = {
 }
 
 
+def torch_optimizers() -> dict[str, type[Optimizer]]:
+    """The classes of `torch.optim` by name, but for those whose step needs a closure: the loop calls it without."""
+    classes = {name: found for name, found in vars(torch.optim).items() if isinstance(found, type)}
+    return {name: found for name, found in classes.items()
+            if issubclass(found, Optimizer) and found is not Optimizer and not needs_closure(found)}  # fmt: skip
+
+
+def needs_closure(optimizer_class: type[Optimizer]) -> bool:
+    parameters = list(inspect.signature(optimizer_class.step).parameters.values())[1:]
+    return any(parameter.kind in NAMED and parameter.default is parameter.empty for parameter in parameters)
+
+
 def build_optimizer(
     parameters: Iterable[Tensor] | Iterable[dict[str, Any]],
     optim: str = "adamW",
@@ -77,6 +99,7 @@ def build_optimizer(
     weight_decay: float = 0.01,
     momentum: float = 0.9,
     fused: bool | None = None,
+    optim_args: Mapping[str, Any] | None = None,
 ) -> Optimizer:
     """Return the optimizer named `optim`.
 
@@ -84,26 +107,47 @@ def build_optimizer(
 
     Args:
         parameters: `module.parameters()`, or parameter groups, which may bring their own `lr` and `weight_decay`.
-        optim: a name in `OPTIMIZERS`.
+        optim: a name in `OPTIMIZERS`, that of a class of `torch.optim`, a registered one, or ``module:name``. A class
+            gets those of `lr`, `weight_decay` and `momentum` that it takes.
         lr: learning rate, above 0.
         weight_decay: at least 0. "adamW" shrinks the weights by it; all others add it to the gradient (an L2 penalty).
         momentum: from 0 to below 1, for "sgd" and "nesterov"; the others have none to set.
         fused: one kernel for the whole step, for "adam", "adamW", "sgd" and "nesterov"; the others have none. None
             takes it where the parameters' devices have it. False is needed for sparse gradients.
+        optim_args: further arguments of the class, such as {"betas": [0.9, 0.95]}; they count where both say something.
 
     Raises:
-        UserError: when the name is unknown, or a setting is out of range.
+        UserError: when the name is unknown, a setting is out of range, or the class does not take one of the arguments.
     """
-    if optim not in OPTIMIZERS:
-        raise UserError(f"optim={optim} is unknown{nearest(optim, OPTIMIZERS)}: use one of {', '.join(OPTIMIZERS)}.")
     if not (lr > 0 and weight_decay >= 0 and 0 <= momentum < 1):
         raise UserError(
             f"lr={lr:g}, weight_decay={weight_decay:g}, momentum={momentum:g}: the learning rate must be above 0, the "
             f"weight decay at least 0, the momentum from 0 to below 1."
         )
     parameters = [parameter if isinstance(parameter, Tensor) else with_list(parameter) for parameter in parameters]
-    fused = can_fuse(parameters, optim) if fused is None else fused
-    return OPTIMIZERS[optim](parameters, lr=lr, weight_decay=weight_decay, momentum=momentum, fused=fused)
+    if optim in OPTIMIZERS:
+        fused = can_fuse(parameters, optim) if fused is None else fused
+        made, given = OPTIMIZERS[optim](lr=lr, weight_decay=weight_decay, momentum=momentum, fused=fused)
+    else:
+        made = find_class(optim)
+        given = taken(made, {"lr": lr, "weight_decay": weight_decay, "momentum": momentum})
+    optimizer = call(made, given, optim_args or {}, "--optim_args", first=[parameters])
+    if not isinstance(optimizer, Optimizer) or needs_closure(type(optimizer)):
+        raise UserError(f"optim={optim} makes no torch.optim.Optimizer whose step can be called without arguments.")
+    return optimizer
+
+
+def find_class(optim: str) -> Callable[..., Optimizer]:
+    """The class or function that a name outside of `OPTIMIZERS` stands for."""
+    if made := find_own("optimizer", optim):
+        return made
+    classes = torch_optimizers()
+    if optim not in classes:
+        raise UserError(
+            f"optim={optim} is unknown{nearest(optim, OPTIMIZERS)}: use one of {', '.join(OPTIMIZERS)}, or of "
+            f"torch.optim: {', '.join(classes)}."
+        )
+    return eager_optim.eager(classes[optim])
 
 
 def has_sparse_gradients(network: nn.Module) -> bool:

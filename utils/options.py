@@ -9,40 +9,30 @@ import json
 import math
 import os
 import re
-import stat
 import sys
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from utils.errors import UserError, nearest
+from utils.errors import UserError, nearest, shown
 from utils.files import NO_SPACE
+from utils.nested import argument, mapping, with_value
+from utils.option_files import read_with_bases
 from utils.output import STATUS_UNREAD, flush_output, is_unread
 
 # How a run was launched, not what it computes.
-NOT_SAVED = ("config", "resume", "resume_notes", "replay", "verify_resume", "trace", "kill_at", "requeue", "profile",
-             "doctor", "find_lr", "find_lr_range", "find_lr_values", "find_lr_updates", "find_lr_runs")  # fmt: skip
-MAX_FILE_SIZE = 2**16  # bytes of an option file; one with every option has three thousand
+NOT_SAVED = ("config", "set", "print_config", "resume", "resume_notes", "replay", "verify_resume", "trace", "kill_at",
+             "requeue", "profile", "doctor", "find_lr", "find_lr_range", "find_lr_values", "find_lr_updates",
+             "find_lr_runs")  # fmt: skip
 NUMBERS = {  # plainer than int() and float(), which take 1_000, ' 1', nan and the digits of every script
     int: re.compile(r"[+-]?[0-9]+"),
     float: re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?"),
 }
-YAML_TAGS = ("map", "seq", "str", "int", "float", "bool", "timestamp", "merge", "value")  # what text may look like
 UNPRINTABLE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")  # controls, broken UTF-8
 
 
 # ---- messages --------------------------------------------------------------------------------------------------------
-def shown(value: Any) -> str:
-    """Quote what was given for a message, cut when it is long.
-
-    >>> shown("1e-3x"), shown("9" * 100)
-    ("'1e-3x'", "'999999999999999999999999999999999999999999999999999999999999'...")
-    """
-    text = str(value)
-    return repr(text) if len(text) <= 60 else f"{text[:60]!r}..."
-
-
 def printable(text: str) -> str:
     r"""Escape what a terminal would obey instead of show.
 
@@ -172,7 +162,7 @@ class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
     """Shows each default, except where there is none."""
 
     def _get_help_string(self, action):
-        return action.help if action.default in (None, argparse.SUPPRESS) else super()._get_help_string(action)
+        return action.help if action.default in (None, {}, argparse.SUPPRESS) else super()._get_help_string(action)
 
 
 # ---- the parser ------------------------------------------------------------------------------------------------------
@@ -183,6 +173,8 @@ class OptionParser(argparse.ArgumentParser):
         super().__init__(**{"allow_abbrev": False, "formatter_class": HelpFormatter, **kwargs})
         self.register("type", None, plain_text)  # what an option without a type takes
         self.passed_over: set[str] = set()  # options of another program that may stand in a file
+        self.sources: dict[str, str] = {}  # where the value of an option, or an argument in it (a.b), came from
+        self.asked: set[str] = set()  # what files and the command line gave in `resolve`
         self._source = ""  # the file whose values are being read, for the error message
         self._negative_number_matcher = re.compile(r"-(\.?\d|inf|nan)")  # argparse would take -1e-3 for a flag
 
@@ -216,144 +208,126 @@ class OptionParser(argparse.ArgumentParser):
         given = vars(self.parse_args(args, namespace))
         return {name: value for name, value in given.items() if value is not missing}
 
-    def apply(self, values: Mapping[str, Any], source: str = "", ignore_unknown: bool = False) -> None:
+    def apply(
+        self, values: Mapping[str, Any], source: str = "", ignore_unknown: bool = False,
+        lines: Mapping[str, int] | None = None,
+    ) -> None:  # fmt: skip
         """Make `values` the new defaults, each checked as if it came from the command line.
 
         Args:
-            values: option names and values. ``None`` is taken where the option starts out as ``None``.
+            values: option names and values. ``None`` is taken where the option starts out as ``None``. A name with dots
+                is that of an argument in a mapping: it changes that one only.
             source: the file they come from, named in an error.
             ignore_unknown: pass over names that this parser does not have, instead of an error.
+            lines: the line of each name in the file.
         """
-        self._source = f"{source}: " if source else ""
         known = self.known
-        for name in NOT_SAVED:
-            if name in values:
-                self.error(f"option {name!r} belongs on the command line")
-        if not ignore_unknown:
-            for name in values:
-                if name not in known and name not in self.passed_over:
-                    self.error(f"unknown option {shown(name)}{nearest(name[:60], known)}")
-        values = {name: value for name, value in values.items() if name in known}
-        nones = {name: None for name, value in values.items() if value is None}
-        for name, value in values.items():
-            if isinstance(value, (list, tuple)) and known[name].nargs in (None, "?"):
-                self.error(f"option {name!r} takes one value, not the list {str(value)[:60]}")
-            for entry in map(str, value if isinstance(value, (list, tuple)) else ()):
-                if entry.startswith("-") and not self._negative_number_matcher.match(entry):  # it would be a flag
-                    self.error(f"option {name!r} cannot take {shown(entry)}")
-            if value is None and known[name].default is not None and not getattr(known[name], "nullable", False):
-                self.error(f"option {name!r} cannot be null")
-        argv = [text for name, value in values.items() if value is not None for text in as_flags(name, value)]
-        for name in values:
-            known[name].nullable = known[name].default is None or name in nones
-        self.set_defaults(**self.parse_given(argv), **nones)
+        values = {name: value for name, value in values.items() if name in known or not ignore_unknown}
+        for name in sorted(values, key=lambda name: "." in name):  # a mapping before its arguments
+            place = f"{source}:{lines[name]}" if lines and name in lines else source
+            self._source = f"{place}: " if place else ""
+            head = name.split(".")[0]
+            if head in known or head in NOT_SAVED or head not in self.passed_over:
+                self.set_default(name, values[name])
+                self.note_source(name, place)
         self._source = ""
+
+    def set_default(self, name: str, value: Any) -> None:
+        """Make one value the new default, as `apply` does."""
+        known, head = self.known, name.split(".")[0]
+        if head in NOT_SAVED:
+            self.error(f"option {head!r} belongs on the command line")
+        if name not in known and not (head in known and head != name):
+            self.error(f"unknown option {shown(name)}{nearest(name[:60], known)}")
+        action = known[head]
+        if name != head:
+            value = self.with_argument(action.default, name, value)
+        self.check_shape(action, value)
+        if value is None and action.default is not None and not getattr(action, "nullable", False):
+            self.error(f"option {head!r} cannot be null")
+        action.nullable = action.default is None or value is None or getattr(action, "nullable", False)
+        self.set_defaults(**({head: None} if value is None else self.parse_given(as_flags(head, value))))
+
+    def check_shape(self, action: argparse.Action, value: Any) -> None:
+        """Refuse a mapping or a list where an option takes none, and an entry of a list that would be a flag."""
+        if isinstance(value, dict) and action.type is not mapping:
+            self.error(f"option {action.dest!r} is flat: it takes no mapping such as {str(value)[:60]}")
+        if isinstance(value, (list, tuple)) and action.nargs in (None, "?"):
+            self.error(f"option {action.dest!r} takes one value, not the list {str(value)[:60]}")
+        for entry in map(str, value if isinstance(value, (list, tuple)) else ()):
+            if entry.startswith("-") and not self._negative_number_matcher.match(entry):
+                self.error(f"option {action.dest!r} cannot take {shown(entry)}")
+
+    def with_argument(self, values: Any, name: str, value: Any) -> dict[str, Any]:
+        """A mapping in which the argument with this dotted name has another value."""
+        head, *path = name.split(".")
+        if self.known[head].type is not mapping:
+            self.error(f"option {head!r} is flat: it has no {shown('.'.join(path))}")
+        if not all(part.isidentifier() for part in path):
+            self.error(f"{shown(name)} is not the name of an argument")
+        return with_value(values or {}, path, value)
+
+    def note_source(self, name: str, source: str) -> None:
+        """Remember where a value came from; that of a whole mapping is that of all in it."""
+        self.sources = {other: of for other, of in self.sources.items() if not other.startswith(f"{name}.")}
+        self.sources[name] = source
 
     def resolve(
         self, argv: Sequence[str] | None, layers: Sequence[tuple[Mapping[str, Any], str]] = ()
     ) -> argparse.Namespace:
-        """Return all options: the defaults, then `layers`, then the files of --config, then `argv`; later ones win.
+        """Return all options: the defaults, then `layers`, then the files of --config, `argv`, its --set; later win.
 
         Args:
             argv: the command line; None for this process's.
             layers: (values, where they come from); options that this parser does not have are passed over.
         """
-        config = self.parse_given(argv).get("config") or []
+        given = self.parse_given(argv)
         for values, source in layers:
             self.apply(values, source, ignore_unknown=True)
-        for path in config:
-            self.apply(read_options(path), path)
-        return self.parse_args(argv)
+        for path in given.get("config") or []:
+            for file in read_with_bases(path):
+                self.apply(file.values, file.path, lines=file.lines)
+                self.asked |= {name.split(".")[0] for name in file.values}
+        options = self.parse_args(argv)
+        for name in given:
+            self.note_source(name, "command line")
+        for name, text in given.get("set") or []:
+            self.change(options, name, text)
+            self.note_source(name, "command line, --set")
+            self.asked.add(name.split(".")[0])
+        self.asked |= given.keys()
+        return options
+
+    def change(self, options: argparse.Namespace, name: str, text: str) -> None:
+        """Give an option, or an argument in a mapping, the value that --set names."""
+        known, head = self.known, name.split(".")[0]
+        self._source = f"argument --set: {shown(f'{name}={text}')}: "
+        if head in (*NOT_SAVED, "import"):
+            self.error(f"give --{head} by its own flag")
+        if head not in known:
+            self.error(f"unknown option {shown(head)}{nearest(head[:60], known)}")
+        try:
+            value = argument(text) if name != head or text.startswith("[") else text
+        except (ValueError, RecursionError) as error:
+            self.error(str(error))
+        if name != head:
+            value = self.with_argument(getattr(options, head), name, value)
+        self.check_shape(known[head], value)
+        self.parse_args(as_flags(head, value), options)
+        self._source = ""
 
 
 def as_flags(name: str, value: Any) -> list[str]:
     """Write an option as it would stand on the command line.
 
-    >>> as_flags("lr", 0.1), as_flags("lr_decay_epochs", [3, 4.5])
-    (['--lr=0.1'], ['--lr_decay_epochs', '3', '4.5'])
+    >>> as_flags("lr", 0.1), as_flags("lr_decay_epochs", [3, 4.5]), as_flags("model_args", {"width": 64})
+    (['--lr=0.1'], ['--lr_decay_epochs', '3', '4.5'], ['--model_args={"width": 64}'])
     """
+    if isinstance(value, dict):
+        return [f"--{name}={json.dumps(value)}"]
     if isinstance(value, (list, tuple)):
         return [f"--{name}", *map(str, value)]
     return [f"--{name}={value}"]
-
-
-# ---- files -----------------------------------------------------------------------------------------------------------
-def without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Build a mapping; a name that is given twice is an error, where JSON and YAML would silently take the last."""
-    built: dict[str, Any] = {}
-    for name, value in pairs:
-        if name in built:
-            raise ValueError(f"{shown(name)} is given twice")
-        built[name] = value
-    return built
-
-
-def read_text(path: str | Path, max_size: int = MAX_FILE_SIZE) -> str:
-    """Read a text file in UTF-8 of at most `max_size` bytes.
-
-    Raises:
-        OSError: when it is missing or cannot be read.
-        ValueError: when it is no regular file (a device may have no end), too large, or not UTF-8.
-    """
-    if not Path(path).is_dir() and not stat.S_ISREG(os.stat(path).st_mode):
-        raise ValueError("it is not a regular file")
-    with open(path, "rb") as file:
-        data = file.read(max_size + 1)
-    if len(data) > max_size:
-        raise ValueError(f"it has more than {max_size:,} bytes")
-    return data.decode("utf-8-sig")
-
-
-def read_yaml(text: str) -> Any:
-    """Read YAML, leaving everything but null the text that it is, as on the command line.
-
-    YAML itself would make the text "1e-3" of 1e-3, but 8 of 010, and False of no. Aliases are refused, since a few
-    lines of them stand for gigabytes, and so are tags, which ask for more than text.
-    """
-    import yaml
-
-    def plain(node: yaml.Node | None) -> Any:
-        if node is None or node.tag == "tag:yaml.org,2002:null":
-            return None
-        if node.tag.removeprefix("tag:yaml.org,2002:") not in YAML_TAGS:
-            raise ValueError(f"the tag {shown(node.tag)} has no meaning here")
-        if isinstance(node, yaml.MappingNode):
-            return without_duplicates([(plain(name), plain(value)) for name, value in node.value])
-        return [plain(entry) for entry in node.value] if isinstance(node, yaml.SequenceNode) else node.value
-
-    depth = 0
-    try:
-        for event in yaml.parse(text, Loader=yaml.SafeLoader):
-            depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
-            if depth > 2:  # a list in a mapping; and brackets in brackets take the longer the deeper they are
-                raise ValueError("it is not flat")
-            if isinstance(event, yaml.AliasEvent):
-                raise ValueError("aliases (*name) are not allowed")
-        return plain(yaml.compose(text, Loader=yaml.SafeLoader))
-    except yaml.YAMLError as error:
-        raise ValueError(" ".join(str(error).split())) from None
-
-
-def read_options(path: str | Path) -> dict[str, Any]:
-    """Read a flat JSON or YAML file of options; UserError when it is missing, unreadable or not a flat mapping."""
-    try:
-        is_yaml = str(path).lower().endswith((".yaml", ".yml"))
-        text = read_text(path)
-        values = read_yaml(text) if is_yaml else json.loads(text, object_pairs_hook=without_duplicates)
-    except OSError as error:
-        raise UserError(f"Cannot read the option file {path}: {error.strerror}.") from None
-    except RecursionError:
-        raise UserError(f"The option file {path} is not flat: it is nested too deeply.") from None
-    except (ValueError, TypeError) as error:  # TypeError: a list as a name
-        raise UserError(f"Cannot read the option file {path}: {error}") from None
-    if not isinstance(values, dict) or not all(isinstance(name, str) for name in values):
-        raise UserError(f"The option file {path} is not a mapping of option names to values.")
-    for name, value in values.items():
-        if any(isinstance(entry, (dict, list)) for entry in (value if isinstance(value, list) else [])):
-            raise UserError(f"The option file {path} is not flat: {shown(name)} holds a list of lists or mappings.")
-        if isinstance(value, dict):
-            raise UserError(f"The option file {path} is not flat: {shown(name)} holds a mapping.")
-    return values
 
 
 def saved_options(opt: argparse.Namespace) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from utils.files import write_json
 from utils.func import count_parameters, layer_table
 from utils.lock import DirectoryLock
 from utils.logger import build_logger, build_stderr_logger
-from utils.options import read_options
+from utils.option_files import read_options
 from utils.provenance import command_line, write_provenance
 from utils.timestamp import make_timestamped_dir
 
@@ -94,7 +94,8 @@ class RunDir:
         if changed := [part for part, of_part in first.items() if fingerprints.get(part) != of_part]:
             self.logger.warning(f"The data is not what this run began with: {', '.join(changed)} changed.")
         log(f"Command: {command_line()}")
-        log("Options: " + ", ".join(f"{name}={value}" for name, value in options.items() if value not in (None, "")))
+        told = {name: value for name, value in options.items() if value not in (None, "", {})}
+        log("Options: " + ", ".join(f"{name}={value}" for name, value in told.items()))
         log("Data: " + ", ".join(f"{len(names):,} {part}" for part, names in parts.items()))
         for name, network in networks.items():
             total, trainable = count_parameters(network)

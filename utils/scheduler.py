@@ -7,17 +7,22 @@ plot a plan:
     plan = Plan("cosine", num_updates=940, warmup_updates=94)
     plt.plot([lr_factor(update, plan) for update in range(plan.num_updates)])
 
-To add a schedule, write a function of (update, plan) and give it a name in `SCHEDULERS`.
+To add a schedule, write a function of (update, plan) and give it a name in `SCHEDULERS`. Those of torch go by the name
+of their class, see `build_torch_scheduler`.
 """
 
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
-from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LambdaLR
+from torch.optim import Optimizer, lr_scheduler
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
+from utils.calls import call, taken
 from utils.errors import UserError, nearest
+from utils.own_code import find_own
+from utils.state import check_plain, set_state
 
 SETTINGS = ("warmup_epoch", "warmup_multiplier", "lr_decay_epochs", "lr_decay_steps", "lr_decay_rate", "lr_min")
 
@@ -161,15 +166,16 @@ def build_scheduler(
     lr_decay_steps: float | None = None,
     lr_decay_rate: float = 0.1,
     lr_min: float = 0.0,
-) -> LambdaLR:
+    scheduler_args: Mapping[str, Any] | None = None,
+) -> LRScheduler:
     """Return a scheduler whose `step()` is called once after every update.
 
-    The rates that the optimizer has now are the full rates, one for each parameter group. Every duration is in epochs,
-    fractions allowed, and is rounded to whole updates. The scheduler's state is the position and the full rates:
-    a run that is resumed with another length follows the new schedule.
+    The rates that the optimizer has now are the full rates, one for each group. Every duration is in epochs, fractions
+    allowed, and is rounded to whole updates. The scheduler's state is the position and the full rates: a run that is
+    resumed with another length follows the new schedule.
 
     Args:
-        lr_scheduler: a name in `SCHEDULERS`, see the functions there.
+        lr_scheduler: a name in `SCHEDULERS`, see the functions there; or another one, see `build_torch_scheduler`.
         num_epochs: epochs of the whole run, at least 1.
         updates_per_epoch: updates of one epoch, at least 1.
         warmup_epoch: how long the rate rises in a line to lr (Goyal et al. 2017), at least 0.
@@ -179,6 +185,7 @@ def build_scheduler(
         lr_decay_rate: for "step" and "exponential", above 0.
         lr_min: the lowest learning rate after the warm-up, from 0 to the rate of the first group without a name,
             or without such a group to that of the optimizer. Other groups end in the same proportion to theirs.
+        scheduler_args: arguments of the class, for those that are not in `SCHEDULERS`.
 
     Raises:
         UserError: when the name is unknown or an option out of range; for "step", unless exactly one of
@@ -187,14 +194,18 @@ def build_scheduler(
     check_range("num_epochs", num_epochs, num_epochs >= 1, "at least 1")
     check_range("updates_per_epoch", updates_per_epoch, updates_per_epoch >= 1, "at least 1")
     check_range("warmup_epoch", warmup_epoch, warmup_epoch >= 0, "at least 0")
+    if lr_scheduler not in SCHEDULERS:
+        of_ours = {"warmup_epoch": warmup_epoch, "lr_min": lr_min, "lr_decay_epochs": lr_decay_epochs}
+        for name, value in (of_ours | {"lr_decay_steps": lr_decay_steps}).items():
+            if value:
+                raise UserError(f"{name} belongs to {', '.join(SCHEDULERS)}, not to lr_scheduler={lr_scheduler}.")
+        return build_torch_scheduler(optimizer, lr_scheduler, num_epochs * updates_per_epoch, scheduler_args or {})
+    if scheduler_args:
+        raise UserError(f"scheduler_args is for a class of torch or of your own, not for lr_scheduler={lr_scheduler}.")
     plan = Plan(
-        lr_scheduler,
-        num_updates=num_epochs * updates_per_epoch,
-        warmup_updates=round(warmup_epoch * updates_per_epoch),
-        warmup_multiplier=warmup_multiplier,
-        updates_per_epoch=updates_per_epoch,
-        lr_decay_rate=lr_decay_rate,
-    )
+        lr_scheduler, num_epochs * updates_per_epoch, warmup_updates=round(warmup_epoch * updates_per_epoch),
+        warmup_multiplier=warmup_multiplier, updates_per_epoch=updates_per_epoch, lr_decay_rate=lr_decay_rate,
+    )  # fmt: skip
     if lr_scheduler == "step":
         decay_updates = find_decay_updates(num_epochs, updates_per_epoch, lr_decay_epochs, lr_decay_steps)
         plan = replace(plan, decay_updates=decay_updates)
@@ -214,3 +225,70 @@ def factor_function(plan: Plan) -> Callable[[int], float]:
     A function, since of an object LambdaLR would save the attributes, and a resume would bring the old ones back.
     """
     return lambda update: lr_factor(update, plan)
+
+
+# ---- the schedulers of torch, and of your own ------------------------------------------------------------------------
+def torch_schedulers() -> dict[str, type[LRScheduler]]:
+    """The classes of `torch.optim.lr_scheduler` that can be told in text: not those that want functions, or metrics."""
+    left_out = ("LRScheduler", "LambdaLR", "MultiplicativeLR", "SequentialLR", "ChainedScheduler", "ReduceLROnPlateau")
+    classes = {name: found for name, found in vars(lr_scheduler).items() if isinstance(found, type)}
+    return {name: found for name, found in classes.items()
+            if issubclass(found, LRScheduler) and name[0] != "_" and name not in left_out}  # fmt: skip
+
+
+def build_torch_scheduler(
+    optimizer: Optimizer, name: str, num_steps: int, scheduler_args: Mapping[str, Any]
+) -> LRScheduler:
+    """Return a scheduler of torch, or of your own. What it was made with is in its state, and stays on resume.
+
+    Args:
+        optimizer: what it schedules.
+        name: a class of `torch.optim.lr_scheduler`, a registered name, or ``module:name``.
+        num_steps: how often it will be stepped; given as `total_steps` or `T_max` to a class that takes one of these.
+        scheduler_args: its arguments; these count where both say something.
+
+    Raises:
+        UserError: when the name is unknown, or the class cannot do with the arguments.
+    """
+    classes = torch_schedulers()
+    make = find_own("scheduler", name) or classes.get(name)
+    if make is None:
+        raise UserError(
+            f"lr_scheduler={name} is unknown{nearest(name, [*classes, *SCHEDULERS])}: use one of "
+            f"{', '.join(SCHEDULERS)}, or of torch: {', '.join(classes)}."
+        )
+    offered = {} if "epochs" in scheduler_args else {"total_steps": num_steps, "T_max": num_steps}
+    scheduler = call(make, taken(make, offered), scheduler_args, "--scheduler_args", first=[optimizer])
+    if not isinstance(scheduler, LRScheduler) or isinstance(scheduler, lr_scheduler.ReduceLROnPlateau):
+        raise UserError(f"lr_scheduler={name} makes no LRScheduler whose step() takes nothing, but {type(scheduler)}.")
+    try:
+        check_plain(scheduler.state_dict(), "the state of the scheduler, ")
+    except TypeError as error:
+        raise UserError(f"lr_scheduler={name} cannot be saved: {error}") from None
+    return scheduler
+
+
+class OncePerEpoch:
+    """Steps a scheduler after the last update of each epoch, while it is itself stepped after every update.
+
+    Args:
+        scheduler: what is stepped.
+        updates_per_epoch: at least 1.
+    """
+
+    def __init__(self, scheduler: LRScheduler, updates_per_epoch: int):
+        self.scheduler = scheduler
+        self.updates_per_epoch = updates_per_epoch
+        self.num_updates = 0
+
+    def step(self) -> None:
+        self.num_updates += 1
+        if self.num_updates % self.updates_per_epoch == 0:
+            self.scheduler.step()
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"num_updates": self.num_updates, "scheduler": self.scheduler.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        set_state(self.scheduler, state["scheduler"], "The scheduler of the checkpoint")
+        self.num_updates = state["num_updates"]

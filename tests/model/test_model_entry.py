@@ -63,8 +63,8 @@ def test_options_decide_the_weights():
 
     usual = shapes()
     others = {"n_channels": 1, "n_classes": 3, "width": 8, "up": "transposed", "deep_supervision": True}
-    of_a_gan = {"latent", "batch_norm", "judge_type"}
-    assert {"model_type", *others, *of_a_gan} == set(NETWORK_OPTIONS)  # those that an evaluation may not change
+    apart = {"model_type", "model_args", "latent", "batch_norm", "judge_type"}  # the last ones are those of a GAN
+    assert {*others, *apart} == set(NETWORK_OPTIONS)  # those that an evaluation may not change
     assert all(shapes(**{name: value}) != usual for name, value in others.items())
 
 

@@ -47,6 +47,26 @@ class Text:
 
 
 BOOL = "bool"
+ARGUMENTS = Text(  # of a class; more than none would have to fit it
+    r"\{.*\}", ("{}",),
+    (
+        "", "{", "[]", "1", "null", "x", "{'a': 1}", '{"a": NaN}', '{"a": 1e999}', '{"a": 1, "a": 2}', '{"a b": 1}',
+        '{"": 1}', '{"a": "\\u001b"}', "[" * 2000, '{"a":' * 2000,
+    ),
+)  # fmt: skip
+MODULES = Text(
+    r"\w+(\.\w+)*", ("json", "xml.sax"),
+    ("", ".", "a.", ".a", "a-b", "a/b", "../a", "1a", "a:b", "no_such_module"), is_list=True,
+)  # fmt: skip
+OWN = Text(
+    r"[\w.]+:\w+", ("callbacks.callback:Callback",),
+    ("", ":", "a:", ":a", "a:b:c", "a.b", "no_such_module:Name", "os:no_such_name", "os:sep", "os:system", "../a:b"),
+    is_list=True,
+)  # fmt: skip
+SETTING = Text(
+    r"[\w.]+=.*", ("seed=3",),
+    ("", "seed", "=3", "seed=x", "sed=3", "seed.x=3", "config=x", "import=json", "model_args=3", "model_args.x=[1"),
+)  # fmt: skip
 WHOLE, COUNT, SEED = Number(True, low=1), Number(True, low=0), Number(True, low=0, high=2**63 - 1)
 POSITIVE, NOT_NEGATIVE, SHARE = Number(above=0), Number(low=0), Number(low=0, high=1)
 LINE, PATH = Text(), Text(r".+", ("runs", "./runs/deep", "größe 日本", "a=b", "--x"), wrong=("", " ", "--", "a\nb",
@@ -77,7 +97,8 @@ SHARED = {
     "n_channels": Number(True, low=1, high=4096), "n_classes": Number(True, low=1, high=10**6), "gpu_devices": DEVICES,
     "compile": BOOL, "amp": Choice(("no", "bf16", "fp16")), "channels_last": BOOL, "deterministic": BOOL,
     "seed": SEED, "debug": BOOL, "worker_timeout": NOT_NEGATIVE, "data_device": Choice(("auto", "cpu", "cuda")),
-    "skip_bad_samples": COUNT, "limit_batches": WHOLE, "model_path": PATH,
+    "skip_bad_samples": COUNT, "limit_batches": WHOLE, "model_path": PATH, "model_args": ARGUMENTS,
+    "data_args": ARGUMENTS, "loss_args": ARGUMENTS, "import": MODULES,
 }  # fmt: skip
 EPOCHS = Number(above=0, high=1e6)
 TRAIN = {
@@ -100,6 +121,8 @@ TRAIN = {
     "swa_start": Number(True, low=1, high=10**6),
     "init": Choice(("default", "kaiming", "xavier", "orthogonal", "normal")),
     "logger": Choice(("tensorboard", "csv"), is_list=True), "save_code": BOOL,  # wandb need not be installed
+    "optim_args": ARGUMENTS, "scheduler_args": ARGUMENTS, "callbacks": OWN,
+    "scheduler_step": Choice(("update", "epoch")),
 }  # fmt: skip
 TEST = {
     "proj_name": NAME, "split": Choice(("test", "val", "train")), "save_path": PATH, "viz": BOOL, "allow_seen": BOOL,
@@ -176,7 +199,8 @@ BASE = {
 
 def flags_of(program: str) -> dict:
     """What the flags of a program take: its options, and those of the launch."""
-    return KINDS[program] | (OF_THE_LAUNCH if program.startswith("trainer") else {})
+    of_all = {"set": SETTING, "print_config": BOOL} if program in TASKS else {}
+    return KINDS[program] | of_all | (OF_THE_LAUNCH if program.startswith("trainer") else {})
 
 
 @dataclass(frozen=True)
@@ -272,7 +296,7 @@ def right_values(kind) -> st.SearchStrategy:
         one = st.sampled_from(kind.names)
         return st.lists(one, min_size=1, max_size=3, unique=True) if kind.is_list else one
     if isinstance(kind, Text):
-        text = st.sampled_from(kind.good)
+        text = st.just({}) if kind is ARGUMENTS else st.sampled_from(kind.good)
         return st.lists(text, min_size=1, max_size=1) if kind.is_list else text
     if kind.is_int:
         one = st.integers(kind.low, min(kind.high or 2**40, 2**63 - 1))
@@ -476,8 +500,9 @@ def wrong_entries(draw, kinds: dict):
     if wrong == "text":
         values[name] = draw(wrong_texts(kind))
     elif wrong == "type":
-        types = [{}, {"a": 1}, [[1]], [{}], [["x"] * 3] * 3]
-        types += [] if isinstance(kind, Number) and kind.is_list else [[], [1], ["a", "b"], [True]]
+        types = [[[1]], [{}], [["x"] * 3] * 3, *([] if kind is ARGUMENTS else [{}, {"a": 1}])]
+        is_list = getattr(kind, "is_list", False)
+        types += [] if is_list else [[], [1], ["a", "b"], [True]]
         types += [True, False] if isinstance(kind, Number | Choice) else []
         types += [0, 1, 2.5] if kind == BOOL or isinstance(kind, Choice) else []
         types += [None] if name in NEVER_NULL else []
@@ -497,7 +522,7 @@ def wrong_entries(draw, kinds: dict):
 DEPTHS = (10, 900, 2000, 30_000)
 BROKEN_JSON = (  # no JSON, or not one object
     b"", b" ", b"null", b"1", b"[]", b"[1, 2]", b'"seed"', b"true", b"NaN", b"{", b"}", b"{,}", b"{]", b"{}{}", b"\x00",
-    b"{'seed': 1}", b"{seed: 1}", b'{"seed": 1,}', b'{"seed": 1} // one', b'{"seed": }', b'{"seed" 1}', b'{"seed": 01}',
+    b"{'seed': 1}", b"{seed: 1}", b'{"seed": 1,}', b'{"seed": 1} /* one', b'{"seed": }', b'{"seed" 1}', b'{"seed": 01}',
     b'{"seed": 1, "seed": 1}', b'{"seed": 1, "\\u0073eed": 2}', b'{"seed": +1}', b"---\nseed: 1", b'{"seed": 1.}',
     b'{"seed": ' + b"9" * 5000 + b"}", b'{"proj_name": "a\nb"}', b"\xef\xbb\xbf\xef\xbb\xbf{}", b"\xff\xfe{}",
     b"{}\x00",

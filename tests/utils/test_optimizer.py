@@ -1,11 +1,15 @@
 """Each name gives the optimizer it says, with the settings that it was given."""
 
+import inspect
+import io
+
 import pytest
 import torch
 from torch import nn
 
 from utils.errors import UserError
-from utils.optimizer import OPTIMIZERS, build_optimizer
+from utils.optimizer import OPTIMIZERS, build_optimizer, torch_optimizers
+from utils.state import set_state
 
 
 def trained_weight(build):
@@ -86,3 +90,58 @@ def test_setting_out_of_range_is_refused(setting):
 def test_nesterov_without_momentum_is_refused():
     with pytest.raises(UserError, match="needs a momentum above 0"):
         build_optimizer(nn.Linear(2, 2).parameters(), "nesterov", momentum=0.0)
+
+
+# ---- the other classes of torch --------------------------------------------------------------------------------------
+def steps(optimizer, weight, count):
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(count):
+        weight.grad = torch.randn(weight.shape, generator=generator)
+        optimizer.step()
+
+
+@pytest.mark.parametrize("name", sorted(set(torch_optimizers()) - {"SparseAdam"}))
+def test_every_class_of_torch_steps_and_goes_on_from_its_state(name):
+    settings = {"lr": 0.01, "weight_decay": 0.1}
+    whole, part, other = (nn.Parameter(torch.ones(3, 4)) for _ in range(3))
+    steps(build_optimizer([whole], name, **settings), whole, 3)
+    first = build_optimizer([part], name, **settings)
+    steps(first, part, 3)
+    second = build_optimizer([other], name, **settings)
+    other.data.copy_(part.data)
+    buffer = io.BytesIO()
+    torch.save(first.state_dict(), buffer)
+    buffer.seek(0)
+    set_state(second, torch.load(buffer, weights_only=True), "The state")
+    steps(first, part, 2)
+    steps(second, other, 2)
+    assert not torch.equal(part, torch.ones(3, 4)) and torch.equal(part, other)
+    assert torch.equal(whole, trained_by(getattr(torch.optim, name), settings))
+
+
+def trained_by(optimizer_class, settings):
+    """The weight after three steps of torch's own class."""
+    weight = nn.Parameter(torch.ones(3, 4))
+    names = inspect.signature(optimizer_class).parameters
+    given = {**settings, "momentum": 0.9}
+    steps(optimizer_class([weight], **{name: value for name, value in given.items() if name in names}), weight, 3)
+    return weight
+
+
+def test_arguments_of_the_class_count():
+    weight = nn.Parameter(torch.ones(3))
+    group = build_optimizer([weight], "adamW", optim_args={"betas": [0.8, 0.9], "lr": 5.0}).param_groups[0]
+    assert tuple(group["betas"]) == (0.8, 0.9) and group["lr"] == 5.0
+    for name, arguments, words in (
+        ("adamW", {"betes": 1}, "AdamW takes no argument 'betes'.*did you mean 'betas'"),
+        ("Adamax", {"eps": -1}, "Adamax cannot be made.*epsilon"), ("sgd", {"fused": "x", "foreach": True}, "SGD"),
+        ("Adamx", {}, "unknown .*Adamax"),
+    ):  # fmt: skip
+        with pytest.raises(UserError, match=words):
+            build_optimizer([weight], name, optim_args=arguments)
+
+
+def test_what_wants_a_closure_is_left_out():
+    assert "LBFGS" not in torch_optimizers() and "Optimizer" not in torch_optimizers()
+    with pytest.raises(UserError, match="without arguments"):
+        build_optimizer([nn.Parameter(torch.ones(3))], "torch.optim:LBFGS", lr=1.0)

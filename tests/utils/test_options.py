@@ -18,6 +18,7 @@ from trainer_vanilla import TrainerVanilla
 from utils.errors import UserError
 from utils.files import write_json
 from utils.optimizer import OPTIMIZERS
+from utils.option_files import read_options
 from utils.options import (
     NOT_SAVED,
     BoolAction,
@@ -31,7 +32,6 @@ from utils.options import (
     list_of,
     number,
     one_of,
-    read_options,
     run_main,
     saved_options,
 )
@@ -338,8 +338,8 @@ def test_yaml_means_what_the_command_line_means(option_file, text, given, suffix
         ("a.json", '{"config": "x"}', ["'config' belongs on the command line"]),
         ("a.json", '{"lr": 1, "lr": 2}', ["'lr' is given twice"]),
         ("a.yaml", "lr: 1\nseed: 3\nlr: 2", ["'lr' is given twice"]),
-        ("a.json", '{"train": {"lr": 1}}', ["not flat", "'train' holds a mapping"]),
-        ("a.yaml", "train:\n  lr: 1", ["not flat", "'train' holds a mapping"]),
+        ("a.json", '{"lr": {"lr": 1}}', ["'lr' is flat"]),
+        ("a.yaml", "lr:\n  lr: 1", ["a.yaml:1", "'lr' is flat"]),
         ("a.json", "", ["Cannot read"]),
         ("a.yaml", "", ["not a mapping"]),
         ("a.yaml", "# nothing but a comment", ["not a mapping"]),
@@ -378,7 +378,7 @@ def test_yaml_makes_no_objects(option_file, tmp_path):
     ("text", "in_line"),
     [
         ("lr: &x 1\nseed: *x", "aliases"), ("text: !local x", "tag"), ("text: !!binary eA==", "tag"),
-        ("lr: 1\n---\nlr: 2", "single document"), ("lr: {a: 1}", "not flat"), ("lr: [[1]]", "not flat"),
+        ("lr: 1\n---\nlr: 2", "single document"), ("lr: {a: 1}", "is flat"), ("lr: [[1]]", "one value"),
         ("- " * 5000, "options.yaml"),
     ],
 )  # fmt: skip
@@ -424,6 +424,7 @@ def test_option_of_another_program_is_passed_over_only_where_it_is_expected(refu
 
 # ---- saved and read again --------------------------------------------------------------------------------------------
 CANDIDATES = (
+    *("json", '{"a": 1}', "callbacks.callback:Callback", "epoch"),
     *("7", "64", "1:30", "skip", "cpu", "0.5", "1.5", "bf16", "value", "min", "max", "dp", "padding", "transposed"),
     *("sharded", "kaiming", "csv", "f1", "iou", "bias=1e-3"),
     *(*OPTIMIZERS, *SCHEDULERS, *data_types(None), *model_types(None), *loss_types(None)),

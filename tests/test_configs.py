@@ -1,0 +1,48 @@
+"""The option files in configs/: each says which trainer takes it, and that one does."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from trainer_seg_on_carvana import TrainerSeg
+from trainer_vanilla import TrainerVanilla
+from utils.option_files import read_with_bases
+
+ROOT = Path(__file__).resolve().parent.parent
+TRAINERS = {"trainer_vanilla.py": TrainerVanilla, "trainer_seg_on_carvana.py": TrainerSeg}
+FILES = sorted((ROOT / "configs").iterdir())
+USED = [path for path in FILES if "python " in path.read_text().splitlines()[0]]
+
+
+def test_there_is_a_file_for_every_network():
+    types = {TRAINERS[program_of(path)].parse_options(["--config", str(path)]).model_type for path in USED}
+    assert types >= {"Vanilla", "UNet", "UNetpp"}
+
+
+def test_what_no_trainer_takes_by_itself_is_a_base():
+    bases = {Path(file.path).resolve() for path in USED for file in read_with_bases(path)[:-1]}
+    assert set(FILES) - set(USED) <= bases
+
+
+def program_of(path: Path) -> str:
+    program, config = re.search(r"python (\S+) --config (\S+)", path.read_text().splitlines()[0]).groups()
+    assert ROOT / config == path
+    return program
+
+
+@pytest.mark.parametrize("path", USED, ids=lambda path: path.name)
+def test_each_is_taken_by_its_trainer(path):
+    values = {}
+    for file in read_with_bases(path):
+        values |= file.values
+    opt = TRAINERS[program_of(path)].parse_options(["--config", str(path)])
+    assert {name: str(getattr(opt, name)).lower() for name in values}.keys() == values.keys()
+    assert opt.model_type == values["model_type"] and opt.lr == float(values["lr"])
+
+
+def test_the_vanilla_one_runs(command, tmp_path):
+    flags = ("--config", "configs/vanilla_sample.yaml", "--debug", "--output_dir", tmp_path)
+    done = command("trainer_vanilla.py", *flags)
+    assert done.returncode == 0, done.stderr
+    assert len(list(tmp_path.glob("*/Vanilla_last_ckpt.pth"))) == 1
