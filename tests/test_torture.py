@@ -17,6 +17,8 @@ from tests.torture import (
     io_boundaries,
     kills,
     malicious_programs,
+    one_signal,
+    restarts,
     sigterm,
     switched_off,
     two_runs,
@@ -33,6 +35,8 @@ REAL = {  # with processes of their own
     "workers": lambda: workers.run(1),
     "full_disk": lambda: full_disk.run(1),
     "two_runs": lambda: two_runs.run(1),
+    "restarts": lambda: restarts.run(1),
+    "one_signal": lambda: one_signal.run(1),
     "malicious_programs": lambda: malicious_programs.run(1, programs=("resume",)),
 }
 

@@ -23,7 +23,7 @@ HEADER = "| what was tried | tried | passed | seconds | date | command |\n|---|-
 SCRIPTS = (
     "kills", "switched_off", "io_boundaries", "damage", "full_disk", "sigterm", "workers", "fuzz_options",
     "malicious_programs", "two_runs",
-    "agreement", "exact_eval", "resizing", "restarts", "one_signal", "sharded",
+    "agreement", "exact_eval", "resizing", "restarts", "one_signal", "hangs", "sharded",
 )  # fmt: skip
 
 
