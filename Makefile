@@ -18,7 +18,8 @@ demo: $(VENV)/installed
 	$(BIN)/python -m examples.demo
 
 test: $(VENV)/installed-dev
-	$(BIN)/python -m pytest -n 2 --dist loadfile $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not clock" $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -m clock $(PYTEST_ARGS)
 
 lint: $(VENV)/installed-dev
 	$(BIN)/ruff check .

@@ -15,6 +15,8 @@ from trainer_vanilla import TrainerVanilla
 from utils.checkpoint import load_checkpoint
 from utils.errors import DamagedError, LoadingError, UserError
 
+pytestmark = pytest.mark.clock
+
 UPDATES_PER_EPOCH = 8  # of the small vanilla run
 
 

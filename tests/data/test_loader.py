@@ -24,6 +24,8 @@ from data.loader import WatchedLoader, num_given
 from data.sampler import UpdateLoader, epoch_order
 from utils.errors import LoadingError, UserError
 
+pytestmark = pytest.mark.clock
+
 NUM_SAMPLES = 24
 FAULTY = 7  # in the order of evaluation: in the second batch of 4
 PROMPT = 5  # seconds; DataLoader alone would look for the dead only so often, and wait as long for each that hangs

@@ -17,6 +17,8 @@ from utils import lock
 from utils.errors import UserError
 from utils.lock import DirectoryLock, is_locked, locked
 
+pytestmark = pytest.mark.clock
+
 HOLDER = """
 import os, sys, time
 from utils.lock import DirectoryLock

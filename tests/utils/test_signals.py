@@ -25,6 +25,8 @@ from utils.signals import (
     seconds_since_start,
 )
 
+pytestmark = pytest.mark.clock
+
 KINDS = [
     (signal.SIGINT, KeyboardInterrupt, None),
     (signal.SIGTERM, Terminated, 143),
