@@ -13,7 +13,7 @@ from pathlib import Path
 
 from utils.errors import UserError
 from utils.files import write_json
-from utils.options import read_text
+from utils.option_files import read_text
 
 WAITING, RUNNING, FINISHED = "waiting", "running", "finished"
 PRUNED, FAILED, INTERRUPTED = "pruned", "failed", "interrupted"
