@@ -278,6 +278,7 @@ class OncePerEpoch:
 
     def __init__(self, scheduler: LRScheduler, updates_per_epoch: int):
         self.scheduler = scheduler
+        self.optimizer = scheduler.optimizer
         self.updates_per_epoch = updates_per_epoch
         self.num_updates = 0
 
