@@ -69,7 +69,9 @@ def measure(gradients: list[Tensor]) -> Tensor:
     On a CPU a dot product of each with itself takes half the time, which in a small network is 7 % of an update; on a
     GPU it is the sorting by devices that takes time.
     """
-    if any(map(is_cut, gradients)):
+    # A dot product rounds otherwise at another place in memory, and the gradients of several processes are views into
+    # buckets, which are laid out anew after the first update, and so after a resume.
+    if any(is_cut(gradient) or gradient._is_view() for gradient in gradients):
         return whole_norm(gradients)
     kinds = {(gradient.device.type, gradient.dtype) for gradient in gradients}
     if kinds == {("cuda", torch.float32)} and len({gradient.device for gradient in gradients}) == 1:

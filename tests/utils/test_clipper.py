@@ -95,3 +95,14 @@ def test_limit_below_zero_is_refused():
 
 def test_examples_in_the_docstrings():
     assert doctest.testmod(clipper).failed == 0
+
+
+def test_the_norm_of_gradients_in_a_bucket_does_not_depend_on_their_place():
+    torch.manual_seed(0)
+    values, bucket, norms, dots = torch.randn(5120), torch.zeros(5200), set(), set()
+    for place in range(33):
+        parameter = nn.Parameter(torch.zeros(5120))
+        parameter.grad = bucket[place : place + 5120].copy_(values)
+        norms.add(Clipper()([parameter]).item())
+        dots.add(torch.dot(parameter.grad, parameter.grad).item())
+    assert len(norms) == 1 and len(dots) > 1  # the fault that this is about is there
