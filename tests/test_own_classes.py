@@ -98,7 +98,7 @@ def test_names_stand_in_the_help(capsys):
     with pytest.raises(SystemExit):
         TrainerVanilla.parse_options(["--import", PARTS, "--help"])
     text = " ".join(capsys.readouterr().out.split())
-    assert "one of Vanilla, small" in text and "what else watches: largest, MODULE:NAME" in text
+    assert "one of Vanilla, LeNet, ResNet18, small" in text and "what else watches: largest, MODULE:NAME" in text
 
 
 @pytest.mark.parametrize(
@@ -109,7 +109,7 @@ def test_names_stand_in_the_help(capsys):
         (("--model_type", "os:no_such"), ["os has no 'no_such'"]),
         (("--model_type", "os:sep"), ["neither a class nor a function"]),
         (("--model_type", "os:getcwd"), ["getcwd makes no nn.Module"]),
-        (("--model_type", "torchvision:no"), ["'torchvision:no' is not one of"]),
+        (("--model_type", "torchvision:no"), ["torchvision has no classifier 'no'"]),
         (("--loss_type", "os:getcwd"), ["getcwd makes no nn.Module"]),
         (("--data_type", "os:getcwd"), ["three data sets"]),
         (("--data_type", "torch.utils.data:TensorDataset"), ["must take `part`"]),

@@ -277,7 +277,7 @@ class OncePerEpoch:
     """
 
     def __init__(self, scheduler: LRScheduler, updates_per_epoch: int):
-        self.scheduler = scheduler
+        self.scheduler, self.optimizer = scheduler, scheduler.optimizer
         self.updates_per_epoch = updates_per_epoch
         self.num_updates = 0
 
