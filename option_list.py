@@ -196,7 +196,6 @@ def add_train_options(parser: OptionParser) -> None:
     """Add the base options of training."""
     positive, share = number(float, above=0), number(float, low=0, high=1)
     not_negative, whole = number(float, low=0), number(int, low=1)
-    epochs = number(float, above=0, high=MAX_EPOCHS)
 
     add = parser.add_argument_group("run").add_argument
     add("--proj_name", type=file_name, default="Plainloop", metavar="NAME", help="name of the run's files")
@@ -231,6 +230,17 @@ def add_train_options(parser: OptionParser) -> None:
     add("--clip_type", type=one_of(("norm", "value")), default="norm", metavar="TYPE",
         help="clip the norm of all gradients together (norm) or each element (value)")
 
+    add_schedule_options(parser)
+    add_finetuning_options(parser)
+    add_process_options(parser)
+    add_stop_options(parser)
+    add_safety_options(parser)
+    add_finding_options(parser)
+
+
+def add_schedule_options(parser: OptionParser) -> None:
+    """Add the options of how the learning rate goes."""
+    not_negative, epochs = number(float, low=0), number(float, above=0, high=MAX_EPOCHS)
     add = parser.add_argument_group("learning-rate schedule").add_argument
     schedulers = choices("scheduler", SCHEDULERS)
     add("--lr_scheduler", type=one_of_or_own(schedulers, torch_schedulers(), "of torch"), default="cosine",
@@ -249,12 +259,6 @@ def add_train_options(parser: OptionParser) -> None:
     add("--lr_decay_steps", type=epochs, default=None, metavar="E", help="step: decay every E epochs")
     add("--lr_decay_rate", type=number(float, above=0, high=1), default=0.1, metavar="X",
         help="step, exponential: factor of a decay")
-
-    add_finetuning_options(parser)
-    add_process_options(parser)
-    add_stop_options(parser)
-    add_safety_options(parser)
-    add_finding_options(parser)
 
 
 def add_finetuning_options(parser: OptionParser) -> None:

@@ -45,6 +45,7 @@ OF_THE_PLAN = ("grid", "search", "seeds", "options", "flags")  # makes a sweep w
 OWN = {
     "output_dir": "each has a directory in that of the sweep", "resume": "the sweep's --resume goes on with all",
     "seed": "--seeds says how many", "replay": "it trains nothing", "verify_resume": "it is no training",
+    "print_config": "it trains nothing",
     "requeue": "the sweep is what a scheduler starts again", "config": "the sweep's --config has another meaning",
     "gpu_devices": "--devices says which", "monitor": "all are compared by one metric; give it after --",
     "monitor_mode": "all are compared by one metric; give it after --", "logger": "each needs metrics.csv",

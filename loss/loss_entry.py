@@ -15,7 +15,7 @@ from loss.weighted_sum import WeightedSum
 from utils.calls import call, name_of, taken
 from utils.errors import UserError
 from utils.options import number
-from utils.own_code import choices, find_own
+from utils.own_code import choices, find_own, short_name
 
 LOSS_TYPES = {
     "CE": "classification",
@@ -76,7 +76,10 @@ def build_criterion(opt: Namespace) -> nn.Module:
         return build_loss(opt, opt.loss_type, getattr(opt, "loss_args", {}))
     if getattr(opt, "loss_args", {}):
         raise UserError("--loss_args is for a single loss without a weight, not for a weighted sum.")
-    return WeightedSum({name: build_loss(opt, name, {}) for name in weights}, weights)
+    if len(names := {short_name(name): name for name in weights}) < len(weights):
+        raise UserError(f"--loss_type names two losses that are both called {' or '.join(names)}: rename one.")
+    losses = {short: build_loss(opt, name, {}) for short, name in names.items()}
+    return WeightedSum(losses, {short: weights[name] for short, name in names.items()})
 
 
 def build_loss(opt: Namespace, name: str, arguments: Mapping[str, Any]) -> nn.Module:

@@ -86,8 +86,8 @@ def build_library_model(
     if library == "timm":
         import timm
 
-        given = {"model_name": name, "pretrained": False, "in_chans": n_channels, "num_classes": n_classes}
-        network = call(timm.create_model, given, arguments or {}, "--model_args")
+        given = {"pretrained": False, "in_chans": n_channels, "num_classes": n_classes}
+        network = call(timm.create_model, given, arguments or {}, "--model_args", first=[name])
     else:
         from torchvision import models
 

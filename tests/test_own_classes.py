@@ -144,6 +144,13 @@ def test_what_cannot_be_is_told_in_one_line_before_anything_is_written(flags, wo
     assert not list(tmp_path.glob("runs/*"))
 
 
+def test_a_loss_of_your_own_may_have_a_weight(build):
+    criterion = build("--loss_type", "CE:0.5", "torch.nn:MultiMarginLoss:2").criterion
+    assert list(criterion.losses) == ["CE", "MultiMarginLoss"] and criterion.weights["MultiMarginLoss"] == 2
+    with pytest.raises(UserError, match="--loss_args is for a single loss"):
+        build("--loss_type", "CE:0.5", "torch.nn:MultiMarginLoss:2", "--loss_args", '{"margin": 1}')
+
+
 # ---- a checkpoint imports nothing ------------------------------------------------------------------------------------
 CANARY = """
 import pathlib
@@ -157,6 +164,7 @@ OPTIONS = [
     *((name, value) for name in ("model_type", "data_type", "loss_type", "optim", "lr_scheduler", "callbacks")
       for value in ("evil_module:run", "os:system")),
     ("import", ["evil_module"]), ("callbacks", ["evil_module:run", "os:system"]), ("import", "evil_module"),
+    ("loss_type", "evil_module:run:0.5"), ("loss_type", ["CE:1.0", "evil_module:run:0.5"]),
 ]  # fmt: skip
 
 

@@ -127,3 +127,19 @@ def test_a_run_that_fails_is_listed_and_the_status_says_so(command, tmp_path):
     done = command("sweep.py", GRID[0], "--grid", "lr=1e-3", *flags, "--output_dir", tmp_path)
     assert done.returncode == 1
     assert "000 seed=0 failed with status 2: trainer_vanilla.py: error: --monitor 'dice' is none of" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("plan", "named"),
+    [
+        ({"flags": ["--import", "evil_module"]}, "--import"), ({"flags": ["--model_type", "os:system"]}, "os:system"),
+        ({"grid": ["model_type=Vanilla,evil_module:Net"]}, "evil_module:Net"),
+        ({"flags": ["--config=evil.yaml"]}, "--config"),
+        ({"options": ["loss_type=evil_module:Loss:0.5"]}, "evil_module:Loss"),
+    ],
+)  # fmt: skip
+def test_a_sweep_from_elsewhere_has_no_code_imported(refuse, tmp_path, plan, named):
+    (tmp_path / "s").mkdir()
+    (tmp_path / "s" / "sweep.json").write_text(json.dumps({"grid": ["lr=1e-3,1e-2"], "seeds": 1, **plan}))
+    said = refuse("trainer_vanilla.py", "--resume", tmp_path / "s")
+    assert "names code of somebody's own" in said and named in said

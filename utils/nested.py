@@ -6,6 +6,7 @@ dotted name, ``--set model_args.width=64`` and, in a file, ``model_args.width: 6
 
 import json
 import math
+import re
 from argparse import ArgumentTypeError
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -21,6 +22,8 @@ def mapping(text: str) -> dict[str, Any]:
     {'width': 64}
     """
     try:
+        if re.search(r"[^\S \n\t]", text):
+            raise ValueError("it holds what cannot be printed")
         value = json.loads(text, object_pairs_hook=without_duplicates)
         if not isinstance(value, dict):
             raise ValueError('it must be an object, such as {"width": 64}')

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from utils.draw import new_figure, render
-from utils.errors import UserError, nearest
-from utils.options import OptionParser, file_path, run_main, shown
+from utils.errors import UserError, nearest, shown
+from utils.options import OptionParser, file_path, run_main
 
 COLUMNS = 3  # of panels
 FEW = 50  # points that each get a marker

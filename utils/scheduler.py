@@ -188,17 +188,14 @@ def build_scheduler(
         scheduler_args: arguments of the class, for those that are not in `SCHEDULERS`.
 
     Raises:
-        UserError: when the name is unknown or an option out of range; for "step", unless exactly one of
-            `lr_decay_epochs` and `lr_decay_steps` is given; for any other, when one is.
+        UserError: when the name is unknown or an option out of range; unless exactly one of `lr_decay_epochs` and
+            `lr_decay_steps` is given for "step", and none for any other.
     """
     check_range("num_epochs", num_epochs, num_epochs >= 1, "at least 1")
     check_range("updates_per_epoch", updates_per_epoch, updates_per_epoch >= 1, "at least 1")
     check_range("warmup_epoch", warmup_epoch, warmup_epoch >= 0, "at least 0")
     if lr_scheduler not in SCHEDULERS:
-        of_ours = {"warmup_epoch": warmup_epoch, "lr_min": lr_min, "lr_decay_epochs": lr_decay_epochs}
-        for name, value in (of_ours | {"lr_decay_steps": lr_decay_steps}).items():
-            if value:
-                raise UserError(f"{name} belongs to {', '.join(SCHEDULERS)}, not to lr_scheduler={lr_scheduler}.")
+        refuse_ours(lr_scheduler, warmup_epoch=warmup_epoch, lr_min=lr_min, lr_decay=lr_decay_epochs or lr_decay_steps)
         return build_torch_scheduler(optimizer, lr_scheduler, num_epochs * updates_per_epoch, scheduler_args or {})
     if scheduler_args:
         raise UserError(f"scheduler_args is for a class of torch or of your own, not for lr_scheduler={lr_scheduler}.")
@@ -268,6 +265,12 @@ def build_torch_scheduler(
     return scheduler
 
 
+def refuse_ours(lr_scheduler: str, **settings: Any) -> None:
+    """Raise UserError when a setting is given that only the schedules of this file have."""
+    if given := [name for name, value in settings.items() if value]:
+        raise UserError(f"{given[0]} belongs to {', '.join(SCHEDULERS)}, not to lr_scheduler={lr_scheduler}.")
+
+
 class OncePerEpoch:
     """Steps a scheduler after the last update of each epoch, while it is itself stepped after every update.
 
@@ -277,8 +280,7 @@ class OncePerEpoch:
     """
 
     def __init__(self, scheduler: LRScheduler, updates_per_epoch: int):
-        self.scheduler = scheduler
-        self.optimizer = scheduler.optimizer
+        self.scheduler, self.optimizer = scheduler, scheduler.optimizer
         self.updates_per_epoch = updates_per_epoch
         self.num_updates = 0
 

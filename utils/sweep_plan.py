@@ -7,8 +7,8 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from utils.errors import UserError, nearest
-from utils.options import number, shown
+from utils.errors import UserError, nearest, shown
+from utils.options import number
 
 KINDS = ("int", "log")
 MAX_TRIALS = 10_000

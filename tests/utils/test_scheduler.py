@@ -279,9 +279,7 @@ def test_once_per_epoch_the_rate_stays_for_an_epoch_and_goes_on_from_inside_of_o
     def build():
         arguments = {"scheduler_args": {"step_size": 1, "gamma": 0.5}} if name == "StepLR" else {}
         scheduler = build_scheduler(build_optimizer(), name, num_epochs=3, updates_per_epoch=1, **arguments)
-        once = OncePerEpoch(scheduler, updates_per_epoch=4)
-        once.optimizer = scheduler.optimizer
-        return once
+        return OncePerEpoch(scheduler, updates_per_epoch=4)
 
     rates = run(build(), 12)
     assert rates[0:4] == [0.1] * 4 and rates[4:8] == [0.05] * 4 and rates[8:] == [rates[8]] * 4 and rates[8] < 0.05

@@ -58,7 +58,8 @@ def test_a_narrow_terminal_has_the_source_on_a_line_of_its_own():
     values = vars(parser.resolve(["--lr", "3"]))
     wide, narrow = as_text(parser, values, width=300), as_text(parser, values, width=50)
     assert "lr: 3.0" in wide and "# command line\nlr: 3.0\n" in narrow
-    lines = [line for line in narrow.splitlines() if len(line) > 50]
+    titles = {f"# {group.title}" for group in parser._action_groups}
+    lines = [line for line in narrow.splitlines() if len(line) > 50 and line not in titles]
     assert lines == [] and narrow.count("# default\n") < wide.count("# default\n")  # not said again for each
 
 
