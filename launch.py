@@ -13,7 +13,7 @@ from utils.distributed import place
 from utils.errors import UserError
 from utils.options import run_main
 from utils.out_of_memory import fit_micro_batches
-from utils.processes import own_command, reported, start_processes
+from utils.processes import own_command, reported, run_to_the_end, start_processes
 from utils.refusal import try_step
 from utils.snapshot import Snapshot, parts_of
 from utils.state import digests
@@ -26,7 +26,7 @@ def launch(trainer_class: type, argv: Sequence[str] | None = None) -> None:
         trainer_class: the task's.
         argv: the command line; None for this process's.
     """
-    run_main(lambda: run(trainer_class, argv))
+    run_to_the_end(lambda: run_main(lambda: run(trainer_class, argv)))
 
 
 def run(trainer_class: type, argv: Sequence[str] | None) -> None:

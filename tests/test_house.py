@@ -171,7 +171,7 @@ def test_a_long_function_would_be_seen():
 
 
 def test_the_code_as_a_whole_stays_readable():
-    assert sum(map(num_code_lines, RUNTIME)) <= 12500
+    assert sum(map(num_code_lines, RUNTIME)) <= 13000
 
 
 EXECUTED = """
@@ -197,7 +197,7 @@ def test_what_a_training_run_executes_stays_readable(command, tmp_path):
     assert done.returncode == 0, done.stderr
     *files, count = done.stdout.splitlines()[-1].split()
     assert {"trainer.py", "utils/checkpoint.py", "data/FashionMNIST.py"} <= set(files)
-    assert 1000 < int(count) <= 4500
+    assert 1000 < int(count) <= 5000
 
 
 def test_lines_of_code_are_counted_without_what_explains_them():

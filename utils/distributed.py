@@ -80,6 +80,7 @@ def attempt() -> int:
     return int(os.environ.get("TORCHELASTIC_RESTART_COUNT") or 0)
 
 
+has_joined = False  # whether this process has met the others
 _store: Any = None  # of this process, once it was reached
 _is_out_of_reach = False  # it was asked for in vain
 
@@ -167,6 +168,8 @@ class Distributed:
                     f"Process {rank} of {size} waited {timeout:g} seconds (--dist_timeout) for the others in vain: "
                     f"{' '.join(str(error).split())[:120]}"
                 ) from None
+        global has_joined
+        has_joined = True
         return cls(rank, size, local_rank, timeout)
 
     @property

@@ -13,8 +13,10 @@ import os
 import signal
 import sys
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
+from utils import distributed
 from utils.distributed import attempt, job_store, place
 from utils.errors import DamagedError, DivergedError, PeerError, UserError
 from utils.options import printable
@@ -123,6 +125,27 @@ def reported() -> Iterator[None]:
     except Exception as error:
         error.add_note(f"This was in process {rank} of {size}.")
         raise
+
+
+def run_to_the_end(main: Callable[[], None]) -> None:
+    """Call `main`; in one of several processes, end it there and then, with the status that it would have.
+
+    Threads of torch's that a process of several has now and then bring it down when Python tidies up at its end, which
+    then counts as a failure of the whole job. All that was to be written is written by then.
+    """
+    status: Any = 0
+    try:
+        main()
+    except SystemExit as end:
+        if not distributed.has_joined:
+            raise
+        status = end.code
+    if distributed.has_joined:
+        logging.shutdown()
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(OSError, ValueError):
+                stream.flush()
+        os._exit(status if isinstance(status, int) else int(status is not None))
 
 
 def end_with_parent() -> None:

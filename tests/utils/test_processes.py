@@ -162,3 +162,25 @@ def test_an_unexpected_error_carries_the_rank(second):
     with pytest.raises(ZeroDivisionError) as error, reported():
         raise ZeroDivisionError
     assert error.value.__notes__ == ["This was in process 1 of 2."]
+
+
+@pytest.mark.parametrize(("ending", "status"), [(None, 0), (SystemExit(143), 143), (SystemExit("told"), 1)])
+def test_one_of_several_processes_ends_without_tidying_up(monkeypatch, ending, status):
+    ended = []
+
+    def main():
+        if ending is not None:
+            raise ending
+
+    monkeypatch.setattr(distributed, "has_joined", True)
+    monkeypatch.setattr(processes.os, "_exit", ended.append)
+    monkeypatch.setattr(processes.logging, "shutdown", lambda: None)
+    processes.run_to_the_end(main)
+    assert ended == [status]
+
+
+def test_a_single_process_ends_as_python_does(monkeypatch):
+    monkeypatch.setattr(processes.os, "_exit", lambda status: pytest.fail("it was cut short"))
+    processes.run_to_the_end(lambda: None)
+    with pytest.raises(SystemExit):
+        processes.run_to_the_end(lambda: sys.exit(3))
