@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 from torch.nn import functional as F
 
-import trainer as trainer_module
+import run_state
 from data import sampler
 from tests.torture import __main__ as torture
 from tests.torture import (
@@ -71,7 +71,7 @@ def test_a_save_may_die_at_any_boundary(monkeypatch):
 @pytest.mark.parametrize(
     ("task", "flags", "module", "name", "instead"),
     [
-        (WithDropout, (), trainer_module, "set_random_state", lambda state: None),
+        (WithDropout, (), run_state, "set_random_state", lambda state: None),
         (TrainerSeg, ("--augment", "--num_workers", 2, "--no-cache"), sampler, "seeded", switched_off.not_seeded),
     ],
 )

@@ -23,9 +23,9 @@ def not_seeded(seed: int) -> AbstractContextManager:
 
 def without_random_state() -> None:
     """Do not give the random generators back the state of the checkpoint."""
-    import trainer
+    import run_state
 
-    trainer.set_random_state = lambda state: None
+    run_state.set_random_state = lambda state: None
 
 
 def without_sample_seeds() -> None:
