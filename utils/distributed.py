@@ -281,13 +281,11 @@ class Distributed:
             work, ballot = self._vote
             work.wait()
             before, self._vote = int(ballot), None
-        ballot = torch.tensor(max(wish, before) if at_once else wish)
-        work = dist.all_reduce(ballot, op=dist.ReduceOp.MAX, async_op=True)
-        if not at_once:
-            self._vote = work, ballot
-            return before
-        work.wait()
-        return int(ballot)
+        if at_once:
+            return self.largest(max(wish, before))
+        ballot = torch.tensor(wish)
+        self._vote = dist.all_reduce(ballot, op=dist.ReduceOp.MAX, async_op=True), ballot
+        return before
 
     def in_step(self, batches: Iterable[Any], before: Callable[[], Any] = lambda: None) -> Iterator[tuple[Any, bool]]:
         """Yield (batch, True) for each batch, and where networks are cut up (a batch, False) while others have more.
