@@ -129,6 +129,12 @@ def test_liftable_parts_do_not_take_all_options():
     assert takes_opt == []
 
 
+def test_no_two_test_files_have_one_name():
+    """Pytest imports a test file by its base name where its directory is no package: the second would be refused."""
+    names = [path.name for path in python_files() if path.parts[0] == "tests" and path.name.startswith("test_")]
+    assert sorted(name for name in set(names) if names.count(name) > 1) == []
+
+
 # ---- lengths ---------------------------------------------------------------------------------------------------------
 def num_code_lines(path: Path | str) -> int:
     """Lines of code: without blank ones, comments and docstrings, which should not be saved on."""
