@@ -33,7 +33,7 @@ MAY_CHANGE = (
     "parallel", "compile", "channels_last", "deterministic", "log_every", "save_every", "save_every_steps", "keep",
     "max_time", "nan_policy", "max_skips", "cache", "cache_dir", "shard_cache_dir", "shard_cache_gb", "nproc",
     "dist_timeout", "max_restarts", "activation_checkpointing", "checkpoint_format", "metrics", "logger", "save_code",
-    "callbacks", "import",
+    "callbacks", "import", "max_updates", "stop_below",
 )  # fmt: skip
 
 
@@ -120,9 +120,9 @@ def parse_train_options(trainer_class, argv: Sequence[str] | None) -> Namespace:
     return print_or_go_on(parser, opt)
 
 
-def train_parser(trainer_class) -> OptionParser:
+def train_parser(trainer_class, kind: type[OptionParser] = OptionParser) -> OptionParser:
     """The parser of a task's trainer, with the task's defaults."""
-    parser = OptionParser(description=trainer_class.__doc__)
+    parser = kind(description=trainer_class.__doc__)
     add_train_options(parser)
     add_common_options(parser, trainer_class.evaluator_class.task)
     trainer_class.evaluator_class.add_options(parser)

@@ -23,12 +23,11 @@ from model.model_entry import build_networks
 from utils.checkpoint import load_checkpoint, weights_of
 from utils.device import place_network, select_devices
 from utils.distributed import Distributed
-from utils.files import write_json
 from utils.func import move_to
 from utils.logger import build_logger
 from utils.options import OptionParser, run_main
 from utils.precision import Precision
-from utils.results import compare_with_stored, format_results, scalars
+from utils.results import compare_with_stored, save_results, scalars
 from utils.seed import preserved_random_state, seed_everything
 from utils.state import set_state
 from utils.timestamp import make_timestamped_dir
@@ -69,6 +68,11 @@ class EvaluatorBase:
     @classmethod
     def add_test_options(cls, parser: OptionParser) -> None:
         """Add the task's options of the evaluation as a program."""
+
+    @classmethod
+    def build_datasets(cls, opt: Namespace) -> dict[str, Any]:
+        """Return the data sets "train", "val" and "test", see data/data_entry.py, for training and evaluation alike."""
+        return build_datasets(opt)
 
     @classmethod
     def build_networks(cls, opt: Namespace) -> dict[str, nn.Module]:
@@ -177,7 +181,7 @@ class EvaluatorBase:
         criterion = cls.build_criterion(opt).to(devices[0])
         set_state(networks, weights_of(state, opt.use_average), f"The checkpoint {opt.model_path}")
         set_state(criterion, state["criterion"], f"The loss of the checkpoint {opt.model_path}")
-        dataset = build_datasets(opt)[opt.split]
+        dataset = cls.build_datasets(opt)[opt.split]
         if not opt.allow_seen:
             refuse_seen(dataset, opt.split, state["groups"])
         loader = build_loader_of_part(opt, dataset, opt.split, cls.eval_batch_size(opt), devices[0])
@@ -190,8 +194,7 @@ class EvaluatorBase:
         evaluator.report(loader)
         what = f"{opt.model_path} on the {opt.split} part of {opt.data_type}"
         record = {"what": what, "n": evaluator.num_samples, "results": results, "intervals": evaluator.intervals()}
-        write_json(evaluator.output_dir / "results.json", record)
-        evaluator.logger.info(f"{format_results(**record)}\nSaved in {evaluator.output_dir}")
+        evaluator.logger.info(f"{save_results(evaluator.output_dir, **record)}\nSaved in {evaluator.output_dir}")
         if opt.split == "val":
             evaluator.logger.info(compare_with_stored(results, evaluator.num_samples, state, vars(opt)))
         return evaluator

@@ -212,6 +212,8 @@ def add_train_options(parser: OptionParser) -> None:
 
     add = parser.add_argument_group("training").add_argument
     add("--n_epoch", type=number(int, low=1, high=MAX_EPOCHS), default=10, metavar="N", help="epochs")
+    add("--max_updates", type=whole, default=None, metavar="N",
+        help="end after N updates, if the epochs are not over before; the epoch that is cut short counts as one")
     add("--batch_size", type=whole, default=64, metavar="N", help="samples of one optimizer update")
     add("--micro_batch_size", type=number_or_auto(whole), default=None, metavar="N",
         help="samples that go through the network at once (default: all of the update); auto: as many as the memory "
@@ -311,12 +313,15 @@ def add_stop_options(parser: OptionParser) -> None:
     add("--patience", type=number(int, low=0), default=10, metavar="N",
         help="stop after N validations without a better one; 0 for never")
     add("--min_delta", type=not_negative, default=0.0, metavar="X", help="better means better by more than X")
+    add("--stop_below", type=number(float), default=None, metavar="X",
+        help="stop after an epoch whose mean training loss is below X")
 
     add = parser.add_argument_group("how often").add_argument
     add("--callbacks", type=one_of_or_own(choices("callback", ())), nargs="+", default=None, metavar="NAME",
         help=f"what else watches: {', '.join([*choices('callback', ()), ''])}MODULE:NAME of your own")
     add("--log_every", type=whole, default=50, metavar="N", help="updates between two entries of the log")
-    add("--val_every", type=whole, default=1, metavar="E", help="whole epochs between two validations")
+    add("--val_every", type=number(int, low=0), default=1, metavar="E",
+        help="whole epochs between two validations; 0 for none at all: then no checkpoint is the best")
     add("--save_every", type=number(float, above=0, high=MAX_EPOCHS), default=1.0, metavar="E",
         help="epochs between two checkpoints")
     add("--save_every_steps", type=whole, default=None, metavar="N", help="updates between two checkpoints, instead")

@@ -10,6 +10,7 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from data.data_entry import data_notes, describe
 from data.sampler import UpdateLoader
 from utils.checkpointer import Checkpointer
 from utils.device import place_network, select_devices
@@ -19,6 +20,7 @@ from utils.freezing import Freezing
 from utils.initialize import initialize
 from utils.late_guard import build_guard
 from utils.optimizer import build_optimizer, has_sparse_gradients
+from utils.options import saved_options
 from utils.parallel import checkpoint_activations, wrap_network
 from utils.param_groups import groups_of_networks, parse_rate
 from utils.scheduler import SETTINGS, OncePerEpoch, build_scheduler
@@ -92,6 +94,8 @@ def make_schedulers(
     by_epoch = opt.scheduler_step == "epoch"
     plan = {name: getattr(opt, name) for name in ("lr_scheduler", *SETTINGS, "scheduler_args")}
     plan |= {"num_epochs": opt.n_epoch, "updates_per_epoch": 1 if by_epoch else updates_per_epoch}
+    if opt.max_updates and opt.max_updates < opt.n_epoch * updates_per_epoch:
+        plan["num_updates"] = -(-opt.max_updates // updates_per_epoch) if by_epoch else opt.max_updates
     schedulers = {name: build_scheduler(optimizer, **plan) for name, optimizer in optimizers.items()}
     if not by_epoch:
         return schedulers
@@ -117,3 +121,19 @@ def make_checkpointer(
     if opt.checkpoint_format == "sharded":
         return ShardedCheckpointer(distributed, **plan)
     return Checkpointer(**plan, writes=distributed.is_main)
+
+
+def connect(loader: Any, trainer) -> None:
+    """Let a loader warn in the log of a run, and stop waiting for data when the run is to end."""
+    loader.warn = trainer.logger.warning
+    if trainer.distributed.size == 1:  # several stop together, after an update
+        loader.interrupt = trainer.stop_signal.raise_if_set
+
+
+def introduce(trainer, *notes: str) -> None:
+    """Write down what a run is made of, and say so in its log."""
+    opt = trainer.opt
+    trainer.run_dir.record(saved_options(opt), trainer.devices, trainer.networks, *describe(trainer.datasets))
+    first, *rest = notes
+    told = [first, *data_notes(trainer.datasets, trainer.train_loader), *rest]
+    trainer.run_dir.note("\n".join(told), aloud=opt.train_val_sample_rate != 1)  # it is a part of the data

@@ -1,11 +1,12 @@
 """The state of a run: collected from the trainer's parts and its processes, and given back to them."""
 
+import contextlib
 from typing import Any
 
 from data.data_entry import unite
 from utils.distributed import Distributed
 from utils.epoch_log import EpochLog, add_totals
-from utils.errors import UserError
+from utils.errors import DivergedError, UserError
 from utils.options import saved_options
 from utils.seed import random_state, seed_apart, set_random_state
 from utils.shard_record import Shards, put_in
@@ -18,6 +19,8 @@ def collect_state(trainer) -> dict[str, Any]:
 
     To be called by all processes. What is cut up between them is made whole, in process 0; unless each writes its part.
     """
+    with contextlib.suppress(DivergedError):  # then it is the state before the update that was not finite
+        trainer.guard.settle(wait=True)
     states = {name: get_state(part) for name, part in trainer.stateful().items()}
     if trainer.distributed.is_sharded and not trainer.checkpointer.in_shards:
         states = whole(states, keep=trainer.distributed.is_main)

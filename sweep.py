@@ -176,6 +176,8 @@ def check(trainer_class: type[TrainerBase], opt: Namespace, spaces: Mapping[str,
     parsed = [trainer_class.parse_options([*common, *flags_of(settings)]) for settings in tried]
     if "csv" not in parsed[0].logger:
         raise UserError("A sweep reads metrics.csv: --logger needs csv among its names.")
+    if any(not opt.val_every for opt in parsed):
+        raise UserError("A sweep compares by a metric of the validation: --val_every 0 leaves nothing to compare.")
     return parsed[0]
 
 

@@ -4,7 +4,7 @@ A task derives from `TrainerBase` and says what a step learns: `compute_loss` is
 `train`, `train_epoch`, `train_update` and `train_step` in this order: that is the whole loop.
 """
 
-import contextlib
+import math
 import time
 from argparse import Namespace
 from collections.abc import Iterator, Mapping
@@ -18,7 +18,7 @@ import parts
 from base_options import parse_train_options
 from callbacks.callback import Callback, CallbackList
 from callbacks.callback_entry import build_asked_for, build_default_callbacks
-from data.data_entry import build_datasets, build_loaders, data_notes, describe, samples_at_once, seen_groups
+from data.data_entry import build_loaders, samples_at_once, seen_groups
 from data.sampler import Update, UpdateLoader
 from eval import EvaluatorBase
 from launch import launch
@@ -30,10 +30,9 @@ from utils.clipper import Clipper
 from utils.device import place_criterion
 from utils.earlystopper import EarlyStopper, direction
 from utils.epoch_log import EpochLog, read_scalars
-from utils.errors import DivergedError
 from utils.func import count_samples, move_to
 from utils.matching import checked_optimizers, checked_schedulers
-from utils.options import OptionParser, saved_options
+from utils.options import OptionParser
 from utils.out_of_memory import fit_micro_batches
 from utils.precision import Precision
 from utils.pretrained import load_pretrained
@@ -61,7 +60,7 @@ class TrainerBase:
 
         # what learns
         with self.distributed.main_first():
-            self.datasets = build_datasets(opt)
+            self.datasets = self.build_datasets()
         start = opt.model_path if opt.pretrained and not opt.resume else None
         self.seen_groups = seen_groups(self.datasets, start)
         self.networks, self.freezing = parts.place_networks(opt, self.build_networks(), self.device, self.distributed)
@@ -94,16 +93,12 @@ class TrainerBase:
         self.run_dir = RunDir(opt.output_dir, opt.proj_name, opt.resume, self.distributed)
         self.logger = self.run_dir.logger
         self.distributed.leave_word(run_dir=str(self.run_dir.path), seed=opt.seed)
-        for loader in (self.train_loader, self.val_loader):
-            loader.warn = self.logger.warning
-            if self.distributed.size == 1:  # several stop together, after an update
-                loader.interrupt = self.stop_signal.raise_if_set
+        parts.connect(self.train_loader, self)
+        parts.connect(self.val_loader, self)
         self.checkpointer = parts.make_checkpointer(opt, self.run_dir.path, self.train_loader, self.distributed)
         watching = [*self.build_callbacks(), *build_asked_for(opt, self.logger)] if self.distributed.is_main else []
         self.callbacks = CallbackList(watching)
-        self.run_dir.record(saved_options(opt), self.devices, self.networks, *describe(self.datasets))
-        notes = [device_line, *data_notes(self.datasets, self.train_loader), *loaded]
-        self.run_dir.note("\n".join(notes), aloud=opt.train_val_sample_rate != 1)  # it is a part of the data
+        parts.introduce(self, device_line, *loaded)
 
     # ---- the task: override --------------------------------------------------------------------------------------
     @classmethod
@@ -113,6 +108,10 @@ class TrainerBase:
     def compute_loss(self, batch: Any) -> torch.Tensor:
         """Return the loss of a batch that is on the device: a scalar, the mean over its samples."""
         raise NotImplementedError(f"{type(self).__name__} must define compute_loss(batch)")
+
+    def build_datasets(self) -> dict[str, Any]:
+        """Return the data sets "train", "val" and "test"; from the evaluator, which needs the same ones."""
+        return self.evaluator_class.build_datasets(self.opt)
 
     def build_loaders(self) -> tuple[UpdateLoader, Any]:
         """Return the loader of the training updates and the loader of the validation batches."""
@@ -237,6 +236,8 @@ class TrainerBase:
             asked = time.perf_counter()
             if self.asked_to_stop():
                 return self.save("last")
+            if self.progress.update == self.opt.max_updates:
+                break  # the epoch ends here
         settle(self)  # a GPU may still be at work on the last updates
         self.epoch_log.seconds["train"] += time.perf_counter() - asked
         self.finish_epoch()
@@ -268,9 +269,9 @@ class TrainerBase:
     def finish_epoch(self) -> None:
         """Validate, count the epoch, tell who watches, and save: the score of an epoch is in its checkpoint."""
         row, kinds, started = self.epoch_log.row(self.distributed.gather), [], time.perf_counter()
-        is_last = self.progress.epoch + 1 == self.opt.n_epoch
+        is_last = self.progress.epoch + 1 == self.opt.n_epoch or self.progress.update == self.opt.max_updates
         self.averaging.finish_epoch(self)
-        if is_last or (self.progress.epoch + 1) % self.opt.val_every == 0:
+        if self.opt.val_every and (is_last or (self.progress.epoch + 1) % self.opt.val_every == 0):
             results = self.evaluator.evaluate(self.val_loader, before_batch=partial(self.asked_to_stop, at_once=True))
             counts = {"update": self.progress.update, "num_samples": self.evaluator.num_samples}
             self.score = {**counts, "results": results}
@@ -293,9 +294,10 @@ class TrainerBase:
         self.save(*kinds)
 
     def ends_here(self) -> bool:
-        """Say whether training ends between two epochs, because a callback asked for it, in process 0, or early."""
+        """Say whether training ends between two epochs: early, as a callback asked in process 0, or as all is done."""
         self.should_stop = bool(self.distributed.largest(self.should_stop))
-        return self.should_stop or self.stopper.should_stop
+        is_done = self.progress.update >= (self.opt.max_updates or math.inf)
+        return self.should_stop or self.stopper.should_stop or is_done
 
     def asked_to_stop(self, at_once: bool = False) -> bool:
         """Raise what ends the run, if a signal has reached any process; say whether a callback has asked to stop.
@@ -330,8 +332,6 @@ class TrainerBase:
 
     def state_dict(self) -> dict[str, Any]:
         """What a resume and an evaluation need, as data that `torch.load(weights_only=True)` accepts."""
-        with contextlib.suppress(DivergedError):  # then it is the state before the update that was not finite
-            self.guard.settle(wait=True)
         return collect_state(self)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:

@@ -84,8 +84,12 @@ def build_own(name: str, logger: logging.Logger) -> Callback:
 
 
 def build_asked_for(opt: Namespace, logger: logging.Logger) -> list[Callback]:
-    """Return those of --callbacks, and one for each of --save_code, --requeue, --profile, --trace and --kill_at."""
+    """Return those of --callbacks, and one for each option such as --stop_below and --profile."""
     callbacks: list[Callback] = [build_own(name, logger) for name in opt.callbacks or []]
+    if opt.stop_below is not None:
+        from callbacks.stop_below import StopBelow
+
+        callbacks.append(StopBelow(opt.stop_below, logger))
     if opt.save_code:
         from callbacks.save_code import SaveCode
 

@@ -1,6 +1,7 @@
 """What the log tells of a run: a line per epoch, and now and then one in between where no progress bar is drawn."""
 
 import logging
+import math
 import signal
 import sys
 import time
@@ -124,10 +125,11 @@ class Console(Callback):
         stopper = trainer.stopper
         if stopper.should_stop:
             self.logger.info(f"Early stop: {stopper.num_bad} validations without a better {self.monitor}.")
-        elif trainer.progress.epoch < self.num_epochs:
+        elif trainer.should_stop and trainer.progress.epoch < self.num_epochs:
             self.logger.info("Stopped as a callback asked for.")
-        updates = f"{trainer.progress.update:,} updates"
-        self.logger.info(f"Finished after {updates}. Best val/{self.monitor}: {stopper.best:.4f}")
+        was_validated = math.isfinite(stopper.best)
+        best = f" Best val/{self.monitor}: {stopper.best:.4f}" if was_validated else ""
+        self.logger.info(f"Finished after {trainer.progress.update:,} updates.{best}")
         best = trainer.checkpointer.path("best")
         if best.exists():
             self.logger.info(f"Best checkpoint: {best}")
@@ -149,6 +151,7 @@ class Console(Callback):
         """The time to the end at the speed so far, as h:mm:ss."""
         began, first = self.started
         done = trainer.progress.update - first
-        left = self.num_epochs * trainer.train_loader.updates_per_epoch - trainer.progress.update
+        whole = self.num_epochs * trainer.train_loader.updates_per_epoch
+        left = min(whole, trainer.opt.max_updates or whole) - trainer.progress.update
         seconds = int((time.perf_counter() - began) / max(done, 1) * left)
         return f"{seconds // 3600}:{seconds // 60 % 60:02d}:{seconds % 60:02d}"

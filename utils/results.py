@@ -3,9 +3,11 @@
 import math
 import warnings
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from utils.errors import UserError, nearest
+from utils.files import write_json
 
 
 def scalars(meters: Mapping[str, Any]) -> dict[str, float]:
@@ -46,6 +48,12 @@ def format_results(
         interval = "" if low is None else f"   95 % interval {low:.4f} to {high:.4f}"
         lines.append(f"  {name:<20} {value:8.4f}{interval}")
     return "\n".join(lines)
+
+
+def save_results(directory: Path, **record: Any) -> str:
+    """Write `results.json`, what `format_results` takes, and return its table."""
+    write_json(directory / "results.json", record)
+    return format_results(**record)
 
 
 # Another value of these does not make another score.

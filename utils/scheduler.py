@@ -166,6 +166,7 @@ def build_scheduler(
     lr_decay_steps: float | None = None,
     lr_decay_rate: float = 0.1,
     lr_min: float = 0.0,
+    num_updates: int | None = None,
     scheduler_args: Mapping[str, Any] | None = None,
 ) -> LRScheduler:
     """Return a scheduler whose `step()` is called once after every update.
@@ -185,6 +186,7 @@ def build_scheduler(
         lr_decay_rate: for "step" and "exponential", above 0.
         lr_min: the lowest learning rate after the warm-up, from 0 to the rate of the first group without a name,
             or without such a group to that of the optimizer. Other groups end in the same proportion to theirs.
+        num_updates: of the whole run, where it ends before the last epoch does; at least 1.
         scheduler_args: arguments of the class, for those that are not in `SCHEDULERS`.
 
     Raises:
@@ -194,13 +196,14 @@ def build_scheduler(
     check_range("num_epochs", num_epochs, num_epochs >= 1, "at least 1")
     check_range("updates_per_epoch", updates_per_epoch, updates_per_epoch >= 1, "at least 1")
     check_range("warmup_epoch", warmup_epoch, warmup_epoch >= 0, "at least 0")
+    num_updates = num_updates or num_epochs * updates_per_epoch
     if lr_scheduler not in SCHEDULERS:
         refuse_ours(lr_scheduler, warmup_epoch=warmup_epoch, lr_min=lr_min, lr_decay=lr_decay_epochs or lr_decay_steps)
-        return build_torch_scheduler(optimizer, lr_scheduler, num_epochs * updates_per_epoch, scheduler_args or {})
+        return build_torch_scheduler(optimizer, lr_scheduler, num_updates, scheduler_args or {})
     if scheduler_args:
         raise UserError(f"scheduler_args is for a class of torch or of your own, not for lr_scheduler={lr_scheduler}.")
     plan = Plan(
-        lr_scheduler, num_epochs * updates_per_epoch, warmup_updates=round(warmup_epoch * updates_per_epoch),
+        lr_scheduler, num_updates, warmup_updates=round(warmup_epoch * updates_per_epoch),
         warmup_multiplier=warmup_multiplier, updates_per_epoch=updates_per_epoch, lr_decay_rate=lr_decay_rate,
     )  # fmt: skip
     if lr_scheduler == "step":
@@ -208,12 +211,17 @@ def build_scheduler(
         plan = replace(plan, decay_updates=decay_updates)
     elif lr_decay_epochs or lr_decay_steps:
         raise UserError(f"lr_decay_epochs and lr_decay_steps belong to lr_scheduler=step, not to {lr_scheduler}.")
+    plan = replace(plan, floor=lowest_factor(optimizer, lr_min))
+    return LambdaLR(optimizer, factor_function(plan))  # one for all groups: each keeps its ratio to the others
+
+
+def lowest_factor(optimizer: Optimizer, lr_min: float) -> float:
+    """Return `lr_min` as a part of the optimizer's learning rate; UserError when it is no part."""
     of_no_name = (group for group in optimizer.param_groups if not group.get("name"))
     first = next(of_no_name, optimizer.defaults)
     base_lr = float(first.get("initial_lr", first["lr"]))
     check_range("lr_min", lr_min, 0 <= lr_min <= base_lr, f"from 0 to the learning rate, {base_lr:g}")
-    plan = replace(plan, floor=lr_min / base_lr if lr_min else 0.0)
-    return LambdaLR(optimizer, factor_function(plan))  # one for all groups: each keeps its ratio to the others
+    return lr_min / base_lr if lr_min else 0.0
 
 
 def factor_function(plan: Plan) -> Callable[[int], float]:

@@ -1,0 +1,99 @@
+"""What ends a run before its last epoch: --max_updates and --stop_below; and a run that validates nothing."""
+
+import pytest
+
+from trainer_gan import TrainerGAN
+from utils.checkpoint import load_checkpoint
+from utils.errors import UserError
+
+
+def rates(trainer) -> list[float]:
+    return [float(row["lr"]) for row in rows(trainer)]
+
+
+def rows(trainer) -> list[dict]:
+    return trainer.callbacks.callbacks[0].read()
+
+
+# ---- --max_updates ---------------------------------------------------------------------------------------------------
+def test_a_run_ends_after_so_many_updates_validated_and_saved(train):
+    trainer = train("--max_updates", 11, "--n_epoch", 5)  # eight updates an epoch
+    assert trainer.progress.state_dict() == {"epoch": 2, "update": 11, "sample": 0}
+    last = rows(trainer)[-1]
+    assert (last["epoch"], last["update"]) == ("2", "11") and float(last["val/accuracy"]) > 0
+    assert load_checkpoint(trainer.checkpointer.path("last"))["progress"]["update"] == 11
+    assert (trainer.run_dir.path / "finished.json").exists()
+
+
+@pytest.mark.parametrize("max_updates", [8, 16])
+def test_the_end_may_be_that_of_an_epoch(train, max_updates):
+    trainer = train("--max_updates", max_updates, "--n_epoch", 5)
+    assert trainer.progress.state_dict() == {"epoch": max_updates // 8, "update": max_updates, "sample": 0}
+
+
+def test_more_updates_than_there_are_change_nothing(train, weights, differences):
+    plain, limited = train(), train("--max_updates", 1000)
+    assert differences(weights(plain), weights(limited)) == []
+    assert limited.progress.update == 16
+
+
+@pytest.mark.parametrize(("flags", "last"), [(("--lr_scheduler", "cosine"), 0.0), (("--lr_scheduler", "linear"), 0.0)])
+def test_the_schedule_ends_where_the_run_does(train, flags, last):
+    trainer = train("--max_updates", 11, "--n_epoch", 5, *flags)
+    assert rates(trainer)[-1] == last
+    assert rates(train("--n_epoch", 5, "--limit_batches", 3, *flags))[1] > 0  # not so without it
+
+
+def test_a_resumed_run_ends_at_the_same_update_with_the_same_bits(train, weights, differences):
+    flags = ("--max_updates", 11, "--n_epoch", 5, "--save_every_steps", 3, "--keep", 9)
+    whole = train(*flags)
+    path = whole.run_dir.path / "Vanilla_last-9_ckpt.pth"
+    expected = weights(whole)
+    resumed = train("--resume", path)
+    assert resumed.progress.update == 11
+    assert differences(weights(resumed), expected) == []
+
+
+def test_a_run_goes_on_with_a_higher_limit_from_the_next_epoch(train):
+    trainer = train("--max_updates", 11, "--n_epoch", 5)
+    resumed = train("--resume", trainer.run_dir.path, "--max_updates", 14)
+    assert resumed.progress.state_dict() == {"epoch": 3, "update": 14, "sample": 0}
+
+
+def test_a_schedule_by_epochs_has_as_many_steps_as_there_are_epochs(train):
+    flags = ("--lr_scheduler", "linear", "--scheduler_step", "epoch", "--n_epoch", 9)
+    found = rates(train("--max_updates", 20, *flags))  # two epochs, and half of one
+    assert found[0] == 1e-3 and found[-1] == pytest.approx(0, abs=1e-9) and len(found) == 3
+
+
+# ---- --stop_below ----------------------------------------------------------------------------------------------------
+def test_a_run_stops_when_its_loss_is_low_and_stays_stopped(train):
+    trainer = train("--n_epoch", 6, "--stop_below", 1.9)
+    losses = [float(row["train/loss"]) for row in rows(trainer)]
+    assert losses[-1] < 1.9 <= min(losses[:-1]) and len(losses) < 6
+    resumed = train("--resume", trainer.run_dir.path)
+    assert resumed.progress.epoch == len(losses)
+    further = train("--resume", trainer.run_dir.path, "--stop_below", 0)
+    assert further.progress.epoch == 6
+
+
+def test_a_task_without_that_loss_is_told(train):
+    flags = ("--train_val_sample_rate", 60, "--batch_size", 16, "--limit_batches", 1, "--n_epoch", 1)
+    with pytest.raises(UserError, match="--stop_below looks at train/loss, which this task does not have: there is"):
+        train(*flags, "--stop_below", 1, task=TrainerGAN)
+
+
+# ---- --val_every 0 ---------------------------------------------------------------------------------------------------
+def test_nothing_is_validated_on_request(train, weights, differences):
+    trainer = train("--val_every", 0)
+    assert not any(name.startswith(("val/", "time/val")) for row in rows(trainer) for name in row)
+    assert not trainer.checkpointer.path("best").exists() and trainer.score is None
+    assert differences(weights(trainer), weights(train())) == []
+
+
+def test_a_sweep_needs_a_validation(command, tmp_path):
+    done = command(
+        "sweep.py", "trainer_vanilla.py", "--grid", "lr=1e-3,1e-2", "--output_dir", tmp_path, "--", "--val_every", "0"
+    )
+    assert done.returncode == 2 and done.stderr.count("\n") == 1 and "--val_every 0" in done.stderr
+    assert not list(tmp_path.iterdir())
