@@ -70,18 +70,31 @@ def find_learning_rate(trainer_class: type, opt: Namespace) -> None:
     Raises:
         UserError: when the loss is not finite from the beginning, or the task's step returns none.
     """
-    from utils.lr_finder import describe, find_lr, loss_of, save_curve
-
     trainer = trainer_class(elsewhere(opt, Path(opt.output_dir) / "find_lr"))
     if path := trainer.distributed.broadcast(opt.resume):
         trainer.load_state_dict(load_checkpoint(path))
+    low, high = opt.find_lr_range
+    counts = (opt.find_lr_values, opt.find_lr_updates, opt.find_lr_runs)
+    try_learning_rates(trainer, low, high, *counts, base_lr=opt.lr)
+
+
+def try_learning_rates(
+    trainer, low: float, high: float, num_values: int, num_updates: int, num_runs: int, base_lr: float | None = None
+):
+    """Make the range test with a trainer's own updates, tell and save what came of it, and return the curve.
+
+    Args:
+        trainer: is put back to the state that it has.
+        low, high, num_values, num_updates, num_runs, base_lr: see `utils.lr_finder.find_lr`.
+    """
+    from utils.lr_finder import describe, find_lr, loss_of, save_curve
+
     fit_micro_batches(trainer)
     trainer.freezing.set_train_mode(trainer.networks)
-    low, high = opt.find_lr_range
     before = digests(trainer.state_dict())["run"]
 
     def batches(run: int) -> Iterator[Any]:
-        for epoch in itertools.count(run, opt.find_lr_runs):  # other samples than in the other runs
+        for epoch in itertools.count(run, num_runs):  # other samples than in the other runs
             yield from trainer.train_loader.updates(epoch)
 
     def step(update: Any) -> float:
@@ -89,13 +102,12 @@ def find_learning_rate(trainer_class: type, opt: Namespace) -> None:
         return math.nan if values is None else loss_of(values)
 
     trainer.run_dir.note(
-        f"Trying {opt.find_lr_values} learning rates from {low:g} to {high:g}, {opt.find_lr_updates} updates with "
-        f"each, {opt.find_lr_runs} times."
+        f"Trying {num_values} learning rates from {low:g} to {high:g}, {num_updates} updates with each, {num_runs} "
+        f"times."
     )
     curve = find_lr(
         step, trainer.optimizers.values(), batches, lambda: Snapshot(parts_of(trainer)), Snapshot.put_back,
-        low=low, high=high, num_values=opt.find_lr_values, num_updates=opt.find_lr_updates, num_runs=opt.find_lr_runs,
-        base_lr=opt.lr,
+        low=low, high=high, num_values=num_values, num_updates=num_updates, num_runs=num_runs, base_lr=base_lr,
     )  # fmt: skip
     trainer.run_dir.note(describe(curve))
     if digests(trainer.state_dict())["run"] != before:
@@ -104,6 +116,7 @@ def find_learning_rate(trainer_class: type, opt: Namespace) -> None:
         for path in save_curve(curve, trainer.run_dir.path):
             trainer.run_dir.note(f"Saved {path}")
     trainer.distributed.leave()
+    return curve
 
 
 def num_processes(opt: Namespace) -> int:

@@ -60,7 +60,7 @@ def imports(tree: ast.Module, only_top: bool = False) -> Iterator[str]:
 def floor(module: str) -> int:
     """The floor on which a module of this house stands."""
     room = module.split(".")[0]
-    is_task = room.startswith(("trainer_", "eval_")) or room == "sweep"
+    is_task = room.startswith(("trainer_", "eval_")) or room in ("sweep", "functional")
     return next(i for i, rooms in enumerate(FLOORS) if ("tasks" if is_task else room) in rooms)
 
 

@@ -80,7 +80,7 @@ def attempt() -> int:
     return int(os.environ.get("TORCHELASTIC_RESTART_COUNT") or 0)
 
 
-has_joined = False  # whether this process has met the others
+num_joined = 0  # how often this process has met the others
 _store: Any = None  # of this process, once it was reached
 _is_out_of_reach = False  # it was asked for in vain
 
@@ -149,6 +149,7 @@ class Distributed:
         Raises:
             UserError: when they do not come.
         """
+        global num_joined
         rank, size, local_rank = place()
         if size == 1:
             return cls()
@@ -160,7 +161,7 @@ class Distributed:
                 dist.init_process_group(
                     "cpu:gloo,cuda:nccl" if on_gpu else "gloo",
                     # The launcher keeps one store for all attempts, and what the last one left there must not be met.
-                    store=dist.PrefixStore(f"attempt {attempt()}", job_store(timeout)),
+                    store=dist.PrefixStore(f"attempt {attempt()}, {num_joined}", job_store(timeout)),
                     rank=rank, world_size=size, timeout=timedelta(seconds=timeout),
                 )  # fmt: skip
             except (dist.DistError, RuntimeError) as error:
@@ -168,8 +169,7 @@ class Distributed:
                     f"Process {rank} of {size} waited {timeout:g} seconds (--dist_timeout) for the others in vain: "
                     f"{' '.join(str(error).split())[:120]}"
                 ) from None
-        global has_joined
-        has_joined = True
+        num_joined += 1
         return cls(rank, size, local_rank, timeout)
 
     @property

@@ -137,10 +137,10 @@ def run_to_the_end(main: Callable[[], None]) -> None:
     try:
         main()
     except SystemExit as end:
-        if not distributed.has_joined:
+        if not distributed.num_joined:
             raise
         status = end.code
-    if distributed.has_joined:
+    if distributed.num_joined:
         logging.shutdown()
         for stream in (sys.stdout, sys.stderr):
             with contextlib.suppress(OSError, ValueError):

@@ -172,7 +172,7 @@ def test_one_of_several_processes_ends_without_tidying_up(monkeypatch, ending, s
         if ending is not None:
             raise ending
 
-    monkeypatch.setattr(distributed, "has_joined", True)
+    monkeypatch.setattr(distributed, "num_joined", 1)
     monkeypatch.setattr(processes.os, "_exit", ended.append)
     monkeypatch.setattr(processes.logging, "shutdown", lambda: None)
     processes.run_to_the_end(main)
