@@ -111,7 +111,7 @@ def plainloop(kind: str, datasets, opt: argparse.Namespace, size: int, amp: str,
     flags += [f"--output_dir={directory}", f"--gpu_devices={opt.gpu}"]
     flags += [] if kind == "mlp" else ["--channels_last", "--num_workers=0", "--clip=0", f"--patch_size={opt.side}"]
     flags += ["--width=4"] if kind == "unet" and opt.quick else []
-    with mock.patch("trainer.build_datasets", lambda of_trainer: datasets):
+    with mock.patch("eval.build_datasets", lambda of_trainer: datasets):
         trainer = Timed(Timed.parse_options([*flags, *(f"--{flag}" for flag in opt.flags)]))
     trainer.call("on_train_start")
     return trainer.train_epoch

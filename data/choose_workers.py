@@ -14,7 +14,7 @@ from torch.utils.data import Dataset
 
 from data.loader import WatchedLoader
 from data.memory import is_in_memory
-from data.sampler import epoch_order, seeded_dataset
+from data.sampler import epoch_order, may_be_random, seeded_dataset
 from utils.seed import preserved_random_state
 
 TIME_LIMIT = 6.0  # seconds for all numbers together
@@ -95,7 +95,7 @@ def measure(
     def load(number: int, size: int, num_batches: int) -> Iterator[tuple[int, float]]:
         """Yield the size of each batch and how long it was loaded."""
         collate_fn = getattr(dataset, "collate_fn", None)
-        seeded = seeded_dataset(dataset, seed) if getattr(dataset, "is_random", True) else dataset
+        seeded = seeded_dataset(dataset, seed) if may_be_random(dataset) else dataset
         batches = [[next(keys) for _ in range(size)] for _ in range(num_batches)]
         loader = WatchedLoader(seeded, batches, collate_fn=collate_fn, num_workers=number, seed=seed, **loading)
         loader.warn, loader.interrupt = lambda message: None, raise_after(deadline)  # the training tells of bad samples
@@ -125,7 +125,7 @@ def endless_keys(dataset: Dataset, seed: int) -> Iterator[Any]:
     """What the first epoch asks for, in its order, again and again."""
     order = dataset.epoch_order(seed, 0) if hasattr(dataset, "epoch_order") else epoch_order(len(dataset), seed, 0)
     while True:
-        yield from [(0, index) for index in order] if getattr(dataset, "is_random", True) else order
+        yield from [(0, index) for index in order] if may_be_random(dataset) else order
 
 
 def raise_after(deadline: float) -> Callable[[], None]:

@@ -6,7 +6,8 @@ it here with the tasks that it is for. One of your own that stands elsewhere nee
 Each part is a map-style `torch.utils.data.Dataset`. What else the template uses, if it is there:
     names       list of str, one per sample, for messages and file names; without, no leak can be noticed
     groups      list of str, one per sample: what must not be torn apart by a split (default: the names)
-    is_random   False when a sample is always the same, so that no seed is set per sample (default: True)
+    is_random   False when a sample is always the same, so that no seed is set per sample (default: True, except for a
+                TensorDataset)
     epoch_order(seed, epoch)   the order of an epoch, as a list of all indices (default: any sample may come anywhere)
     collate_fn  how samples become a batch; with `__getitems__`, whole batches are fetched at once, and with
                 `get_batch(keys, seed)` also when samples are random; keys are pairs (epoch, index)
@@ -28,7 +29,7 @@ from torch.utils.data import BatchSampler, Dataset
 from data.choose_workers import choose_workers
 from data.loader import WatchedLoader
 from data.memory import MemoryLoader, MemoryUpdateLoader, is_in_memory, place_data
-from data.sampler import UpdateLoader, seeded_dataset
+from data.sampler import UpdateLoader, may_be_random, seeded_dataset
 from utils.calls import call, taken
 from utils.checkpoint import load_file
 from utils.distributed import share_of
@@ -210,7 +211,7 @@ def build_eval_loader(
     """A loader for validation and test: in order, every sample once, the last batch as short as it comes."""
     num_samples = len(dataset) if max_batches is None else min(len(dataset), max_batches * batch_size)
     order: Sequence[Any] = range(*share_of(num_samples, *share))
-    if is_random := getattr(dataset, "is_random", True):
+    if is_random := may_be_random(dataset):
         order = [(0, index) for index in order]  # the same random choices at every evaluation
     loader = WatchedLoader(
         seeded_dataset(dataset, seed=0) if is_random else dataset,

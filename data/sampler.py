@@ -11,7 +11,7 @@ from itertools import islice
 from typing import Any
 
 import torch
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, TensorDataset
 
 from data.loader import WatchedLoader
 from data.prefetch import prefetched
@@ -117,6 +117,8 @@ class SeededDataset(Dataset):
     Fetched by (epoch, index). The generators of the process that fetches are left as they were.
     """
 
+    is_seeded = True
+
     def __init__(self, dataset: Dataset, seed: int):
         self.dataset = dataset
         self.names = getattr(dataset, "names", None)
@@ -136,6 +138,11 @@ class SeededBatches(SeededDataset):
 
     def __getitems__(self, keys: list[tuple[int, int]]) -> Any:
         return self.dataset.get_batch(keys, self.seed)
+
+
+def may_be_random(dataset: Dataset) -> bool:
+    """Whether a sample may differ from time to time: unless a data set says `is_random = False`, or holds tensors."""
+    return getattr(dataset, "is_random", not isinstance(dataset, TensorDataset))
 
 
 def seeded_dataset(dataset: Dataset, seed: int) -> SeededDataset:
@@ -164,7 +171,7 @@ class UpdateLoader(WatchedLoader):
     """Loads training data one optimizer update at a time.
 
     Args:
-        dataset: a map-style data set. One that declares ``is_random = False`` is not seeded per sample; one with
+        dataset: a map-style data set. One that is not random, see `may_be_random`, is not seeded per sample; one with
             ``__getitems__`` and ``collate_fn`` is asked for whole batches; one with ``epoch_order(seed, epoch)``, a
             list of all indices that depends on nothing else, is taken in that order.
         batch_size, micro_batch_size, seed, max_updates, share: see `UpdateSampler`.
@@ -187,7 +194,7 @@ class UpdateLoader(WatchedLoader):
         device: torch.device | None = None,
         share: tuple[int, int] = (0, 1),
     ):
-        is_random, order = getattr(dataset, "is_random", True), getattr(dataset, "epoch_order", None)
+        is_random, order = may_be_random(dataset), getattr(dataset, "epoch_order", None)
         self.device = device
         self.spare: list = []  # a batch of one sample that could be loaded
         super().__init__(

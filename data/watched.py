@@ -4,6 +4,7 @@ The main process looks at the notes, which are in shared memory, when a batch do
 costs about a microsecond; a data set with `__getitems__` needs one per batch.
 """
 
+import contextlib
 import ctypes
 import multiprocessing
 import os
@@ -18,6 +19,7 @@ from typing import Any
 from torch.utils.data import Dataset, get_worker_info
 
 from utils.errors import UserError
+from utils.seed import seeded_often
 
 MOST_NOTED = 64  # samples of a batch that is loaded in one go
 # A note: process, since when (monotonic clock, in nanoseconds; 0: waits for work), how many samples, and which.
@@ -91,8 +93,9 @@ class WatchedDataset(Dataset):
             samples = self.load_whole(self.dataset.__getitems__, keys, batch)
         else:
             samples = []
-            for key, index in zip(keys, batch.indices, strict=True):
-                samples += self.load_one(self.dataset.__getitem__, key, index, batch)
+            with seeded_often() if getattr(self.dataset, "is_seeded", False) else contextlib.nullcontext():
+                for key, index in zip(keys, batch.indices, strict=True):
+                    samples += self.load_one(self.dataset.__getitem__, key, index, batch)
         self.note(batch.indices)
         return self.collate_fn(samples) if batch.given else None
 

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from torch.utils.data import Dataset, default_collate
 
-import trainer as trainer_module
+import eval as eval_module
 from callbacks.callback import Callback
 from eval import EvaluatorBase
 from trainer import TrainerBase
@@ -104,7 +104,7 @@ class Interrupts(Callback):
 
 @pytest.fixture(params=[Nested, NestedInMemory])
 def data(request, monkeypatch):
-    monkeypatch.setattr(trainer_module, "build_datasets", lambda opt: {part: request.param(part) for part in COUNTS})
+    monkeypatch.setattr(eval_module, "build_datasets", lambda opt: {part: request.param(part) for part in COUNTS})
     return request.param
 
 

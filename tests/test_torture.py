@@ -1,5 +1,6 @@
 """A small part of each script of tests/torture, and that what they compare by can fail."""
 
+import contextlib
 import json
 import shutil
 from dataclasses import replace
@@ -8,7 +9,7 @@ import pytest
 from torch.nn import functional as F
 
 import run_state
-from data import sampler
+from data import sampler, watched
 from tests.torture import __main__ as torture
 from tests.torture import (
     damage,
@@ -69,14 +70,16 @@ def test_a_save_may_die_at_any_boundary(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("task", "flags", "module", "name", "instead"),
+    ("task", "flags", "switches"),
     [
-        (WithDropout, (), run_state, "set_random_state", lambda state: None),
-        (TrainerSeg, ("--augment", "--num_workers", 2, "--no-cache"), sampler, "seeded", switched_off.not_seeded),
+        (WithDropout, (), [(run_state, "set_random_state", lambda state: None)]),
+        (TrainerSeg, ("--augment", "--num_workers", 2, "--no-cache"),
+         [(sampler, "seeded", switched_off.not_seeded), (watched, "seeded_often", contextlib.nullcontext)]),
     ],
-)
-def test_what_is_switched_off_is_seen(build, train, monkeypatch, task, flags, module, name, instead):
-    monkeypatch.setattr(module, name, instead)
+)  # fmt: skip
+def test_what_is_switched_off_is_seen(build, train, monkeypatch, task, flags, switches):
+    for module, name, instead in switches:
+        monkeypatch.setattr(module, name, instead)
     flags = (*flags, "--save_every_steps", 1, "--n_epoch", 3)
     whole = train(*flags, task=task)
     broken = build(*flags, task=task)

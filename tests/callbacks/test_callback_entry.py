@@ -7,7 +7,7 @@ import time
 import pytest
 from torch.utils.data import Dataset
 
-import trainer as trainer_module
+import eval as eval_module
 from callbacks import callback_entry
 from data import choose_workers
 from data.data_entry import build_datasets
@@ -34,7 +34,7 @@ class Sleeping(Dataset):
 def sleeping(monkeypatch):
     """Vanilla runs wait for their data, on a machine of four cores."""
     monkeypatch.setattr(
-        trainer_module, "build_datasets",
+        eval_module, "build_datasets",
         lambda opt: {part: Sleeping(dataset) for part, dataset in build_datasets(opt).items()},
     )  # fmt: skip
     for module in (callback_entry, choose_workers):

@@ -141,6 +141,15 @@ def test_time_left_counts_from_where_this_process_began(watch, trainer, clock):
     assert watch.time_left(trainer) == "1:00:00"
 
 
+def test_time_left_is_that_to_the_last_update(watch, trainer, clock):
+    watch.on_train_start(trainer)
+    clock.now += 20
+    trainer.progress.update = 2
+    assert watch.time_left(trainer) == "0:01:40"  # ten more
+    trainer.opt.max_updates = 5
+    assert watch.time_left(trainer) == "0:00:30"
+
+
 def test_lines_in_between_come_now_and_then(watch, trainer, clock, lines, monkeypatch):
     monkeypatch.setattr(sys.stderr, "isatty", lambda: False, raising=False)
     trainer.progress.update, trainer.progress.sample = 2, 50
@@ -182,9 +191,9 @@ def test_end_says_the_best_and_where_it_is(watch, trainer, lines):
 
 
 def test_end_says_why_it_is_early(watch, trainer, lines):
-    trainer.progress.epoch = 2
+    trainer.progress.epoch, trainer.should_stop = 2, True
     watch.on_train_end(trainer)
-    assert lines()[0] == "Stopped as a callback asked for."
+    assert lines()[:2] == ["Stopped as a callback asked for.", "Finished after 0 updates."]
     for accuracy in (0.75, 0.7, 0.7):
         trainer.stopper.update(accuracy)
     watch.on_train_end(trainer)

@@ -6,10 +6,10 @@ from itertools import chain
 import numpy as np
 import pytest
 import torch
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, TensorDataset
 
 from data import sampler
-from data.sampler import SeededDataset, UpdateLoader, UpdateSampler, epoch_order
+from data.sampler import SeededDataset, UpdateLoader, UpdateSampler, epoch_order, may_be_random
 
 NUM_SAMPLES, BATCH_SIZE = 53, 16  # updates of 16, 16, 16 and 5
 
@@ -147,6 +147,7 @@ def test_restart_in_mid_epoch_draws_the_same(num_workers):
 def test_without_the_seeds_the_draws_would_differ(monkeypatch, num_workers):
     """The fault planted: samples that draw from the generators as they are."""
     monkeypatch.setattr(SeededDataset, "__getitem__", lambda self, key: self.dataset[key[1]])
+    monkeypatch.setattr(SeededDataset, "is_seeded", False)
     loader = UpdateLoader(RandomDataset(), BATCH_SIZE, num_workers=num_workers)
     whole = augmented(loader, 1)
     rest = augmented(loader, 1, start=BATCH_SIZE)
@@ -198,3 +199,10 @@ def test_an_order_that_leaves_out_or_doubles_a_sample_is_refused(order):
     sampler = UpdateSampler(NUM_SAMPLES, BATCH_SIZE, order=lambda seed, epoch: order)
     with pytest.raises(ValueError, match="each of 53 samples once"):
         next(iter(sampler))
+
+
+def test_tensors_need_no_seeds_unless_a_data_set_says_that_it_is_random():
+    tensors = TensorDataset(torch.zeros(3))
+    assert not may_be_random(tensors) and may_be_random([1, 2])
+    tensors.is_random = True
+    assert may_be_random(tensors)

@@ -30,9 +30,10 @@ def without_random_state() -> None:
 
 def without_sample_seeds() -> None:
     """Draw what is random in a sample from wherever the generators stand."""
-    from data import sampler
+    from data import sampler, watched
 
     sampler.seeded = not_seeded
+    watched.seeded_often = nullcontext
 
 
 SWITCHES = {"random_state": without_random_state, "sample_seeds": without_sample_seeds}

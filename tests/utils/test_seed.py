@@ -19,6 +19,7 @@ from utils.seed import (
     random_state,
     seed_everything,
     seeded,
+    seeded_often,
     set_random_state,
 )
 
@@ -147,6 +148,32 @@ def test_seeded_numbers_depend_on_the_seed_alone():
         assert draw() == first
     with seeded(2**63 - 1):
         assert draw() != first
+
+
+def test_the_generators_are_put_back_once_for_many_seeded_blocks():
+    seed_everything(3)
+    expected = draw()
+    with seeded(5):
+        first = draw()
+    seed_everything(3)
+    with seeded_often():
+        with seeded(5):
+            assert draw() == first
+            before = random_state()["torch"]
+            with seeded(6):  # inside of a sample, another one leaves no trace
+                draw()
+            assert torch.equal(before, random_state()["torch"])
+        with seeded(5):
+            assert draw() == first
+        with pytest.raises(ZeroDivisionError), seeded(7):
+            raise ZeroDivisionError
+    assert draw() == expected
+    with pytest.raises(ZeroDivisionError), seeded_often(), seeded(7):
+        raise ZeroDivisionError
+    seed_everything(3)
+    with seeded(7):
+        draw()
+    assert draw() == expected  # the block is over: each is put back again
 
 
 # ---- bookmarks -------------------------------------------------------------------------------------------------------
