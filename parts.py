@@ -1,7 +1,8 @@
 """The parts of a trainer, made from its options."""
 
+import contextlib
 from argparse import Namespace
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,24 @@ from utils.scheduler import SETTINGS, OncePerEpoch, build_scheduler
 from utils.sharded_checkpointer import ShardedCheckpointer
 from utils.update_guard import UpdateGuard
 
+HOSTS: list[tuple[Distributed, list[torch.device], str]] = []  # what `hosted` was given, the innermost last
+
+
+@contextlib.contextmanager
+def hosted(distributed: Distributed, device: torch.device, line: str) -> Iterator[None]:
+    """A trainer that is made in the block is run by another loop, which has the processes and wraps the networks.
+
+    Args:
+        distributed: the processes, which have met.
+        device: the one of this process.
+        line: on them, for the log.
+    """
+    HOSTS.append((distributed, [device], line))
+    try:
+        yield
+    finally:
+        HOSTS.pop()
+
 
 def join_processes(opt: Namespace) -> tuple[Distributed, list[torch.device], str]:
     """Meet the other processes, if there are any, and agree on what each would otherwise draw or find for itself.
@@ -34,8 +53,11 @@ def join_processes(opt: Namespace) -> tuple[Distributed, list[torch.device], str
     Returns:
         The processes, the devices of this one, and a line on them for the log.
     """
-    devices, line = select_devices(opt.gpu_devices, local_size())
-    distributed = Distributed.join(opt.dist_timeout, devices[0])
+    if HOSTS:
+        distributed, devices, line = HOSTS[-1]
+    else:
+        devices, line = select_devices(opt.gpu_devices, local_size())
+        distributed = Distributed.join(opt.dist_timeout, devices[0])
     if distributed.size == 1:
         return distributed, devices, line
     if opt.parallel == "dp":
@@ -74,6 +96,7 @@ def wrap_networks(
 ) -> dict[str, nn.Module]:
     """Return what is called in training, by the names of the networks."""
     mode = "ddp" if opt.parallel == "none" else opt.parallel  # with one process, the same as none
+    mode = "none" if HOSTS else mode
     return {name: wrap_network(network, devices, mode, distributed, opt.sync_bn) for name, network in networks.items()}
 
 

@@ -6,7 +6,6 @@
 docs/sweeps.md explains it. What comes after -- goes to the trainer.
 """
 
-import runpy
 import socket
 import sys
 from argparse import Namespace
@@ -31,11 +30,12 @@ from utils.options import (
     number,
     run_main,
 )
-from utils.own_code import names_code
+from utils.own_code import is_reference, names_code
 from utils.sweep_plan import MAX_TRIALS, Choice, Range, by_name, combinations, parse_grid, parse_search
 from utils.sweep_record import FINISHED, PRUNED, Run, Trial, load_trials, save_trials
 from utils.sweep_report import failures, plot, table, write_csv
 from utils.sweep_runner import NoMore, Runner, python_command
+from utils.task_program import load_class
 from utils.timestamp import make_timestamped_dir
 
 PLAN, RECORD = "sweep.json", "trials.json"  # in the directory of a sweep
@@ -51,7 +51,6 @@ OWN = {
     "monitor_mode": "all are compared by one metric; give it after --", "logger": "each needs metrics.csv",
 }  # fmt: skip
 COMMON = ("gpu_devices", "monitor", "monitor_mode", "logger", "config")  # those that may have one value for all runs
-SWEPT = "swept"  # the name under which the trainer's program is loaded, so that it does not begin to train
 
 
 def build_parser() -> OptionParser:
@@ -135,19 +134,9 @@ def parse(argv: Sequence[str]) -> tuple[Namespace, dict[str, Any]]:
 
 def load_trainer(program: str) -> type[TrainerBase]:
     """The trainer that a program defines; UserError when there is none, or more than one."""
-    try:
-        if program.endswith(".py"):
-            sys.path.insert(1, str(Path(program).resolve().parent))
-            content = runpy.run_path(program, run_name=SWEPT)
-        else:
-            content = runpy.run_module(program, run_name=SWEPT)
-    except (ImportError, OSError) as error:
-        raise UserError(f"Cannot load the trainer {program}: {error}") from None
-    found = [kind for kind in content.values() if isinstance(kind, type) and issubclass(kind, TrainerBase)]
-    own = [kind for kind in found if kind.__module__ == SWEPT]
-    if len(own) != 1:
-        raise UserError(f"{program} defines {len(own)} trainers; a sweep needs a program with one.")
-    return own[0]
+    if is_reference(program):
+        raise UserError(f"--trainer {program} is no program: give its file, or a module such as examples.own_task.")
+    return load_class(program, TrainerBase, "trainer")
 
 
 def flags_of(options: Mapping[str, str]) -> list[str]:
