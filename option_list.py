@@ -66,6 +66,15 @@ def pattern_and_rate(text: str) -> str:
     return text
 
 
+def pattern_and_norm(text: str) -> str:
+    """An argparse type for PATTERN=NORM."""
+    named, _, norm = plain_text(text).rpartition("=")
+    if not named.strip():
+        raise ArgumentTypeError(f"{shown(text)} is not PATTERN=NORM, such as 'layers.0.*=0.5'")
+    number(float, above=0)(norm)
+    return text
+
+
 def decay(text: str) -> float:
     """An argparse type for what an average keeps of itself, from 0 to below 1."""
     value = number(float, low=0, high=1)(text)
@@ -273,8 +282,11 @@ def add_finetuning_options(parser: OptionParser) -> None:
     add("--param_lr", type=pattern_and_rate, nargs="+", default=None, metavar="PATTERN=LR",
         help="learning rates of their own, as head.weight=1e-3, or multiples of --lr, as 'layers.0.*=0.1x'; of several "
         "that match the last counts, and the schedule is that of all")
+    add("--param_clip", type=pattern_and_norm, nargs="+", default=None, metavar="PATTERN=NORM",
+        help="limits of their own for the norm of the gradients of all that match, as 'layers.0.*=0.5'; before --clip")
     add("--no_decay", type=pattern, nargs="+", default=None, metavar="PATTERN",
-        help="no weight decay of these: patterns, bias (all of that name), norm (those of normalization layers)")
+        help="no weight decay of these: patterns, bias (all of that name), norm (those of normalization layers), 1d "
+        "(those with one dimension)")
 
     add = parser.add_argument_group("averages of the weights, which are then measured").add_argument
     add("--ema", type=decay, default=None, metavar="X",

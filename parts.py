@@ -14,6 +14,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from data.data_entry import data_notes, describe
 from data.sampler import UpdateLoader
 from utils.checkpointer import Checkpointer
+from utils.clipper import Clipper
 from utils.device import place_network, select_devices
 from utils.distributed import Distributed, local_size
 from utils.errors import UserError
@@ -24,6 +25,7 @@ from utils.optimizer import build_optimizer, has_sparse_gradients
 from utils.options import saved_options
 from utils.parallel import checkpoint_activations, wrap_network
 from utils.param_groups import groups_of_networks, parse_rate
+from utils.patterns import matching
 from utils.scheduler import SETTINGS, OncePerEpoch, build_scheduler
 from utils.sharded_checkpointer import ShardedCheckpointer
 from utils.update_guard import UpdateGuard
@@ -108,6 +110,17 @@ def make_optimizers(opt: Namespace, networks: Mapping[str, nn.Module]) -> dict[s
         parameters = groups_of_networks(networks, dict(map(parse_rate, opt.param_lr or ())), opt.lr, opt.no_decay or ())
     return {name: build_optimizer(parameters[name], **settings, fused=False if has_sparse_gradients(net) else None)
             for name, net in networks.items()}  # fmt: skip
+
+
+def make_clipper(opt: Namespace, networks: Mapping[str, nn.Module]) -> Clipper:
+    """Return what limits the gradients, those of --param_clip first.
+
+    Args:
+        networks: as they are trained: FSDP puts other parameters in the place of those that a network was built with.
+    """
+    limits = [text.rpartition("=") for text in opt.param_clip or ()]
+    parts = [(matching(networks, pattern, "--param_clip"), float(limit)) for pattern, _, limit in limits]
+    return Clipper(opt.clip, opt.clip_type, parts)
 
 
 def make_schedulers(

@@ -26,7 +26,6 @@ from loss.weighted_sum import add_up, last_terms
 from run_state import collect_state, restore_state
 from utils.averaging import make_averaging
 from utils.checkpoint import load_checkpoint
-from utils.clipper import Clipper
 from utils.device import place_criterion
 from utils.earlystopper import EarlyStopper, direction
 from utils.epoch_log import EpochLog, read_scalars
@@ -74,7 +73,7 @@ class TrainerBase:
         self.train_loader, self.val_loader = self.build_loaders()  # may take long, so after what may be wrong
         self.schedulers = checked_schedulers(self.build_schedulers(), self.optimizers)
         seed_apart(opt.seed, self.distributed.rank)  # what one process drops out, another need not
-        self.clipper = Clipper(opt.clip, opt.clip_type)
+        self.clipper = parts.make_clipper(opt, self.networks)
 
         # where it stands
         self.progress = Progress()

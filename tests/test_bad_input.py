@@ -86,6 +86,7 @@ def test_an_option_of_another_task_is_unknown(refuse, vanilla_run):
         ("--freeze", "nothing.*"), ("--freeze", "*"), ("--freeze", "critic:*"), ("--freeze", " "), ("--freeze",),
         ("--train_only", "head.*"), ("--param_lr", "layers.0.*"), ("--param_lr", "layers.0.*=0"),
         ("--param_lr", "layers.0.*=nan"), ("--param_lr", "layers.0.*=1y"),
+        ("--param_clip", "layers.0.*"), ("--param_clip", "layers.0.*=0"), ("--param_clip", "=1"),
         ("--no_decay", "head.*"), ("--ema", "1"), ("--ema", "-0.1"), ("--ema", "nan"), ("--swa_start", "0"),
         ("--swa_start", "1.5"), ("--swa_start", "3"),
     ],
@@ -105,6 +106,7 @@ def test_a_value_that_cannot_be_is_refused_before_anything_is_written(refuse, tm
         (("--train_only", "layers.0.*", "--freeze", "layers.0.*"), "nothing is left"),
         (("--ema", "0.9", "--swa_start", "1"), "--ema and --swa_start"),
         (("--param_lr", "head.*=1e-3"), "--param_lr 'head.*' matches no parameter"),
+        (("--param_clip", "head.*=1"), "--param_clip 'head.*' matches no parameter"),
         (("--freeze", "layer.0.weight"), "did you mean 'layers.0.weight'"),
     ],
 )  # fmt: skip

@@ -27,18 +27,24 @@ class Clipper:
         clip: the limit, above 0. None or 0: only measure.
         clip_type: "norm" scales all gradients together so that their norm is at most `clip`, and keeps their direction
             (Pascanu, Mikolov and Bengio 2013). "value" cuts every number of a gradient to [-clip, clip].
+        parts: pairs of parameters and the norm, above 0, that their gradients may have together: each part is scaled
+            by itself, in this order, before all are limited.
 
     Raises:
         UserError: when `clip` is below 0, or `clip_type` is neither.
     """
 
-    def __init__(self, clip: float | None = None, clip_type: str = "norm"):
+    def __init__(
+        self, clip: float | None = None, clip_type: str = "norm",
+        parts: Iterable[tuple[Iterable[Tensor], float]] = (),
+    ):  # fmt: skip
         if clip is not None and clip < 0:
             raise UserError(f"clip={clip:g} is below 0: give the largest gradient allowed, or 0 to clip nothing.")
         if clip_type not in CLIP_TYPES:
             raise UserError(f"clip_type={clip_type} is unknown{nearest(clip_type, CLIP_TYPES)}: use norm or value.")
         self.clip = clip
         self.clip_type = clip_type
+        self.parts = [({id(parameter) for parameter in parameters}, limit) for parameters, limit in parts]
 
     def __call__(self, parameters: Iterable[Tensor]) -> Tensor:
         """Limit the gradients and return their total L2 norm before that.
@@ -48,11 +54,15 @@ class Clipper:
         """
         parameters = [parameter for parameter in parameters if parameter.grad is not None]
         gradients = [gradient_values(parameter) for parameter in parameters]
-        if not self.clip:
+        if not self.clip and not self.parts:
             return measure(gradients)
         total_norm = whole_norm(gradients)
+        self.limit_parts(parameters)
+        if not self.clip:
+            return total_norm
         if self.clip_type == "norm":
-            clip_grads_with_norm_(parameters, self.clip, total_norm)
+            left = whole_norm(gradients) if self.parts else total_norm
+            clip_grads_with_norm_(parameters, self.clip, left)
             return total_norm
         dense = [parameter for parameter in parameters if not parameter.grad.is_sparse]
         if dense:  # it takes neither sparse gradients nor an empty list
@@ -61,6 +71,12 @@ class Clipper:
             if parameter.grad.is_sparse:
                 gradient_values(parameter).clamp_(-self.clip, self.clip)
         return total_norm
+
+    def limit_parts(self, parameters: list[Tensor]) -> None:
+        """Scale the gradients of each part down to its norm; parameters of another optimizer are not among these."""
+        for ids, limit in self.parts:
+            if part := [parameter for parameter in parameters if id(parameter) in ids]:
+                clip_grads_with_norm_(part, limit, whole_norm([gradient_values(parameter) for parameter in part]))
 
 
 def measure(gradients: list[Tensor]) -> Tensor:

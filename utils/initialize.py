@@ -13,6 +13,7 @@ INITS: dict[str, Callable[[Tensor], Tensor] | None] = {
     "default": None,  # as each layer, or the network, does it
     "kaiming": partial(nn.init.kaiming_normal_, nonlinearity="relu"),  # He et al., ICCV 2015
     "xavier": nn.init.xavier_uniform_,  # Glorot and Bengio, AISTATS 2010
+    "xavier_normal": nn.init.xavier_normal_,  # the same spread, drawn from a normal distribution
     "orthogonal": nn.init.orthogonal_,  # Saxe, McClelland and Ganguli, ICLR 2014
     "normal": partial(nn.init.normal_, std=0.02),  # as DCGAN (Radford et al., ICLR 2016) and GPT do
 }

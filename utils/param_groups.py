@@ -14,7 +14,7 @@ from utils.errors import UserError
 from utils.patterns import for_network, matching, named_parameters
 
 NORMALIZATION = (_NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
-KINDS = ("bias", "norm")  # of parameters, that need no pattern
+KINDS = ("bias", "norm", "1d")  # of parameters, that need no pattern
 RATE = re.compile(r"([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?(x?)")
 
 
@@ -33,7 +33,7 @@ def param_groups(
             that match a parameter, the last counts.
         lr: the learning rate of all others; None for that of the optimizer.
         no_decay: what has no weight decay: patterns, "bias" for all parameters of this name, "norm" for those of
-            normalization layers.
+            normalization layers, "1d" for those with one dimension or none, whatever their names.
         strict: a pattern must match a parameter that is trained.
 
     Returns:
@@ -106,6 +106,8 @@ def kinds_without_decay(model: nn.Module, no_decay: Iterable[str]) -> set[int]:
     if "norm" in no_decay:
         layers = [module for module in model.modules() if isinstance(module, NORMALIZATION)]
         found |= {id(parameter) for layer in layers for parameter in layer.parameters()}
+    if "1d" in no_decay:
+        found |= {id(parameter) for parameter in model.parameters() if parameter.ndim <= 1}
     return found
 
 

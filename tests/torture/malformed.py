@@ -90,6 +90,10 @@ RATE = Text(
     ("", "=", "x", "=1", "a=", "a=0", "a=-1", "a=nan", "a=inf", "a=1e999", "a=x", "a=1y", "a=1xx", " =1", "a=0x",
      "a=٣"), is_list=True,
 )  # fmt: skip
+NORM = Text(
+    r".+=.+", ("layers.*=0.1", "layers.*=1e-3", "model:*=.5"),
+    ("", "=", "x", "=1", "a=", "a=0", "a=-1", "a=nan", "a=inf", "a=1e999", "a=x", "a=1x", " =1", "a=٣"), is_list=True,
+)  # fmt: skip
 
 SHARED = {
     "data_dir": PATH, "train_val_sample_rate": POSITIVE, "test_sample_rate": POSITIVE, "val_split": POSITIVE,
@@ -118,9 +122,9 @@ TRAIN = {
     "val_every": COUNT, "max_updates": WHOLE, "stop_below": Number(), "save_every": EPOCHS,
     "save_every_steps": WHOLE, "keep": WHOLE, "max_time": DURATION,
     "requeue": BOOL, "nan_policy": Choice(("stop", "skip")), "max_skips": COUNT, "freeze": PATTERN,
-    "train_only": PATTERN, "param_lr": RATE, "no_decay": PATTERN, "ema": Number(low=0, high=0.999999),
-    "swa_start": Number(True, low=1, high=10**6),
-    "init": Choice(("default", "kaiming", "xavier", "orthogonal", "normal")),
+    "train_only": PATTERN, "param_lr": RATE, "param_clip": NORM, "no_decay": PATTERN,
+    "ema": Number(low=0, high=0.999999), "swa_start": Number(True, low=1, high=10**6),
+    "init": Choice(("default", "kaiming", "xavier", "xavier_normal", "orthogonal", "normal")),
     "logger": Choice(("tensorboard", "csv"), is_list=True), "save_code": BOOL,  # wandb need not be installed
     "optim_args": ARGUMENTS, "scheduler_args": ARGUMENTS, "callbacks": OWN,
     "scheduler_step": Choice(("update", "epoch")),

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from callbacks.callback import Callback
 from utils import clipper
 from utils.clipper import Clipper
 from utils.errors import UserError
@@ -110,3 +111,52 @@ def test_the_norm_of_gradients_in_a_bucket_does_not_depend_on_their_place():
         assert len(norms) == 1
         found.append(len(dots))
     assert max(found) > 1  # the fault that this is about is there
+
+
+def test_parts_have_limits_of_their_own_and_the_rest_stays():
+    first, second, third = parameters_with([3.0, 4.0], [12.0], [1.0])
+    norm = Clipper(parts=[([first], 1.0), ([second], 20.0)])([first, second, third])
+    assert norm == pytest.approx((25 + 144 + 1) ** 0.5)  # before any limit
+    torch.testing.assert_close(first.grad, torch.tensor([0.6, 0.8]))
+    assert second.grad.tolist() == [12.0] and third.grad.tolist() == [1.0]
+
+
+def test_several_of_a_part_are_limited_together_and_all_after_the_parts():
+    first, second, third = parameters_with([3.0], [4.0], [1.0])
+    Clipper(1.0, parts=[([first, second], 1.0)])([first, second, third])
+    left = torch.tensor([0.6, 0.8, 1.0])
+    torch.testing.assert_close(torch.cat([first.grad, second.grad, third.grad]), left / left.norm())
+
+
+def test_parts_and_a_limit_of_values():
+    first, second = parameters_with([3.0, 4.0], [12.0])
+    Clipper(0.7, "value", parts=[([first], 1.0)])([first, second])
+    torch.testing.assert_close(torch.cat([first.grad, second.grad]), torch.tensor([0.6, 0.7, 0.7]))
+
+
+def test_a_part_of_another_optimizer_or_without_gradients_is_passed_over():
+    first, other = parameters_with([3.0, 4.0], [12.0])
+    assert Clipper(parts=[([other], 1.0), ([nn.Parameter(torch.zeros(1))], 1.0)])([first]) == 5.0
+    assert first.grad.tolist() == [3.0, 4.0] and other.grad.tolist() == [12.0]
+
+
+def test_a_run_limits_the_gradients_of_the_parts_that_it_names(train, build):
+    """Both ends of the network, in every update, in micro-batches of another size than the last one."""
+
+    class Norms(Callback):
+        def __init__(self):
+            self.seen = []
+
+        def on_log(self, trainer, values) -> None:
+            layers = trainer.networks["model"].layers
+            both = [torch.cat([p.grad.flatten() for p in layers[place].parameters()]).norm() for place in (0, 2)]
+            self.seen.append([float(norm) for norm in both])
+
+    free, limited = Norms(), Norms()
+    flags = ("--log_every", 1, "--micro_batch_size", 5)
+    train(*flags, callbacks=[free])
+    trainer = train(*flags, "--param_clip", "layers.0.*=0.01", "model:layers.4.*=1e6", callbacks=[limited])
+    assert min(first for first, _ in free.seen) > 0.01
+    assert max(first for first, _ in limited.seen) <= 0.01 * 1.0001 < max(second for _, second in limited.seen)
+    with pytest.raises(UserError, match=r"--param_clip .* contradicts the run"):
+        build("--resume", trainer.run_dir.path, "--param_clip", "layers.0.*=0.02")

@@ -7,6 +7,8 @@ from torch import nn
 from utils.errors import UserError
 from utils.initialize import INITS, initialize
 
+XAVIER = (2 / (72 + 64 * 9)) ** 0.5  # of 8 channels to 64, 3 x 3
+
 
 def network():
     torch.manual_seed(0)
@@ -22,7 +24,8 @@ def test_default_changes_nothing_and_draws_nothing():
 
 
 @pytest.mark.parametrize(
-    ("init", "spread"), [("kaiming", (2 / 72) ** 0.5), ("xavier", (2 / (72 + 64 * 9)) ** 0.5), ("normal", 0.02)]
+    ("init", "spread"),
+    [("kaiming", (2 / 72) ** 0.5), ("xavier", XAVIER), ("xavier_normal", XAVIER), ("normal", 0.02)],
 )
 def test_convolutions_spread_as_the_papers_say_and_the_rest_stays(init, spread):
     plain, other = network(), initialize(network(), init)

@@ -39,6 +39,10 @@ def test_words_and_patterns_say_what_has_no_weight_decay():
     assert named(model, param_groups(model, {}, no_decay=["bias", "0.*"]))["", None, 0.0] == [
         "0.weight", "0.bias", "1.bias", "2.bias", "3.bias", "4.bias"
     ]  # fmt: skip
+    model.register_parameter("scale", nn.Parameter(torch.tensor(1.0)))  # of no dimension, and of no name above
+    assert named(model, param_groups(model, {}, no_decay=["1d"]))["", None, 0.0] == [
+        "scale", "0.bias", "1.weight", "1.bias", "2.bias", "3.weight", "3.bias", "4.bias"
+    ]  # fmt: skip
 
 
 def test_frozen_parameters_are_in_no_group_and_a_pattern_for_them_alone_is_an_error():
