@@ -71,7 +71,10 @@ def pattern_and_norm(text: str) -> str:
     named, _, norm = plain_text(text).rpartition("=")
     if not named.strip():
         raise ArgumentTypeError(f"{shown(text)} is not PATTERN=NORM, such as 'layers.0.*=0.5'")
-    number(float, above=0)(norm)
+    try:
+        number(float, above=0)(norm)
+    except ArgumentTypeError as error:
+        raise ArgumentTypeError(f"{shown(text)}: {error}") from None
     return text
 
 

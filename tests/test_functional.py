@@ -252,6 +252,19 @@ def test_training_stops_when_the_loss_is_low(settings):
     assert losses[-1] < 0.9 <= min(losses[:-1])
 
 
+def test_gradients_of_a_part_have_a_limit_of_their_own(settings):
+    norms = []
+
+    def note(trainer, values) -> None:
+        layers = trainer.networks["model"].layers
+        norms.append([float(torch.cat([p.grad.flatten() for p in layers[k].parameters()]).norm()) for k in (0, 2)])
+
+    fit(*parts(), None, points(), 10, num_epochs=1, on_update_end=note, param_clip=["layers.0.*=0.001"], **settings)
+    assert max(first for first, _ in norms) <= 0.001 * 1.0001 < min(last for _, last in norms)
+    with pytest.raises(UserError, match="matches no parameter"):
+        fit(*parts(), None, points(), 10, num_epochs=1, param_clip=["head.*=1"], **settings)
+
+
 def test_without_a_validation_set_nothing_is_validated(settings):
     model, optimizer = parts()
     rows = []

@@ -1,0 +1,202 @@
+"""Read a page of tables with the commands of their rows below, and run these as a user does, without a start of Python.
+
+To start Python with torch takes seconds. So a program is run in a process that is forked off one which has imported
+everything once (`forkserver` of multiprocessing). What starts processes of its own is started by a shell.
+"""
+
+import multiprocessing
+import os
+import re
+import runpy
+import shlex
+import subprocess
+import sys
+import traceback
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+PRELOADED = ("trainer_vanilla", "trainer_gan", "trainer_seg_on_carvana", "torch.utils.tensorboard", "torchvision")
+TIMEOUT = 120  # seconds that a command may take
+STARTS_PROCESSES = {"--nproc", "sweep.py"}
+ROW = re.compile(r"\| *([A-Z]\d+) *\|(.*)\|")
+LABEL = re.compile(r"# ([A-Z]\d+)(?:, ends with status (\d+))?")
+LINK = re.compile(r"\[[^\]]+\]\(([^)\s]+)\)")
+BLOCK = re.compile(r"```(?:python|yaml|json)\n((?:#|//) (\S+)[^\n]*\n.*?)```", re.DOTALL)
+
+
+@dataclass
+class Line:
+    """A command, and the status that it is said to end with."""
+
+    command: str
+    status: int = 0
+
+
+@dataclass
+class Row:
+    """A row of a table: its name, what there is, what is here, and its commands."""
+
+    name: str
+    there: str
+    here: str
+    lines: list[Line] = field(default_factory=list)
+
+
+@dataclass
+class Done:
+    """How a command ended, and what it printed."""
+
+    status: int | None  # None for one that did not end in time
+    stdout: str
+    stderr: str
+
+
+# ---- reading ---------------------------------------------------------------------------------------------------------
+def lines_of(text: str) -> dict[str, list[Line]]:
+    """The commands of the ```bash blocks by the row that the comment before them names; "" for those before any.
+
+    >>> lines_of("```bash\\n# A1\\npython a.py\\n# A1, ends with status 2\\npython b.py\\n```")["A1"]
+    [Line(command='python a.py', status=0), Line(command='python b.py', status=2)]
+    """
+    found: dict[str, list[Line]] = {}
+    for block in re.findall(r"```bash\n(.*?)```", text, flags=re.DOTALL):
+        name, status = "", 0
+        for line in block.replace("\\\n", " ").splitlines():
+            if line.startswith("#"):
+                match = LABEL.fullmatch(line.strip())
+                name, status = (match[1], int(match[2] or 0)) if match else (line, 0)
+            elif line.strip():
+                found.setdefault(name, []).append(Line(line.strip(), status))
+    return found
+
+
+def rows_of(text: str) -> list[Row]:
+    """The rows of a page's tables, those whose first cell is a letter and a number, with their commands."""
+    rows, lines = [], lines_of(text)
+    for line in text.splitlines():
+        if match := ROW.fullmatch(line.strip()):
+            there, here = (cell.strip() for cell in re.split(r"(?<!\\)\|", match[2]))
+            rows.append(Row(match[1], there, here, lines.get(match[1], [])))
+    return rows
+
+
+def files_of(text: str) -> dict[str, str]:
+    """The files that stand in the page: blocks whose first line is a comment with the name, by this name.
+
+    >>> files_of("```python\\n# a.py: what it is\\nx = 1\\n```")
+    {'a.py': '# a.py: what it is\\nx = 1\\n'}
+    """
+    return {name.rstrip(":"): content for content, name in BLOCK.findall(text)}
+
+
+def faults_of(text: str, directory: Path) -> list[str]:
+    """What is wrong with a page before anything is run.
+
+    Args:
+        text: of the page.
+        directory: where it stands; links are relative to it.
+    """
+    rows, faults = rows_of(text), []
+    files = files_of(text)
+    for before, row in zip([None, *rows], rows, strict=False):
+        follows = before and before.name[0] == row.name[0]
+        if int(row.name[1:]) != (int(before.name[1:]) + 1 if follows else 1):
+            faults.append(f"{row.name} does not follow {before.name if before else 'the start'}")
+        if not row.there or not row.here:
+            faults.append(f"{row.name} has an empty cell")
+        if not row.lines and not LINK.search(row.here):
+            faults.append(f"{row.name} has neither a line that runs nor a link")
+    faults += [f"{name} has lines and no row" for name in lines_of(text) if name and name not in {r.name for r in rows}]
+    for target in LINK.findall(text):
+        if "://" not in target and not is_there(target, text, directory):
+            faults.append(f"the link {target} leads nowhere")
+    for name in files:
+        users = [line.command for row in rows for line in row.lines] + [files[n] for n in files if n != name]
+        if not any(name.removesuffix(".py") in user for user in users):
+            faults.append(f"no line uses {name}")
+    if len(files) != len(re.findall(r"```(?:python|yaml|json)\n", text)):
+        faults.append("a block does not begin with the name of its file")
+    return faults
+
+
+def is_there(target: str, text: str, directory: Path) -> bool:
+    """Whether a relative link of a page leads to a file, and to a heading of it."""
+    path, _, anchor = target.partition("#")
+    if path and not (directory / path).exists():
+        return False
+    return not anchor or anchor in anchors((directory / path).read_text(encoding="utf-8") if path else text)
+
+
+def anchors(text: str) -> Iterator[str]:
+    """What GitHub makes of the headings of a page, to link to."""
+    for heading in re.findall(r"^#+ +(.+)$", text, flags=re.MULTILINE):
+        yield re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-")
+
+
+# ---- running ---------------------------------------------------------------------------------------------------------
+def run_line(command: str, directory: Path, more: str = "") -> Done:
+    """Run a command in a directory and return how it ended; TIMESTAMP stands for the newest directory at its place.
+
+    Args:
+        command: as the page has it.
+        directory: with the files of the project, or links to them.
+        more: flags to add.
+    """
+    command = f"{command} {more}".strip()
+    for parent in re.findall(r"(\S*)/TIMESTAMP", command):
+        newest = max((directory / parent).iterdir(), key=lambda path: path.stat().st_mtime_ns)
+        command = command.replace(f"{parent}/TIMESTAMP", f"{parent}/{newest.name}").replace("TIMESTAMP", newest.name)
+    words = shlex.split(command)
+    if words[0] == "python" and not STARTS_PROCESSES & set(words):
+        return run_forked(words[1:], directory)
+    bin_dir = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PATH": bin_dir, "GLOO_SOCKET_IFNAME": "lo"}
+    done = subprocess.run(
+        ["bash", "-c", command], cwd=directory, env=environment, capture_output=True, text=True, timeout=TIMEOUT,
+        check=False,
+    )  # fmt: skip
+    return Done(done.returncode, done.stdout, done.stderr)
+
+
+def run_forked(words: list[str], directory: Path) -> Done:
+    """Run what stands after `python`: a program, or -m and a module, and their flags."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(list(PRELOADED))
+    outputs = [directory / f".{name}" for name in ("stdout", "stderr")]
+    method = multiprocessing.get_start_method()
+    process = context.Process(target=become, args=(words, str(directory), [str(path) for path in outputs], method))
+    process.start()
+    process.join(TIMEOUT)
+    status = process.exitcode
+    process.kill()
+    process.join()
+    return Done(status, *(path.read_text(encoding="utf-8") for path in outputs))
+
+
+def become(words: list[str], directory: str, outputs: list[str], method: str) -> None:
+    """In a process of its own: go on as the program, to its end; `method` starts loading processes."""
+    import torch
+
+    multiprocessing.set_start_method(method, force=True)  # not as this process was started
+    os.chdir(directory)
+    for place, path in enumerate(outputs, start=1):
+        os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), place)
+    torch.set_num_threads(1)
+    is_module = words[0] == "-m"
+    sys.argv = words[1:] if is_module else words
+    sys.path.insert(0, directory)
+    status = 0
+    try:
+        if is_module:
+            runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
+        else:
+            runpy.run_path(sys.argv[0], run_name="__main__")
+    except SystemExit as end:
+        status = end.code if isinstance(end.code, int) else int(end.code is not None)
+    except BaseException:
+        traceback.print_exc()
+        status = 1
+    for stream in (sys.stdout, sys.stderr):
+        stream.flush()
+    os._exit(status)
