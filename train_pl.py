@@ -47,8 +47,8 @@ STAYS = {
     "output_dir", "save_code", "batch_size", "micro_batch_size", "init", "optim", "optim_args", "lr", "weight_decay",
     "momentum", "clip", "clip_type", "lr_scheduler", "scheduler_args", "scheduler_step", "lr_min", "warmup_epoch",
     "warmup_multiplier", "lr_decay_epochs", "lr_decay_steps", "lr_decay_rate", "freeze", "train_only", "param_lr",
-    "no_decay", "ema", "swa_start", "sync_bn", "activation_checkpointing", "callbacks", "nan_policy", "max_skips",
-    "stop_below", "trace", "kill_at", "profile",
+    "param_clip", "no_decay", "ema", "swa_start", "sync_bn", "activation_checkpointing", "callbacks", "nan_policy",
+    "max_skips", "stop_below", "trace", "kill_at", "profile",
 }  # fmt: skip
 WITH_THE_TASK = "it does not train; give it to the task's own program"
 REFUSED = {
