@@ -110,7 +110,8 @@ def test_the_norm_of_gradients_in_a_bucket_does_not_depend_on_their_place():
             dots.add(torch.dot(parameter.grad, parameter.grad).item())
         assert len(norms) == 1
         found.append(len(dots))
-    assert max(found) > 1  # the fault that this is about is there
+    if max(found) == 1:  # else the fault that this is about is there, and was not met
+        pytest.skip("the dot product of this processor does not depend on where its operands lie")
 
 
 def test_parts_have_limits_of_their_own_and_the_rest_stays():
