@@ -75,7 +75,7 @@ def test_an_option_of_another_task_is_unknown(refuse, vanilla_run):
         ("--n_epoch", "0"), ("--n_epoch", "1.5"), ("--batch_size", "0"), ("--micro_batch_size", "-1"),
         ("--momentum", "1.1"), ("--momentum", "1"), ("--weight_decay", "-1"), ("--clip", "-0.1"), ("--clip_type", "l2"),
         ("--val_split", "0"), ("--val_split", "601"), ("--train_val_sample_rate", "99999"),
-        ("--seed", "-1"), ("--seed", "1.0"), ("--num_workers", "-1"), ("--val_every", "0"), ("--save_every", "0"),
+        ("--seed", "-1"), ("--seed", "1.0"), ("--num_workers", "-1"), ("--val_every", "-1"), ("--save_every", "0"),
         ("--log_every", "0"), ("--patience", "-1"), ("--warmup_epoch", "-1"), ("--warmup_multiplier", "0.5"),
         ("--lr_min", "1"), ("--lr_decay_rate", "0"), ("--lr_decay_rate", "1.5"), ("--gpu_devices", "first"),
         ("--gpu_devices", "0,0"), ("--optim", "adamw2"), ("--lr_scheduler", "cos"), ("--amp", "fp8"),
