@@ -12,6 +12,7 @@ from eval import EvaluatorBase
 from model.DCGAN import draw_noise
 from model.model_entry import build_judge
 from utils.draw import captioned_grid, save_picture
+from utils.errors import UserError
 from utils.image_metrics import ClassifierScore
 from utils.meter import AvgMeter
 from utils.metrics import Accuracy
@@ -42,7 +43,13 @@ class EvaluatorGAN(EvaluatorBase):
 
     @classmethod
     def build_networks(cls, opt: Namespace) -> dict[str, nn.Module]:
-        return {**super().build_networks(opt), "judge": build_judge(opt)}
+        networks = super().build_networks(opt)
+        if not {"generator", "discriminator"} <= networks.keys():
+            raise UserError(
+                f"--model_type {opt.model_type} makes a single network, and a GAN has a generator and a discriminator: "
+                f"take DCGAN, or an evaluator of your own that overrides build_networks."
+            )
+        return {**networks, "judge": build_judge(opt)}
 
     def build_meters(self) -> dict[str, Any]:
         num_classes = self.opt.n_classes
@@ -58,7 +65,7 @@ class EvaluatorGAN(EvaluatorBase):
         # Which noise goes with which real image depends on its place alone: not on batches, and not on processes.
         counts = self.distributed.gather(loader.num_samples)
         self.place = sum(counts[: self.distributed.rank])
-        self.noise = draw_noise(sum(counts), self.opt.latent, NOISE_SEED)
+        self.noise = draw_noise(sum(counts), self.networks["generator"].latent, NOISE_SEED)
         return super().evaluate(loader, before_batch)
 
     def eval_step(self, batch: Any) -> None:
@@ -78,7 +85,8 @@ class EvaluatorGAN(EvaluatorBase):
 
     def draw(self, batch: Any = None) -> Tensor:
         """Draw images of the same noise each time, with what the judge takes them for; red where it is not sure."""
-        images = self.networks["generator"](draw_noise(NUM_DRAWN, self.opt.latent, NOISE_SEED).to(self.device))
+        generator = self.networks["generator"]
+        images = generator(draw_noise(NUM_DRAWN, generator.latent, NOISE_SEED).to(self.device))
         sure, classes = self.networks["judge"](images).float().softmax(dim=1).max(dim=1)  # (NUM_DRAWN,) each
         captions = [CLASSES[k] if k < len(CLASSES) else str(k) for k in classes.tolist()]
         unsure = (sure < self.meters["samples"].threshold).tolist()

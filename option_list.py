@@ -158,14 +158,14 @@ def add_model_options(parser: OptionParser, task: str | None) -> None:
         kind, more = library_model(kind), "; or torchvision:NAME or timm:NAME, a classifier of one of these libraries"
     add("--model_type", type=kind, default=types[0], metavar="NAME",
         help=f"one of {', '.join(types)}{more}; or MODULE:NAME of your own")
-    add_mapping(add, "--model_args", "the network's class")
+    add_mapping(add, "--model_args", "the network's class, or of several networks a mapping for each, by its name")
     add("--n_channels", type=number(int, low=1, high=4096), default=1, metavar="N", help="channels of an image")
     add("--n_classes", type=number(int, low=1, high=10**6), default=10, metavar="N", help="number of classes")
     losses = loss_types(task)
     add("--loss_type", type=loss_term(one_of_or_own(losses)), action=OneOrMoreAction, nargs="+", default=losses[0],
         metavar="NAME", help=f"one of {', '.join(losses)}; or MODULE:NAME of your own; or a weighted sum of several, "
         "as NAME:1.0 NAME:0.5")
-    add_mapping(add, "--loss_args", "a single loss")
+    add_mapping(add, "--loss_args", "the loss, or of several losses a mapping for each, by its name")
     add("--model_path", type=file_path, default=None, metavar="FILE",
         help="the checkpoint to evaluate, or to start --pretrained from")
 

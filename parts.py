@@ -11,14 +11,14 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from data.data_entry import data_notes, describe
+from data.data_entry import build_datasets, data_notes, describe
 from data.sampler import UpdateLoader
 from utils.checkpointer import Checkpointer
 from utils.clipper import Clipper
 from utils.device import place_network, select_devices
 from utils.distributed import Distributed, local_size
 from utils.errors import UserError
-from utils.freezing import Freezing
+from utils.freezing import Freezing, is_trained
 from utils.initialize import initialize
 from utils.late_guard import build_guard
 from utils.optimizer import build_optimizer, has_sparse_gradients
@@ -108,7 +108,7 @@ def make_optimizers(opt: Namespace, networks: Mapping[str, nn.Module]) -> dict[s
     parameters = {name: network.parameters() for name, network in networks.items()}
     if opt.freeze or opt.train_only or opt.param_lr or opt.no_decay:
         parameters = groups_of_networks(networks, dict(map(parse_rate, opt.param_lr or ())), opt.lr, opt.no_decay or ())
-    return {name: build_optimizer(parameters[name], **settings, fused=False if has_sparse_gradients(net) else None)
+    return {name: build_optimizer(parameters[name], **settings, is_sparse=has_sparse_gradients(net))
             for name, net in networks.items()}  # fmt: skip
 
 
@@ -136,6 +136,26 @@ def make_schedulers(
     if not by_epoch:
         return schedulers
     return {name: OncePerEpoch(scheduler, updates_per_epoch) for name, scheduler in schedulers.items()}
+
+
+def try_out(trainer_class: type, opt: Namespace, with_data: bool) -> None:
+    """Make what the options select as a run would, and keep nothing.
+
+    Args:
+        trainer_class: the task's.
+        opt: its options.
+        with_data: whether the data is made, too.
+
+    Raises:
+        UserError: when the data, a network, the loss, an optimizer or a schedule cannot be made.
+    """
+    if with_data:
+        build_datasets(opt)
+    networks = trainer_class.evaluator_class.build_networks(opt)
+    trainer_class.evaluator_class.build_criterion(opt)
+    Freezing(networks, opt.freeze, opt.train_only)
+    trained = {name: network for name, network in networks.items() if is_trained(network)}
+    make_schedulers(opt, make_optimizers(opt, trained), updates_per_epoch=100)  # about so many; the data would tell
 
 
 def make_guard(

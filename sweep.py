@@ -2,6 +2,7 @@
 
     python sweep.py trainer_vanilla.py --grid lr=1e-3,3e-4 optim=adamW,sgd --seeds 3 -- --n_epoch 5
     python sweep.py trainer_vanilla.py --search lr=log:1e-5..1e-1 batch_size=int:16..128 --trials 20
+    python sweep.py trainer_vanilla.py --grid optim_args.eps=1e-8,1e-6 "optim_args.betas=[0.9,0.95],[0.9,0.999]"
 
 docs/sweeps.md explains it. What comes after -- goes to the trainer.
 """
@@ -14,6 +15,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from base_options import import_asked, train_parser
+from parts import try_out
 from trainer import TrainerBase
 from utils.earlystopper import direction
 from utils.errors import UserError, shown
@@ -30,7 +33,7 @@ from utils.options import (
     number,
     run_main,
 )
-from utils.own_code import is_reference, names_code
+from utils.own_code import KINDS, is_reference, names_code
 from utils.sweep_plan import MAX_TRIALS, Choice, Range, by_name, combinations, parse_grid, parse_search
 from utils.sweep_record import FINISHED, PRUNED, Run, Trial, load_trials, save_trials
 from utils.sweep_report import failures, plot, table, write_csv
@@ -51,6 +54,7 @@ OWN = {
     "monitor_mode": "all are compared by one metric; give it after --", "logger": "each needs metrics.csv",
 }  # fmt: skip
 COMMON = ("gpu_devices", "monitor", "monitor_mode", "logger", "config")  # those that may have one value for all runs
+MADE_BY = [name for names in KINDS.values() for name in names if name]  # what selects a class, or gives it arguments
 
 
 def build_parser() -> OptionParser:
@@ -64,7 +68,7 @@ def build_parser() -> OptionParser:
     add("--trainer", type=file_path, default=None, metavar="PROGRAM",
         help="trainer_vanilla.py, or a module such as examples.own_task; also as the first argument")
     add("--grid", nargs="+", action=ExtendAction, default=None, metavar="NAME=V,V",
-        help="options with the values that each is to take; all combinations are run")
+        help="options with the values that each is to take, also as optim_args.eps; all combinations are run")
     add("--search", nargs="+", action=ExtendAction, default=None, metavar="NAME=SPACE",
         help="options with LOW..HIGH, log:LOW..HIGH, int:LOW..HIGH, or a list of values; Optuna proposes")
     add("--trials", type=count, default=20, metavar="N", help="how many trials a search makes")
@@ -140,7 +144,8 @@ def load_trainer(program: str) -> type[TrainerBase]:
 
 
 def flags_of(options: Mapping[str, str]) -> list[str]:
-    return [f"--{name}={value}" for name, value in options.items()]
+    """Options as flags; an argument of a class, whose name has dots, as one of --set."""
+    return [f"--set={name}={value}" if "." in name else f"--{name}={value}" for name, value in options.items()]
 
 
 def check(trainer_class: type[TrainerBase], opt: Namespace, spaces: Mapping[str, Range | Choice]) -> Namespace:
@@ -154,10 +159,13 @@ def check(trainer_class: type[TrainerBase], opt: Namespace, spaces: Mapping[str,
     """
     options = by_name(opt.options, "--options")
     swept = parse_grid(opt.grid) if opt.grid else {name: space.ends() for name, space in spaces.items()}
-    named = [flag.removeprefix("--").split("=")[0] for flag in opt.flags if flag.startswith("--")]
+    import_asked(opt.flags)
+    given = train_parser(trainer_class).parse_given(opt.flags)
+    named = [*given, *(name for name, _ in given.get("set") or [])]
     for name in (*swept, *options, *named):
-        if name in OWN and (name in swept or name not in COMMON):
-            raise UserError(f"--{name} is not to be given to a run of a sweep: {OWN[name]}.")
+        head = name.split(".")[0]
+        if head in OWN and (name in swept or head not in COMMON):
+            raise UserError(f"--{head} is not to be given to a run of a sweep: {OWN[head]}.")
     if twice := sorted(swept.keys() & {*options, *named}):
         raise UserError(f"--{twice[0]} is to be swept, and has one value for all runs as well. Leave one out.")
     common, first = [*opt.flags, *flags_of(options), "--seed=0"], {name: values[0] for name, values in swept.items()}
@@ -167,6 +175,10 @@ def check(trainer_class: type[TrainerBase], opt: Namespace, spaces: Mapping[str,
         raise UserError("A sweep reads metrics.csv: --logger needs csv among its names.")
     if any(not opt.val_every for opt in parsed):
         raise UserError("A sweep compares by a metric of the validation: --val_every 0 leaves nothing to compare.")
+    if heads := {name.split(".")[0] for name in swept} & set(MADE_BY):
+        different = {str([getattr(each, name, None) for name in MADE_BY]): each for each in parsed}
+        for each in different.values():
+            try_out(trainer_class, each, with_data=bool(heads & set(KINDS["data"])))
     return parsed[0]
 
 

@@ -65,7 +65,7 @@ class TrainerGAN(TrainerBase):
     def build_optimizers(self) -> dict[str, torch.optim.Optimizer]:
         optimizers = make_optimizers(self.opt, {name: self.networks[name] for name in LEARN})
         for group in (group for optimizer in optimizers.values() for group in optimizer.param_groups):
-            if "betas" in group:
+            if "betas" in group and "betas" not in self.opt.optim_args:
                 group["betas"] = (self.opt.beta1, group["betas"][1])
         return optimizers
 
@@ -105,7 +105,7 @@ class TrainerGAN(TrainerBase):
         number of processes or micro-batches makes a difference.
         """
         num_samples = min(self.opt.batch_size, self.train_loader.num_samples - self.progress.sample)
-        vectors = draw_noise(num_samples, self.opt.latent, mix(self.opt.seed, self.progress.update))
+        vectors = draw_noise(num_samples, self.networks["generator"].latent, mix(self.opt.seed, self.progress.update))
         begin, _ = share_of(num_samples, *self.distributed.share)
         places = (begin + torch.arange(sum(sizes))) % num_samples  # what only keeps in step begins again
         return list(vectors[places].to(self.device).split(sizes))

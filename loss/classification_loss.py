@@ -1,8 +1,51 @@
 """Losses of classification besides the cross-entropy. Each is a mean over samples."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from utils.errors import UserError
+
+
+class WeightedCrossEntropy(nn.Module):
+    """Cross-entropy of which each class counts as much as its weight says, and the mean over all samples.
+
+    torch's own divides by the sum of the weights in the batch, so its mean over a batch is not that over the parts of
+    the batch, and micro-batches would change the result. Here it is. Weights that are 1 in the mean over the samples
+    leave the loss about as large as it was.
+
+    Args:
+        n_classes: number of classes.
+        weight: a number for each class, at least 0; None for 1 each.
+        ignore_index: a class whose samples count as 0.
+        label_smoothing: share of each label that is spread evenly over all classes, 0 to 1.
+
+    Raises:
+        UserError: when there is not a weight for each class, or a number is out of range.
+    """
+
+    def __init__(
+        self, n_classes: int, weight: Sequence[float] | Tensor | None = None, ignore_index: int = -100,
+        label_smoothing: float = 0.0,
+    ):  # fmt: skip
+        super().__init__()
+        weight = None if weight is None else torch.as_tensor(weight, dtype=torch.float)  # (C,)
+        if weight is not None and weight.shape != (n_classes,):
+            raise UserError(f"The cross-entropy needs a list of {n_classes} weights, one for each class.")
+        if weight is not None and not ((weight >= 0).all() and weight.any()):
+            raise UserError("The weights of the cross-entropy must be at least 0, and not all 0.")
+        if not 0 <= label_smoothing <= 1:
+            raise UserError(f"label_smoothing={label_smoothing:g} is out of range: it must be from 0 to 1.")
+        self.register_buffer("weight", weight)
+        self.ignore_index = ignore_index
+        self.label_smoothing = label_smoothing
+
+    def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Return the loss of logits (N, C, ...) and labels (N, ...), a scalar of at least 0."""
+        how = {"ignore_index": self.ignore_index, "label_smoothing": self.label_smoothing}
+        return F.cross_entropy(logits, labels, self.weight, reduction="none", **how).mean()
 
 
 class FocalLoss(nn.Module):
@@ -12,10 +55,15 @@ class FocalLoss(nn.Module):
 
     Args:
         gamma: at least 0, which is the cross-entropy itself.
+
+    Raises:
+        UserError: when gamma is below 0.
     """
 
     def __init__(self, gamma: float = 2.0):
         super().__init__()
+        if gamma < 0:
+            raise UserError(f"gamma={gamma:g} of the focal loss is out of range: it must be at least 0.")
         self.gamma = gamma
 
     def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
@@ -29,6 +77,9 @@ class BrierLoss(nn.Module):
 
     Source: Brier, "Verification of Forecasts Expressed in Terms of Probability", Monthly Weather Review, 1950.
     """
+
+    def __init__(self):  # said here, since that of nn.Module seems to take anything
+        super().__init__()
 
     def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Return the loss of logits (N, C) and labels (N,), a scalar."""

@@ -47,11 +47,13 @@ class DiceLoss(nn.Module):
         smooth: above 0, in pixels. It softens the loss of a class that covers only about so many pixels.
 
     Raises:
-        UserError: when the shapes of logits, targets and `n_classes` do not agree.
+        UserError: when `smooth` is out of range, or the shapes of logits, targets and `n_classes` do not agree.
     """
 
     def __init__(self, n_classes: int, smooth: float = 1.0):
         super().__init__()
+        if smooth <= 0:
+            raise UserError(f"smooth={smooth:g} of the Dice loss is out of range: it must be above 0.")
         self.n_classes = n_classes
         self.smooth = smooth
 
@@ -85,19 +87,24 @@ class CEDiceLoss(nn.Module):
 
     Args:
         n_classes: number of classes, which is the number of logits per pixel.
-        ce_weight: weight of the cross-entropy, which is the mean over all pixels.
-        dice_weight: weight of the Dice loss.
+        ce_weight: weight of the cross-entropy, which is the mean over all pixels; at least 0.
+        dice_weight: weight of the Dice loss, at least 0; not both are 0.
+        smooth: of the Dice loss.
 
     Raises:
-        UserError: when the shapes of logits, targets and `n_classes` do not agree.
+        UserError: when a number is out of range, or the shapes of logits, targets and `n_classes` do not agree.
     """
 
-    def __init__(self, n_classes: int, ce_weight: float = 1.0, dice_weight: float = 1.0):
+    def __init__(self, n_classes: int, ce_weight: float = 1.0, dice_weight: float = 1.0, smooth: float = 1.0):
         super().__init__()
+        if min(ce_weight, dice_weight) < 0 or ce_weight == dice_weight == 0:
+            raise UserError(
+                f"ce_weight={ce_weight:g}, dice_weight={dice_weight:g}: both must be at least 0, and one above it."
+            )
         self.n_classes = n_classes
         self.ce_weight = ce_weight
         self.dice_weight = dice_weight
-        self.dice = DiceLoss(n_classes)
+        self.dice = DiceLoss(n_classes, smooth)
 
     def forward(self, logits: Tensor | Sequence[Tensor], targets: Tensor) -> Tensor:
         """Return the loss, a float32 scalar of at least 0. The arguments are those of `DiceLoss.forward`."""

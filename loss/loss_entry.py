@@ -5,15 +5,19 @@ samples of a batch; otherwise the result would depend on the size of the micro-b
 elsewhere needs no line here, see docs/options.md.
 """
 
+import json
 from argparse import Namespace
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
+import torch
 from torch import nn
 
+from loss.trial import fault_of_arguments
 from loss.weighted_sum import WeightedSum
-from utils.calls import call, name_of, taken
-from utils.errors import UserError
+from utils.calls import call, name_of, split_arguments, taken
+from utils.errors import UserError, shown
 from utils.options import number
 from utils.own_code import choices, find_own, short_name
 
@@ -27,6 +31,8 @@ LOSS_TYPES = {
     "BCE": "generation",  # Goodfellow et al., "Generative Adversarial Nets", NeurIPS 2014
     "LeastSquares": "generation",  # Mao et al., "Least Squares Generative Adversarial Networks", ICCV 2017
 }
+TENSORS = ("weight", "pos_weight")  # what torch's losses take as tensors, and JSON has as lists
+OLD_NAMES = ("size_average", "reduce")  # of their reduction, of which torch warns
 
 
 def loss_types(task: str | None) -> list[str]:
@@ -70,39 +76,77 @@ def split_terms(loss_type: str | Sequence[str]) -> dict[str, float]:
 
 
 def build_criterion(opt: Namespace) -> nn.Module:
-    """Return the loss: a module that takes (outputs, targets) and returns a scalar. --loss_args goes to its class."""
-    weights = split_terms(opt.loss_type)
+    """Return the loss: a module that takes (outputs, targets) and returns a scalar.
+
+    --loss_args goes to the class of a single loss; of a weighted sum, it has a mapping for each loss, by its name.
+    """
+    weights, arguments = split_terms(opt.loss_type), getattr(opt, "loss_args", {})
     if isinstance(opt.loss_type, str) and opt.loss_type in weights:
-        return build_loss(opt, opt.loss_type, getattr(opt, "loss_args", {}))
-    if getattr(opt, "loss_args", {}):
-        raise UserError("--loss_args is for a single loss without a weight, not for a weighted sum.")
+        return build_loss(opt, opt.loss_type, arguments)
     if len(names := {short_name(name): name for name in weights}) < len(weights):
         raise UserError(f"--loss_type names two losses that are both called {' or '.join(names)}: rename one.")
-    losses = {short: build_loss(opt, name, {}) for short, name in names.items()}
+    by_name = split_arguments(arguments, names, "--loss_args", "loss")
+    losses = {short: build_loss(opt, name, by_name[short], f"--loss_args {short}") for short, name in names.items()}
     return WeightedSum(losses, {short: weights[name] for short, name in names.items()})
 
 
-def build_loss(opt: Namespace, name: str, arguments: Mapping[str, Any]) -> nn.Module:
-    """Return the loss of this name, made with further arguments."""
+def build_loss(opt: Namespace, name: str, arguments: Mapping[str, Any], option: str = "--loss_args") -> nn.Module:
+    """Return the loss of this name, made with further arguments, and tried with them.
+
+    Raises:
+        UserError: when it cannot be made with them, or is no loss to train with.
+    """
+    make, given = find_loss(opt, name, arguments)
+    criterion = call(make, given, for_torch(make, arguments, option), option)
+    if not isinstance(criterion, nn.Module):
+        raise UserError(f"--loss_type {name}: {name_of(make)} makes no nn.Module, but {type(criterion)}.")
+    smoothing = arguments.get("label_smoothing", 0)
+    if isinstance(smoothing, (int, float)) and not 0 <= smoothing <= 1:  # torch takes -1
+        raise UserError(f"{option}: label_smoothing is from 0 to 1, not {smoothing:g}.")
+    if arguments:
+        make_plain, plain = find_loss(opt, name, {})
+        if found := fault_of_arguments(criterion, partial(make_plain, **plain), opt.n_classes):
+            raise UserError(f"{option} {shown(json.dumps(arguments))}: {name} is no loss to train with, {found}")
+    return criterion
+
+
+def find_loss(opt: Namespace, name: str, arguments: Mapping[str, Any]) -> tuple[Callable, dict[str, Any]]:
+    """Return what makes the loss of this name, which may depend on the arguments, and what the options give it."""
     smoothing = {"label_smoothing": getattr(opt, "label_smoothing", 0.0)}
     if make := find_own("loss", name):
-        criterion = call(make, taken(make, {"n_classes": opt.n_classes, **smoothing}), arguments, "--loss_args")
-        if not isinstance(criterion, nn.Module):
-            raise UserError(f"--loss_type {name}: {name_of(make)} makes no nn.Module, but {type(criterion)}.")
-        return criterion
-    if name == "CE":
-        return call(nn.CrossEntropyLoss, smoothing, arguments, "--loss_args")
-    if name in ("Focal", "Brier"):
-        from loss.classification_loss import BrierLoss, FocalLoss
+        return make, taken(make, {"n_classes": opt.n_classes, **smoothing})
+    if name in ("CE", "Focal", "Brier"):
+        from loss.classification_loss import BrierLoss, FocalLoss, WeightedCrossEntropy
 
-        return call(FocalLoss if name == "Focal" else BrierLoss, {}, arguments, "--loss_args")
+        if name == "CE" and {"weight", "ignore_index"} & arguments.keys():
+            return WeightedCrossEntropy, {"n_classes": opt.n_classes, **smoothing}
+        made = {"CE": nn.CrossEntropyLoss, "Focal": FocalLoss, "Brier": BrierLoss}[name]
+        return made, smoothing if name == "CE" else {}
     if name in ("BCE", "LeastSquares"):
-        return call(nn.BCEWithLogitsLoss if name == "BCE" else nn.MSELoss, {}, arguments, "--loss_args")
+        return nn.BCEWithLogitsLoss if name == "BCE" else nn.MSELoss, {}
     weights = {"CEDice": (1.0, 1.0), "PixelCE": (1.0, 0.0), "Dice": (0.0, 1.0)}
     if name in weights:
         from loss.dice_loss import CEDiceLoss
 
         ce_weight, dice_weight = weights[name]
-        given = {"n_classes": opt.n_classes, "ce_weight": ce_weight, "dice_weight": dice_weight}
-        return call(CEDiceLoss, given, arguments, "--loss_args")
-    raise NotImplementedError(f"{name} is named in LOSS_TYPES, but build_loss has no branch for it.")
+        return CEDiceLoss, {"n_classes": opt.n_classes, "ce_weight": ce_weight, "dice_weight": dice_weight}
+    raise NotImplementedError(f"{name} is named in LOSS_TYPES, but find_loss has no branch for it.")
+
+
+def for_torch(make: Callable, arguments: Mapping[str, Any], option: str) -> dict[str, Any]:
+    """The arguments, with a tensor in the place of a number or list that a loss of torch wants as one.
+
+    Raises:
+        UserError: when that is no number at least 0, and no list of such; and for names that torch has given up.
+    """
+    if not str(getattr(make, "__module__", "")).startswith("torch."):
+        return dict(arguments)
+    if old := [name for name in OLD_NAMES if name in arguments]:
+        raise UserError(f"{option}: {old[0]} is an old name of reduction, which must be the mean: leave it out.")
+    made = dict(arguments)
+    for name in (name for name in TENSORS if made.get(name) is not None):
+        numbers = made[name] if isinstance(made[name], list) else [made[name]]
+        if not all(type(number) in (int, float) and number >= 0 for number in numbers):
+            raise UserError(f"{option}: {name} is a number at least 0, or a list of such, not {shown(made[name])}.")
+        made[name] = torch.tensor(made[name], dtype=torch.float)
+    return made

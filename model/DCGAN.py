@@ -26,6 +26,15 @@ def normalization(channels: int, batch_norm: bool) -> list[nn.Module]:
     return [nn.BatchNorm2d(channels)] if batch_norm else []
 
 
+def check_numbers(latent: int, n_channels: int, width: int, size: int) -> None:
+    """Raise UserError for what is below 1, and for a size that cannot be halved twice."""
+    for name, number in (("latent", latent), ("n_channels", n_channels), ("width", width)):
+        if number < 1:
+            raise UserError(f"{name}={number} of a network of DCGAN is out of range: it must be at least 1.")
+    if size < 4 or size % 4:
+        raise UserError(f"DCGAN makes images whose size is a multiple of 4, not {size} x {size}.")
+
+
 def start_small(module: nn.Module) -> None:
     """Draw the weights as the paper does: convolutions around 0, the factors of batch normalization around 1."""
     if isinstance(module, nn.Conv2d | nn.ConvTranspose2d | nn.BatchNorm2d):
@@ -43,14 +52,22 @@ class Generator(nn.Module):
         width: channels of the last hidden layer; the first one has twice as many.
         size: height and width of an image, in pixels, a multiple of 4.
         batch_norm: normalize the hidden layers over the batch, as the paper does.
+
+    Raises:
+        UserError: when a number is out of range.
+
+    Attributes:
+        latent: how long the noise vectors are that it takes.
+        image: the shape of an image that it makes: (n_channels, size, size).
     """
 
     def __init__(
         self, latent: int = 64, n_channels: int = 1, width: int = 32, size: int = 28, batch_norm: bool = True
     ):  # fmt: skip
         super().__init__()
-        if size % 4:
-            raise UserError(f"DCGAN makes images whose size is a multiple of 4, not {size} x {size}.")
+        check_numbers(latent, n_channels, width, size)
+        self.latent = latent
+        self.image = (n_channels, size, size)
         up = {"kernel_size": 4, "stride": 2, "padding": 1}
         self.layers = nn.Sequential(
             nn.ConvTranspose2d(latent, 2 * width, kernel_size=size // 4, bias=not batch_norm),
@@ -72,10 +89,18 @@ class Discriminator(nn.Module):
     Args:
         n_channels, width, size, batch_norm: see `Generator`; the first hidden layer has `width` channels. Neither the
             images nor the first layer are normalized.
+
+    Raises:
+        UserError: when a number is out of range.
+
+    Attributes:
+        image: the shape of an image that it takes: (n_channels, size, size).
     """
 
     def __init__(self, n_channels: int = 1, width: int = 32, size: int = 28, batch_norm: bool = True):
         super().__init__()
+        check_numbers(1, n_channels, width, size)
+        self.image = (n_channels, size, size)
         down = {"kernel_size": 4, "stride": 2, "padding": 1}
         self.layers = nn.Sequential(
             nn.Conv2d(n_channels, width, **down), nn.LeakyReLU(0.2),

@@ -4,6 +4,7 @@ They come without weights. https://docs.pytorch.org/vision/stable/models.html, h
 """
 
 import copy
+import warnings
 from argparse import ArgumentTypeError
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -112,12 +113,26 @@ def fit_channels(network: nn.Module, n_channels: int) -> None:
 
 def try_size(network: nn.Module, name: str, n_channels: int, size: int) -> None:
     """Raise UserError when images of this size do not go through the network; nothing is computed."""
-    images = torch.empty(2, n_channels, size, size, device="meta")
-    try:
-        copy.deepcopy(network).to("meta")(images)
-    except (RuntimeError, ValueError, AssertionError) as error:
-        reason = " ".join(str(error).split())[:120]
+    if reason := fault_on_images(lambda: network, n_channels, size):
         raise UserError(
             f"--model_type {name} cannot take images of {size} x {size} pixels ({reason}). Take one for small images, "
             f"such as ResNet18 or torchvision:resnet18."
-        ) from None
+        )
+
+
+def fault_on_images(make: Callable[[], nn.Module], n_channels: int, size: int) -> str:
+    """What goes wrong when two images go through a network that is made for it, or in making it; "" when nothing does.
+
+    >>> fault_on_images(lambda: nn.Conv2d(3, 8, 3), n_channels=3, size=16)
+    ''
+    """
+    images = torch.empty(2, n_channels, size, size, device="meta")  # so nothing is computed
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            network = copy.deepcopy(make()).to("meta")
+            network(images)
+    except Exception as error:  # a network of somebody's own may raise anything
+        return " ".join(str(error).split())[:120] or type(error).__name__
+    empty = [name for name, parameter in network.named_parameters() if not parameter.numel()]
+    return f"{empty[0]} has no elements" if empty else ""

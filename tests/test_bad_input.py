@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import sys
 
 import pytest
 import torch
@@ -74,7 +75,7 @@ def test_an_option_of_another_task_is_unknown(refuse, vanilla_run):
         ("--n_epoch", "0"), ("--n_epoch", "1.5"), ("--batch_size", "0"), ("--micro_batch_size", "-1"),
         ("--momentum", "1.1"), ("--momentum", "1"), ("--weight_decay", "-1"), ("--clip", "-0.1"), ("--clip_type", "l2"),
         ("--val_split", "0"), ("--val_split", "601"), ("--train_val_sample_rate", "99999"),
-        ("--seed", "-1"), ("--seed", "1.0"), ("--num_workers", "-1"), ("--val_every", "0"), ("--save_every", "0"),
+        ("--seed", "-1"), ("--seed", "1.0"), ("--num_workers", "-1"), ("--val_every", "-1"), ("--save_every", "0"),
         ("--log_every", "0"), ("--patience", "-1"), ("--warmup_epoch", "-1"), ("--warmup_multiplier", "0.5"),
         ("--lr_min", "1"), ("--lr_decay_rate", "0"), ("--lr_decay_rate", "1.5"), ("--gpu_devices", "first"),
         ("--gpu_devices", "0,0"), ("--optim", "adamw2"), ("--lr_scheduler", "cos"), ("--amp", "fp8"),
@@ -95,6 +96,50 @@ def test_an_option_of_another_task_is_unknown(refuse, vanilla_run):
 def test_a_value_that_cannot_be_is_refused_before_anything_is_written(refuse, tmp_path, flags):
     said = refuse(TrainerVanilla, *flags)
     assert flags[0].lstrip("-") in said and (len(flags) == 1 or flags[1].lstrip("-") in said)
+    assert not started(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("flags", "told"),
+    [
+        (("--loss_args", '{"reduction": "none"}'), "CE is no loss to train with"),
+        (("--loss_args", '{"reduction": "sum"}'), "micro-batches would change the result"),
+        (("--loss_args", '{"weight": [1, 2]}'), "10 weights"),
+        (("--loss_args", '{"label_smoothing": 7}'), "from 0 to 1"), (("--set", "loss_args.ignore_index=x"), "number"),
+        (("--loss_type", "CE", "Brier:2", "--set", "loss_args.Brierr.x=1"), "did you mean 'Brier'"),
+        (("--loss_type", "ce:-1"), "did you mean 'CE'"), (("--loss_type", "CE:nan"), "nan"),
+        (("--loss_type", "CE:"), "CE:"),
+        (("--optim_args", '{"bettas": [0.9, 0.99]}'), "did you mean 'betas'"),
+        (("--optim_args", '{"amsgrad": "no"}'), "true or false"), (("--optim", "SparseAdam"), "cannot make a step"),
+        (("--lr_scheduler", "StepLR", "--scheduler_args", '{"stepsize": 3}'), "did you mean 'step_size'"),
+        (("--lr_scheduler", "StepLR", "--scheduler_args", '{"step_size": 0}'), "ZeroDivisionError"),
+        (("--model_args", '{"n_classes": 3}'), "contradicts --n_classes 10"),
+        (("--model_args", '{"size": 32}'), "28 x 28"),
+        (("--set", "optim_args..eps=3"), "is not NAME=VALUE"), (("--set", "lr"), "is not NAME=VALUE"),
+        (("--set", "lr.x=3"), "flat"), (("--set", "optim_args.eps=[1"), "is not JSON"), (("--set", "lrr=3"), "'lr'"),
+        (("--metrics", "accuracyy"), "did you mean 'accuracy'"), (("--metrics", "top11"), "at least 11 classes"),
+        (("--init", "kaimin"), "did you mean 'kaiming'"), (("--micro_batch_size", "automatic"), "not auto"),
+        (("--find_lr", "--find_lr_range", "1", "1e-7"), "the lower one first"),
+        (("--find_lr", "--find_lr_range", "1"), "is not two learning rates"), (("--find_lr", "--doctor"), "give one"),
+        (("--doctor", "--nproc", "2"), "one process"), (("--logger", "tensorbord"), "did you mean 'tensorboard'"),
+        (("--logger", "none", "csv"), "none stands alone"), (("--model_type", "torchvision:resnet19"), "'resnet18'"),
+        (("--callbacks", "no_such_module:Mine"), "no module 'no_such_module'"),
+        (("--callbacks", "utils.errors:Nothing"), "has no 'Nothing'"),
+        (("--callbacks", "utils.errors:UserError"), "is no class derived from callbacks.callback.Callback"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
+)  # fmt: skip
+def test_arguments_and_names_that_cannot_be_are_refused_before_there_is_a_run(refuse, tmp_path, flags, told):
+    said = refuse(TrainerVanilla, *flags)
+    assert told in said and said.count("\n") == 1
+    assert not started(tmp_path)
+
+
+def test_loggers_and_networks_of_packages_that_are_not_there_say_so(refuse, tmp_path, monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    monkeypatch.setitem(sys.modules, "timm", None)
+    assert "pip install wandb" in refuse(TrainerVanilla, "--logger", "wandb")
+    assert "needs the package timm" in refuse(TrainerVanilla, "--model_type", "timm:resnet10t")
     assert not started(tmp_path)
 
 
@@ -144,6 +189,36 @@ def test_a_bad_option_file_is_named(refuse, tmp_path, text, named):
     path.write_text(text)
     said = refuse(TrainerVanilla, "--config", path)
     assert str(path) in said and named in said
+
+
+@pytest.mark.parametrize(
+    ("content", "named"),
+    [
+        ("- 1\n- 2", "mapping"), ("lr: 1e-3\nlr: 1e-4", "'lr' is given twice"), ("lr: [1e-3", "Cannot read"),
+        ("lr: !!python/object/apply:os.system [ls]", "python/object/apply:os.system"),
+        ("a: &x 1\nlr: *x", "aliases"),
+        ("optim_args: {eps: 1, eps: 2}", "'eps' is given twice"), ("base: options.yaml", "builds on itself"),
+        ("base: nowhere.yaml", "nowhere.yaml"), ("base: {a: b}", "base is the name of a file"),
+        ("base: .", "directory"),
+        ("lr: 1e-3\nlrr: 3", "options.yaml:2: unknown option 'lrr'"), ("set: [lr=3]", "belongs on the command line"),
+        ("optim_args.bettas: 3", "did you mean 'betas'"), ("optim_args: 3", "optim_args"), ("\tlr: 3", "Cannot read"),
+        ("lr: 1e-3\n---\nlr: 3", "Cannot read"), (b"description: \xff\xfe", "utf-8"),
+    ],
+    ids=repr,
+)  # fmt: skip
+def test_a_bad_yaml_file_is_named(refuse, tmp_path, content, named):
+    path = tmp_path / "options.yaml"
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    said = refuse(TrainerVanilla, "--config", path)
+    assert named in said and said.count("\n") == 1 and not started(tmp_path)
+
+
+def test_files_that_build_on_each_other_in_a_circle_are_named(refuse, tmp_path):
+    (tmp_path / "a.yaml").write_text("base: b.yaml")
+    (tmp_path / "b.yaml").write_text("base: a.yaml")
+    said = refuse(TrainerVanilla, "--config", tmp_path / "a.yaml")
+    assert "builds on itself" in said and "a.yaml -> " in said
+    assert "directory" in refuse(TrainerVanilla, "--config", tmp_path)
 
 
 def test_a_missing_option_file_is_named(refuse, tmp_path):

@@ -147,7 +147,7 @@ def test_what_cannot_be_is_told_in_one_line_before_anything_is_written(flags, wo
 def test_a_loss_of_your_own_may_have_a_weight(build):
     criterion = build("--loss_type", "CE:0.5", "torch.nn:MultiMarginLoss:2").criterion
     assert list(criterion.losses) == ["CE", "MultiMarginLoss"] and criterion.weights["MultiMarginLoss"] == 2
-    with pytest.raises(UserError, match="--loss_args is for a single loss"):
+    with pytest.raises(UserError, match="there is no loss 'margin'; there are CE, MultiMarginLoss"):
         build("--loss_type", "CE:0.5", "torch.nn:MultiMarginLoss:2", "--loss_args", '{"margin": 1}')
 
 

@@ -60,11 +60,38 @@ def refuse(capsys, monkeypatch, tmp_path, root):
         ((*GRID, "--", "--logger", "none"), "metrics.csv"), ((*GRID, "--", "--n_epochs", "3"), "mean '--n_epoch'"),
         ((*GRID, "--options", "lr=1"), "--lr is to be swept"), ((*GRID, "--options", "n_epoch=x"), "n_epoch"),
         ((*GRID, "--resume", "nowhere"), "nowhere"),
+        ((*GRID, "--", "--set", "lr=1"), "--lr is to be swept"), ((*GRID, "--", "--set", "seed=3"), "--seeds says"),
+        ((*GRID, "--", "--set", "output_dir=x"), "is not to be given"),
+        ((*GRID, "--options", "seed=3"), "--seeds says"),
+        ((GRID[0], "--grid", "optim_args.epss=1e-6,1e-8"), "AdamW takes no argument 'epss' (did you mean 'eps'?)"),
+        ((GRID[0], "--grid", "optim_arg.eps=1"), "did you mean 'optim_args'"), ((GRID[0], "--grid", "lr.x=1"), "flat"),
+        ((GRID[0], "--grid", "optim_args.eps=1e-6,x"), "eps of AdamW is a number"),
+        ((GRID[0], "--grid", "optim_args.betas=[0.9,0.95],[0.9,2]"), "Invalid beta parameter"),
+        ((GRID[0], "--grid", "optim_args.betas=[0.9"), "without its other half"),
+        ((GRID[0], "--grid", "model_args.width=8"), "VanillaModel takes no argument 'width'"),
+        ((GRID[0], "--grid", "model_type=LeNet,Vanilla", "model_args.size=28,8"), "cannot take images"),
+        ((GRID[0], "--grid", "loss_type=Focal", "loss_args.gamma=1,-1"), "gamma=-1"),
+        ((GRID[0], "--grid", "scheduler_args.step_size=3", "--", "--lr_scheduler", "StepL"), "mean 'StepLR'"),
+        ((GRID[0], "--grid", "scheduler_args.stepsize=3", "--", "--lr_scheduler", "StepLR"), "no argument 'stepsize'"),
+        ((GRID[0], "--grid", "data_args.sizes=3"), "takes no argument 'sizes'"),
+        ((GRID[0], "--search", "optim_args.epss=log:1e-9..1e-6"), "no argument 'epss'"),
+        ((GRID[0], "--search", "optim_args.eps=-1..1"), "Invalid epsilon value"),
+        ((GRID[0], "--grid", "optim_args.eps=1", "--", "--set", "optim_args.eps=2"), "optim_args.eps is to be swept"),
+        ((GRID[0], "--grid", "seed.x=1"), "--seeds says"), ((GRID[0], "--grid", "import.x=1"), "--import"),
+        (("trainer_gan.py", "--grid", "model_args.generator.widht=8"), "Generator takes no argument 'widht'"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
 )  # fmt: skip
 def test_what_cannot_be_is_refused_in_one_line_before_anything_is_started(refuse, argv, said):
     assert said in refuse(*argv)
+
+
+def test_a_trainer_that_cannot_be_loaded_is_told_in_one_line(refuse, tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    (tmp_path / "broken.py").write_text("def f(:")
+    (tmp_path / "fails.py").write_text("import trainer\nraise RuntimeError('not today')")
+    assert "SyntaxError" in refuse(tmp_path / "broken.py", *GRID[1:])
+    assert "RuntimeError: not today" in refuse(tmp_path / "fails.py", *GRID[1:])
 
 
 def test_a_search_without_optuna_is_refused_before_anything_is_written(refuse, monkeypatch):
@@ -121,6 +148,31 @@ def test_a_sweep_is_stopped_by_ctrl_c_and_gone_on_with(command, root, tmp_path):
     assert f"\n{rows[0]['trial']}" in done.stdout and rows[0]["state"] == "finished"
 
 
+@pytest.mark.parametrize("how", ["grid", "search", "file"])
+def test_arguments_of_classes_are_swept_and_named_plainly(command, tmp_path, how):
+    names = {"optim_args.betas": ["[0.9,0.95]", "[0.9,0.999]"], "optim_args.eps": ["1e-8"]}
+    if how == "search":
+        names["optim_args.eps"] = ["log:1e-9..1e-6"]
+    entries = [f"{name}={','.join(values)}" for name, values in names.items()]
+    flags = ["--search", *entries, "--trials", 2] if how == "search" else ["--grid", *entries]
+    if how == "file":
+        (tmp_path / "sweep.yaml").write_text("".join(["grid:\n", *(f"  - {entry}\n" for entry in entries)]))
+        flags = ["--config", tmp_path / "sweep.yaml"]
+    common = ("--n_epoch", 1, "--train_val_sample_rate", 60, "--set", "optim_args.weight_decay=0.5")
+    done = command("sweep.py", GRID[0], *flags, "--output_dir", tmp_path / "sweeps", "--", *common)
+    assert (done.returncode, done.stderr) == (0, "")
+    (directory,) = (tmp_path / "sweeps").iterdir()
+    with open(directory / "table.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert {*rows[0]} >= {*names} and len(rows) == 2 and (directory / "sweep.png").stat().st_size > 1000
+    assert "trial  optim_args.betas  optim_args.eps  val/accuracy" in done.stdout
+    for row in rows:
+        (path,) = directory.glob(f"runs/{row['trial']}-seed0/*/config_*.json")
+        arguments = json.loads(path.read_text())["optim_args"]
+        assert arguments == {"betas": json.loads(row["optim_args.betas"]), "weight_decay": 0.5,
+                             "eps": float(row["optim_args.eps"])}  # fmt: skip
+
+
 def test_a_run_that_fails_is_listed_and_the_status_says_so(command, tmp_path):
     # Which metrics there are, only the run itself can tell.
     flags = ("--options", "monitor=dice", "train_val_sample_rate=60")
@@ -136,6 +188,8 @@ def test_a_run_that_fails_is_listed_and_the_status_says_so(command, tmp_path):
         ({"grid": ["model_type=Vanilla,evil_module:Net"]}, "evil_module:Net"),
         ({"flags": ["--config=evil.yaml"]}, "--config"),
         ({"options": ["loss_type=evil_module:Loss:0.5"]}, "evil_module:Loss"),
+        ({"options": ["import=evil_module"]}, "import=evil_module"), ({"grid": ["import=evil_module"]}, "import=evil"),
+        ({"options": ["config=evil.yaml"]}, "config=evil.yaml"),
     ],
 )  # fmt: skip
 def test_a_sweep_from_elsewhere_has_no_code_imported(refuse, tmp_path, plan, named):

@@ -176,6 +176,35 @@ def test_a_checkpoint_is_evaluated_with_its_own_judge(finished, tmp_path):
     assert "The score agrees with the one that is stored" in logged
 
 
+def test_an_evaluation_builds_the_networks_again_with_their_arguments(train, tmp_path):
+    of_generator = ("--model_args", '{"generator": {"width": 8, "latent": 5}}')
+    arguments = (*of_generator, "--set", "model_args.discriminator.width=6")
+    trainer = train(*SMALL, *arguments, "--debug", task=TrainerGAN)
+    path = trainer.checkpointer.path("best")
+    assert load_checkpoint(path)["options"]["model_args"]["discriminator"] == {"width": 6}
+    argv = ["--model_path", str(path), "--save_path", str(tmp_path), "--split", "val"]
+    evaluator = EvaluatorGAN.run_test(EvaluatorGAN.parse_options(argv))
+    generator, discriminator = (evaluator.networks[name] for name in ("generator", "discriminator"))
+    assert (generator.latent, generator.layers[0].out_channels, discriminator.layers[0].out_channels) == (5, 16, 6)
+    assert evaluator.noise.shape[1] == 5
+    theirs = trainer.networks["generator"].state_dict()
+    assert all(torch.equal(value, theirs[key]) for key, value in generator.state_dict().items())
+    with pytest.raises(UserError, match="contradicts the checkpoint"):
+        EvaluatorGAN.parse_options([*argv, "--set", "model_args.generator.width=9"])
+
+
+def test_a_model_that_is_no_pair_of_networks_is_refused(build):
+    with pytest.raises(UserError, match="makes a single network, and a GAN has a generator and a discriminator"):
+        build("--model_type", "torch.nn:Identity", task=TrainerGAN)
+
+
+def test_betas_that_are_given_as_arguments_of_the_optimizer_count(build):
+    for flags, betas in (((), (0.3, 0.999)), (("--optim_args", '{"betas": [0.1, 0.2]}'), (0.1, 0.2))):
+        trainer = build(*SMALL, "--beta1", 0.3, *flags, task=TrainerGAN)
+        groups = [group for optimizer in trainer.optimizers.values() for group in optimizer.param_groups]
+        assert [tuple(group["betas"]) for group in groups] == [betas, betas]
+
+
 def test_a_judge_is_taken_from_a_file_or_refused(build, vanilla_run):
     path = vanilla_run / "Vanilla_best_ckpt.pth"
     trainer = build(*SMALL, "--judge_type", "Vanilla", "--judge", path, task=TrainerGAN)

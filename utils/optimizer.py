@@ -4,6 +4,7 @@ The other classes of `torch.optim` go by their own names, such as Adamax, and th
 """
 
 import inspect
+import json
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -12,10 +13,11 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from utils import eager_optim
-from utils.calls import NAMED, call, taken
-from utils.errors import UserError, nearest
+from utils.calls import NAMED, OF_TORCH, call, taken
+from utils.errors import UserError, nearest, shown
 from utils.own_code import find_own
 from utils.sharded_state import is_cut
+from utils.trial_steps import fault_of_optimizer
 
 Made = tuple[type[Optimizer], dict[str, Any]]
 
@@ -100,6 +102,7 @@ def build_optimizer(
     momentum: float = 0.9,
     fused: bool | None = None,
     optim_args: Mapping[str, Any] | None = None,
+    is_sparse: bool = False,
 ) -> Optimizer:
     """Return the optimizer named `optim`.
 
@@ -113,11 +116,13 @@ def build_optimizer(
         weight_decay: at least 0. "adamW" shrinks the weights by it; all others add it to the gradient (an L2 penalty).
         momentum: from 0 to below 1, for "sgd" and "nesterov"; the others have none to set.
         fused: one kernel for the whole step, for "adam", "adamW", "sgd" and "nesterov"; the others have none. None
-            takes it where the parameters' devices have it. False is needed for sparse gradients.
+            takes it where the parameters' devices have it.
         optim_args: further arguments of the class, such as {"betas": [0.9, 0.95]}; they count where both say something.
+        is_sparse: whether there are sparse gradients, for which there is no fused kernel.
 
     Raises:
-        UserError: when the name is unknown, a setting is out of range, or the class does not take one of the arguments.
+        UserError: when the name is unknown, a setting is out of range, the class does not take one of the arguments, or
+            cannot make a step with them.
     """
     if not (lr > 0 and weight_decay >= 0 and 0 <= momentum < 1):
         raise UserError(
@@ -126,7 +131,7 @@ def build_optimizer(
         )
     parameters = [parameter if isinstance(parameter, Tensor) else with_list(parameter) for parameter in parameters]
     if optim in OPTIMIZERS:
-        fused = can_fuse(parameters, optim) if fused is None else fused
+        fused = (not is_sparse and can_fuse(parameters, optim)) if fused is None else fused
         made, given = OPTIMIZERS[optim](lr=lr, weight_decay=weight_decay, momentum=momentum, fused=fused)
     else:
         made = find_class(optim)
@@ -134,7 +139,27 @@ def build_optimizer(
     optimizer = call(made, given, optim_args or {}, "--optim_args", first=[parameters])
     if not isinstance(optimizer, Optimizer) or needs_closure(type(optimizer)):
         raise UserError(f"optim={optim} makes no torch.optim.Optimizer whose step can be called without arguments.")
+    if optim not in OPTIMIZERS or optim_args:
+        try_out(optim, made, given, optim_args or {}, optimizer, is_sparse)
     return optimizer
+
+
+def try_out(
+    optim: str, made: Callable[..., Optimizer], given: Mapping[str, Any], optim_args: Mapping[str, Any],
+    optimizer: Optimizer, is_sparse: bool,
+) -> None:  # fmt: skip
+    """Raise UserError when an optimizer of this kind cannot make a step, and its arguments, or torch, are at fault."""
+    device = optimizer.param_groups[0]["params"][0].device
+
+    def fault(arguments: Mapping[str, Any]) -> str:
+        make = lambda parameters: made(parameters, **{**given, **arguments})  # noqa: E731 - it is that short
+        return fault_of_optimizer(make, device, is_sparse)
+
+    if not (found := fault(optim_args)):
+        return
+    if str(made.__module__).startswith(OF_TORCH) or (optim_args and not fault({})):
+        given_text = f" with --optim_args {shown(json.dumps(optim_args))}" if optim_args else ""
+        raise UserError(f"optim={optim}{given_text} cannot make a step: {found}")
 
 
 def find_class(optim: str) -> Callable[..., Optimizer]:

@@ -11,6 +11,7 @@ To add a schedule, write a function of (update, plan) and give it a name in `SCH
 of their class, see `build_torch_scheduler`.
 """
 
+import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -19,10 +20,11 @@ from typing import Any
 from torch.optim import Optimizer, lr_scheduler
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
-from utils.calls import call, taken
-from utils.errors import UserError, nearest
+from utils.calls import OF_TORCH, call, taken
+from utils.errors import UserError, nearest, shown
 from utils.own_code import find_own
 from utils.state import check_plain, set_state
+from utils.trial_steps import fault_of_schedule
 
 SETTINGS = ("warmup_epoch", "warmup_multiplier", "lr_decay_epochs", "lr_decay_steps", "lr_decay_rate", "lr_min")
 
@@ -263,9 +265,14 @@ def build_torch_scheduler(
             f"{', '.join(SCHEDULERS)}, or of torch: {', '.join(classes)}."
         )
     offered = {} if "epochs" in scheduler_args else {"total_steps": num_steps, "T_max": num_steps}
+    initial = [{key: value for key, value in group.items() if key != "params"} for group in optimizer.param_groups]
     scheduler = call(make, taken(make, offered), scheduler_args, "--scheduler_args", first=[optimizer])
     if not isinstance(scheduler, LRScheduler) or isinstance(scheduler, lr_scheduler.ReduceLROnPlateau):
         raise UserError(f"lr_scheduler={name} makes no LRScheduler whose step() takes nothing, but {type(scheduler)}.")
+    again = lambda stand_in: make(stand_in, **{**taken(make, offered), **scheduler_args})  # noqa: E731 - it is that short
+    found = fault_of_schedule(again, initial, num_steps)
+    if found and (scheduler_args or str(make.__module__).startswith(OF_TORCH)):
+        raise UserError(f"lr_scheduler={name} with --scheduler_args {shown(json.dumps(scheduler_args))}: {found}")
     try:
         check_plain(scheduler.state_dict(), "the state of the scheduler, ")
     except TypeError as error:

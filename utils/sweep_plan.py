@@ -4,7 +4,7 @@ import argparse
 import itertools
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from utils.errors import UserError, nearest, shown
@@ -40,7 +40,7 @@ class Choice:
 
 
 def by_name(entries: Sequence[str], flag: str) -> dict[str, str]:
-    """Split entries NAME=REST.
+    """Split entries NAME=REST, where the name may have dots, as that of an argument of a class: optim_args.eps.
 
     Args:
         entries: the texts.
@@ -54,7 +54,7 @@ def by_name(entries: Sequence[str], flag: str) -> dict[str, str]:
     """
     found: dict[str, str] = {}
     for entry in entries:
-        match = re.fullmatch(r"([A-Za-z_]\w*)=(.*)", entry, re.DOTALL)
+        match = re.fullmatch(r"([A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*)=(.*)", entry, re.DOTALL)
         if not match:
             raise UserError(f"{flag} {shown(entry)} is not NAME=VALUES with the name of an option, such as lr=1e-3.")
         if match[1] in found:
@@ -63,9 +63,44 @@ def by_name(entries: Sequence[str], flag: str) -> dict[str, str]:
     return found
 
 
+def depths(text: str) -> Iterator[int]:
+    """Yield for each letter how many brackets are open behind it, with 1 more inside of double quotes."""
+    depth, is_quoted, before = 0, False, ""
+    for letter in text:
+        if letter == '"' and before != "\\":
+            is_quoted = not is_quoted
+        elif not is_quoted:
+            depth += (letter in "[{") - (letter in "]}")
+        before = letter
+        yield depth + is_quoted
+
+
+def is_open(text: str) -> bool:
+    """Whether brackets or quotes have no other half."""
+    found = [0, *depths(text)]
+    return found[-1] != 0 or min(found) < 0
+
+
+def split_values(text: str) -> list[str]:
+    """Cut at the commas that stand in no brackets or quotes.
+
+    >>> split_values("1e-3,3e-4"), split_values("[0.9,0.95],[0.9,0.999]")
+    (['1e-3', '3e-4'], ['[0.9,0.95]', '[0.9,0.999]'])
+    """
+    values = [""]
+    for letter, depth in zip(text, depths(text), strict=True):
+        if letter == "," and depth == 0:
+            values.append("")
+        else:
+            values[-1] += letter
+    return values
+
+
 def values_of(name: str, text: str, flag: str) -> list[str]:
-    """The values of a comma-separated list; UserError when one is empty or comes twice."""
-    values = text.split(",")
+    """The values of a comma-separated list; UserError when one is empty or comes twice, or a bracket stays open."""
+    values = split_values(text)
+    if is_open(text):
+        raise UserError(f"{flag} {shown(f'{name}={text}')} has a bracket or quote without its other half.")
     if "" in map(str.strip, values):
         raise UserError(f"{flag} {shown(f'{name}={text}')} has an empty value.")
     if twice := [value for value in values if values.count(value) > 1]:

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from utils.errors import DivergedError
+from utils.errors import DivergedError, UserError
 from utils.seed import RandomBookmark
 
 POLICIES = ("stop", "skip")
@@ -68,7 +68,15 @@ class UpdateGuard:
         self._random = RandomBookmark()
 
     def add_loss(self, loss: torch.Tensor) -> None:
-        """Count a loss of this update in; it is looked at with the gradient, so as to wait for the device only once."""
+        """Count a loss of this update in; it is looked at with the gradient, so as to wait for the device only once.
+
+        Raises:
+            UserError: when it is no scalar.
+        """
+        if loss.numel() != 1:
+            raise UserError(
+                f"The loss of a batch has the shape {tuple(loss.shape)}: it must be a scalar, the mean over samples."
+            )
         loss = loss.detach()
         self._loss = loss if self._loss is None else self._loss + loss
 

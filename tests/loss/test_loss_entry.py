@@ -12,8 +12,9 @@ from utils.errors import UserError
 from utils.options import one_of
 
 
-def build(loss_type: str | list[str], n_classes: int, label_smoothing: float = 0.0) -> nn.Module:
-    return build_criterion(Namespace(loss_type=loss_type, n_classes=n_classes, label_smoothing=label_smoothing))
+def build(loss_type: str | list[str], n_classes: int, label_smoothing: float = 0.0, **loss_args) -> nn.Module:
+    given = {"loss_type": loss_type, "n_classes": n_classes, "label_smoothing": label_smoothing, "loss_args": loss_args}
+    return build_criterion(Namespace(**given))
 
 
 def test_label_smoothing_spreads_a_share_evenly():
@@ -111,3 +112,115 @@ def test_a_term_is_a_name_with_or_without_a_weight(text, stored):
 def test_a_term_that_cannot_be_is_refused(text):
     with pytest.raises(ArgumentTypeError):
         loss_term(one_of(("CE", "Dice")))(text)
+
+
+# ---- arguments -------------------------------------------------------------------------------------------------------
+WRONG = {
+    "CE": [
+        ({"reduction": "none"}, "a tensor of shape (7,)"), ({"reduction": "sum"}, "not the mean"),
+        ({"reduction": "means"}, "means"), ({"reduction": 3}, "a text"), ({"size_average": False}, "an old name"),
+        ({"reduce": False}, "an old name"), ({"weight": [1, 2]}, "10 weights"), ({"weight": "x"}, "'x'"),
+        ({"weight": 3}, "10 weights"), ({"weight": [-1] * 10}, "at least 0"), ({"ignore_index": "x"}, "a whole number"),
+        ({"weight": [1] * 10, "reduction": "sum"}, "no argument 'reduction'"),
+        ({"ignore_index": 1.5}, "a whole number"), ({"ignore_index": None}, "a whole number"),
+        ({"label_smoothing": 7}, "from 0 to 1"), ({"label_smoothing": -1}, "from 0 to 1"),
+        ({"label_smoothing": "x"}, "a number"), ({"weigth": [1]}, "did you mean 'weight'"),
+        ({"weight": [1] * 10, "label_smoothing": 7}, "label_smoothing=7"),
+    ],
+    "Focal": [
+        ({"gamma": "x"}, "a number"), ({"gamma": -1}, "gamma=-1"), ({"gamma": None}, "a number"),
+        ({"gamma": [1, 2]}, "a number"), ({"gamma": True}, "a number"), ({"alpha": 1}, "no argument 'alpha'"),
+        ({"gamma": 1e300}, "its gradient is 0"),
+    ],
+    "Brier": [({"reduction": "none"}, "no argument 'reduction'")],
+    "CEDice": [
+        ({"ce_weight": "x"}, "a number"), ({"ce_weight": -1}, "at least 0"), ({"n_classes": 3}, "n_classes=3"),
+        ({"ce_weight": 0, "dice_weight": 0}, "one above"), ({"smooth": 0}, "smooth=0"), ({"smooth": -1}, "smooth=-1"),
+        ({"n_classes": 1}, "n_classes=1"),
+    ],
+    "PixelCE": [({"ce_weight": 0}, "one above"), ({"reduction": "none"}, "no argument")],
+    "Dice": [({"smooth": 0}, "smooth=0"), ({"smoth": 1}, "did you mean 'smooth'")],
+    "BCE": [
+        ({"reduction": "none"}, "a tensor of shape (7,)"), ({"reduction": "sum"}, "not the mean"),
+        ({"pos_weight": [1, 2, 3]}, "BCE is no loss to train with"), ({"pos_weight": "x"}, "a number at least 0"),
+        ({"pos_weight": -1}, "a number at least 0"), ({"weight": [1, 2, 3]}, "BCE is no loss"),
+        ({"weight": True}, "a number at least 0"),
+    ],
+    "LeastSquares": [({"reduction": "sum"}, "not the mean"), ({"weight": 3}, "no argument 'weight'")],
+    "torch.nn:MultiMarginLoss": [
+        ({"reduction": "none"}, "a tensor of shape (7,)"), ({"reduction": "sum"}, "not the mean"),
+        ({"margin": "x"}, "a number"), ({"p": 3}, "3"),
+    ],
+    "torch.nn:CrossEntropyLoss": [
+        ({"label_smoothing": -1}, "from 0 to 1"), ({"weight": [1] * 9 + [2]}, "not the mean"),
+    ],
+}  # fmt: skip
+
+
+CASES_OF_ARGUMENTS = [(name, *each) for name, cases in WRONG.items() for each in cases]
+
+
+@pytest.mark.parametrize(("loss_type", "loss_args", "words"), CASES_OF_ARGUMENTS)
+def test_arguments_that_make_no_loss_to_train_with_are_refused_when_it_is_built(loss_type, loss_args, words, recwarn):
+    n_classes = 2 if LOSS_TYPES.get(loss_type) == "segmentation" else 10
+    opt = Namespace(loss_type=loss_type, n_classes=n_classes, label_smoothing=0.0, loss_args=loss_args)
+    with pytest.raises(UserError) as error:
+        build_criterion(opt)
+    assert words in str(error.value) and "\n" not in str(error.value) and not recwarn.list
+
+
+def test_every_loss_of_the_template_has_been_tried_with_wrong_arguments():
+    assert set(LOSS_TYPES) <= set(WRONG)
+
+
+@pytest.mark.parametrize(
+    ("loss_type", "arguments"),
+    [
+        ("CE", {"label_smoothing": 0.2}), ("CE", {"weight": [1, 2] * 5}), ("CE", {"ignore_index": 3}),
+        ("Focal", {"gamma": 0}), ("BCE", {"pos_weight": 2}), ("BCE", {"pos_weight": [2.5]}), ("Dice", {"smooth": 20}),
+        ("CE", {"reduction": "mean"}), ("torch.nn:MultiMarginLoss", {"weight": [1, 2] * 5}),
+        ("CEDice", {"ce_weight": 0.5}),
+    ],
+)  # fmt: skip
+def test_arguments_that_fit_are_taken(loss_type, arguments):
+    kind = LOSS_TYPES.get(loss_type, "classification")
+    n_classes = 2 if kind == "segmentation" else 10
+    logits, targets = batch(loss_type if loss_type in LOSS_TYPES else "CE", n_classes)
+    loss = build(loss_type, n_classes, **arguments)(logits, targets)
+    loss.backward()
+    assert loss.shape == () and loss.isfinite() and logits.grad.any()
+
+
+def test_the_arguments_of_several_losses_go_by_their_names():
+    logits, masks = batch("Dice", 2)
+    both = build(["PixelCE", "Dice:0.5"], 2, Dice={"smooth": 20})
+    expected = build("PixelCE", 2)(logits, masks) + 0.5 * build("Dice", 2, smooth=20)(logits, masks)
+    torch.testing.assert_close(both(logits, masks), expected)
+    assert not torch.isclose(build(["PixelCE", "Dice:0.5"], 2)(logits, masks), expected)
+    own = build(["CE", "torch.nn:MultiMarginLoss:2"], 10, MultiMarginLoss={"margin": 3.0})
+    assert own.losses["MultiMarginLoss"].margin == 3.0
+    assert build("Focal:2", 10, Focal={"gamma": 1.0}).losses["Focal"].gamma == 1.0
+
+
+@pytest.mark.parametrize(
+    ("loss_type", "arguments", "words"),
+    [
+        (["PixelCE", "Dice"], {"smooth": 1}, "no loss 'smooth'; there are PixelCE, Dice"),
+        (["PixelCE", "Dice"], {"Dise": {"smooth": 1}}, "did you mean 'Dice'"),
+        (["PixelCE", "Dice"], {"Dice": 3}, "Dice has a mapping of its arguments"),
+        (["PixelCE", "Dice"], {"Dice": {"smoth": 1}}, "--loss_args Dice: CEDiceLoss takes no argument 'smoth'"),
+        (["PixelCE", "Dice"], {"Dice": {"smooth": "x"}}, "--loss_args Dice: smooth of CEDiceLoss is a number"),
+        ("Dice:2", {"smooth": 2}, "no loss 'smooth'"),
+    ],
+)  # fmt: skip
+def test_arguments_of_several_losses_that_do_not_fit_are_named(loss_type, arguments, words):
+    with pytest.raises(UserError) as error:
+        build(loss_type, 2, **arguments)
+    assert words in str(error.value)
+
+
+def test_a_loss_is_tried_without_a_trace_in_the_random_numbers():
+    torch.manual_seed(0)
+    before = torch.get_rng_state()
+    build("CE", 10, weight=[1] * 10)
+    assert torch.equal(torch.get_rng_state(), before)

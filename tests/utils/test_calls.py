@@ -1,10 +1,12 @@
 """Calls with what a person has given: what a class does not take, or cannot do with, is named in one line."""
 
+from collections.abc import Sequence
+
 import pytest
 import torch
 from torch import nn
 
-from utils.calls import call, taken
+from utils.calls import call, split_arguments, taken
 from utils.errors import UserError
 
 
@@ -25,7 +27,7 @@ def test_what_a_person_gives_counts():
         ({"width": 1, "dept": 1}, ["--args", "Net takes no argument 'dept'", "mean 'depth'", "width, depth, up"]),
         ({}, ["needs the argument width", "--args"]),
         ({"width": 0}, ["Net cannot be made", "'width': 0", "ValueError: too narrow", "test_calls.py"]),
-        ({"width": "x"}, ["TypeError"]),
+        ({"width": "x"}, ["--args: width of Net is a whole number", "x"]),
         ({"self": 1, "width": 1}, ["'self'"]),
     ],
 )
@@ -60,3 +62,38 @@ def test_only_what_is_named_is_offered():
     assert call(lambda first, b: (first, b), {}, {"b": 2}, "--args", first=[1]) == (1, 2)
     with pytest.raises(UserError, match="takes no argument 'first'"):
         call(lambda first, b=1: (first, b), {}, {"first": 2}, "--args", first=[1])
+
+
+class Typed:
+    def __init__(self, count: int, share: float = 0.5, name: str | None = "a", ends: list[int] = (), on: "bool" = True,
+                 places: "Sequence[int] | None" = None):  # fmt: skip
+        self.given = (count, share, name, ends, on)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"count": 1.5}, "count of Typed is a whole number, not '1.5'"), ({"count": True}, "a whole number"),
+        ({"count": None}, "not 'null'"), ({"share": "x"}, "share of Typed is a number"), ({"share": False}, "a number"),
+        ({"name": 3}, "a text or null"), ({"ends": "x"}, "a list"), ({"ends": 3}, "a list"),
+        ({"places": "x"}, "a list"), ({"on": "no"}, "true or false"), ({"on": 1}, "true or false"),
+    ],
+)  # fmt: skip
+def test_a_value_of_another_kind_is_refused(arguments, words):
+    with pytest.raises(UserError) as error:
+        call(Typed, {"count": 1}, arguments, "--args")
+    assert f"--args: {next(iter(arguments))} of Typed is" in str(error.value) and words in str(error.value)
+
+
+def test_values_of_the_kind_that_is_named_are_taken():
+    arguments = {"count": 2, "share": 1, "name": None, "ends": [1, 2], "on": False}
+    assert call(Typed, {}, arguments, "--args").given == (2, 1, None, [1, 2], False)
+    assert call(torch.optim.AdamW, {}, {"betas": [0.1, 0.2]}, "--args", first=[[nn.Parameter(torch.ones(2))]])
+
+
+def test_the_arguments_of_several_go_by_their_names():
+    assert split_arguments({"b": {"x": 1}}, ["a", "b"], "--args", "loss") == {"a": {}, "b": {"x": 1}}
+    with pytest.raises(UserError, match=r"--args: there is no loss 'bb' \(did you mean 'b\w+'\?\); there are a, bbb"):
+        split_arguments({"bb": {}}, ["a", "bbb"], "--args", "loss")
+    with pytest.raises(UserError, match="b has a mapping of its arguments"):
+        split_arguments({"b": 3}, ["a", "b"], "--args", "loss")

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from utils.errors import DivergedError
+from utils.errors import DivergedError, UserError
 from utils.update_guard import UpdateGuard
 
 NAN, INF = float("nan"), float("inf")
@@ -34,6 +34,14 @@ def test_what_is_finite_passes(loss):
     if loss is not None:
         watch.add_loss(torch.tensor(loss))
     watch.check("model", torch.tensor(2.0))
+
+
+def test_a_loss_that_is_no_scalar_is_refused():
+    guard = UpdateGuard([nn.Linear(1, 1)])
+    guard.begin_update()
+    with pytest.raises(UserError, match=r"the shape \(3,\): it must be a scalar"):
+        guard.add_loss(torch.ones(3))
+    guard.add_loss(torch.ones(1))
 
 
 def test_any_of_several_losses_counts_and_an_earlier_update_does_not():
