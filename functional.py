@@ -305,6 +305,8 @@ def resolve(
         layers = [({name: value for name, value in saved.items() if name in taken}, resume)]
     opt = make_parser(function).resolve([], [*layers, (values, "")])
     opt.max_updates = values.get("max_updates")  # not that of the run before, which may have counted epochs
+    if layers and opt.max_updates:  # epochs that were cut short count, too
+        opt.n_epoch += state["progress"]["epoch"]
     check_options(vars(opt), {name: value for options, _ in layers for name, value in options.items()})
     opt.resume, opt.resume_notes = resume, notes
     opt.seed = draw_seed() if opt.seed is None else opt.seed

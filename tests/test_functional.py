@@ -189,10 +189,11 @@ def test_a_resumed_fit_ends_with_the_same_bits(settings, per_update, by):
 def test_a_run_goes_on_for_more_updates(settings):
     model, optimizer = parts()
     run = fit(model, optimizer, None, points(), 16, num_updates=7, **settings)
-    for more in ({"num_updates": 10}, {"num_epochs": 3}):
+    for more, update in (({"num_updates": 10}, 10), ({"num_updates": 13}, 13), ({"num_epochs": 4}, 20)):
         model, optimizer = parts()
         run = fit(model, optimizer, None, points(), 16, resume=run.run_dir.path, **more, **settings)
-    assert run.progress.state_dict() == {"epoch": 3, "update": 17, "sample": 0}
+        assert run.progress.update == update
+    assert run.progress.state_dict() == {"epoch": 4, "update": 20, "sample": 0}
 
 
 def test_another_batch_size_contradicts_the_run_that_is_resumed(settings):
