@@ -351,7 +351,7 @@ def test_commands_are_found_and_skipped():
 
 
 PAGES = [("README.md", 5), ("docs/shards.md", 4), ("docs/distributed.md", 4), ("docs/finetuning.md", 9),
-         ("docs/own_step.md", 2), ("docs/options.md", 6), ("docs/lightning.md", 6)]
+         ("docs/own_step.md", 2), ("docs/options.md", 6), ("docs/lightning.md", 6), ("docs/data.md", 3)]
 
 
 @pytest.mark.parametrize(("page", "least"), PAGES)
