@@ -178,7 +178,7 @@ def test_a_long_function_would_be_seen():
 
 
 def test_the_code_as_a_whole_stays_readable():
-    assert sum(map(num_code_lines, RUNTIME)) <= 13700
+    assert sum(map(num_code_lines, RUNTIME)) <= 14000
 
 
 EXECUTED = """

@@ -19,6 +19,7 @@ from data.masks import load_mask, scan_masks
 from data.MultiImage import MultiImageDataset, build_multi_image
 from data.pairs import MaskPaths, find_pairs
 from data.sampler import UpdateLoader, seeded_dataset
+from functional import fit
 from trainer_seg_on_carvana import TrainerSeg
 from utils.errors import UserError
 
@@ -482,6 +483,37 @@ def test_a_run_ends_with_the_same_bits_after_a_stop_and_with_loading_processes(t
     assert differences(whole.state_dict(), resumed.state_dict(), ignore=("seconds", "options", "callbacks")) == []
     other = train(*FLAGS, "--no-augment", task=TrainerSeg)  # what the check above would see
     assert differences(whole.networks["model"].state_dict(), other.networks["model"].state_dict())
+
+
+class Denoiser(torch.nn.Module):
+    """Returns its own loss."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.body = torch.nn.Conv2d(3, 3, 3, padding=1)
+
+    def forward(self, noisy, clean):
+        return (self.body(noisy) - clean).square().mean()
+
+
+@pytest.mark.parametrize(("num_workers", "num_epochs"), [(2, (2,)), (0, (1, 2))])
+def test_fit_ends_with_the_same_weights_with_loading_processes_and_after_a_resume(
+    dirs, tmp_path, num_workers, num_epochs
+):
+    def weights(where, num_workers, *num_epochs):
+        resume = None
+        for number in num_epochs:
+            model = Denoiser()
+            run = fit(model, torch.optim.SGD(model.parameters(), lr=0.1), None, MultiImageDataset(dirs[:2], JITTER), 4,
+                      num_epochs=number, num_workers=num_workers, seed=0, resume=resume, logger=["csv"],
+                      output_dir=str(tmp_path / where), gpu_devices="cpu")  # fmt: skip
+            resume = run.run_dir.path
+        return model.body.weight.detach()
+
+    plain = weights("whole", 0, 2)
+    assert torch.equal(plain, weights("other", num_workers, *num_epochs))
+    assert not torch.equal(plain, weights("short", 0, 1))
 
 
 @pytest.mark.parametrize("data_type", ["MultiImage", "data.MultiImage:build_multi_image"])
