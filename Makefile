@@ -41,6 +41,7 @@ bench-all: $(VENV)/installed-bench
 	$(BIN)/python -m benchmarks.time_to_accuracy --write $(BENCH_ARGS)
 	$(BIN)/python -m benchmarks.startup --write $(BENCH_ARGS)
 	$(BIN)/python -m benchmarks.carvana_loading --write
+	$(BIN)/python -m benchmarks.image_loading --write
 	$(BIN)/python -m benchmarks.index_size --write
 	$(BIN)/python -m benchmarks.memory_plan --write
 	$(BIN)/python -m benchmarks.scaling --write

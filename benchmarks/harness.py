@@ -30,8 +30,8 @@ ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "docs" / "benchmarks.md"
 BEGIN, END = "<!-- figures: begin -->", "<!-- figures: end -->"
 ORDER = (
-    "vanilla_epoch", "evaluation", "unet_step", "time_to_accuracy", "startup", "carvana_loading", "index_size",
-    "scaling", "gpu",
+    "vanilla_epoch", "evaluation", "unet_step", "time_to_accuracy", "startup", "carvana_loading", "image_loading",
+    "index_size", "scaling", "gpu",
 )  # fmt: skip
 LEAST_RUNS = 5  # for a figure that is written down
 TIMEOUT = 1800  # seconds that a run may take; then it hangs

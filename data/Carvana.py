@@ -26,13 +26,12 @@ from data.masks import (
     scan_masks,
     to_float,
 )
-from data.pairs import MaskPaths, Pairs, find_pairs
+from data.pairs import LINES, MaskPaths, Pairs, find_pairs
 from data.split import split_by_group
 from utils.errors import UserError, nearest
 from utils.seed import mix
 
 MODES = ("direct", "padding")
-LINES = 1000  # that are hashed at once
 
 
 def augment_pair(image: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
@@ -56,14 +55,24 @@ def augment_batch(images: Tensor, masks: Tensor, draws: Tensor) -> tuple[Tensor,
         masks: (N, H, W); is changed.
         draws: (N, 3) in [0, 1): of each sample, whether it is flipped, and its brightness and contrast.
     """
+    return change_light(flip_some(images, draws), draws), flip_some(masks, draws)
+
+
+def flip_some(planes: Tensor, draws: Tensor) -> Tensor:
+    """Flip those of (N, ..., W), in place, whose first of the `draws`, (N, 3) in [0, 1), says so."""
     for i in (draws[:, 0] < 0.5).nonzero().flatten().tolist():
-        images[i], masks[i] = images[i].flip(-1), masks[i].flip(-1)
+        planes[i] = planes[i].flip(-1)
+    return planes
+
+
+def change_light(images: Tensor, draws: Tensor) -> Tensor:
+    """Change brightness and contrast of float32 (N, C, H, W) in [0, 1], in place; (N, 3) `draws` as above."""
     brightness, contrast = (0.8 + 0.4 * draws[:, 1:].double()).float().T[..., None, None, None]  # (N, 1, 1, 1) each
     images *= brightness
     # In double precision the sum of up to 1.7 million 8-bit values is exact. So neither the number of threads, which
     # sum parts, nor the size of the batch changes a bit of it.
     means = torch.stack([image.double().mean() for image in images]).float()[:, None, None, None]
-    return images.sub_(means).mul_(contrast).add_(means).clamp_(0, 1), masks
+    return images.sub_(means).mul_(contrast).add_(means).clamp_(0, 1)
 
 
 class CarvanaDataset(Dataset):
@@ -116,12 +125,7 @@ class CarvanaDataset(Dataset):
 
     def fingerprint(self) -> str:
         """SHA-256 of the names and the sizes of the files, which is quick and finds most changes."""
-        digest, sizes = hashlib.sha256(), self.pairs.status()[:, [0, 2]]
-        for first in range(0, len(self), LINES):
-            named = zip(self.names[first : first + LINES], sizes[first : first + LINES].tolist(), strict=True)
-            text = "\n".join(f"{name} {image} {mask}" for name, (image, mask) in named)
-            digest.update(("\n" * (first > 0) + text).encode(errors="surrogateescape"))
-        return digest.hexdigest()
+        return self.pairs.fingerprint()
 
     def files(self, index: int) -> tuple[Any, Any]:
         """Return the image file and the mask file of a sample: paths, or what else Pillow can open."""
@@ -225,6 +229,17 @@ class CachedCarvana(Dataset):
         return to_float(records[:, :-1]), records[:, -1].long()
 
 
+def check_options(n_channels: int, mode: str, **at_least_one: int) -> None:
+    """Raise UserError when one of the options of image data is out of range."""
+    if n_channels not in (1, 3):
+        raise UserError(f"--n_channels {n_channels} does not fit images: give 3 for RGB or 1 for grey.")
+    if mode not in MODES:
+        raise UserError(f"--mode {mode} is unknown: give {' or '.join(MODES)}{nearest(mode, MODES)}.")
+    for option, value in at_least_one.items():
+        if value < 1:
+            raise UserError(f"--{option} {value} is out of range: give 1 or more.")
+
+
 def build_carvana(
     data_dir: str | Path,
     *,
@@ -257,13 +272,7 @@ def build_carvana(
     Raises:
         UserError: an option out of range, files that are missing or do not fit together, a part that is empty.
     """
-    if n_channels not in (1, 3):
-        raise UserError(f"--n_channels {n_channels} does not fit images: give 3 for RGB or 1 for grey.")
-    if mode not in MODES:
-        raise UserError(f"--mode {mode} is unknown: give {' or '.join(MODES)}{nearest(mode, MODES)}.")
-    for option, value in (("--patch_size", patch_size), ("--n_classes", n_classes)):
-        if value < 1:
-            raise UserError(f"{option} {value} is out of range: give 1 or more.")
+    check_options(n_channels, mode, patch_size=patch_size, n_classes=n_classes)
     pairs = find_pairs(data_dir)
     cars = pairs.cars()
     parts = split_by_group(cars, train_val_sample_rate, test_sample_rate, val_split, split_seed)

@@ -41,6 +41,7 @@ DATA_TYPES = {
     "FashionMNIST": ("classification", "generation"),
     "Carvana": ("segmentation",),
     "CarvanaShards": ("segmentation",),
+    "MultiImage": ("segmentation",),
 }
 DEBUG_BATCHES = 3  # of each part, with --debug
 PARTS = ("train", "val", "test")
@@ -84,6 +85,14 @@ def build_datasets(opt: Namespace) -> dict[str, Dataset]:
             "n_classes": opt.n_classes, "mode": opt.mode,
             "augment": getattr(opt, "augment", False), "window": getattr(opt, "shuffle_shards", 1),  # of training only
             "cache_dir": opt.shard_cache_dir, "cache_gb": opt.shard_cache_gb, **split,
+        })  # fmt: skip
+    if opt.data_type == "MultiImage":
+        from data.MultiImage import build_multi_image
+
+        return build(build_multi_image, {
+            "data_dir": opt.data_dir, "patch_size": opt.patch_size, "n_channels": opt.n_channels,
+            "n_classes": opt.n_classes, "mode": opt.mode, "max_bad_samples": getattr(opt, "skip_bad_samples", 0),
+            "augment": getattr(opt, "augment", False), **split,
         })  # fmt: skip
     if opt.data_type in ("FashionMNIST", "FashionMNISTSample"):
         from data.FashionMNIST import build_fashion_mnist, build_fashion_mnist_sample

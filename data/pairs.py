@@ -1,14 +1,16 @@
-"""Which image belongs to which mask: an index that is read once and stays small, also for a million samples.
+"""Which files belong together: an index that is read once and stays small, also for a million samples.
 
-A directory is listed once. Of each sample the index keeps its name and the ends of its two file names, which are few
-different ones; a path is put together when it is asked for. So a sample costs about a hundred bytes, and is found in
-the same time whatever their number.
+A sample has one file in each of several directories, such as an image and its mask. A directory is listed once. Of
+each sample the index keeps its name and the ends of its file names, which are few different ones; a path is put
+together when it is asked for. So a sample costs about a hundred bytes, and is found in the same time whatever their
+number.
 """
 
+import hashlib
 import itertools
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,6 +21,7 @@ from utils.errors import UserError
 EXTENSIONS = {"jpg", "jpeg", "png", "bmp", "tif", "tiff", "gif", "webp", "ppm", "pgm"}
 FOLDERS = ("train", "train_masks")
 MASK_END = "_mask"
+LINES = 1000  # that are hashed at once
 
 
 class Pair(NamedTuple):
@@ -30,7 +33,63 @@ class Pair(NamedTuple):
     mask_path: str
 
 
-class Pairs(Sequence):
+class MatchedFiles(Sequence):
+    """The files of several directories, put together by name; each sample is made a tuple of paths when asked for.
+
+    Args:
+        folders: the directories.
+        names: of the samples.
+        ends: of each sample, what follows its name in the file name in each directory, such as (".jpg", "_mask.gif").
+    """
+
+    def __init__(self, folders: Sequence[str | Path], names: list[str], ends: list[tuple[str, ...]]):
+        self.folders = tuple(map(str, folders))
+        self.names = names
+        self.ends = ends
+        self._status: np.ndarray | None = None
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def __getitem__(self, index: int) -> tuple[str, ...]:
+        return tuple(self.path(index, which) for which in range(len(self.folders)))
+
+    def path(self, index: int, which: int) -> str:
+        """The path of a sample's file in the directory number `which`."""
+        return f"{self.folders[which]}{os.sep}{self.names[index]}{self.ends[index][which]}"
+
+    def select(self, indices: Sequence[int]) -> "MatchedFiles":
+        """Some of the samples."""
+        return MatchedFiles(self.folders, *self.of(indices))
+
+    def of(self, indices: Sequence[int]) -> tuple[list[str], list[tuple[str, ...]]]:
+        """The names and the ends of some of the samples."""
+        return [self.names[i] for i in indices], [self.ends[i] for i in indices]
+
+    def status(self) -> np.ndarray:
+        """Size in bytes and time of the last change in nanoseconds, of each file of a sample, (N, 2 * files) int64.
+
+        Asked of the file system once. A file that is not there any more has -1; it is named when it is loaded.
+        """
+        if self._status is None:
+            width = len(self.folders)
+            paths = (self.path(index, which) for index in range(len(self)) for which in range(width))
+            numbers = itertools.chain.from_iterable(map(size_and_time, paths))  # one by one: few are in memory at once
+            count = 2 * width * len(self)
+            self._status = np.fromiter(numbers, dtype=np.int64, count=count).reshape(-1, 2 * width)
+        return self._status
+
+    def fingerprint(self) -> str:
+        """SHA-256 of the names and the sizes of the files, which is quick and finds most changes."""
+        digest, sizes = hashlib.sha256(), self.status()[:, ::2]
+        for first in range(0, len(self), LINES):
+            named = zip(self.names[first : first + LINES], sizes[first : first + LINES].tolist(), strict=True)
+            text = "\n".join(" ".join([name, *map(str, of_files)]) for name, of_files in named)
+            digest.update(("\n" * (first > 0) + text).encode(errors="surrogateescape"))
+        return digest.hexdigest()
+
+
+class Pairs(MatchedFiles):
     """Images of `data_dir/train` with their masks of `data_dir/train_masks`, each made a `Pair` when asked for.
 
     Args:
@@ -40,22 +99,12 @@ class Pairs(Sequence):
     """
 
     def __init__(self, data_dir: str | Path, names: list[str], ends: list[tuple[str, str]]):
-        self.folders = tuple(str(Path(data_dir, folder)) for folder in FOLDERS)
+        super().__init__([Path(data_dir, folder) for folder in FOLDERS], names, ends)
         self.data_dir = data_dir
-        self.names = names
-        self.ends = ends
-        self._status: np.ndarray | None = None
-
-    def __len__(self) -> int:
-        return len(self.names)
 
     def __getitem__(self, index: int) -> Pair:
         name = self.names[index]
         return Pair(name, car_of(name), self.path(index, 0), self.path(index, 1))
-
-    def path(self, index: int, which: int) -> str:
-        """The path of the image (`which` 0) or of the mask (1) of a sample."""
-        return f"{self.folders[which]}{os.sep}{self.names[index]}{self.ends[index][which]}"
 
     def cars(self) -> list[str]:
         """The car of each sample; one text for all views of a car."""
@@ -64,31 +113,21 @@ class Pairs(Sequence):
 
     def select(self, indices: Sequence[int]) -> "Pairs":
         """Some of the samples."""
-        return Pairs(self.data_dir, [self.names[i] for i in indices], [self.ends[i] for i in indices])
-
-    def status(self) -> np.ndarray:
-        """Size in bytes and time of the last change in nanoseconds, of the image and of the mask, (N, 4) int64.
-
-        Asked of the file system once. A file that is not there any more has -1; it is named when it is loaded.
-        """
-        if self._status is None:
-            paths = (self.path(index, which) for index in range(len(self)) for which in (0, 1))
-            numbers = itertools.chain.from_iterable(map(size_and_time, paths))  # one by one: few are in memory at once
-            self._status = np.fromiter(numbers, dtype=np.int64, count=4 * len(self)).reshape(-1, 4)
-        return self._status
+        return Pairs(self.data_dir, *self.of(indices))
 
 
 class MaskPaths(Sequence):
-    """The paths of the masks, each put together when it is asked for."""
+    """The paths of the masks, which are in the directory number `which`, each put together when it is asked for."""
 
-    def __init__(self, pairs: Pairs):
-        self.pairs = pairs
+    def __init__(self, files: MatchedFiles, which: int = 1):
+        self.files = files
+        self.which = which
 
     def __len__(self) -> int:
-        return len(self.pairs)
+        return len(self.files)
 
     def __getitem__(self, index: int) -> str:
-        return self.pairs.path(index, 1)
+        return self.files.path(index, self.which)
 
 
 def size_and_time(path: str) -> tuple[int, int]:
@@ -110,13 +149,94 @@ def shorten(files: list[str], most: int = 10) -> str:
     return ", ".join(files[:most]) + more
 
 
-def list_images(folder: Path) -> Iterator[tuple[str, str]]:
-    """Yield stem and extension of every image file of a folder, in any order."""
+def list_files(folder: str | Path, extensions: Collection[str] | None) -> Iterator[tuple[str, str]]:
+    """Yield stem and extension of the files of a folder, in any order; None for `extensions` takes all but hidden ones.
+
+    Directories are passed over where all extensions are taken.
+    """
     with os.scandir(folder) as entries:
         for entry in entries:
-            stem, _, extension = entry.name.rpartition(".")
-            if stem and stem[0] != "." and extension.lower() in EXTENSIONS:
-                yield stem, f".{extension}"
+            stem, dot, extension = entry.name.rpartition(".") if "." in entry.name else (entry.name, "", "")
+            if not stem or stem[0] == ".":
+                continue
+            if extension.lower() in extensions if extensions is not None else entry.is_file():
+                yield stem, f"{dot}{extension}"
+
+
+def index_folder(
+    folder: str | Path, name_end: str, extensions: Collection[str] | None = EXTENSIONS
+) -> tuple[dict[str, str], set[str]]:
+    """List a directory.
+
+    Args:
+        folder: the directory.
+        name_end: what is taken off the end of a stem, if it is there, to get the name of the sample, such as "_mask".
+        extensions: of the files that count, in small letters; None for all.
+
+    Returns:
+        What follows the name in the name of the file, by name; and the names of all files of which several have one
+        name.
+    """
+    found: dict[str, str] = {}
+    doubled: set[str] = set()
+    for stem, extension in list_files(folder, extensions):
+        name = stem.removesuffix(name_end)
+        end = sys.intern(stem[len(name) :] + extension)  # there are few different ones
+        if name in found:
+            doubled |= {name + found[name], name + end}
+            end = min(end, found[name])
+        found[name] = end
+    return found, doubled
+
+
+def in_order(indexes: Sequence[dict[str, str]]) -> tuple[list[str], list[tuple[str, ...]]]:
+    """The names that all indexes have, sorted, and of each its ends; equal ends are one object."""
+    names = sorted(indexes[0])
+    known: dict[tuple[str, ...], tuple[str, ...]] = {}
+    of_names = (tuple(index[name] for index in indexes) for name in names)
+    return names, [known.setdefault(ends, ends) for ends in of_names]
+
+
+def match_files(
+    folders: Sequence[str | Path],
+    name_ends: Sequence[str] | None = None,
+    extensions: Collection[str] | None = EXTENSIONS,
+) -> MatchedFiles:
+    """Return the files of several directories that have one name, sorted by name.
+
+    Args:
+        folders: the directories; what is below them in others is not looked at.
+        name_ends: of each directory, what a file name may have behind the name of the sample, see `index_folder`.
+        extensions: of the files that count, in small letters; None for all. They do not belong to the name.
+
+    Raises:
+        UserError: a directory is missing or empty, or some name is not in all of them, or twice in one.
+    """
+    indexes, problems = [], []
+    for folder, name_end in zip(folders, name_ends or [""] * len(folders), strict=True):
+        if not os.path.isdir(folder):
+            raise UserError(f"There is no directory {folder}.")
+        try:
+            index, doubled = index_folder(folder, name_end, extensions)
+        except OSError as error:
+            raise UserError(f"The directory {folder} cannot be read: {error.strerror}.") from None
+        if not index:
+            kinds = "" if extensions is None else f" with one of the extensions {', '.join(sorted(extensions))}"
+            raise UserError(f"There is no file{kinds} in {folder}.")
+        indexes.append(index)
+        if doubled:
+            problems.append(f"{folder} has names with more than one file: {shorten(sorted(doubled))}")
+    union = set().union(*indexes)
+    for folder, index in zip(folders, indexes, strict=True):
+        if missing := sorted(union - index.keys()):
+            problems.append(f"{folder} lacks {len(missing):,} of {len(union):,} names: {shorten(missing)}")
+    if problems:
+        where = ", ".join(dict.fromkeys(map(str, folders)))
+        raise UserError(
+            f"The files of {where} do not belong together one by one: {'; '.join(problems)}. Add or remove files: each "
+            f"directory needs one file of each name, the extension aside."
+        )
+    return MatchedFiles(folders, *in_order(indexes))
 
 
 def find_pairs(data_dir: str | Path) -> Pairs:
@@ -133,20 +253,12 @@ def find_pairs(data_dir: str | Path) -> Pairs:
                 f'"Carvana Image Masking Challenge" into {data_dir}, or make data of the same layout:\n'
                 f"python -m data.make_carvana_like --data_dir {data_dir} --cars 32 --views 16 --size 480x320"
             )
-    images, masks = ({}, {})  # what follows the name in the name of the file, by name
-    doubled: set[str] = set()
-    for found, folder, mask_end in zip((images, masks), folders, ("", MASK_END), strict=True):
-        for stem, extension in list_images(folder):
-            name = stem.removesuffix(mask_end)
-            end = sys.intern(stem[len(name) :] + extension)  # there are few different ones
-            if name in found:
-                doubled |= {name + found[name], name + end}
-                end = min(end, found[name])
-            found[name] = end
+    images, doubled_images = index_folder(folders[0], "")
+    masks, doubled_masks = index_folder(folders[1], MASK_END)
     problems = {
         "without a mask": [name + images[name] for name in sorted(images.keys() - masks.keys())],
         "without an image": [name + masks[name] for name in sorted(masks.keys() - images.keys())],
-        "doubled": sorted(doubled),
+        "doubled": sorted(doubled_images | doubled_masks),
     }
     if any(problems.values()):
         told = "; ".join(f"{kind}: {shorten(files)}" for kind, files in problems.items() if files)
@@ -156,7 +268,4 @@ def find_pairs(data_dir: str | Path) -> Pairs:
         )
     if not images:
         raise UserError(f"There is no image in {folders[0]}. Expected <car>_<view>.jpg, or another image format.")
-    names = sorted(images)
-    known: dict[tuple[str, str], tuple[str, str]] = {}  # so that equal ends are one object
-    pairs_of_ends = ((images[name], masks[name]) for name in names)
-    return Pairs(data_dir, names, [known.setdefault(ends, ends) for ends in pairs_of_ends])
+    return Pairs(data_dir, *in_order([images, masks]))

@@ -178,7 +178,7 @@ def test_a_long_function_would_be_seen():
 
 
 def test_the_code_as_a_whole_stays_readable():
-    assert sum(map(num_code_lines, RUNTIME)) <= 14200
+    assert sum(map(num_code_lines, RUNTIME)) <= 14600
 
 
 EXECUTED = """
@@ -351,7 +351,7 @@ def test_commands_are_found_and_skipped():
 
 
 PAGES = [("README.md", 5), ("docs/shards.md", 4), ("docs/distributed.md", 4), ("docs/finetuning.md", 9),
-         ("docs/own_step.md", 2), ("docs/options.md", 6), ("docs/lightning.md", 6)]
+         ("docs/own_step.md", 2), ("docs/options.md", 6), ("docs/lightning.md", 6), ("docs/data.md", 3)]
 
 
 @pytest.mark.parametrize(("page", "least"), PAGES)

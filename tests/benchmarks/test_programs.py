@@ -16,7 +16,7 @@ CHEAP = [
     ("vanilla_epoch", "batch64", "plainloop"), ("vanilla_epoch", "batch64", "best"),
     ("evaluation", "images", "evaluator"),
     ("unet_step", "step", "bf16, channels_last"), ("time_to_accuracy", "mlp", "plainloop"),
-    ("startup", "start", "torch and the data"),
+    ("startup", "start", "torch and the data"), ("image_loading", "to_64", "load_pixels, draft"),
 ]  # fmt: skip
 
 
