@@ -44,7 +44,7 @@ WORDS = {
     "D": "dataset; batch_size; shuffle; snapshot_prefix; num_iters; num_epochs; iter_size; display_iter; "
     "snapshot_interval; load_snapshot_path; restore_dataloader; display_gpu; schedule_on_iter; its own loss; "
     "SyncBatchNorm; environment; counters; replays; train_model; find_lr; min_lr; max_lr; iter_per_run; num_runs; "
-    "results.npz; make_param_groups; fast_img_loader; loss is low; closure; clipping; reset; GANs; "
+    "results.npz; make_param_groups; MultiImgsDataset; fast_img_loader; loss is low; closure; clipping; reset; GANs; "
     "loader or sampler",
     "E": "85.0 %; 39 epochs; 8 %; 7.5 minutes; GTX 1080 Ti; 0.993; 256; 52 epochs; 20 minutes; RTX 2080 Ti; "
     "TrainerBase; EvaluatorBase; directories; command lines; saved configuration; an evaluator",
@@ -259,10 +259,11 @@ CLAIMS: dict[str, Callable[..., bool]] = {
     "D11": says("Memory of a process"),
     "D14": lambda a, b: "1e-10 to 1e+00" in a.stdout and "from 1e-10 to 1," in b.stdout and "lr_finder.npz" in b.stdout,
     "D16": says("layers.4.weight"),
-    "D17": says("JPEG support ok"),
-    "D18": lambda d: 0 < len(table(d)) < 9 and float(table(d)[-1]["train/loss"]) < 1.5,
-    "D19": lambda a, b: option(b, "clip") == 1,
-    "D20": says("Finished after 6 updates"),
+    "D17": lambda a, b, c: "32 (3, 32, 32) (32, 32)" in b.stdout and "UNet" in c.stdout,
+    "D18": says("JPEG support ok"),
+    "D19": lambda d: 0 < len(table(d)) < 9 and float(table(d)[-1]["train/loss"]) < 1.5,
+    "D20": lambda a, b: option(b, "clip") == 1,
+    "D21": says("Finished after 6 updates"),
     "E5": lambda a, b: "UNet" in b.stdout,
     "E6": says("val", "Saved in"),
 }
