@@ -4,11 +4,11 @@ A task derives from `TrainerBase` and says what a step learns: `compute_loss` is
 `train`, `train_epoch`, `train_update` and `train_step` in this order: that is the whole loop.
 """
 
-import math
 import time
 from argparse import Namespace
 from collections.abc import Iterator, Mapping
 from functools import partial
+from itertools import islice
 from typing import Any
 
 import torch
@@ -227,16 +227,14 @@ class TrainerBase:
         """Train on what is left of the epoch, validate, and save."""
         self.call("on_epoch_start")
         self.freezing.set_train_mode(self.networks)
-        asked = time.perf_counter()
-        for update in self.train_loader.updates(self.progress.epoch, self.progress.sample):
+        asked, left = time.perf_counter(), self.progress.updates_left(self.opt.max_updates)
+        for update in islice(self.train_loader.updates(self.progress.epoch, self.progress.sample), left):
             self.epoch_log.seconds["data_wait"] += time.perf_counter() - asked
             self.train_update(update)
             self.epoch_log.seconds["train"] += time.perf_counter() - asked
             asked = time.perf_counter()
             if self.asked_to_stop():
                 return self.save("last")
-            if self.progress.update == self.opt.max_updates:
-                break  # the epoch ends here
         settle(self)  # a GPU may still be at work on the last updates
         self.epoch_log.seconds["train"] += time.perf_counter() - asked
         self.finish_epoch()
@@ -268,7 +266,7 @@ class TrainerBase:
     def finish_epoch(self) -> None:
         """Validate, count the epoch, tell who watches, and save: the score of an epoch is in its checkpoint."""
         row, kinds, started = self.epoch_log.row(self.distributed.gather), [], time.perf_counter()
-        is_last = self.progress.epoch + 1 == self.opt.n_epoch or self.progress.update == self.opt.max_updates
+        is_last = self.progress.epoch + 1 == self.opt.n_epoch or self.progress.updates_left(self.opt.max_updates) == 0
         self.averaging.finish_epoch(self)
         if self.opt.val_every and (is_last or (self.progress.epoch + 1) % self.opt.val_every == 0):
             results = self.evaluator.evaluate(self.val_loader, before_batch=partial(self.asked_to_stop, at_once=True))
@@ -295,7 +293,7 @@ class TrainerBase:
     def ends_here(self) -> bool:
         """Say whether training ends between two epochs: early, as a callback asked in process 0, or as all is done."""
         self.should_stop = bool(self.distributed.largest(self.should_stop))
-        is_done = self.progress.update >= (self.opt.max_updates or math.inf)
+        is_done = self.progress.updates_left(self.opt.max_updates) == 0 and self.progress.sample == 0
         return self.should_stop or self.stopper.should_stop or is_done
 
     def asked_to_stop(self, at_once: bool = False) -> bool:

@@ -1,7 +1,11 @@
 """What ends a run before its last epoch: --max_updates and --stop_below; and a run that validates nothing."""
 
+import os
+import signal
+
 import pytest
 
+from callbacks.callback import Callback
 from trainer_gan import TrainerGAN
 from utils.checkpoint import load_checkpoint
 from utils.errors import UserError
@@ -52,6 +56,39 @@ def test_a_resumed_run_ends_at_the_same_update_with_the_same_bits(train, weights
     resumed = train("--resume", path)
     assert resumed.progress.update == 11
     assert differences(weights(resumed), expected) == []
+
+
+class Interrupts(Callback):
+    """Sends Ctrl-C after an update."""
+
+    def __init__(self, update: int):
+        self.update = update
+
+    def on_update_end(self, trainer, values) -> None:
+        if trainer.progress.update == self.update:
+            os.kill(os.getpid(), signal.SIGINT)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="no SIGINT to oneself")
+def test_a_run_that_is_interrupted_at_its_last_update_is_yet_to_be_validated(build, train, weights, differences):
+    flags = ("--max_updates", 11, "--n_epoch", 5, "--swa_start", 2)
+    whole = train(*flags)
+    broken = build(*flags, callbacks=[Interrupts(11)])
+    with pytest.raises(KeyboardInterrupt):
+        broken.train()
+    assert broken.progress.state_dict()["sample"] == 3 * 64
+    resumed = train("--resume", broken.run_dir.path)
+    assert resumed.progress.state_dict() == {"epoch": 2, "update": 11, "sample": 0}
+    assert resumed.score == whole.score and resumed.averaging.num_averaged == 1
+    assert differences(weights(resumed), weights(whole)) == []
+    assert load_checkpoint(resumed.checkpointer.path("last"))["progress"]["epoch"] == 2
+
+
+def test_a_lower_limit_than_what_is_done_ends_the_epoch_that_was_begun(train):
+    trainer = train("--save_every_steps", 3, "--keep", 9)
+    resumed = train("--resume", trainer.run_dir.path / "Vanilla_last-6_ckpt.pth", "--max_updates", 2)
+    assert resumed.progress.state_dict() == {"epoch": 1, "update": 6, "sample": 0}
+    assert rows(resumed)[-1]["val/accuracy"]
 
 
 def test_a_run_goes_on_with_a_higher_limit_from_the_next_epoch(train):

@@ -16,6 +16,10 @@ class Progress:
         """(epochs, updates) that are completed: how far one checkpoint is ahead of another."""
         return self.epoch, self.update
 
+    def updates_left(self, max_updates: int | None) -> int | None:
+        """How many updates are left of at most so many in all, 0 or more; None for no limit."""
+        return None if max_updates is None else max(0, max_updates - self.update)
+
     def finish_update(self, num_samples: int) -> None:
         self.update += 1
         self.sample += num_samples

@@ -26,3 +26,8 @@ def test_position_that_cannot_be_is_refused(forged):
     with pytest.raises(ValueError, match="the position"):
         progress.load_state_dict(progress.state_dict() | forged)
     assert progress == Progress(1, 2, 3)
+
+
+def test_the_updates_that_are_left_are_counted():
+    progress = Progress(update=5)
+    assert [progress.updates_left(limit) for limit in (None, 8, 5, 2)] == [None, 3, 0, 0]
