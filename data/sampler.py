@@ -141,8 +141,11 @@ class SeededBatches(SeededDataset):
 
 
 def may_be_random(dataset: Dataset) -> bool:
-    """Whether a sample may differ from time to time: unless a data set says `is_random = False`, or holds tensors."""
-    return getattr(dataset, "is_random", not isinstance(dataset, TensorDataset))
+    """Whether a sample may differ from time to time: unless a data set says `is_random = False`, or is plain tensors.
+
+    A class derived from TensorDataset may well draw random numbers.
+    """
+    return getattr(dataset, "is_random", type(dataset) is not TensorDataset)
 
 
 def seeded_dataset(dataset: Dataset, seed: int) -> SeededDataset:

@@ -206,3 +206,12 @@ def test_tensors_need_no_seeds_unless_a_data_set_says_that_it_is_random():
     assert not may_be_random(tensors) and may_be_random([1, 2])
     tensors.is_random = True
     assert may_be_random(tensors)
+
+
+def test_a_kind_of_tensor_data_set_that_draws_is_seeded():
+    class Noisy(TensorDataset):
+        def __getitem__(self, index):
+            return super().__getitem__(index)[0] + torch.rand(())
+
+    loader = UpdateLoader(Noisy(torch.arange(NUM_SAMPLES)), BATCH_SIZE)
+    assert same(updates_of(loader, 0, BATCH_SIZE), updates_of(loader)[1:])
