@@ -132,9 +132,11 @@ def checkpoint_activations(network: nn.Module) -> nn.Module:
     """Make the network keep what enters each of its blocks instead of all that is computed in them, and return it.
 
     The result is the same, bit for bit, for up to half as much computing again (Chen et al., "Training Deep Nets with
-    Sublinear Memory Cost", 2016). The blocks change their class, so that all that is in them keeps its name.
+    Sublinear Memory Cost", 2016). The blocks change their class, so that all that is in them keeps its name; those of a
+    network that has been given before stay as they are.
     """
     for block in blocks_of(network):
         kind = type(block)
-        block.__class__ = type(f"Recomputed{kind.__name__}", (Recomputed, kind), {})
+        if not issubclass(kind, Recomputed):
+            block.__class__ = type(f"Recomputed{kind.__name__}", (Recomputed, kind), {})
     return network
