@@ -158,6 +158,15 @@ def try_out(trainer_class: type, opt: Namespace, with_data: bool) -> None:
     make_schedulers(opt, make_optimizers(opt, trained), updates_per_epoch=100)  # about so many; the data would tell
 
 
+def check_swa_start(opt: Namespace, updates_per_epoch: int) -> None:
+    """Raise UserError when --max_updates ends a new run before the epoch in which its average begins."""
+    if opt.swa_start is None or opt.max_updates is None or opt.resume:  # which may have cut epochs short
+        return
+    if opt.swa_start > (last := -(-opt.max_updates // updates_per_epoch)):
+        end = f"--max_updates {opt.max_updates} ends in epoch {last}"
+        raise UserError(f"--swa_start {opt.swa_start} is after the last epoch: {end}.")
+
+
 def make_guard(
     opt: Namespace, modules: Iterable[nn.Module], optimizers: Mapping[str, Optimizer], counters: Iterable[Any],
     distributed: Distributed,

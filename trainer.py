@@ -71,6 +71,7 @@ class TrainerBase:
         self.averaging = make_averaging(self)  # the evaluator measures the averages
         self.optimizers = checked_optimizers(self.build_optimizers(), self.networks)
         self.train_loader, self.val_loader = self.build_loaders()  # may take long, so after what may be wrong
+        parts.check_swa_start(opt, self.train_loader.updates_per_epoch)
         self.schedulers = checked_schedulers(self.build_schedulers(), self.optimizers)
         seed_apart(opt.seed, self.distributed.rank)  # what one process drops out, another need not
         self.clipper = parts.make_clipper(opt, self.networks)

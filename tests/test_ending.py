@@ -103,6 +103,13 @@ def test_a_schedule_by_epochs_has_as_many_steps_as_there_are_epochs(train):
     assert found[0] == 1e-3 and found[-1] == pytest.approx(0, abs=1e-9) and len(found) == 3
 
 
+def test_an_average_that_would_begin_after_the_end_is_refused(build):
+    flags = ("--max_updates", 11, "--n_epoch", 5)
+    with pytest.raises(UserError, match="--swa_start 3 is after the last epoch: --max_updates 11 ends in epoch 2"):
+        build(*flags, "--swa_start", 3)
+    build(*flags, "--swa_start", 2)
+
+
 # ---- --stop_below ----------------------------------------------------------------------------------------------------
 def test_a_run_stops_when_its_loss_is_low_and_stays_stopped(train):
     trainer = train("--n_epoch", 6, "--stop_below", 1.9)

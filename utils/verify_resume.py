@@ -267,7 +267,7 @@ def prove(runs: Runs, num_kills: int, num_workers: int) -> bool:
     if last <= SAVE_EVERY:
         raise UserError(
             f"--verify_resume kills after update {SAVE_EVERY}, the first that is saved, but {EPOCHS} epochs of this "
-            f"run have only {last} updates: give a smaller --batch_size, or more data."
+            f"run have only {last} updates: give a smaller --batch_size, more data, or a higher --max_updates."
         )
     with told("the same once more") as note:
         others[REPEATED] = runs.train("again", num_workers)
