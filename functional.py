@@ -12,6 +12,7 @@ docs/functional.md.
 import gc
 from argparse import ArgumentTypeError, Namespace
 from collections.abc import Callable, Iterable, Mapping
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
@@ -26,14 +27,16 @@ from callbacks.callback import Callback
 from data.in_order import InOrder
 from eval import EvaluatorBase
 from launch import try_learning_rates
+from option_list import MAX_EPOCHS
 from trainer import TrainerBase
-from utils.checkpoint import options_of
+from utils.checkpoint import load_checkpoint, options_of
 from utils.checkpointer import Checkpointer
-from utils.errors import UserError, nearest
+from utils.distributed import place
+from utils.errors import UserError, nearest, shown
 from utils.func import count_samples
 from utils.lr_finder import LrCurve
 from utils.meter import AvgMeter
-from utils.options import OptionParser, number
+from utils.options import NOT_SAVED, OptionParser, as_flags, number
 from utils.param_groups import param_groups
 from utils.scheduler import OncePerEpoch
 from utils.seed import draw_seed
@@ -100,6 +103,20 @@ class ModelTrainer(TrainerBase):
     def build_datasets(self) -> dict[str, Any]:
         return self.given_datasets
 
+    def build_loaders(self) -> tuple[Any, Any]:
+        loaders = super().build_loaders()
+        if self.opt.max_updates:
+            self.opt.n_epoch = self.last_epoch(loaders[0].updates_per_epoch)
+        return loaders
+
+    def last_epoch(self, updates_per_epoch: int) -> int:
+        """The epoch of the last update, counted from 1: those that a resumed run has cut short count, too."""
+        if not self.opt.resume:
+            return -(-self.opt.max_updates // updates_per_epoch)
+        done = load_checkpoint(self.opt.resume, tensors_of=())["progress"]
+        of_epoch = -(-done["sample"] // self.opt.batch_size)  # updates of the epoch under way
+        return done["epoch"] + -(-(self.opt.max_updates - done["update"] + of_epoch) // updates_per_epoch)
+
     def build_networks(self) -> dict[str, nn.Module]:
         return {"model": self.given_model}
 
@@ -121,7 +138,7 @@ class ModelTrainer(TrainerBase):
 
     def compute_loss(self, batch: Any) -> torch.Tensor:
         loss = loss_of(self.model, batch)
-        if not loss.requires_grad:
+        if torch.is_grad_enabled() and not loss.requires_grad:  # an average of the weights needs none
             raise UserError("The loss that the model returns depends on no parameter that is trained: was it detached?")
         return loss
 
@@ -176,14 +193,13 @@ def fit(
         KeyboardInterrupt, SystemExit: a signal came; the checkpoint is written.
     """
     check_parts(model, optimizer, scheduler, dataset, val_dataset)
-    values = sizes(batch_size, accumulate) | durations(num_epochs, num_updates, len(dataset), batch_size * accumulate)
+    watching = as_callbacks(callbacks, on_update_end, on_epoch_end)
+    values = sizes(batch_size, accumulate) | durations(num_epochs, num_updates)
     values["save_every"] = converted(POSITIVE, "snapshot_every", snapshot_every)
     if val_dataset is None:
         values["val_every"] = 0
     opt = resolve("fit", options, values, resume)
     opt.model_type = type(model).__name__  # the first part of the names of the checkpoints
-    functions = ((FunctionOfUpdate, on_update_end), (FunctionOfEpoch, on_epoch_end))
-    watching = [*callbacks, *(kind(function) for kind, function in functions if function is not None)]
     dataset = dataset if shuffle else InOrder(dataset)
     trainer = ModelTrainer(opt, model, optimizer, scheduler, dataset, val_dataset, schedule_per_update, watching)
     try:
@@ -231,19 +247,19 @@ def find_lr(
 
 
 def sizes(batch_size: int, accumulate: int) -> dict[str, int]:
-    """The options that these two arguments stand for."""
+    """The options that these two arguments stand for. Several processes share a batch, and count their own part."""
     batch_size, accumulate = whole("batch_size", batch_size), whole("accumulate", accumulate)
-    return {"batch_size": batch_size * accumulate, "micro_batch_size": batch_size}
+    return {"batch_size": batch_size * accumulate, "micro_batch_size": -(-batch_size // place()[1])}
 
 
-def durations(num_epochs: int | None, num_updates: int | None, num_samples: int, update_size: int) -> dict[str, int]:
+def durations(num_epochs: int | None, num_updates: int | None) -> dict[str, int]:
     """The options that the first two stand for, of which one must be given."""
     if (num_epochs is None) == (num_updates is None):
         raise UserError(f"fit: give num_epochs or num_updates, not both: they are {num_epochs} and {num_updates}.")
     if num_updates is None:
         return {"n_epoch": whole("num_epochs", num_epochs)}
-    num_updates, updates_per_epoch = whole("num_updates", num_updates), -(-num_samples // update_size)
-    return {"max_updates": num_updates, "n_epoch": -(-num_updates // updates_per_epoch)}
+    num_updates = whole("num_updates", num_updates)
+    return {"max_updates": num_updates, "n_epoch": min(num_updates, MAX_EPOCHS)}  # at most; see `last_epoch`
 
 
 # ---- what is given ---------------------------------------------------------------------------------------------------
@@ -265,6 +281,20 @@ class FunctionOfEpoch(Callback):
 
     def on_epoch_end(self, trainer, row: Mapping[str, float]) -> None:
         self.function(trainer, row)
+
+
+def as_callbacks(callbacks: Any, on_update_end: Any, on_epoch_end: Any) -> list[Callback]:
+    """What watches, as one list; UserError where something is of another kind."""
+    found = list(callbacks) if isinstance(callbacks, Iterable) else [callbacks]
+    for entry in found:
+        if not isinstance(entry, Callback) or not isinstance(callbacks, Iterable):
+            raise UserError(f"argument callbacks: it is no list of Callback objects, there is {shown(entry)}.")
+    functions = {"on_update_end": (FunctionOfUpdate, on_update_end), "on_epoch_end": (FunctionOfEpoch, on_epoch_end)}
+    for name, (kind, function) in functions.items():
+        if not callable(function) and function is not None:
+            raise UserError(f"argument {name}: {shown(function)} is no function.")
+        found += [] if function is None else [kind(function)]
+    return found
 
 
 class ArgumentParser(OptionParser):
@@ -291,7 +321,10 @@ def resolve(
         if name in values and options[name] is not None:
             raise UserError(f"{function}: without a val_dataset nothing is validated, so leave {name} out.")
     values = {**values, **{name: as_plain(value) for name, value in options.items() if value is not None}}
+    flags = [flag for name in NOT_SAVED if name in values for flag in as_flags(name, values.pop(name))]
     notes, layers = [], []
+    if not isinstance(resume, str | PathLike | None):
+        raise UserError(f"argument resume: {resume!r} is no path, and not 'auto'.")
     if str(resume) == "auto":
         parser = make_parser(function)
         parser.apply(values)
@@ -301,12 +334,9 @@ def resolve(
         path, state = Checkpointer.find(resume, notes.append)
         saved, resume = harmless_options(options_of(state, path), path), str(path)
         check_own_code(saved, path, make_parser(function), [])
-        taken = {*OPTIONS, "batch_size", "micro_batch_size", "n_epoch", "max_updates", "save_every"}
+        taken = {*OPTIONS, "batch_size", "micro_batch_size", "save_every"}
         layers = [({name: value for name, value in saved.items() if name in taken}, resume)]
-    opt = make_parser(function).resolve([], [*layers, (values, "")])
-    opt.max_updates = values.get("max_updates")  # not that of the run before, which may have counted epochs
-    if layers and opt.max_updates:  # epochs that were cut short count, too
-        opt.n_epoch += state["progress"]["epoch"]
+    opt = make_parser(function).resolve(flags, [*layers, (values, "")])
     check_options(vars(opt), {name: value for options, _ in layers for name, value in options.items()})
     opt.resume, opt.resume_notes = resume, notes
     opt.seed = draw_seed() if opt.seed is None else opt.seed
@@ -341,8 +371,11 @@ def check_parts(model: Any, optimizer: Any, scheduler: Any, dataset: Any, val_da
     for name, part, kind in kinds:
         if not isinstance(part, kind):
             raise UserError(f"argument {name}: {type(part).__name__} is not a {kind.__module__}.{kind.__name__}.")
+    needed = () if scheduler is None else ("step", "optimizer", "state_dict", "load_state_dict")
     if isinstance(scheduler, ReduceLROnPlateau) or not hasattr(scheduler or LRScheduler, "step"):
         raise UserError(f"argument scheduler: {type(scheduler).__name__} has no step() that takes nothing.")
+    if lacking := [name for name in needed if not hasattr(scheduler, name)]:
+        raise UserError(f"argument scheduler: {type(scheduler).__name__} has no {lacking[0]}.")
     if scheduler is not None and scheduler.optimizer is not optimizer:
         raise UserError("argument scheduler: it is that of another optimizer.")
     for name, data in (("dataset", dataset), ("val_dataset", val_dataset)):

@@ -6,8 +6,8 @@ it here with the tasks that it is for. One of your own that stands elsewhere nee
 Each part is a map-style `torch.utils.data.Dataset`. What else the template uses, if it is there:
     names       list of str, one per sample, for messages and file names; without, no leak can be noticed
     groups      list of str, one per sample: what must not be torn apart by a split (default: the names)
-    is_random   False when a sample is always the same, so that no seed is set per sample (default: True, except for a plain
-                TensorDataset)
+    is_random   False when a sample is always the same, so that no seed is set per sample (default: True, except for a
+                plain TensorDataset)
     epoch_order(seed, epoch)   the order of an epoch, as a list of all indices (default: any sample may come anywhere)
     collate_fn  how samples become a batch; with `__getitems__`, whole batches are fetched at once, and with
                 `get_batch(keys, seed)` also when samples are random; keys are pairs (epoch, index)

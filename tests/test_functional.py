@@ -3,6 +3,7 @@
 import os
 import signal
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -117,6 +118,30 @@ def test_a_number_of_updates_ends_in_the_middle_of_an_epoch(settings):
     assert load_checkpoint(run.checkpointer.path("last"))["progress"]["update"] == 10
 
 
+def test_an_average_over_epochs_measures_its_statistics_anew(settings):
+    class Normalized(Classifier):
+        def __init__(self):
+            super().__init__()
+            self.layers.insert(1, nn.BatchNorm1d(16))
+
+    model = Normalized()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    run = fit(model, optimizer, None, points(), 16, num_epochs=2, swa_start=2, **settings)
+    averages = run.averaging.state_dict()["networks"]["model"]
+    assert torch.equal(averages["layers.0.weight"], model.layers[0].weight)  # of one epoch
+    assert not torch.equal(averages["layers.1.running_mean"], model.layers[1].running_mean)
+
+
+def test_a_model_that_recomputes_its_activations_may_be_trained_again(settings):
+    models = []
+    for recompute in (True, False):
+        model, optimizer = parts()
+        for _ in range(2):
+            fit(model, optimizer, None, points(), 16, num_epochs=1, activation_checkpointing=recompute, **settings)
+        models.append(weights(model))
+    assert torch.equal(*models)
+
+
 def test_shuffle_false_takes_the_samples_in_their_order(settings):
     class Noted(Dataset):
         is_random = False
@@ -196,6 +221,23 @@ def test_a_run_goes_on_for_more_updates(settings):
     assert run.progress.state_dict() == {"epoch": 4, "update": 20, "sample": 0}
 
 
+def test_all_of_the_updates_are_made_however_many_are_in_an_epoch(settings):
+    model, optimizer = parts()
+    how = {"resume": None, "limit_batches": 3, "swa_start": 2}
+    for num_updates, epochs in ((4, 2), (5, 3), (9, 5)):  # 3 and 1; 1 more; 3 and 1 more
+        run = fit(model, optimizer, None, points(), 16, num_updates=num_updates, **how, **settings)
+        assert run.progress.state_dict() == {"epoch": epochs, "update": num_updates, "sample": 0}
+        assert run.opt.n_epoch == epochs
+        how["resume"] = run.run_dir.path
+
+
+def test_updates_are_counted_from_the_middle_of_an_epoch(settings):
+    with pytest.raises(RuntimeError, match="planted"):
+        fit(*parts(), None, points(), 16, num_updates=99, callbacks=[Failing(9)], **settings)
+    run = fit(*parts(), None, points(), 16, num_updates=15, resume="auto", **settings)
+    assert run.progress.state_dict() == {"epoch": 3, "update": 15, "sample": 0} and run.opt.n_epoch == 3
+
+
 def test_another_batch_size_contradicts_the_run_that_is_resumed(settings):
     model, optimizer = parts()
     run = fit(model, optimizer, None, points(), 16, num_epochs=1, **settings)
@@ -245,6 +287,12 @@ def test_functions_are_called_after_updates_and_epochs_and_may_stop(settings):
     assert (len(updates), rows) == (8, [1, 2])
 
 
+def test_a_few_updates_are_profiled_and_traced(settings, tmp_path):
+    model, optimizer = parts()
+    run = fit(model, optimizer, None, points(), 8, num_epochs=1, profile=2, trace=tmp_path / "trace.txt", **settings)
+    assert (tmp_path / "trace.txt").read_text().count("\n") == 13 and (run.run_dir.path / "profile").is_dir()
+
+
 def test_training_stops_when_the_loss_is_low(settings):
     model, optimizer = parts()
     losses = []
@@ -286,7 +334,7 @@ def test_a_validation_set_decides_what_is_best(settings):
 
 
 # ---- several processes -----------------------------------------------------------------------------------------------
-def several_times(directory: str) -> tuple[list[float], float, bool]:
+def several_times(directory: str) -> tuple[list[float], float, bool, int]:
     """Find a rate, then train twice, with one model."""
     model, optimizer = parts()
     how = {**QUIET, "output_dir": directory, "seed": 0}
@@ -294,15 +342,16 @@ def several_times(directory: str) -> tuple[list[float], float, bool]:
     curve = find_lr(model, optimizer, points(), 16, num_values=10, num_runs=1, **how)
     is_as_before = torch.equal(before, weights(model))
     fit(model, optimizer, None, points(), 16, num_epochs=2, **how)
+    model.seen = 0
     fit(model, optimizer, None, points(), 8, num_updates=5, accumulate=2, val_dataset=points(40), **how)
-    return weights(model).tolist(), float(curve.losses[0, -1]), is_as_before
+    return weights(model).tolist(), float(curve.losses[0, -1]), is_as_before, model.seen
 
 
 @pytest.mark.parametrize("size", [2, 3])
 def test_processes_train_alike_and_as_one_does(size, tmp_path):
-    expected, loss, _ = several_times(str(tmp_path / "one"))
-    for found, their_loss, is_as_before in in_processes(size, several_times, str(tmp_path / "several")):
-        assert is_as_before
+    expected, loss, _, _ = several_times(str(tmp_path / "one"))
+    for found, their_loss, is_as_before, seen in in_processes(size, several_times, str(tmp_path / "several")):
+        assert is_as_before and seen == -(-8 // size)  # of the 8 that all of them take at once
         assert torch.allclose(torch.tensor(found), torch.tensor(expected), atol=1e-5)
         assert their_loss == pytest.approx(loss, rel=1e-4)
 
@@ -356,6 +405,12 @@ WRONG = {
     "choice": ({"amp": "fp8"}, "fit: argument amp: 'fp8' is not one of no, bf16, fp16"),
     "contradiction": ({"ema": 0.9, "swa_start": 1}, "two averages"),
     "val_every": ({"val_every": 2}, "without a val_dataset"),
+    "callback": ({"callbacks": [len]}, "argument callbacks: it is no list of Callback objects"),
+    "one callback": ({"callbacks": Failing(1)}, "argument callbacks: it is no list of Callback objects"),
+    "no callbacks": ({"callbacks": None}, "argument callbacks: it is no list of Callback objects"),
+    "function": ({"on_epoch_end": "print"}, "argument on_epoch_end: 'print' is no function"),
+    "profile": ({"profile": 0}, "fit: argument profile: '0' is not an integer >= 1"),
+    "resume is a flag": ({"resume": True}, "argument resume: True is no path"),
     "resume": ({"resume": "nowhere"}, "no such run directory"),
     "dataset": ({"dataset": iter([1])}, "argument dataset: .* has no __getitem__"),
     "empty": ({"dataset": []}, "argument dataset: it is empty"),
@@ -384,6 +439,7 @@ def test_schedulers_that_do_not_fit_are_told(settings):
     for scheduler, message in (
         (ReduceLROnPlateau(optimizer), "ReduceLROnPlateau has no step"),
         (StepLR(parts()[1], 1), "that of another optimizer"),
+        (SimpleNamespace(step=print), "SimpleNamespace has no optimizer"),
     ):
         with pytest.raises(UserError, match=message):
             fit(model, optimizer, scheduler, points(), 16, num_epochs=1, **settings)
