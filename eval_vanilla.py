@@ -32,6 +32,12 @@ class EvaluatorVanilla(EvaluatorBase):
         add("--metrics", type=list_of(metric_name(CLASSIFICATION)), action=ListAction, nargs="+", default=["accuracy"],
             metavar="NAME", help=f"what to measure: {', '.join(CLASSIFICATION)}, top2, top3, ...")
 
+    @property
+    def classes(self) -> list[str]:
+        """The names of the classes; of other data than FashionMNIST, and beyond its ten, their numbers."""
+        names = CLASSES if self.opt.data_type in ("FashionMNIST", "FashionMNISTSample") else ()
+        return [*names, *map(str, range(len(names), self.opt.n_classes))]
+
     def build_meters(self) -> dict[str, Any]:
         return {
             **loss_meters(self.criterion),
@@ -49,7 +55,7 @@ class EvaluatorVanilla(EvaluatorBase):
     def draw(self, batch: Any) -> torch.Tensor:
         images, labels = (tensor[:NUM_DRAWN] for tensor in batch)
         predicted = self.model(images).argmax(dim=1)  # (N,)
-        captions = [caption(p, a) for p, a in zip(predicted.tolist(), labels.tolist(), strict=True)]
+        captions = [self.caption(p, a) for p, a in zip(predicted.tolist(), labels.tolist(), strict=True)]
         return captioned_grid(images, captions, marked=(predicted != labels).tolist(), max_images=NUM_DRAWN)
 
     def report(self, loader: Iterable) -> None:
@@ -57,17 +63,18 @@ class EvaluatorVanilla(EvaluatorBase):
         log = self.logger.info
         images, predicted, actual = self.predict(loader)
         for p, a in list(zip(predicted.tolist(), actual.tolist(), strict=True))[:NUM_PRINTED]:
-            log(f'Predicted: "{CLASSES[p]}", Actual: "{CLASSES[a]}"')
+            log(f'Predicted: "{self.classes[p]}", Actual: "{self.classes[a]}"')
         confusion = self.meters["confusion"]
         matrix = confusion.compute()  # (10, 10): rows actual, columns predicted
         log("Accuracy per class, and the confusion matrix (rows: actual, columns: predicted in the same order)")
-        for name, share, row in zip(CLASSES, confusion.per_class_accuracy().tolist(), matrix.tolist(), strict=False):
+        shares = confusion.per_class_accuracy().tolist()
+        for name, share, row in zip(self.classes, shares, matrix.tolist(), strict=True):
             log(f"  {name:<12} {share:6.1%}  " + " ".join(f"{count:5d}" for count in row))
         if not self.opt.viz:
             return
-        save_confusion_matrix(matrix, CLASSES, self.output_dir / "confusion_matrix.png")
+        save_confusion_matrix(matrix, self.classes, self.output_dir / "confusion_matrix.png")
         wrong = (predicted != actual).nonzero().flatten()[:NUM_MISTAKES]
-        captions = [caption(predicted[i], actual[i]) for i in wrong.tolist()]
+        captions = [self.caption(predicted[i], actual[i]) for i in wrong.tolist()]
         captioned_grid(images[wrong], captions, max_images=NUM_MISTAKES, path=self.output_dir / "mistakes.png")
         log(f"Pictures: {self.output_dir / 'confusion_matrix.png'}, {self.output_dir / 'mistakes.png'}")
 
@@ -81,10 +88,10 @@ class EvaluatorVanilla(EvaluatorBase):
         images, predicted, actual = (torch.cat(column) for column in zip(*parts, strict=True))
         return images, predicted, actual
 
-
-def caption(predicted: int, actual: int) -> str:
-    """What stands above a picture: the class, or the mistake."""
-    return CLASSES[actual] if predicted == actual else f"said {CLASSES[predicted]}, is {CLASSES[actual]}"
+    def caption(self, predicted: int, actual: int) -> str:
+        """What stands above a picture: the class, or the mistake."""
+        names = self.classes
+        return names[actual] if predicted == actual else f"said {names[predicted]}, is {names[actual]}"
 
 
 if __name__ == "__main__":

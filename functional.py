@@ -241,7 +241,7 @@ def find_lr(
     opt.output_dir = str(Path(opt.output_dir) / "find_lr")
     trainer = ModelTrainer(opt, model, optimizer, None, dataset)
     try:
-        return try_learning_rates(trainer, low=low, high=high, **counts)
+        return try_learning_rates(trainer, low=low, high=high, **counts, option="lr")
     finally:
         trainer.part()
 

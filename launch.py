@@ -79,13 +79,15 @@ def find_learning_rate(trainer_class: type, opt: Namespace) -> None:
 
 
 def try_learning_rates(
-    trainer, low: float, high: float, num_values: int, num_updates: int, num_runs: int, base_lr: float | None = None
-):
+    trainer, low: float, high: float, num_values: int, num_updates: int, num_runs: int, base_lr: float | None = None,
+    option: str = "--lr",
+):  # fmt: skip
     """Make the range test with a trainer's own updates, tell and save what came of it, and return the curve.
 
     Args:
         trainer: is put back to the state that it has.
         low, high, num_values, num_updates, num_runs, base_lr: see `utils.lr_finder.find_lr`.
+        option: what the rate is called, in the suggestion.
     """
     from utils.lr_finder import describe, find_lr, loss_of, save_curve
 
@@ -109,7 +111,7 @@ def try_learning_rates(
         step, trainer.optimizers.values(), batches, lambda: Snapshot(parts_of(trainer)), Snapshot.put_back,
         low=low, high=high, num_values=num_values, num_updates=num_updates, num_runs=num_runs, base_lr=base_lr,
     )  # fmt: skip
-    trainer.run_dir.note(describe(curve))
+    trainer.run_dir.note(describe(curve, option))
     if digests(trainer.state_dict())["run"] != before:
         raise RuntimeError("the range test left another state behind than it found")
     if trainer.distributed.is_main:

@@ -112,6 +112,11 @@ def add_file_options(parser: OptionParser) -> None:
         help="print all options with where each came from, and stop")
 
 
+def one_of_text(names: list[str], more: str = "") -> str:
+    """How the help of an option begins, before what is always possible; a task of a new name has no names yet."""
+    return f"one of {', '.join(names)}{more}; or " if names else ""
+
+
 def add_mapping(add: Callable, name: str, of: str) -> None:
     add(name, type=mapping, default={}, metavar="JSON", help=f"further arguments of {of}, as '{{\"name\": value}}'")
 
@@ -121,8 +126,8 @@ def add_data_options(parser: OptionParser, task: str | None) -> None:
     group = parser.add_argument_group("data")
     add = group.add_argument
     types = data_types(task)
-    add("--data_type", type=one_of_or_own(types), default=types[0], metavar="NAME",
-        help=f"one of {', '.join(types)}; or MODULE:NAME of your own")
+    add("--data_type", type=one_of_or_own(types), default=types[0] if types else None, metavar="NAME",
+        help=f"{one_of_text(types)}MODULE:NAME of your own")
     add_mapping(add, "--data_args", "the data")
     add("--data_dir", type=file_path, default="./Dataset", metavar="DIR", help="where the data is, or is downloaded to")
     amount = number(float, above=0)
@@ -156,15 +161,15 @@ def add_model_options(parser: OptionParser, task: str | None) -> None:
     kind, more = one_of_or_own(types), ""
     if task == "classification":
         kind, more = library_model(kind), "; or torchvision:NAME or timm:NAME, a classifier of one of these libraries"
-    add("--model_type", type=kind, default=types[0], metavar="NAME",
-        help=f"one of {', '.join(types)}{more}; or MODULE:NAME of your own")
+    add("--model_type", type=kind, default=types[0] if types else None, metavar="NAME",
+        help=f"{one_of_text(types, more)}MODULE:NAME of your own")
     add_mapping(add, "--model_args", "the network's class, or of several networks a mapping for each, by its name")
     add("--n_channels", type=number(int, low=1, high=4096), default=1, metavar="N", help="channels of an image")
     add("--n_classes", type=number(int, low=1, high=10**6), default=10, metavar="N", help="number of classes")
     losses = loss_types(task)
-    add("--loss_type", type=loss_term(one_of_or_own(losses)), action=OneOrMoreAction, nargs="+", default=losses[0],
-        metavar="NAME", help=f"one of {', '.join(losses)}; or MODULE:NAME of your own; or a weighted sum of several, "
-        "as NAME:1.0 NAME:0.5")
+    add("--loss_type", type=loss_term(one_of_or_own(losses)), action=OneOrMoreAction, nargs="+",
+        default=losses[0] if losses else None, metavar="NAME",
+        help=f"{one_of_text(losses)}MODULE:NAME of your own; or a weighted sum of several, as NAME:1.0 NAME:0.5")
     add_mapping(add, "--loss_args", "the loss, or of several losses a mapping for each, by its name")
     add("--model_path", type=file_path, default=None, metavar="FILE",
         help="the checkpoint to evaluate, or to start --pretrained from")

@@ -182,7 +182,7 @@ def make_checkpointer(
 ) -> Checkpointer:
     """Return what writes the checkpoints of a run, in the format that is asked for."""
     every = opt.save_every_steps or max(1, round(opt.save_every * train_loader.updates_per_epoch))
-    plan = {"run_dir": run_dir, "prefix": opt.model_type, "every": every, "keep": opt.keep}
+    plan = {"run_dir": run_dir, "prefix": opt.model_type or opt.proj_name, "every": every, "keep": opt.keep}
     if opt.checkpoint_format == "sharded":
         return ShardedCheckpointer(distributed, **plan)
     return Checkpointer(**plan, writes=distributed.is_main)

@@ -62,6 +62,8 @@ def build_datasets(opt: Namespace) -> dict[str, Dataset]:
         "val_split": opt.val_split,
         "split_seed": opt.split_seed,
     }
+    if opt.data_type is None:
+        raise UserError("--data_type is needed: MODULE:NAME, since no data is known for this task.")
     if make := find_own("data", opt.data_type):
         return build_own(make, {name: getattr(opt, name) for name in OFFERED if hasattr(opt, name)} | split, opt)
     build = partial(call, arguments=getattr(opt, "data_args", {}), option="--data_args")

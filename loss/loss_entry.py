@@ -80,6 +80,8 @@ def build_criterion(opt: Namespace) -> nn.Module:
 
     --loss_args goes to the class of a single loss; of a weighted sum, it has a mapping for each loss, by its name.
     """
+    if opt.loss_type is None:
+        raise UserError("--loss_type is needed: MODULE:NAME, since no loss is known for this task.")
     weights, arguments = split_terms(opt.loss_type), getattr(opt, "loss_args", {})
     if isinstance(opt.loss_type, str) and opt.loss_type in weights:
         return build_loss(opt, opt.loss_type, arguments)

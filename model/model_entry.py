@@ -50,6 +50,8 @@ def build_networks(opt: Namespace) -> dict[str, nn.Module]:
         UserError: when one cannot be made with what it is given, or then takes no images.
     """
     arguments = getattr(opt, "model_args", {})
+    if opt.model_type is None:
+        raise UserError("--model_type is needed: MODULE:NAME, since no network is known for this task.")
     if opt.model_type == "DCGAN":
         return build_dcgan(opt, arguments)
     own = find_own("model", opt.model_type)

@@ -316,7 +316,7 @@ LESS_TO_DO = {
     "examples.lbfgs": "--debug",
     "examples.plain_loop": "--n_epoch 1",
     "examples.demo": "--n_epoch 1",
-    "examples.own_task": "--debug",
+    "examples.own_task": "--debug", "examples.new_task": "--debug",
 }
 
 
@@ -351,7 +351,8 @@ def test_commands_are_found_and_skipped():
 
 
 PAGES = [("README.md", 5), ("docs/shards.md", 4), ("docs/distributed.md", 4), ("docs/finetuning.md", 9),
-         ("docs/own_step.md", 2), ("docs/options.md", 6), ("docs/lightning.md", 6), ("docs/data.md", 3)]
+         ("docs/own_step.md", 2), ("docs/own_task.md", 2), ("docs/options.md", 6), ("docs/lightning.md", 6),
+         ("docs/data.md", 3)]
 
 
 @pytest.mark.parametrize(("page", "least"), PAGES)

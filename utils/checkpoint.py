@@ -268,7 +268,8 @@ def describe(state: dict[str, Any]) -> str:
         num_bytes = sum(size for size, _ in files)
         rows.append(("shards", f"shards/{directory}, {num_bytes:,} bytes in {len(files):,} files"))
     if not state.get("exact", True):
-        rows.append(("note", "from the middle of an update: to be looked at, not to be resumed from"))
+        where = "from the middle of an update, or of what follows one"
+        rows.append(("note", f"{where}: to be looked at, not to be resumed from"))
     rows.append(("options", ", ".join(f"{name}={value}" for name, value in options.items()) or "none"))
     return "\n".join(
         textwrap.fill(

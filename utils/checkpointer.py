@@ -47,7 +47,7 @@ class Checkpointer:
     """
 
     KINDS = ("best", "last", "earlystop", "InT")  # InT: interrupted
-    HALFWAY = "crash"  # from the middle of an update: to be looked at, never to be resumed from
+    HALFWAY = "crash"  # from the middle of an update, or of what follows one: to be looked at, never to be resumed from
     in_shards = False  # whether `save` takes a state whose tensors are cut up between processes
 
     def __init__(self, run_dir: str | Path, prefix: str, every: int = 1, keep: int = 2, writes: bool = True):
@@ -134,7 +134,8 @@ class Checkpointer:
             logger.error(f"The interrupted state could not be saved: {error or type(error).__name__}")
             return
         if self.writes:
-            logger.info(f"Saved: {self.path(kind)}" + (", from the middle of an update" if not state["exact"] else ""))
+            note = "" if state["exact"] else ", from within an update, or what follows one: to be looked at"
+            logger.info(f"Saved: {self.path(kind)}{note}")
 
     # ---- begin ---------------------------------------------------------------------------------------------------
     def begin(self, position: tuple[int, int] = (0, 0)) -> list[str]:
@@ -194,7 +195,8 @@ class Checkpointer:
             except DamagedError as error:
                 raise DamagedError(f"{error}\nGive the directory to go on from the newest good one in it.") from None
             if not state.get("exact"):
-                raise UserError(f"--resume {source}: it is from the middle of an update. Give the directory instead.")
+                where = "from the middle of an update, or of what follows one"
+                raise UserError(f"--resume {source}: it is {where}. Give the directory instead.")
             return source, state
         good, damaged = [], []
         for path in cls.candidates(source):

@@ -1,22 +1,28 @@
 """Notice that a metric has stopped improving."""
 
 import math
+import re
 from typing import Any
 
 from utils.errors import UserError
 
 MODES = ("max", "min")
+LESS_IS_BETTER = {  # words in the names of metrics
+    "loss", "error", "err", "mae", "mse", "rmse", "mape", "nll", "perplexity", "ppl", "brier", "ece", "fid", "lpips",
+    "wer", "cer", "eer", "hausdorff", "distance",
+}  # fmt: skip
 
 
 def direction(monitor: str, mode: str = "auto") -> str:
-    """Return "min" or "max": `mode`, or for "auto" what its name says of the metric: only of a loss is less better.
+    """Return "min" or "max": `mode`, or for "auto" "min" if the name has one of the words for which less is better.
 
-    >>> direction("loss"), direction("loss_dice"), direction("accuracy"), direction("loss", "max")
-    ('min', 'min', 'max', 'max')
+    >>> direction("loss"), direction("loss_dice"), direction("val_mae"), direction("accuracy"), direction("loss", "max")
+    ('min', 'min', 'min', 'max', 'max')
     """
     if mode != "auto":
         return mode
-    return "min" if monitor.endswith("loss") or monitor.rpartition("/")[2].startswith("loss") else "max"
+    words = re.split(r"[^a-z]+", monitor.lower())
+    return "min" if any(word in LESS_IS_BETTER or word.endswith("loss") for word in words) else "max"
 
 
 class EarlyStopper:

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from utils import earlystopper
-from utils.earlystopper import EarlyStopper
+from utils.earlystopper import EarlyStopper, direction
 from utils.errors import UserError
 
 NAN = float("nan")
@@ -24,6 +24,18 @@ def test_improvement_follows_the_mode(mode, values, improved, best):
     stopper = EarlyStopper(mode)
     assert [stopper.update(value) for value in values] == improved
     assert stopper.best == best
+
+
+@pytest.mark.parametrize(
+    "name", ["mae", "val_MAE", "rmse", "loss/dice", "error", "top1-error", "perplexity", "my/nll", "pixelloss"]
+)
+def test_of_some_metrics_less_is_better(name):
+    assert direction(name) == "min" and direction(name, "max") == "max"
+
+
+@pytest.mark.parametrize("name", ["accuracy", "psnr", "dice", "ssim", "errorless", "f1", "lossless_share"])
+def test_of_others_more_is(name):
+    assert direction(name) == "max" and direction(name, "min") == "min"
 
 
 @pytest.mark.parametrize("mode", ["max", "min"])

@@ -1,0 +1,84 @@
+"""A task from nothing, in one file: data, network, loss, metric, evaluator and trainer.
+
+    python -m examples.new_task --n_epoch 5
+    python -m examples.new_task evaluate --model_path Results/Waves/TIMESTAMP/wave_net_best_ckpt.pth
+
+From a noisy wave of 64 values the network tells its frequency: a regression.
+"""
+
+import sys
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import TensorDataset
+
+from eval import EvaluatorBase
+from trainer import TrainerBase
+from utils.meter import AvgMeter
+from utils.own_code import register_data, register_model
+
+LENGTH = 64  # values of a wave
+
+
+@register_data("waves")
+def make_waves(split_seed: int, num_samples: int = 2000) -> dict[str, TensorDataset]:
+    """Return the three parts: waves (N, 64) with their frequencies (N,), from 1 to 8 periods."""
+    generator = torch.Generator().manual_seed(split_seed)
+    frequencies = 1 + 7 * torch.rand(num_samples, generator=generator)
+    phases = torch.rand(num_samples, 1, generator=generator)
+    time = torch.linspace(0, 1, LENGTH)
+    waves = torch.sin(2 * torch.pi * (frequencies[:, None] * time + phases))
+    waves += 0.1 * torch.randn(num_samples, LENGTH, generator=generator)
+    first, second = int(0.7 * num_samples), int(0.85 * num_samples)
+    cuts = {"train": slice(first), "val": slice(first, second), "test": slice(second, None)}
+    return {part: TensorDataset(waves[cut], frequencies[cut]) for part, cut in cuts.items()}
+
+
+@register_model("wave_net")
+class WaveNet(nn.Module):
+    def __init__(self, width: int = 64):
+        super().__init__()
+        self.layers = nn.Sequential(nn.Linear(LENGTH, width), nn.ReLU(), nn.Linear(width, width), nn.ReLU())
+        self.head = nn.Linear(width, 1)
+
+    def forward(self, waves: Tensor) -> Tensor:
+        return self.head(self.layers(waves)).squeeze(1)  # (N, 64) -> (N,)
+
+
+class EvaluatorWaves(EvaluatorBase):
+    """Evaluate what tells frequencies."""
+
+    @classmethod
+    def build_criterion(cls, opt) -> nn.Module:
+        return nn.MSELoss()
+
+    def build_meters(self) -> dict[str, Any]:
+        return {"loss": AvgMeter(), "mae": AvgMeter()}
+
+    def eval_step(self, batch: Any) -> None:
+        waves, frequencies = batch  # (N, 64), (N,)
+        told = self.model(waves)
+        self.meters["loss"].update(self.criterion(told, frequencies), n=len(waves))
+        self.meters["mae"].update((told - frequencies).abs().mean(), n=len(waves))
+
+
+class TrainerWaves(TrainerBase):
+    """Train a network to tell the frequency of a wave."""
+
+    evaluator_class = EvaluatorWaves
+    defaults = {
+        "proj_name": "Waves", "output_dir": "./Results/Waves/", "data_type": "waves", "model_type": "wave_net",
+        "n_epoch": 20, "batch_size": 50, "lr": 3e-3, "monitor": "mae", "monitor_mode": "min",
+    }  # fmt: skip
+
+    def compute_loss(self, batch: Any) -> Tensor:
+        waves, frequencies = batch
+        return self.criterion(self.model(waves), frequencies)
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["evaluate"]:
+        EvaluatorWaves.main(sys.argv[2:])
+    else:
+        TrainerWaves.main()
