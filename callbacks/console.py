@@ -127,6 +127,8 @@ class Console(Callback):
             self.logger.info(f"Early stop: {stopper.num_bad} validations without a better {self.monitor}.")
         elif trainer.should_stop and trainer.progress.epoch < self.num_epochs:
             self.logger.info("Stopped as a callback asked for.")
+        elif trainer.opt.resume and trainer.progress.update == self.started[1]:
+            self.logger.info("Nothing was left to do: to train on, give a higher --n_epoch (or --max_updates).")
         was_validated = math.isfinite(stopper.best)
         best = f" Best val/{self.monitor}: {stopper.best:.4f}" if was_validated else ""
         self.logger.info(f"Finished after {trainer.progress.update:,} updates.{best}")

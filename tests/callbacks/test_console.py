@@ -190,6 +190,17 @@ def test_end_says_the_best_and_where_it_is(watch, trainer, lines):
     assert f"Best checkpoint: {trainer.checkpointer.path('best')}" in lines()
 
 
+def test_a_run_that_had_ended_says_so(watch, trainer, lines):
+    trainer.opt.resume = "Results/1/Vanilla_last_ckpt.pth"
+    trainer.progress.epoch, trainer.progress.update = 3, 12
+    watch.on_train_start(trainer)
+    watch.on_train_end(trainer)
+    assert any(line.startswith("Nothing was left to do: to train on, give a higher --n_epoch") for line in lines())
+    trainer.progress.update = 13
+    watch.on_train_end(trainer)
+    assert not any(line.startswith("Nothing") for line in lines())
+
+
 def test_end_says_why_it_is_early(watch, trainer, lines):
     trainer.progress.epoch, trainer.should_stop = 2, True
     watch.on_train_end(trainer)
