@@ -1,25 +1,36 @@
 """The task from nothing learns, and is evaluated by its own file; and a task may have any name."""
 
+import importlib
+import sys
+from types import ModuleType
+
 import pytest
 
-from examples.new_task import EvaluatorWaves, TrainerWaves
-from examples.own_parts import bright_squares
 from trainer_vanilla import TrainerVanilla
 from utils.errors import UserError
+from utils.own_code import REGISTERED
 
 OWN = ("--data_type", "examples.own_parts:bright_squares", "--gpu_devices", "cpu", "--seed", "0", "--debug")
 
 
-class EvaluatorNamed(EvaluatorWaves):
-    """For a task of a name that no data, network or loss of the template is for."""
+@pytest.fixture(autouse=True)
+def registered(monkeypatch):
+    """What is registered in a test is forgotten after it."""
+    for kind, names in REGISTERED.items():
+        monkeypatch.setitem(REGISTERED, kind, dict(names))
 
-    task = "regression"
+
+@pytest.fixture
+def new_task(monkeypatch) -> ModuleType:
+    monkeypatch.delitem(sys.modules, "examples.new_task", raising=False)
+    return importlib.import_module("examples.new_task")
 
 
-class TrainerNamed(TrainerWaves):
-    """See `EvaluatorNamed`."""
-
-    evaluator_class = EvaluatorNamed
+@pytest.fixture
+def named(new_task) -> type:
+    """The task under a name that no data, network or loss of the template is for."""
+    evaluator = type("EvaluatorNamed", (new_task.EvaluatorWaves,), {"task": "regression"})
+    return type("TrainerNamed", (new_task.TrainerWaves,), {"evaluator_class": evaluator, "__doc__": "Named."})
 
 
 def test_it_learns_and_is_evaluated(command, tmp_path, root):
@@ -32,26 +43,24 @@ def test_it_learns_and_is_evaluated(command, tmp_path, root):
     assert mae < 0.5  # of frequencies from 1 to 8; to guess their mean is 1.75 away
 
 
-def test_a_task_may_have_any_name(tmp_path):
-    opt = TrainerNamed.parse_options(["--debug", "--seed=0", f"--output_dir={tmp_path}", "--gpu_devices=cpu"])
-    TrainerNamed(opt).train()
+def test_a_task_may_have_any_name(named, tmp_path):
+    opt = named.parse_options(["--debug", "--seed=0", f"--output_dir={tmp_path}", "--gpu_devices=cpu"])
+    named(opt).train()
     assert list(tmp_path.glob("*/wave_net_best_ckpt.pth"))
 
 
 @pytest.mark.parametrize("name", ["data_type", "model_type"])
-def test_what_a_task_lacks_is_told(tmp_path, name):
-    class Lacking(TrainerNamed):
-        defaults = {key: value for key, value in TrainerNamed.defaults.items() if key != name}
-
-    opt = Lacking.parse_options([f"--output_dir={tmp_path}"])
-    setattr(opt, name, None)  # what it is when nothing is registered
+def test_what_a_task_lacks_is_told(named, tmp_path, name):
+    del REGISTERED[name.removesuffix("_type")]["waves" if name == "data_type" else "wave_net"]
+    named.defaults = {key: value for key, value in named.defaults.items() if key != name}
+    opt = named.parse_options([f"--output_dir={tmp_path}"])
+    assert getattr(opt, name) is None
     with pytest.raises(UserError, match=f"--{name} is needed: MODULE:NAME"):
-        Lacking(opt)
+        named(opt)
 
 
 @pytest.mark.parametrize("n_classes", [3, 20])
 def test_the_vanilla_task_calls_classes_of_other_data_by_number(tmp_path, n_classes):
-    assert bright_squares(3, 0)
     opt = TrainerVanilla.parse_options([*OWN, "--n_classes", str(n_classes), "--output_dir", str(tmp_path)])
     trainer = TrainerVanilla(opt)
     assert trainer.evaluator.classes == [str(number) for number in range(n_classes)]
