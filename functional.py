@@ -371,7 +371,7 @@ def check_parts(model: Any, optimizer: Any, scheduler: Any, dataset: Any, val_da
     for name, part, kind in kinds:
         if not isinstance(part, kind):
             raise UserError(f"argument {name}: {type(part).__name__} is not a {kind.__module__}.{kind.__name__}.")
-    needed = () if scheduler is None else ("step", "optimizer", "state_dict", "load_state_dict")
+    needed = () if scheduler is None else ("optimizer", "state_dict", "load_state_dict")
     if isinstance(scheduler, ReduceLROnPlateau) or not hasattr(scheduler or LRScheduler, "step"):
         raise UserError(f"argument scheduler: {type(scheduler).__name__} has no step() that takes nothing.")
     if lacking := [name for name in needed if not hasattr(scheduler, name)]:

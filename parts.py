@@ -11,7 +11,7 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from data.data_entry import build_datasets, data_notes, describe
+from data.data_entry import data_notes, describe
 from data.sampler import UpdateLoader
 from utils.checkpointer import Checkpointer
 from utils.clipper import Clipper
@@ -150,7 +150,7 @@ def try_out(trainer_class: type, opt: Namespace, with_data: bool) -> None:
         UserError: when the data, a network, the loss, an optimizer or a schedule cannot be made.
     """
     if with_data:
-        build_datasets(opt)
+        trainer_class.evaluator_class.build_datasets(opt)
     networks = trainer_class.evaluator_class.build_networks(opt)
     trainer_class.evaluator_class.build_criterion(opt)
     Freezing(networks, opt.freeze, opt.train_only)
