@@ -8,20 +8,20 @@ from typing import Any
 
 from callbacks.callback_entry import check_loggers, own_class
 from data.data_entry import DEBUG_BATCHES
-from data.shard_store import is_url
+from engine.checkpoints.checkpointer import Checkpointer
+from engine.checkpoints.file import load_checkpoint, options_of
+from engine.devices.process_group import earlier_run, place
+from engine.options.files import read_with_bases
+from engine.options.parser import OptionParser
+from engine.options.plugins import import_module, load_all, refuse_unrepeated, unrepeated
+from engine.options.show import as_text
+from engine.runs.run_dir import is_run_dir, unfinished_runs
+from extras.shards.store import is_url
 from model.model_entry import NETWORK_OPTIONS
 from option_list import add_common_options, add_file_options, add_test_options, add_train_options, train_option_names
-from utils.checkpoint import load_checkpoint, options_of
-from utils.checkpointer import Checkpointer
-from utils.distributed import earlier_run, place
+from tools.replay import load_replay
 from utils.errors import UserError
-from utils.option_files import read_with_bases
-from utils.options import OptionParser
-from utils.own_code import import_module, load_all, refuse_unrepeated, unrepeated
-from utils.replay import load_replay
-from utils.run_dir import is_run_dir, unfinished_runs
 from utils.seed import draw_seed
-from utils.show_options import as_text
 
 # What an evaluation does not take from a checkpoint.
 OF_THE_LAUNCH = ("model_path", "gpu_devices", "data_device", "debug", "limit_batches", "save_path")
@@ -185,7 +185,7 @@ def import_asked(argv: Sequence[str] | None) -> None:
 def check_own_code(
     options: Mapping[str, Any], path: str | Path, parser: OptionParser, argv: Sequence[str] | None
 ) -> None:
-    """Raise UserError when a checkpoint's options would import what the user has not named, see `utils.own_code`."""
+    """Raise UserError when a checkpoint's options would import what the user has not named, see plugins.py."""
     own = vars(parser.resolve(argv))
     refuse_unrepeated(unrepeated(options, own, parser.asked, not is_run_dir(Path(path).parent)), path)
 

@@ -18,18 +18,18 @@ from torch import nn
 from base_options import parse_test_options
 from data.data_entry import build_datasets, build_loader_of_part, data_notes, refuse_seen
 from data.loader import num_given
+from engine.checkpoints.file import load_checkpoint, weights_of
+from engine.checkpoints.state import set_state
+from engine.devices.device import place_network, select_devices
+from engine.devices.process_group import Distributed
+from engine.options.parser import OptionParser, run_main
+from engine.runs.scores import compare_with_stored, save_results, scalars
 from loss.loss_entry import build_criterion
 from model.model_entry import build_networks
-from utils.checkpoint import load_checkpoint, weights_of
-from utils.device import place_network, select_devices
-from utils.distributed import Distributed
 from utils.func import move_to
 from utils.logger import build_logger
-from utils.options import OptionParser, run_main
 from utils.precision import Precision
-from utils.results import compare_with_stored, save_results, scalars
 from utils.seed import preserved_random_state, seed_everything
-from utils.state import set_state
 from utils.timestamp import make_timestamped_dir
 
 

@@ -7,13 +7,13 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor
 
+from engine.options.parser import BoolAction, ListAction, OptionParser, file_path, list_of, number, one_of
+from engine.options.plugins import short_name
 from eval import EvaluatorBase
 from loss.weighted_sum import loss_meters, update_losses
 from utils.draw import contact_sheet, save_picture
 from utils.func import move_to
 from utils.metric_names import SEGMENTATION, build_metrics, metric_name
-from utils.options import BoolAction, ListAction, OptionParser, file_path, list_of, number, one_of
-from utils.own_code import short_name
 
 
 class EvaluatorSeg(EvaluatorBase):

@@ -8,14 +8,9 @@ from collections.abc import Callable
 
 from callbacks.callback_entry import LOGGERS
 from data.data_entry import DEBUG_BATCHES, data_types
-from loss.loss_entry import loss_term, loss_types
-from model.library import library_model
-from model.model_entry import model_types
-from utils.errors import UserError, shown
-from utils.initialize import INITS
-from utils.nested import mapping, setting
-from utils.optimizer import OPTIMIZERS, torch_optimizers
-from utils.options import (
+from engine.devices.wrap import MODES
+from engine.options.mappings import mapping, setting
+from engine.options.parser import (
     BoolAction,
     ExtendAction,
     ListAction,
@@ -28,12 +23,17 @@ from utils.options import (
     one_of,
     plain_text,
 )
-from utils.own_code import choices, module_name, one_of_or_own
-from utils.parallel import MODES
+from engine.options.plugins import choices, module_name, one_of_or_own
+from engine.runs.signals import duration_text
+from engine.update_guard import POLICIES
+from extras.library_models import library_model
+from loss.loss_entry import loss_term, loss_types
+from model.model_entry import model_types
+from utils.errors import UserError, shown
+from utils.initialize import INITS
+from utils.optimizer import OPTIMIZERS, torch_optimizers
 from utils.param_groups import parse_rate
 from utils.scheduler import SCHEDULERS, torch_schedulers
-from utils.signals import duration_text
-from utils.update_guard import POLICIES
 
 MAX_EPOCHS = 10**6  # of any duration
 

@@ -13,22 +13,22 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from data.data_entry import data_notes, describe
 from data.sampler import UpdateLoader
-from utils.checkpointer import Checkpointer
+from engine.checkpoints.checkpointer import Checkpointer
+from engine.checkpoints.sharded_checkpointer import ShardedCheckpointer
+from engine.devices.device import place_network, select_devices
+from engine.devices.process_group import Distributed, local_size
+from engine.devices.wrap import checkpoint_activations, wrap_network
+from engine.late_guard import build_guard
+from engine.options.parser import saved_options
+from engine.update_guard import UpdateGuard
 from utils.clipper import Clipper
-from utils.device import place_network, select_devices
-from utils.distributed import Distributed, local_size
 from utils.errors import UserError
 from utils.freezing import Freezing, is_trained
 from utils.initialize import initialize
-from utils.late_guard import build_guard
 from utils.optimizer import build_optimizer, has_sparse_gradients
-from utils.options import saved_options
-from utils.parallel import checkpoint_activations, wrap_network
 from utils.param_groups import groups_of_networks, parse_rate
 from utils.patterns import matching
 from utils.scheduler import SETTINGS, OncePerEpoch, build_scheduler
-from utils.sharded_checkpointer import ShardedCheckpointer
-from utils.update_guard import UpdateGuard
 
 HOSTS: list[tuple[Distributed, list[torch.device], str]] = []  # what `hosted` was given, the innermost last
 

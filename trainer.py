@@ -20,28 +20,28 @@ from callbacks.callback import Callback, CallbackList
 from callbacks.callback_entry import build_asked_for, build_default_callbacks
 from data.data_entry import build_loaders, samples_at_once, seen_groups
 from data.sampler import Update, UpdateLoader
+from engine.checkpoints.file import load_checkpoint
+from engine.checkpoints.pretrained import load_pretrained
+from engine.command import launch
+from engine.devices.device import place_criterion
+from engine.epoch_log import EpochLog, read_scalars
+from engine.optimizers import checked_optimizers, checked_schedulers
+from engine.options.parser import OptionParser
+from engine.out_of_memory import fit_micro_batches
+from engine.progress import Progress
+from engine.refusal import guarded_step, settle
+from engine.run_state import collect_state, restore_state
+from engine.runs.run_dir import RunDir
+from engine.runs.scores import check_monitor
+from engine.runs.signals import STOP_ASKED, StopSignal, seconds_of
 from eval import EvaluatorBase
-from launch import launch
 from loss.weighted_sum import add_up, last_terms
-from run_state import collect_state, restore_state
 from utils.averaging import make_averaging
-from utils.checkpoint import load_checkpoint
-from utils.device import place_criterion
 from utils.earlystopper import EarlyStopper, direction
-from utils.epoch_log import EpochLog, read_scalars
 from utils.func import count_samples, move_to
-from utils.matching import checked_optimizers, checked_schedulers
-from utils.options import OptionParser
-from utils.out_of_memory import fit_micro_batches
 from utils.precision import Precision
-from utils.pretrained import load_pretrained
-from utils.progress import Progress
-from utils.refusal import guarded_step, settle
-from utils.results import check_monitor
-from utils.run_dir import RunDir
 from utils.scheduler import learning_rates
 from utils.seed import seed_apart, seed_everything
-from utils.signals import STOP_ASKED, StopSignal, seconds_of
 
 
 class TrainerBase:

@@ -4,9 +4,9 @@ from typing import Any
 
 import torch
 
+from engine.options.parser import BoolAction, OptionParser, number
 from eval_seg_on_carvana import EvaluatorSeg
 from trainer import TrainerBase
-from utils.options import BoolAction, OptionParser, number
 
 
 class TrainerSeg(TrainerBase):

@@ -18,12 +18,12 @@ import tempfile
 import torch
 
 from benchmarks.processor import processor
+from engine.options.parser import OptionParser, number, one_of, run_main
+from engine.runs.provenance import command_line
 from eval_seg_on_carvana import EvaluatorSeg
 from eval_vanilla import EvaluatorVanilla
 from trainer_seg_on_carvana import TrainerSeg
 from trainer_vanilla import TrainerVanilla
-from utils.options import OptionParser, number, one_of, run_main
-from utils.provenance import command_line
 
 TASKS = {"vanilla": (TrainerVanilla, EvaluatorVanilla, "accuracy"), "carvana": (TrainerSeg, EvaluatorSeg, "dice")}
 

@@ -10,7 +10,7 @@ from functools import partial
 
 from benchmarks.fashion import prepare_data
 from benchmarks.harness import MEMORY, Benchmark, Case, Column, Mark, main
-from utils.options import OptionParser, file_path, number
+from engine.options.parser import OptionParser, file_path, number
 
 ABOUT = """
 The test part of FashionMNIST, 10,000 images in memory, through the multilayer perceptron: loss and accuracy.

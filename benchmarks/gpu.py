@@ -24,9 +24,9 @@ from typing import Any
 from unittest import mock
 
 from benchmarks.harness import ANSWER, Case, Column, Mark, has_gpu, section_of, table_of, write_section
+from engine.options.parser import BoolAction, OptionParser, number, one_of, run_main
+from engine.runs.provenance import command_line
 from utils.errors import UserError
-from utils.options import BoolAction, OptionParser, number, one_of, run_main
-from utils.provenance import command_line
 
 MLP_SAMPLES, UNET_SAMPLES = 1_048_576, 512
 CASES = {f"mlp_{size}": ("mlp", size) for size in (1024, 8192, 32768)} | {

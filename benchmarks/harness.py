@@ -22,9 +22,9 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.processor import processor
+from engine.options.parser import BoolAction, OptionParser, file_path, number, one_of, run_main
+from engine.runs.provenance import command_line, version
 from utils.errors import UserError
-from utils.options import BoolAction, OptionParser, file_path, number, one_of, run_main
-from utils.provenance import command_line, version
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "docs" / "benchmarks.md"

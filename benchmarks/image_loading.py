@@ -16,7 +16,7 @@ from PIL import Image
 
 from benchmarks.carvana_loading import make_data
 from benchmarks.harness import Benchmark, Case, Column, Mark, main
-from utils.options import OptionParser, file_path, number
+from engine.options.parser import OptionParser, file_path, number
 
 SMALL = (640, 427)  # pixels of the smaller photos, as in many data sets
 PHOTOS = 16  # that are loaded

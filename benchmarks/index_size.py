@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.harness import Benchmark, Case, Column, Mark, main
-from utils.options import OptionParser, file_path
+from engine.options.parser import OptionParser, file_path
 
 VIEWS = 16
 SIZES = {"100 files": 100, "10,000 files": 10_000, "100,000 files": 100_000, "1,000,000 files": 1_000_000}

@@ -21,12 +21,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from benchmarks.harness import ROOT, row
-from utils.distributed import Distributed
-from utils.memory_use import memory_of
-from utils.options import BoolAction, ListAction, OptionParser, list_of, number, run_main
-from utils.parallel import blocks_of, wrap_network
-from utils.provenance import command_line
-from utils.sharded_state import num_bytes
+from engine.checkpoints.sharded_state import num_bytes
+from engine.devices.memory_use import memory_of
+from engine.devices.process_group import Distributed
+from engine.devices.wrap import blocks_of, wrap_network
+from engine.options.parser import BoolAction, ListAction, OptionParser, list_of, number, run_main
+from engine.runs.provenance import command_line
 
 PAGE = ROOT / "docs" / "distributed.md"
 BEGIN, END = "<!-- memory plan: begin -->", "<!-- memory plan: end -->"

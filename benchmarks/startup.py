@@ -11,8 +11,8 @@ import time
 from pathlib import Path
 
 from benchmarks.harness import ROOT, Benchmark, Case, Column, Mark, main
+from engine.options.parser import OptionParser, file_path
 from utils.errors import UserError
-from utils.options import OptionParser, file_path
 
 ABOUT = """
 From the start of the Python process, with the files already in the system's cache. **first update** is

@@ -9,7 +9,7 @@ import time
 
 from benchmarks.fashion import prepare_data
 from benchmarks.harness import MEMORY, Benchmark, Case, Column, Mark, main
-from utils.options import OptionParser, file_path
+from engine.options.parser import OptionParser, file_path
 
 FLAGS = ("batch_size=256", "lr=2e-3", "warmup_epoch=0.5", "lr_scheduler=linear", "n_epoch=8")
 ABOUT = f"""

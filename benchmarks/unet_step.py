@@ -12,8 +12,8 @@ from functools import partial
 from pathlib import Path
 
 from benchmarks.harness import MEMORY, Benchmark, Case, Column, Mark, main
-from utils.options import OptionParser
-from utils.refusal import guarded_step
+from engine.options.parser import OptionParser
+from engine.refusal import guarded_step
 
 FAST = ("--amp=bf16", "--channels_last")
 ABOUT_STEP = """
@@ -36,7 +36,7 @@ def flags_of(opt: argparse.Namespace, directory: str, fast: bool) -> list[str]:
 
 def step(opt: argparse.Namespace, fast: bool) -> dict[str, float]:
     """The seconds of one update."""
-    from data.make_carvana_like import make_carvana_like
+    from data.synthetic.make_carvana_like import make_carvana_like
     from trainer_seg_on_carvana import TrainerSeg
 
     sizes = ["--patch_size=32", "--width=4"] if opt.quick else ["--patch_size=128"]
@@ -57,7 +57,7 @@ def step(opt: argparse.Namespace, fast: bool) -> dict[str, float]:
 
 def dice(opt: argparse.Namespace, fast: bool) -> dict[str, float]:
     """The Dice on the test part after a whole training, and how long that took."""
-    from data.make_carvana_like import make_carvana_like
+    from data.synthetic.make_carvana_like import make_carvana_like
     from eval_seg_on_carvana import EvaluatorSeg
     from trainer_seg_on_carvana import TrainerSeg
 

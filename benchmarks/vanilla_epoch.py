@@ -12,7 +12,7 @@ from functools import partial
 
 from benchmarks.fashion import prepare_data
 from benchmarks.harness import MEMORY, Benchmark, Case, Column, Mark, main
-from utils.options import OptionParser, file_path, number
+from engine.options.parser import OptionParser, file_path, number
 
 SAMPLES = {64: 60_000, 4: 4_819}  # for training and validation together, by batch size
 QUICK_SAMPLES = 1_200

@@ -5,10 +5,10 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
+from engine.checkpoints.state import check_plain
 from utils.errors import nearest
 from utils.files import told_when_full
 from utils.seed import preserved_random_state
-from utils.state import check_plain
 
 
 class Callback:

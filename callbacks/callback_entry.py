@@ -16,10 +16,10 @@ from callbacks.progress_bar import ProgressBar
 from callbacks.tensorboard import TensorBoard
 from data.choose_workers import usable_cores
 from data.memory import is_in_memory
+from engine.options.arguments import NAMED, call, name_of, parameters_of, taken
+from engine.options.plugins import find_own
 from utils.advice import data_advice
-from utils.calls import NAMED, call, name_of, parameters_of, taken
 from utils.errors import UserError
-from utils.own_code import find_own
 
 
 def build_default_callbacks(opt: Namespace, run_dir: Path, logger: logging.Logger) -> list[Callback]:
@@ -103,11 +103,11 @@ def build_asked_for(opt: Namespace, logger: logging.Logger) -> list[Callback]:
 
         callbacks.append(Requeue(logger))
     if opt.trace:
-        from callbacks.trace import Trace
+        from tools.trace import Trace
 
         callbacks.append(Trace(opt.trace))
     if opt.kill_at:
-        from callbacks.kill import Kill
+        from tools.kill import Kill
 
         callbacks.append(Kill(opt.kill_at))
     return callbacks

@@ -4,7 +4,7 @@ import logging
 import signal
 
 from callbacks.callback import Callback
-from utils.signals import Terminated, TimeIsUp
+from engine.runs.signals import Terminated, TimeIsUp
 from utils.slurm import requeue
 
 

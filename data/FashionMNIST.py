@@ -23,8 +23,8 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from data.split import amount, flatten, shuffled_groups, split_by_group, take
+from engine.runs.lock import locked
 from utils.errors import UserError
-from utils.lock import locked
 
 CLASSES = (
     "T-shirt/top",

@@ -31,9 +31,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from engine.runs.lock import LOCK_FILE, PATIENCE, locked
 from utils.errors import UserError
 from utils.files import NO_SPACE, fsync_directory, removed_afterwards, sweep_temporaries
-from utils.lock import LOCK_FILE, PATIENCE, locked
 
 MAGIC = "plainloop pixels 1"
 HEADER_SIZE = 4096  # bytes

@@ -30,11 +30,11 @@ from data.choose_workers import choose_workers
 from data.loader import WatchedLoader
 from data.memory import MemoryLoader, MemoryUpdateLoader, is_in_memory, place_data
 from data.sampler import UpdateLoader, may_be_random, seeded_dataset
-from utils.calls import call, taken
-from utils.checkpoint import load_file
-from utils.distributed import share_of
+from engine.checkpoints.file import load_file
+from engine.devices.process_group import share_of
+from engine.options.arguments import call, taken
+from engine.options.plugins import choices, find_own
 from utils.errors import UserError
-from utils.own_code import choices, find_own
 
 DATA_TYPES = {
     "FashionMNISTSample": ("classification", "generation"),
@@ -78,7 +78,7 @@ def build_datasets(opt: Namespace) -> dict[str, Dataset]:
             "cache_dir": opt.cache_dir, **split,
         })  # fmt: skip
     if opt.data_type == "CarvanaShards":
-        from data.shards import build_carvana_shards
+        from extras.shards.dataset import build_carvana_shards
 
         if opt.cache_dir:
             raise UserError("--cache_dir is for --data_type Carvana; shards have --shard_cache_dir.")
@@ -89,7 +89,7 @@ def build_datasets(opt: Namespace) -> dict[str, Dataset]:
             "cache_dir": opt.shard_cache_dir, "cache_gb": opt.shard_cache_gb, **split,
         })  # fmt: skip
     if opt.data_type == "MultiImage":
-        from data.MultiImage import build_multi_image
+        from extras.multi_image import build_multi_image
 
         return build(build_multi_image, {
             "data_dir": opt.data_dir, "patch_size": opt.patch_size, "n_channels": opt.n_channels,

@@ -15,7 +15,7 @@ from torch.utils.data import Dataset
 
 from data.sampler import Update, UpdateSampler, epoch_permutation
 from data.watched import Batch
-from utils.distributed import share_of
+from engine.devices.process_group import share_of
 from utils.errors import UserError
 from utils.func import cut
 

@@ -16,7 +16,7 @@ from torch.utils.data import Dataset, TensorDataset
 from data.loader import WatchedLoader
 from data.prefetch import prefetched
 from data.watched import WatchedDataset
-from utils.distributed import share_of
+from engine.devices.process_group import share_of
 from utils.func import cut
 from utils.seed import mix, seeded
 

@@ -1,8 +1,8 @@
 """Train on the bundled sample, evaluate the best checkpoint, and say where to look: python -m examples.demo"""
 
+from engine.options.parser import run_main
 from eval_vanilla import EvaluatorVanilla
 from trainer_vanilla import TrainerVanilla
-from utils.options import run_main
 
 
 def main() -> None:

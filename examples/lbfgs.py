@@ -5,10 +5,10 @@ It wants the same loss each time, so each update is a large batch. Its history i
 
 import torch
 
+from engine.options.parser import OptionParser, number
 from trainer_vanilla import TrainerVanilla
 from utils.errors import UserError
 from utils.func import count_samples
-from utils.options import OptionParser, number
 
 
 class TrainerLBFGS(TrainerVanilla):

@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 from data.FashionMNIST import build_fashion_mnist_sample
-from functional import find_lr, fit, param_groups
+from extras.functional import find_lr, fit, param_groups
 
 OUTPUT_DIR = "Results/library"
 

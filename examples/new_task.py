@@ -13,10 +13,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
+from engine.options.plugins import register_data, register_model
 from eval import EvaluatorBase
 from trainer import TrainerBase
 from utils.meter import AvgMeter
-from utils.own_code import register_data, register_model
 
 LENGTH = 64  # values of a wave
 

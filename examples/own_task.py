@@ -13,10 +13,10 @@ import torch.nn.functional as F
 from torch import nn
 
 from callbacks.callback import Callback
+from engine.options.parser import OptionParser, number
 from eval_vanilla import EvaluatorVanilla
 from trainer_vanilla import TrainerVanilla
 from utils.metrics import PrecisionRecallF1
-from utils.options import OptionParser, number
 
 
 class FocalLoss(nn.Module):

@@ -5,9 +5,9 @@ A step goes down along the gradient that is found a little way uphill, where a n
 
 import torch
 
+from engine.options.parser import OptionParser, number
 from trainer_vanilla import TrainerVanilla
 from utils.clipper import measure
-from utils.options import OptionParser, number
 
 
 class TrainerSAM(TrainerVanilla):

@@ -14,12 +14,12 @@ from typing import Any
 import torch
 from torch import nn
 
+from engine.options.arguments import call, name_of, split_arguments, taken
+from engine.options.parser import number
+from engine.options.plugins import choices, find_own, short_name
 from loss.trial import fault_of_arguments
 from loss.weighted_sum import WeightedSum
-from utils.calls import call, name_of, split_arguments, taken
 from utils.errors import UserError, shown
-from utils.options import number
-from utils.own_code import choices, find_own, short_name
 
 LOSS_TYPES = {
     "CE": "classification",

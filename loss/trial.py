@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor, nn
 
-from utils.calls import told
+from engine.options.arguments import told
 from utils.errors import UserError
 from utils.seed import preserved_random_state
 

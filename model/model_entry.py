@@ -13,10 +13,10 @@ from typing import Any
 
 from torch import nn
 
-from model.library import build_library_model, fault_on_images, split_name
-from utils.calls import call, name_of, split_arguments, taken
+from engine.options.arguments import call, name_of, split_arguments, taken
+from engine.options.plugins import choices, find_own
+from extras.library_models import build_library_model, fault_on_images, split_name
 from utils.errors import UserError, shown
-from utils.own_code import choices, find_own
 
 MODEL_TYPES = {
     "Vanilla": "classification",
@@ -120,7 +120,7 @@ def build_dcgan(opt: Namespace, arguments: Mapping[str, Any]) -> dict[str, nn.Mo
     Raises:
         UserError: when the one does not take the images of the other, or they are not those of the data.
     """
-    from model.DCGAN import Discriminator, Generator
+    from extras.gan.DCGAN import Discriminator, Generator
 
     kinds = {"generator": Generator, "discriminator": Discriminator}
     own = split_arguments(arguments, kinds, "--model_args", "network")

@@ -88,7 +88,7 @@ def work(
     """What one of the processes does."""
     import torch
 
-    from utils.distributed import Distributed
+    from engine.devices.process_group import Distributed
 
     os.environ.update({name: str(value) for name, value in environment.items()})
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # what the trainers log

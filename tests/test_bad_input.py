@@ -7,11 +7,11 @@ import sys
 import pytest
 import torch
 
+from engine.checkpoints.file import load_checkpoint, save_checkpoint
 from eval_seg_on_carvana import EvaluatorSeg
 from eval_vanilla import EvaluatorVanilla
 from trainer_seg_on_carvana import TrainerSeg
 from trainer_vanilla import TrainerVanilla
-from utils.checkpoint import load_checkpoint, save_checkpoint
 
 VANILLA, SEG = "Vanilla_best_ckpt.pth", "UNet_best_ckpt.pth"
 
@@ -354,7 +354,7 @@ def test_a_missing_directory_of_images_says_what_belongs_there(refuse, tmp_path,
 
 
 def test_more_classes_in_the_masks_than_asked_for_is_an_error(refuse, tmp_path):
-    from data.make_carvana_like import make_carvana_like
+    from data.synthetic.make_carvana_like import make_carvana_like
 
     make_carvana_like(tmp_path / "three", cars=6, views=4, size=(64, 48), n_classes=3)
     assert "3" in refuse(TrainerSeg, "--data_dir", tmp_path / "three")
@@ -395,7 +395,7 @@ def test_a_disk_that_is_full_does_not_hide_behind_the_rescue(build, monkeypatch)
     def full(state, *paths):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("utils.checkpointer.save_checkpoint", full)
+    monkeypatch.setattr("engine.checkpoints.checkpointer.save_checkpoint", full)
     with pytest.raises(OSError, match="No space left"):
         trainer.train()
     (log,) = trainer.run_dir.path.glob("*_log.txt")

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from engine.checkpoints.file import load_checkpoint
 from tests import page_lines
 from tests.page_lines import Done, faults_of, files_of, lines_of, rows_of, run_line
-from utils.checkpoint import load_checkpoint
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "docs" / "coming_from.md"

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from trainer_gan import TrainerGAN
+from engine.options.files import read_with_bases
+from extras.gan.trainer_gan import TrainerGAN
 from trainer_seg_on_carvana import TrainerSeg
 from trainer_vanilla import TrainerVanilla
-from utils.option_files import read_with_bases
 
 ROOT = Path(__file__).resolve().parent.parent
 TRAINERS = {

@@ -3,10 +3,10 @@
 import pytest
 import torch
 
-from launch import run
+from engine.checkpoints.file import load_checkpoint
+from engine.command import run
 from trainer_seg_on_carvana import TrainerSeg
 from trainer_vanilla import TrainerVanilla
-from utils.checkpoint import load_checkpoint
 from utils.errors import DivergedError
 from utils.files import StorageError
 
@@ -232,6 +232,6 @@ def test_samples_are_named_even_if_there_is_no_room_for_the_replay_file(build, m
         raise StorageError("Cannot write: no space.")
 
     trainer = build(task=NaNTrainer)
-    monkeypatch.setattr("utils.replay.save_checkpoint", full)
+    monkeypatch.setattr("tools.replay.save_checkpoint", full)
     with pytest.raises(DivergedError, match=r"Samples: train/.*\n?.*cannot be replayed. Cannot write: no space"):
         trainer.train()

@@ -6,8 +6,8 @@ import signal
 import pytest
 
 from callbacks.callback import Callback
-from trainer_gan import TrainerGAN
-from utils.checkpoint import load_checkpoint
+from engine.checkpoints.file import load_checkpoint
+from extras.gan.trainer_gan import TrainerGAN
 from utils.errors import UserError
 
 

@@ -10,17 +10,17 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-import utils.option_files
-import utils.options
-from eval_gan import EvaluatorGAN
+import engine.options.files
+import engine.options.parser
+from engine.options.parser import OptionParser, as_flags, saved_options
 from eval_seg_on_carvana import EvaluatorSeg
 from eval_vanilla import EvaluatorVanilla
+from extras.gan.eval_gan import EvaluatorGAN
+from extras.gan.trainer_gan import TrainerGAN
 from tests.torture import fuzz_options, malformed
 from tests.torture.malformed import BASE, KINDS, Example, as_text, right_options
-from trainer_gan import TrainerGAN
 from trainer_seg_on_carvana import TrainerSeg
 from trainer_vanilla import TrainerVanilla
-from utils.options import OptionParser, as_flags, saved_options
 
 TASKS = {
     "trainer_vanilla": TrainerVanilla, "trainer_seg_on_carvana": TrainerSeg, "trainer_gan": TrainerGAN,
@@ -124,7 +124,7 @@ def test_a_yaml_bomb_and_a_device_without_end_are_refused_at_once(place):
     for path in ("bomb.yaml", "/dev/zero", "fifo"):
         code = (
             "import resource; resource.setrlimit(resource.RLIMIT_DATA, (2**28, 2**28)); "
-            f"from utils.option_files import read_options; read_options({path!r})"
+            f"from engine.options.files import read_options; read_options({path!r})"
         )
         environment = os.environ | {"PYTHONPATH": str(fuzz_options.ROOT)}
         done = subprocess.run(
@@ -141,16 +141,16 @@ def plant(monkeypatch, fault):
     if fault == "abbreviations":
         monkeypatch.setattr(OptionParser, "__init__", lambda self, **kw: original(self, **kw, allow_abbrev=True))
     elif fault == "nan":
-        monkeypatch.setattr(utils.options.math, "isfinite", lambda value: True)
-        monkeypatch.setitem(utils.options.NUMBERS, float, utils.options.re.compile(".*"))
+        monkeypatch.setattr(engine.options.parser.math, "isfinite", lambda value: True)
+        monkeypatch.setitem(engine.options.parser.NUMBERS, float, engine.options.parser.re.compile(".*"))
     elif fault == "digits of every script":
-        monkeypatch.setitem(utils.options.NUMBERS, int, utils.options.re.compile(".*"))
+        monkeypatch.setitem(engine.options.parser.NUMBERS, int, engine.options.parser.re.compile(".*"))
     elif fault == "yaml.load":
-        monkeypatch.setattr(utils.option_files, "read_yaml", lambda text: (yaml.unsafe_load(text), {}))
+        monkeypatch.setattr(engine.options.files, "read_yaml", lambda text: (yaml.unsafe_load(text), {}))
     elif fault == "duplicates":
-        monkeypatch.setattr(utils.option_files, "without_duplicates", dict)
+        monkeypatch.setattr(engine.options.files, "without_duplicates", dict)
     elif fault == "traceback":
-        monkeypatch.setattr(utils.option_files, "UserError", ZeroDivisionError)
+        monkeypatch.setattr(engine.options.files, "UserError", ZeroDivisionError)
 
 
 @pytest.mark.parametrize(

@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from callbacks.callback import Callback
+from engine.checkpoints.file import load_checkpoint
 from trainer_vanilla import TrainerVanilla
-from utils.checkpoint import load_checkpoint
 from utils.errors import DamagedError, LoadingError, UserError
 
 pytestmark = pytest.mark.clock
@@ -161,7 +161,7 @@ def test_time_limit_stops_with_a_checkpoint_and_status_75(build, train, weights,
 # ---- two runs --------------------------------------------------------------------------------------------------------
 def test_second_run_in_a_directory_is_refused_until_the_first_is_dead(stopped, build, root):
     holder = subprocess.Popen(
-        [sys.executable, "-c", "import sys, time; from utils.lock import DirectoryLock\n"
+        [sys.executable, "-c", "import sys, time; from engine.runs.lock import DirectoryLock\n"
          "lock = DirectoryLock(sys.argv[1]); print('held', flush=True); time.sleep(60)", stopped.run_dir.path],
         cwd=root, stdout=subprocess.PIPE,
     )  # fmt: skip

@@ -7,9 +7,9 @@ from torch.utils.data import Dataset, default_collate
 
 import eval as eval_module
 from callbacks.callback import Callback
+from engine.checkpoints.file import load_checkpoint
 from eval import EvaluatorBase
 from trainer import TrainerBase
-from utils.checkpoint import load_checkpoint
 from utils.meter import AvgMeter
 from utils.metrics import Accuracy
 

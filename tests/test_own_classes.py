@@ -8,11 +8,11 @@ import pytest
 
 import base_options
 from callbacks.callback import Callback
+from engine.checkpoints.file import load_checkpoint, save_checkpoint
+from engine.options.plugins import REGISTERED
 from eval_vanilla import EvaluatorVanilla
 from trainer_vanilla import TrainerVanilla
-from utils.checkpoint import load_checkpoint, save_checkpoint
 from utils.errors import UserError
-from utils.own_code import REGISTERED
 
 PARTS = "examples.own_parts"
 REFERENCES = (

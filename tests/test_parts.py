@@ -6,10 +6,10 @@ import pytest
 import torch
 
 import parts
+from engine.devices.process_group import Distributed
 from eval_vanilla import EvaluatorVanilla
 from parts import share_text
 from trainer_vanilla import TrainerVanilla
-from utils.distributed import Distributed
 from utils.errors import UserError
 
 OPTIONS = {"gpu_devices": "cpu", "dist_timeout": 9, "parallel": "none", "amp": "no", "batch_size": 8, "seed": 3,

@@ -12,10 +12,10 @@ import torch
 from torch.nn import functional as F
 
 from callbacks.callback import Callback
+from engine.checkpoints.file import load_checkpoint, save_checkpoint
 from eval_vanilla import EvaluatorVanilla
 from trainer_seg_on_carvana import TrainerSeg
 from trainer_vanilla import TrainerVanilla
-from utils.checkpoint import load_checkpoint, save_checkpoint
 from utils.errors import UserError
 
 OF_THE_LAUNCH = ("options", "callbacks", "seconds")  # differ between two runs that compute the same

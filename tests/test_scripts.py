@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from utils.checkpoint import load_checkpoint
+from engine.checkpoints.file import load_checkpoint
 
 ROOT = Path(__file__).resolve().parent.parent
 BIN = Path(sys.executable).parent

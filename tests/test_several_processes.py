@@ -11,13 +11,13 @@ from torch.profiler import ProfilerActivity, profile
 from callbacks.callback import Callback
 from data import sampler
 from data.sampler import epoch_order
+from engine.devices.process_group import Distributed, share_of
 from eval import EvaluatorBase
 from tests import small_tasks
 from tests.processes import in_processes
 from tests.small_tasks import build, largest_difference, numbered, rows_of, train, weights_of
 from tests.torture import agreement, exact_eval, harness, resizing
 from tests.torture.harness import digests_of
-from utils.distributed import Distributed, share_of
 from utils.errors import DivergedError, UserError
 
 ORDER = epoch_order(23, 0, 0)  # of the samples of TrainerNumbered: updates of 8, 8 and 7

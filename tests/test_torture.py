@@ -8,8 +8,9 @@ from dataclasses import replace
 import pytest
 from torch.nn import functional as F
 
-import run_state
 from data import sampler, watched
+from engine import run_state
+from engine.checkpoints.checkpointer import Checkpointer
 from tests.torture import __main__ as torture
 from tests.torture import (
     damage,
@@ -28,7 +29,6 @@ from tests.torture import (
 from tests.torture.harness import Row
 from trainer_seg_on_carvana import TrainerSeg
 from trainer_vanilla import TrainerVanilla
-from utils.checkpointer import Checkpointer
 
 REAL = {  # with processes of their own
     "kills": lambda: kills.run(1, only="vanilla"),
@@ -105,7 +105,7 @@ def test_a_boundary_that_loses_the_old_checkpoint_is_seen(monkeypatch):
             for part in parts:
                 file.write(part)
 
-    monkeypatch.setattr("utils.checkpoint.write_atomically", save_in_place)
+    monkeypatch.setattr("engine.checkpoints.file.write_atomically", save_in_place)
     for name, values in (("KEEPS", (1,)), ("KINDS", (("last",),)), ("LINKS", (True,)), ("EARLIER", (1,))):
         monkeypatch.setattr(io_boundaries, name, values)
     row = io_boundaries.run()

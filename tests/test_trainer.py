@@ -10,11 +10,11 @@ from torch.nn import functional as F
 
 from callbacks.callback import Callback, CallbackList
 from data.data_entry import group_hashes
-from data.make_carvana_like import make_carvana_like
+from data.synthetic.make_carvana_like import make_carvana_like
+from engine.checkpoints.file import load_checkpoint
 from eval_vanilla import EvaluatorVanilla
 from trainer_seg_on_carvana import TrainerSeg
 from trainer_vanilla import TrainerVanilla
-from utils.checkpoint import load_checkpoint
 from utils.errors import UserError
 from utils.optimizer import OPTIMIZERS
 from utils.scheduler import SCHEDULERS

@@ -9,10 +9,10 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
+from tools.verify_resume import KILLED, REPEATED, WORKERS, Run, Runs, compare, explain, prove, read_trace, verify_resume
 from trainer_seg_on_carvana import TrainerSeg
 from trainer_vanilla import TrainerVanilla
 from utils.errors import UserError
-from utils.verify_resume import KILLED, REPEATED, WORKERS, Run, Runs, compare, explain, prove, read_trace, verify_resume
 
 KILL_AT = 12  # in the second epoch, three updates after a save
 FAULTS = {  # what the fault shows in, the first difference, and a word of the cause
@@ -228,7 +228,7 @@ def test_a_run_with_too_few_updates_is_refused(monkeypatch, tmp_path):
 @pytest.mark.parametrize("num_lines", [0, 1])
 def test_a_report_that_nobody_reads_ends_quietly_and_leaves_nothing(root, tmp_path, num_lines):
     program = (
-        "from utils import verify_resume; from utils.options import run_main; "
+        "from tools import verify_resume; from engine.options.parser import run_main; "
         "verify_resume.prove = lambda *_: [print(number, flush=True) for number in range(99_999)] == []; "
         "run_main(lambda: verify_resume.verify_resume(1, seed=0))"
     )
@@ -251,7 +251,7 @@ def test_a_signal_ends_the_run_under_way_too_and_leaves_nothing(root, tmp_path, 
     child = f"import os, time; open({str(note)!r}, 'w').write(str(os.getpid())); time.sleep(60)"
     (tmp_path / "left").mkdir()
     program = (
-        "import sys; from utils.verify_resume import verify_resume; from utils.options import run_main; "
+        "import sys; from tools.verify_resume import verify_resume; from engine.options.parser import run_main; "
         f"run_main(lambda: verify_resume(1, seed=0, command=[sys.executable, '-c', {child!r}]))"
     )
     environment = os.environ | {"TMPDIR": str(tmp_path / "left")}

@@ -16,11 +16,11 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 from torch.optim.swa_utils import get_ema_multi_avg_fn, get_swa_multi_avg_fn
 
+from engine.checkpoints.sharded_state import cut_like, is_cut
+from engine.devices.wrap import buffers_set
 from utils.errors import UserError
 from utils.func import move_to
-from utils.parallel import buffers_set
 from utils.seed import preserved_random_state
-from utils.sharded_state import cut_like, is_cut
 
 
 @dataclass

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 from torch.nn.utils import clip_grad_value_, clip_grads_with_norm_, get_total_norm
 
+from engine.checkpoints.sharded_state import is_cut
 from utils.errors import UserError, nearest
-from utils.sharded_state import is_cut
 
 CLIP_TYPES = ("norm", "value")
 

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from engine.options.files import read_text, without_comments, without_duplicates
+from engine.options.parser import OptionParser, printable
 from utils.errors import UserError
-from utils.option_files import read_text, without_comments, without_duplicates
-from utils.options import OptionParser, printable
 
 DESCRIPTION = """Compare two or more config files, or run directories (the one config_*.json in each).
 

@@ -12,12 +12,12 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from engine.checkpoints.sharded_state import is_cut
+from engine.options.arguments import NAMED, OF_TORCH, call, taken
+from engine.options.plugins import find_own
+from engine.trial_steps import fault_of_optimizer
 from utils import eager_optim
-from utils.calls import NAMED, OF_TORCH, call, taken
 from utils.errors import UserError, nearest, shown
-from utils.own_code import find_own
-from utils.sharded_state import is_cut
-from utils.trial_steps import fault_of_optimizer
 
 Made = tuple[type[Optimizer], dict[str, Any]]
 

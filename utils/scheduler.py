@@ -20,11 +20,11 @@ from typing import Any
 from torch.optim import Optimizer, lr_scheduler
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
-from utils.calls import OF_TORCH, call, taken
+from engine.checkpoints.state import check_plain, set_state
+from engine.options.arguments import OF_TORCH, call, taken
+from engine.options.plugins import find_own
+from engine.trial_steps import fault_of_schedule
 from utils.errors import UserError, nearest, shown
-from utils.own_code import find_own
-from utils.state import check_plain, set_state
-from utils.trial_steps import fault_of_schedule
 
 SETTINGS = ("warmup_epoch", "warmup_multiplier", "lr_decay_epochs", "lr_decay_steps", "lr_decay_rate", "lr_min")
 

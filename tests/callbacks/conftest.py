@@ -6,11 +6,11 @@ import pytest
 import torch
 from torch import nn
 
-from utils.checkpointer import Checkpointer
+from engine.checkpoints.checkpointer import Checkpointer
+from engine.epoch_log import EpochLog
+from engine.progress import Progress
 from utils.earlystopper import EarlyStopper
-from utils.epoch_log import EpochLog
 from utils.freezing import Freezing
-from utils.progress import Progress
 
 
 @pytest.fixture

@@ -10,9 +10,9 @@ import torch
 
 from callbacks import console
 from callbacks.console import SECONDS_BETWEEN_LINES, Console
+from engine.runs.signals import Terminated, TimeIsUp
 from utils.errors import DivergedError, LoadingError
 from utils.files import StorageError
-from utils.signals import Terminated, TimeIsUp
 
 ROW = {"epoch": 1, "update": 4, "train/loss": 0.5, "val/accuracy": 0.75, "lr": 1e-3, "time/train": 32.0,
        "time/data_wait": 8.0, "time/val": 6.0, "samples_per_second": 1234.5}  # fmt: skip

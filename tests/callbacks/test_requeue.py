@@ -7,7 +7,7 @@ import pytest
 
 from callbacks import requeue as module
 from callbacks.requeue import Requeue
-from utils.signals import Terminated, TimeIsUp
+from engine.runs.signals import Terminated, TimeIsUp
 
 
 @pytest.mark.parametrize(

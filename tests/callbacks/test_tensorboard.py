@@ -8,8 +8,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tensorboard.plugins.hparams import plugin_data_pb2
 
 from callbacks.tensorboard import TensorBoard
+from engine.checkpoints.state import check_plain, set_state
 from utils.errors import UserError
-from utils.state import check_plain, set_state
 
 OPTIONS = {"lr": 0.1, "model_type": "Vanilla", "debug": False, "seed": 0, "lr_decay_epochs": [3.0], "model_path": None}
 

@@ -11,7 +11,7 @@ from torch.utils.data import Dataset
 from data.data_entry import build_eval_loader, build_loaders
 from data.memory import SAMPLES_AT_ONCE, MemoryLoader, MemoryUpdateLoader, is_in_memory, place_data
 from data.sampler import UpdateLoader
-from utils.distributed import share_of
+from engine.devices.process_group import share_of
 from utils.errors import UserError
 
 NUM_SAMPLES = 53

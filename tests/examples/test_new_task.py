@@ -6,9 +6,9 @@ from types import ModuleType
 
 import pytest
 
+from engine.options.plugins import REGISTERED
 from trainer_vanilla import TrainerVanilla
 from utils.errors import UserError
-from utils.own_code import REGISTERED
 
 OWN = ("--data_type", "examples.own_parts:bright_squares", "--gpu_devices", "cpu", "--seed", "0", "--debug")
 

@@ -8,13 +8,13 @@ import pytest
 import torch
 
 from callbacks.callback import Callback
+from engine.checkpoints.file import load_checkpoint
+from engine.checkpoints.state import set_state
 from examples import lbfgs, sam
 from examples.lbfgs import TrainerLBFGS
 from examples.sam import TrainerSAM
 from trainer_vanilla import TrainerVanilla
-from utils.checkpoint import load_checkpoint
 from utils.errors import DivergedError, UserError
-from utils.state import set_state
 
 OF_THE_LAUNCH = ("options", "callbacks", "seconds")
 SMALL = ("--max_iter", 3, "--batch_size", 150)  # updates of 150, 150, 150 and 60

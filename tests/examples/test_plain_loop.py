@@ -3,7 +3,7 @@ import re
 import pytest
 import torch
 
-from utils.checkpoint import load_checkpoint
+from engine.checkpoints.file import load_checkpoint
 
 FLAGS = ("--seed", "0", "--n_epoch", "2")
 

@@ -7,11 +7,11 @@ from torch import nn
 from callbacks.callback import Callback
 from data.memory import MemoryUpdateLoader
 from data.sampler import UpdateLoader
+from engine.checkpoints.file import load_checkpoint
+from engine.late_guard import LateGuard
 from trainer_seg_on_carvana import TrainerSeg
 from trainer_vanilla import TrainerVanilla
-from utils.checkpoint import load_checkpoint
 from utils.errors import DivergedError
-from utils.late_guard import LateGuard
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA GPU")
 GPU = ("--gpu_devices", "0")

@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch import nn
 
+from engine.options.parser import one_of
 from loss.loss_entry import LOSS_TYPES, build_criterion, loss_term, loss_types
 from loss.weighted_sum import WeightedSum, last_terms
 from utils.errors import UserError
-from utils.options import one_of
 
 
 def build(loss_type: str | list[str], n_classes: int, label_smoothing: float = 0.0, **loss_args) -> nn.Module:

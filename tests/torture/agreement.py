@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from data.make_carvana_like import make_carvana_like
+from data.synthetic.make_carvana_like import make_carvana_like
 from tests import small_tasks
 from tests.processes import in_processes
 from tests.small_tasks import largest_difference, train, weights_of

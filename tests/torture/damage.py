@@ -7,10 +7,10 @@ import random
 import shutil
 from pathlib import Path
 
+from engine.checkpoints.checkpointer import Checkpointer
+from engine.checkpoints.file import load_checkpoint, verify
 from tests.torture import harness
 from tests.torture.harness import Life, Row
-from utils.checkpoint import load_checkpoint, verify
-from utils.checkpointer import Checkpointer
 from utils.errors import DamagedError, UserError
 
 WHAT = "bit flips, truncations, empty and text files in checkpoints: noticed, and the one before is used"

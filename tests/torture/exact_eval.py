@@ -14,15 +14,15 @@ from torchmetrics.classification import MulticlassAccuracy, MulticlassAUROC
 
 from data.data_entry import build_eval_loader
 from data.memory import MemoryLoader
+from engine.devices.process_group import Distributed
+from engine.devices.wrap import wrap_network
 from eval import EvaluatorBase
 from tests.processes import in_processes
 from tests.small_data import Numbered, NumberedInMemory, NumberedRandom
 from tests.torture import harness
 from tests.torture.harness import Row
-from utils.distributed import Distributed
 from utils.meter import AvgMeter, Meter
 from utils.metrics import Accuracy, ConfusionMatrix
-from utils.parallel import wrap_network
 from utils.precision import Precision
 
 WHAT = "evaluation with 1 to 17 samples and 1, 2, 3 processes: each sample exactly once, the meters of one process"

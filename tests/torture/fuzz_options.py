@@ -23,22 +23,22 @@ import torch
 from hypothesis import HealthCheck, Phase, given, seed, settings
 
 import benchmarks.accuracy
-import data.make_carvana_like
-import data.make_sample
+import data.synthetic.make_carvana_like
+import data.synthetic.make_sample
+import tools.plot_log
 import utils.configcmp
-import utils.plot_log
 from data.FashionMNIST import SAMPLE_DIR
+from engine.checkpoints.file import load_checkpoint, save_checkpoint
+from engine.options.parser import run_main
 from eval import EvaluatorBase
-from eval_gan import EvaluatorGAN
 from eval_seg_on_carvana import EvaluatorSeg
 from eval_vanilla import EvaluatorVanilla
+from extras.gan.eval_gan import EvaluatorGAN
+from extras.gan.trainer_gan import TrainerGAN
 from tests.torture.malformed import BASE, Example, any_wrong_example
 from trainer import TrainerBase
-from trainer_gan import TrainerGAN
 from trainer_seg_on_carvana import TrainerSeg
 from trainer_vanilla import TrainerVanilla
-from utils.checkpoint import load_checkpoint, save_checkpoint
-from utils.options import run_main
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 WHAT = "malformed command lines and option files: exit status 2, no traceback, nothing left behind"
@@ -53,9 +53,9 @@ PROGRAMS: dict[str, Callable[[], int | None]] = {
     "eval_seg_on_carvana": EvaluatorSeg.main,
     "eval_gan": EvaluatorGAN.main,
     "configcmp": utils.configcmp.main,
-    "make_carvana_like": data.make_carvana_like.main,
-    "make_sample": data.make_sample.main,
-    "plot_log": lambda: run_main(utils.plot_log.main),
+    "make_carvana_like": data.synthetic.make_carvana_like.main,
+    "make_sample": data.synthetic.make_sample.main,
+    "plot_log": lambda: run_main(tools.plot_log.main),
     "accuracy": lambda: run_main(benchmarks.accuracy.main),
 }
 MODULES = {"configcmp": "utils", "make_carvana_like": "data", "make_sample": "data", "plot_log": "utils",
@@ -81,7 +81,7 @@ def run_quietly(program: str, *flags: str) -> None:
 
 def scenery(directory: Path) -> None:
     """Make the places that the command lines of `fuzz_options` name: two small runs, and what is no run."""
-    data.make_carvana_like.make_carvana_like(directory / "cars", cars=6, views=4, size=(64, 48))
+    data.synthetic.make_carvana_like.make_carvana_like(directory / "cars", cars=6, views=4, size=(64, 48))
     logging.disable(logging.INFO)
     with contextlib.chdir(directory), contextlib.redirect_stdout(io.StringIO()):
         run_quietly("trainer_vanilla", "--debug", "--seed", "0")

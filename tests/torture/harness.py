@@ -19,9 +19,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from utils.checkpoint import load_checkpoint, verify
+from engine.checkpoints.file import load_checkpoint, verify
+from engine.checkpoints.state import NOT_THE_RUN, digests
 from utils.errors import UserError
-from utils.state import NOT_THE_RUN, digests
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 TIMES = ("time/train", "time/data_wait", "time/val", "samples_per_second")  # columns of metrics.csv that may differ
@@ -145,7 +145,7 @@ def seg_job(cars: Path, name: str = "segmentation", *flags: str) -> Job:
 
 def make_cars(directory: Path) -> Path:
     """Draw what the segmentation trains on: 10 cars with 4 views each, 96 x 64 pixels."""
-    from data.make_carvana_like import make_carvana_like
+    from data.synthetic.make_carvana_like import make_carvana_like
 
     make_carvana_like(directory, cars=10, views=4, size=(96, 64))
     return directory

@@ -17,10 +17,10 @@ from typing import Any
 
 import torch
 
+from engine.checkpoints.checkpointer import Checkpointer
+from engine.checkpoints.file import verify
 from tests.torture import harness
 from tests.torture.harness import Row
-from utils.checkpoint import verify
-from utils.checkpointer import Checkpointer
 from utils.errors import UserError
 
 WHAT = "death of the process at every I/O boundary of a save"

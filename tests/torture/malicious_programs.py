@@ -10,10 +10,10 @@ import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 
+from engine.checkpoints.file import make_footer
 from tests.torture import harness
 from tests.torture.harness import Row
 from tests.torture.malicious import KINDS
-from utils.checkpoint import make_footer
 
 WHAT = "malicious checkpoints: none executed"
 COUNT, QUICK = len(KINDS), 1
@@ -23,7 +23,7 @@ PROGRAMS = {
     "evaluate": ("eval_vanilla.py", "--gpu_devices", "cpu", "--model_path"),
     "resume": ("trainer_vanilla.py", "--gpu_devices", "cpu", "--resume"),
     "start from": ("trainer_vanilla.py", "--gpu_devices", "cpu", "--debug", "--pretrained", "--model_path"),
-    "show": ("-m", "utils.checkpoint", "show"),
+    "show": ("-m", "engine.checkpoints.file", "show"),
 }
 NOTE = "each evaluated, resumed, started from (--pretrained) and shown; with a right SHA-256 and without, in turn"
 

@@ -12,13 +12,13 @@ from typing import Any
 from callbacks.callback import Callback
 from data.memory import MemoryUpdateLoader
 from data.sampler import UpdateLoader, UpdateSampler
+from engine.progress import Progress
 from tests import small_tasks
 from tests.processes import in_processes
 from tests.small_data import Numbered, NumberedInMemory, NumberedRandom
 from tests.small_tasks import build, largest_difference, rows_of, train, weights_of
 from tests.torture import harness
 from tests.torture.harness import Row
-from utils.progress import Progress
 
 WHAT = "2, then 1, then 3 processes in one epoch, changed at random updates: each sample exactly once"
 PAGE = "distributed"

@@ -23,7 +23,7 @@ def not_seeded(seed: int) -> AbstractContextManager:
 
 def without_random_state() -> None:
     """Do not give the random generators back the state of the checkpoint."""
-    import run_state
+    from engine import run_state
 
     run_state.set_random_state = lambda state: None
 

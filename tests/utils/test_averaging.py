@@ -12,13 +12,13 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn, get_swa_m
 
 import parts
 from callbacks.callback import Callback
+from engine.checkpoints.file import load_checkpoint, weights_of
+from engine.refusal import finish_update
 from eval_vanilla import EvaluatorVanilla
 from trainer import TrainerBase
 from trainer_vanilla import TrainerVanilla
 from utils.averaging import Averaging, aside, measure_statistics
-from utils.checkpoint import load_checkpoint, weights_of
 from utils.errors import UserError
-from utils.refusal import finish_update
 
 OF_THE_LAUNCH = ("options", "callbacks", "seconds")
 

@@ -4,10 +4,10 @@ import pytest
 import torch
 from torch import nn
 
+from engine.devices.wrap import checkpoint_activations
 from trainer_vanilla import TrainerVanilla
 from utils.errors import UserError
 from utils.freezing import Freezing
-from utils.parallel import checkpoint_activations
 
 
 class WithNorm(TrainerVanilla):

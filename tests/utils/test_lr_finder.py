@@ -7,13 +7,13 @@ import numpy as np
 import pytest
 import torch
 
-from launch import run
+from engine.checkpoints.state import digest
+from engine.command import run
+from engine.snapshot import Snapshot
 from trainer_vanilla import TrainerVanilla
 from utils.eager_optim import SGD
 from utils.errors import UserError
 from utils.lr_finder import LrCurve, describe, find_lr, loss_of
-from utils.snapshot import Snapshot
-from utils.state import digest
 
 
 def quadratic(scale=1.0, start=3.0, **settings):

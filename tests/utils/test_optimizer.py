@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch import nn
 
+from engine.checkpoints.state import set_state
 from utils.errors import UserError
 from utils.optimizer import OPTIMIZERS, build_optimizer, torch_optimizers
-from utils.state import set_state
 
 
 def trained_weight(build):

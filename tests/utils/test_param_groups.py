@@ -4,10 +4,10 @@ import pytest
 import torch
 from torch import nn
 
+from engine.checkpoints.state import get_state, set_state
 from utils.errors import UserError
 from utils.param_groups import group_table, groups_of_networks, param_groups, parse_rate
 from utils.scheduler import build_scheduler, learning_rates
-from utils.state import get_state, set_state
 
 
 def network() -> nn.Sequential:

@@ -5,10 +5,10 @@ import socket
 import subprocess
 import sys
 
-from utils.distributed import Distributed
+from engine.devices.process_group import Distributed
 
 PROGRAM = """
-from utils.distributed import Distributed
+from engine.devices.process_group import Distributed
 distributed = Distributed.join(60)
 distributed.print_once("of all", distributed.size)
 distributed.print_in_order("I am", distributed.rank)

@@ -9,10 +9,10 @@ import torch
 from torch import nn
 from torch.optim import lr_scheduler as torch_schedulers
 
+from engine.checkpoints.state import set_state
 from utils import scheduler as own_schedulers
 from utils.errors import UserError
 from utils.scheduler import SCHEDULERS, OncePerEpoch, Plan, build_scheduler, lr_factor
-from utils.state import set_state
 
 AWKWARD = [1, 7, 94, 938]  # updates per epoch
 

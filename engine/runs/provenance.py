@@ -1,0 +1,73 @@
+"""What a run was made from: the command, the code, the versions, the machine and the data."""
+
+import importlib.metadata
+import platform
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+
+from utils.files import write_json
+
+PACKAGES = ("torchvision", "numpy", "pillow", "tensorboard", "matplotlib")
+
+
+def git(*arguments: str) -> str | None:
+    """The output of a git command in this repository, or None where there is no git or no repository."""
+    root = Path(__file__).resolve().parent.parent.parent
+    try:
+        answer = subprocess.run(
+            ["git", "-C", str(root), *arguments], capture_output=True, timeout=20, check=True
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return answer.stdout.decode(errors="replace").removesuffix("\n")  # a diff shows files of any encoding
+
+
+def version(name: str) -> str | None:
+    """The version of an installed package, or None when it is not installed under this name."""
+    try:
+        return importlib.metadata.version(name)  # quicker than importing it
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def command_line() -> str:
+    """How this process was started, as it would be typed."""
+    spec = getattr(sys.modules["__main__"], "__spec__", None)  # there is one when it was started by `python -m`
+    program = ["-m", spec.name] if spec else sys.argv[:1]
+    return shlex.join(["python", *program, *sys.argv[1:]])
+
+
+def write_provenance(path: str | Path, devices: list[torch.device], data: dict[str, str], **more) -> None:
+    """Write a JSON file from which a reader can tell how to make a run again.
+
+    Args:
+        path: the file.
+        devices: where the run computes.
+        data: a fingerprint for each part of the data.
+        more: further entries.
+    """
+    record = {
+        "command": command_line(),
+        "git_commit": git("rev-parse", "HEAD"),
+        "git_diff": git("diff", "HEAD"),
+        "versions": {
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            **{name: version(name) for name in PACKAGES},
+        },
+        "machine": {
+            "system": platform.platform(),
+            "processor": platform.machine(),
+            "torch_threads": torch.get_num_threads(),
+            "devices": [
+                torch.cuda.get_device_name(device) if device.type == "cuda" else device.type for device in devices
+            ],
+        },
+        "data": data,
+        **more,
+    }
+    write_json(path, record)

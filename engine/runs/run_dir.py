@@ -1,0 +1,132 @@
+"""The directory of one run: what it holds besides checkpoints and curves is written here."""
+
+import contextlib
+import json
+import logging
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from engine.checkpoints.checkpointer import ENDED, Checkpointer
+from engine.devices.process_group import Distributed
+from engine.options.files import read_options
+from engine.runs.lock import DirectoryLock
+from engine.runs.provenance import command_line, write_provenance
+from utils.files import write_json
+from utils.func import count_parameters, layer_table
+from utils.logger import build_logger, build_stderr_logger
+from utils.timestamp import make_timestamped_dir
+
+
+class RunDir:
+    """A new directory ``output_dir/TIMESTAMP``, or that of the run which is resumed; no other process can have it too.
+
+    Args:
+        output_dir: the parent of a new one.
+        proj_name: the first part of the files' names.
+        resume: a checkpoint. When the directory it stands in is a run's, the run goes on there.
+        distributed: of several processes, process 0 makes the directory and writes; the others only warn, on stderr.
+
+    Raises:
+        UserError: when another process is training in the directory.
+
+    Attributes:
+        path: the directory.
+        logger: writes to the terminal and to the run's log.
+    """
+
+    def __init__(
+        self, output_dir: str | Path, proj_name: str, resume: str | None = None, distributed: Distributed | None = None
+    ):
+        distributed = distributed or Distributed()
+        self.is_main = distributed.is_main
+        path = Path(resume).parent if resume else None
+        if self.is_main and not (path and is_run_dir(path)):
+            path, _ = make_timestamped_dir(output_dir)
+        self.path = distributed.broadcast(path)
+        self.name = f"{proj_name}_{self.path.name}"
+        if self.is_main:
+            self.lock: contextlib.AbstractContextManager = DirectoryLock(self.path)
+            self.logger = build_logger(proj_name, self.path / f"{self.name}_log.txt")
+        else:
+            self.lock = contextlib.nullcontext()
+            self.logger = build_stderr_logger(proj_name, f"[process {distributed.rank}] ")
+
+    def end(self, progress: Mapping[str, int]) -> None:
+        """Note that nothing is left to do, and where the run stands."""
+        if self.is_main:
+            write_json(self.path / ENDED, progress)
+
+    def note(self, text: str, aloud: bool = False) -> None:
+        """Log what is said once for all processes; `aloud` as a warning."""
+        if self.is_main:
+            self.logger.log(logging.WARNING if aloud else logging.INFO, text)
+
+    def record(
+        self,
+        options: Mapping[str, Any],
+        devices: list[torch.device],
+        networks: Mapping[str, nn.Module],
+        parts: Mapping[str, list[str]],
+        fingerprints: Mapping[str, str],
+    ) -> None:
+        """Save the options, the split and the provenance, and log what a reader of the log wants to know first.
+
+        Args:
+            options: the resolved options.
+            devices: where the run computes.
+            networks: the networks by name.
+            parts: the names of the samples of each part of the data.
+            fingerprints: a digest of each part of the data.
+        """
+        if not self.is_main:
+            return
+        log = self.logger.info
+        log(f"Run directory: {self.path}")
+        self.record_options(options)
+        write_json(self.path / "split.json", parts, indent=None)
+        if not (self.path / "provenance.json").exists():  # a resumed run keeps that of its beginning
+            write_provenance(self.path / "provenance.json", devices, fingerprints)
+        first = self.first_fingerprints()
+        if changed := [part for part, of_part in first.items() if fingerprints.get(part) != of_part]:
+            self.logger.warning(f"The data is not what this run began with: {', '.join(changed)} changed.")
+        log(f"Command: {command_line()}")
+        told = {name: value for name, value in options.items() if value not in (None, "", {})}
+        log("Options: " + ", ".join(f"{name}={value}" for name, value in told.items()))
+        log("Data: " + ", ".join(f"{len(names):,} {part}" for part, names in parts.items()))
+        for name, network in networks.items():
+            total, trainable = count_parameters(network)
+            log(f"Network {name!r}: {total:,} parameters, {trainable:,} trainable\n{network}\n{layer_table(network)}")
+
+    def record_options(self, options: Mapping[str, Any]) -> None:
+        """Save the resolved options."""
+        if self.is_main:
+            write_json(self.path / f"config_{self.name}.json", options)
+
+    def first_fingerprints(self) -> dict[str, str]:
+        """The digest of each part of the data when the run began; none when the file was damaged."""
+        try:
+            return dict(json.loads((self.path / "provenance.json").read_text(encoding="utf-8"))["data"])
+        except (OSError, ValueError, LookupError, TypeError):
+            return {}
+
+
+def is_run_dir(path: Path) -> bool:
+    return any(path.glob("config_*.json"))
+
+
+def unfinished_runs(output_dir: str | Path, proj_name: str) -> Iterator[tuple[Path, dict[str, Any]]]:
+    """Yield the runs of a project that have not ended and have a checkpoint, newest first, with their options.
+
+    Args:
+        output_dir: the parent of the runs.
+        proj_name: the project; runs of others in the same directory are passed over.
+    """
+    runs = [path for path in Path(output_dir).glob("*/") if path.name.isdigit()]
+    for path in sorted(runs, key=lambda path: int(path.name), reverse=True):
+        config = path / f"config_{proj_name}_{path.name}.json"
+        if config.exists() and not (path / ENDED).exists() and Checkpointer.candidates(path):
+            yield path, read_options(config)

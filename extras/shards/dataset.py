@@ -1,0 +1,187 @@
+"""The Carvana data set in shards: tar files in the layout of WebDataset, with an index.
+
+The shards are cut by part, so that a run needs only those of its parts. Any sample can be read alone, by its place in
+the index, so everything that holds for a data set of files holds here. Only the order of an epoch differs: it mixes
+the samples of a few shards at a time, so that no more than those are needed on the disk.
+
+WebDataset: https://github.com/webdataset/webdataset
+"""
+
+import hashlib
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from data.Carvana import CarvanaDataset
+from data.masks import ClassMap
+from data.sampler import epoch_order
+from extras.shards.store import BLOCK, Member, Sample, Shard, ShardStore, chunks_of
+from utils.errors import UserError
+from utils.seed import mix
+
+FORMAT = 1
+INDEX_FILE = "index.json"
+PARTS = ("train", "val", "test")
+SHARD_FILE = re.compile(rf"({'|'.join(PARTS)})-[0-9]{{6}}\.tar")
+SAMPLE_NAME = re.compile(r"[^./\\\x00-\x1f]{1,80}")  # a dot would end it; tar takes 100 bytes with the ending
+
+
+def parse_shard(part: str, entry: dict[str, Any]) -> Shard:
+    """Return a shard as the index states it; ValueError when that is impossible."""
+    samples = tuple(Sample(n, group, Member(*image), Member(*mask)) for n, group, image, mask in entry["samples"])
+    shard = Shard(entry["file"], entry["num_bytes"], entry["sha256"], samples)
+    is_right = SHARD_FILE.fullmatch(shard.file) and shard.file.startswith(part)
+    if not (is_right and re.fullmatch(r"[0-9a-f]{64}", shard.sha256) and type(shard.num_bytes) is int and samples):
+        raise ValueError(f"what it says of the shard {shard.file!r} of the {part} part is impossible")
+    for sample in samples:
+        is_right = SAMPLE_NAME.fullmatch(sample.name) and isinstance(sample.group, str)
+        for name, offset, size in (sample.image, sample.mask):
+            is_right = is_right and type(offset) is int and type(size) is int and name.startswith(f"{sample.name}.")
+            if not is_right or size < 0 or not BLOCK <= offset <= shard.num_bytes - size:
+                raise ValueError(f"what it says of {name!r} in {shard.file} is impossible")
+    return shard
+
+
+def parse_index(content: bytes, where: str) -> dict[str, Any]:
+    """Return the index, with `Shard` objects by part.
+
+    Raises:
+        UserError: it is none, is damaged, or would let a group fall into two parts.
+    """
+    try:
+        index = json.loads(content)
+        if index["format"] != FORMAT:
+            raise ValueError(f"its format is {index['format']}, and this code reads {FORMAT}")
+        index["class_map"] = ClassMap(tuple(map(int, index["codes"])), bool(index["threshold_jpeg"]))
+        index["parts"] = {part: [parse_shard(part, entry) for entry in index["parts"][part]] for part in PARTS}
+        samples = [[sample for shard in index["parts"][part] for sample in shard.samples] for part in PARTS]
+        names = [sample.name for of_part in samples for sample in of_part]
+        groups = [{sample.group for sample in of_part} for of_part in samples]
+        if len(set(names)) < len(names) or len(set().union(*groups)) < sum(map(len, groups)):
+            raise ValueError("a sample occurs twice, or a group in two parts")
+        index |= {"made_with": dict(index["made_with"]), "notes": (str(index["report"]), str(index["summary"]))}
+    except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
+        raise UserError(f"{where} is no index of shards, or damaged ({error!r:.200}). Make the shards again.") from None
+    return index
+
+
+def window_order(sizes: Sequence[int], window: int, seed: int, epoch: int) -> list[int]:
+    """The order of an epoch: the shards in random order, and in it, the samples of `window` shards at a time mixed.
+
+    With a window of all shards it is that of `data.sampler.epoch_order`.
+
+    Args:
+        sizes: number of samples in each shard; the samples are counted through.
+        window: number of shards, from 1.
+        seed, epoch: all that the order depends on.
+    """
+    if window >= len(sizes):
+        return epoch_order(sum(sizes), seed, epoch)
+    generator = torch.Generator().manual_seed(mix(seed, epoch))
+    ends = torch.tensor(sizes).cumsum(0).tolist()
+    shards = torch.randperm(len(sizes), generator=generator).tolist()
+    order: list[int] = []
+    for first in range(0, len(shards), window):
+        samples = [i for s in shards[first : first + window] for i in range(ends[s] - sizes[s], ends[s])]
+        order += [samples[i] for i in torch.randperm(len(samples), generator=generator).tolist()]
+    return order
+
+
+class StoredPairs:
+    """What `CarvanaDataset` asks of its pairs, where their files are in shards."""
+
+    def __init__(self, names: list[str], groups: list[str]):
+        self.names = names
+        self.groups = groups
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def cars(self) -> list[str]:
+        """The car of each sample."""
+        return self.groups
+
+
+class CarvanaShards(CarvanaDataset):
+    """Images with their masks, read from shards; a sample is what `CarvanaDataset` makes of the same two files.
+
+    Args:
+        shards: the shards of one part.
+        store: reads them.
+        window: how many shards an epoch mixes at a time, see `window_order`.
+        how: class_map, size, n_channels, augment, report and summary, see `CarvanaDataset`.
+
+    Attributes:
+        names, groups, is_random: see `CarvanaDataset`.
+    """
+
+    def __init__(self, shards: Sequence[Shard], store: ShardStore, window: int, *how: Any):
+        self.shards = list(shards)
+        self.store = store
+        self.window = window
+        self.places = [(shard, sample) for shard in self.shards for sample in shard.samples]
+        names, cars = [sample.name for _, sample in self.places], [sample.group for _, sample in self.places]
+        super().__init__(StoredPairs(names, cars), *how)
+
+    def fingerprint(self) -> str:
+        """SHA-256 of the shards' own."""
+        return hashlib.sha256("\n".join(shard.sha256 for shard in self.shards).encode()).hexdigest()
+
+    def epoch_order(self, seed: int, epoch: int) -> list[int]:
+        """The order of an epoch of training, see `window_order`."""
+        return window_order([len(shard.samples) for shard in self.shards], self.window, seed, epoch)
+
+    def files(self, index: int) -> tuple[Any, Any]:
+        """Return the image file and the mask file of a sample, as files in memory."""
+        shard, sample = self.places[index]
+        image, mask = self.store.read(shard, (sample.image, sample.mask))
+        return image, mask
+
+
+def build_carvana_shards(
+    data_dir: str | Path, *, patch_size: int = 256, n_channels: int = 3, n_classes: int = 2, mode: str = "direct",
+    augment: bool = False, window: int = 4, cache_dir: str | Path = "./shard_cache", cache_gb: float = 10.0,
+    **cut: float,
+) -> dict[str, CarvanaShards]:  # fmt: skip
+    """Return the data sets `train`, `val` and `test`, as the shards were cut.
+
+    Args:
+        data_dir: the directory of the shards, or a URL of it.
+        patch_size, n_channels, n_classes, mode, augment: see `data.Carvana.build_carvana`.
+        window: how many shards an epoch of training mixes at a time.
+        cache_dir, cache_gb: where to keep fetched shards, and how many gigabytes (10**9 bytes) of them.
+        cut: train_val_sample_rate, test_sample_rate, val_split, split_seed; must be those that the shards were cut by.
+
+    Raises:
+        UserError: there are no shards, or an option does not fit them.
+    """
+    if n_channels not in (1, 3):
+        raise UserError(f"--n_channels {n_channels} does not fit images: give 3 for RGB or 1 for grey.")
+    store = ShardStore(data_dir, cache_dir, int(cache_gb * 10**9))
+    place = store.place(INDEX_FILE)
+    if not store.cache_dir and not Path(place).is_file():
+        raise UserError(
+            f"There is no {place}. Give the directory of the shards as --data_dir, or make them:\n"
+            f"python -m extras.shards.make_shards --data_dir ./Dataset/Carvana --shards_dir {data_dir}"
+        )
+    index = parse_index(b"".join(chunks_of(place)), place)
+    asked, made = cut | {"n_classes": max(n_classes, 2)}, index["made_with"]
+    if others := [name for name in asked if asked[name] != made.get(name)]:
+        flags = " ".join(f"--{name} {made.get(name)}" for name in others)
+        raise UserError(f"These shards were made with other values of {', '.join(others)}: give {flags}")
+    if store.cache_dir:
+        sizes = {part: sorted(shard.num_bytes for shard in shards) for part, shards in index["parts"].items()}
+        needed = max(sum(sizes["train"][-window:]), *sizes["val"], *sizes["test"])
+        if needed > store.cache_bytes:
+            least = f"{needed / 1e9:g} or more, twice as much with loading processes"
+            raise UserError(f"--shard_cache_gb {cache_gb:g} is too small for --shuffle_shards {window}: give {least}.")
+    datasets = {}
+    for part, shards in index["parts"].items():
+        size = (patch_size, patch_size) if mode == "direct" or part == "train" else None
+        how = (index["class_map"], size, n_channels, augment and part == "train", *index["notes"])
+        datasets[part] = CarvanaShards(shards, store, window, *how)
+    return datasets

@@ -1,0 +1,211 @@
+"""At every moment a good checkpoint is there, and the newest good one is found."""
+
+import logging
+import shutil
+
+import numpy as np
+import pytest
+import torch
+
+from engine.checkpoints.checkpointer import Checkpointer
+from engine.checkpoints.file import load_checkpoint, read_position
+from utils.errors import DamagedError, UserError
+
+
+def state(update: int, epoch: int = 0, exact: bool = True) -> dict:
+    return {
+        "weights": torch.full((5,), float(update)), "exact": exact,
+        "progress": {"epoch": epoch, "update": update, "sample": 0},
+    }  # fmt: skip
+
+
+@pytest.fixture
+def saved(tmp_path):
+    """A function that saves `last` after each of these updates, and returns the checkpointer."""
+
+    def saved(*updates, keep=2) -> Checkpointer:
+        checkpointer = Checkpointer(tmp_path, "Net", keep=keep)
+        for update in updates:
+            checkpointer.save(state(update), "last")
+        return checkpointer
+
+    return saved
+
+
+def names(directory) -> list[str]:
+    return sorted(path.name for path in directory.iterdir())
+
+
+def flip(path, place: int = 200) -> None:
+    data = bytearray(path.read_bytes())
+    data[place] ^= 1
+    path.write_bytes(data)
+
+
+def find(directory) -> tuple[str, list[str]]:
+    said: list[str] = []
+    path, content = Checkpointer.find(directory, said.append)
+    assert content["progress"] == load_checkpoint(path)["progress"]
+    return path.name, said
+
+
+@pytest.mark.parametrize(("keep", "left"), [
+    (1, ["Net_last_ckpt.pth"]),
+    (2, ["Net_last-4_ckpt.pth", "Net_last_ckpt.pth"]),
+    (3, ["Net_last-3_ckpt.pth", "Net_last-4_ckpt.pth", "Net_last_ckpt.pth"]),
+])  # fmt: skip
+def test_as_many_are_kept_as_asked_for(keep, left, saved, tmp_path):
+    saved(1, 2, 3, 4, 5, keep=keep)
+    assert names(tmp_path) == left
+    assert read_position(tmp_path / "Net_last_ckpt.pth") == (0, 5)
+
+
+def test_order_is_that_of_updates_not_of_names_or_times(saved, tmp_path):
+    saved(8, 9, 10, 11, keep=3)
+    assert names(tmp_path) == ["Net_last-10_ckpt.pth", "Net_last-9_ckpt.pth", "Net_last_ckpt.pth"]
+    shutil.copy(tmp_path / "Net_last-9_ckpt.pth", tmp_path / "Net_best_ckpt.pth")  # the newest by its time
+    assert find(tmp_path) == ("Net_last_ckpt.pth", [])
+
+
+def test_damaged_one_does_not_count_among_those_kept(saved, tmp_path):
+    checkpointer = saved(1, 2)
+    flip(tmp_path / "Net_last-1_ckpt.pth")
+    flip(tmp_path / "Net_last_ckpt.pth")
+    checkpointer.save(state(3), "last")  # the one of update 2, damaged, is now before the last
+    assert names(tmp_path) == ["Net_last-1_ckpt.pth", "Net_last-2_ckpt.pth", "Net_last_ckpt.pth"]
+    checkpointer.save(state(4), "last")  # a good one is before it, so the rest may go
+    assert names(tmp_path) == ["Net_last-3_ckpt.pth", "Net_last_ckpt.pth"]
+
+
+def test_nothing_is_removed_when_the_new_one_cannot_be_written(saved, tmp_path, monkeypatch):
+    checkpointer = saved(1, 2)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+
+    def fail(*arguments):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.replace", fail)
+    with pytest.raises(UserError, match="space"):
+        checkpointer.save(state(3), "last")
+    after = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    assert all(after[name] == content for name, content in before.items())
+    assert find(tmp_path) == ("Net_last_ckpt.pth", [])
+
+
+def test_file_system_without_links(saved, tmp_path, monkeypatch):
+    def fail(*arguments):
+        raise OSError(95, "Operation not supported")
+
+    monkeypatch.setattr("os.link", fail)
+    saved(1, 2, 3)
+    assert names(tmp_path) == ["Net_last-2_ckpt.pth", "Net_last_ckpt.pth"]
+    assert load_checkpoint(tmp_path / "Net_last-2_ckpt.pth")["progress"]["update"] == 2
+
+
+@pytest.mark.parametrize("damage", [
+    flip,
+    lambda path: flip(path, -40),  # in its position
+    lambda path: flip(path, -5),  # in its digest
+    lambda path: path.write_bytes(path.read_bytes()[:-100]),
+    lambda path: path.write_bytes(path.read_bytes()[:100]),
+    lambda path: path.write_bytes(b""),
+    lambda path: path.write_text("a note\n" * 100),
+], ids=["flip", "position", "digest", "cut", "stub", "empty", "text"])  # fmt: skip
+def test_damaged_one_is_named_and_the_one_before_it_is_used(damage, saved, tmp_path):
+    saved(1, 2, 3)
+    damage(tmp_path / "Net_last_ckpt.pth")
+    name, said = find(tmp_path)
+    assert name == "Net_last-2_ckpt.pth"
+    assert len(said) == 1 and "Net_last_ckpt.pth" in said[0] and "newest good one is used" in said[0]
+
+
+def test_all_damaged(saved, tmp_path):
+    saved(1, 2)
+    for path in tmp_path.iterdir():
+        flip(path)
+    with pytest.raises(DamagedError, match=r"no good checkpoint is left. Damaged: .*last_ckpt.*last-1_ckpt") as caught:
+        find(tmp_path)
+    assert caught.value.status == 3
+
+
+def test_damaged_file_that_was_asked_for_is_not_replaced_by_another(saved, tmp_path):
+    saved(1, 2)
+    flip(tmp_path / "Net_last_ckpt.pth")
+    with pytest.raises(DamagedError):
+        find(tmp_path / "Net_last_ckpt.pth")
+
+
+def test_interrupted_one_counts_by_its_position_and_a_halfway_one_never(saved, tmp_path):
+    checkpointer = saved(1, 2)
+    checkpointer.rescue(lambda: state(4), logging.getLogger("test"))
+    assert find(tmp_path)[0] == "Net_InT_ckpt.pth"
+    checkpointer.save(state(5), "last")
+    assert find(tmp_path)[0] == "Net_last_ckpt.pth"
+    checkpointer.rescue(lambda: state(9, exact=False), logging.getLogger("test"))
+    assert "Net_crash_ckpt.pth" in names(tmp_path) and find(tmp_path)[0] == "Net_last_ckpt.pth"
+    with pytest.raises(UserError, match="middle of an update"):
+        find(tmp_path / "Net_crash_ckpt.pth")
+
+
+def test_end_of_an_epoch_is_after_its_last_update(saved, tmp_path):
+    """Validated and counted, or not: the same number of updates, but another position."""
+    checkpointer = saved(8)
+    checkpointer.save(state(8, epoch=1), "best")
+    checkpointer.save(state(8), "InT")
+    assert find(tmp_path)[0] == "Net_best_ckpt.pth"
+
+
+def test_run_that_goes_on_from_an_older_one_is_not_overtaken_by_its_former_future(saved, tmp_path):
+    checkpointer = saved(1, 2, 3, keep=3)
+    checkpointer.save(state(3), "best")
+    checkpointer.save(state(9, exact=False), "crash")
+    (tmp_path / ".Net_last_ckpt.pth.123.tmp").write_bytes(b"half of a checkpoint")
+    moved = checkpointer.begin((0, 2))
+    assert len(moved) == 2 and all("renamed" in note for note in moved)
+    assert names(tmp_path) == [
+        "Net_best_ckpt.pth.aside", "Net_crash_ckpt.pth", "Net_last-1_ckpt.pth", "Net_last-2_ckpt.pth",
+        "Net_last_ckpt.pth.aside",
+    ]  # fmt: skip
+    assert find(tmp_path)[0] == "Net_last-2_ckpt.pth"
+
+
+def test_going_back_twice_keeps_both_futures(saved, tmp_path):
+    for _ in range(2):
+        saved(1, 2, 3, keep=3).begin((0, 2))
+    assert {"Net_last_ckpt.pth.aside", "Net_last_ckpt.pth.aside1"} <= set(names(tmp_path))
+
+
+def test_what_cannot_be_read_is_passed_over_too(saved, tmp_path):
+    saved(1, 2)
+    (tmp_path / "Net_best_ckpt.pth").mkdir()
+    assert find(tmp_path) == ("Net_last_ckpt.pth", [])
+
+
+def test_state_that_cannot_be_read_back_is_noticed_at_the_first_save(tmp_path):
+    with pytest.raises(UserError, match="Net_last_ckpt"):
+        Checkpointer(tmp_path, "Net").save({**state(1), "mine": np.float64(1)}, "last")
+
+
+def test_same_position_twice_does_not_push_out_the_one_before(saved, tmp_path):
+    saved(1, 2, 2)
+    assert names(tmp_path) == ["Net_last-1_ckpt.pth", "Net_last_ckpt.pth"]
+
+
+def test_begin_sets_aside_what_cannot_tell_its_position(saved, tmp_path):
+    checkpointer = saved(1, 2)
+    (tmp_path / "Net_best_ckpt.pth").write_bytes(b"")
+    assert len(checkpointer.begin((0, 2))) == 1
+    assert find(tmp_path) == ("Net_last_ckpt.pth", [])
+
+
+def test_rescue_that_fails_says_so_and_raises_nothing(tmp_path, caplog):
+    checkpointer = Checkpointer(tmp_path / "gone", "UNet")
+    checkpointer.rescue(lambda: state(1), logging.getLogger("rescue"))
+    assert "could not be saved" in caplog.text
+
+
+def test_nothing_there(tmp_path):
+    with pytest.raises(UserError, match="there is no checkpoint to resume from"):
+        find(tmp_path)
+    with pytest.raises(UserError, match="no such run directory"):
+        find(tmp_path / "Nowhere")

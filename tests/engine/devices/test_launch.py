@@ -1,0 +1,187 @@
+"""Starting processes, and how their ends are told. What happens to real ones is in tests/torture."""
+
+import signal
+import socket
+import sys
+from types import SimpleNamespace
+
+import pytest
+
+from engine.devices import launch as processes
+from engine.devices import process_group as distributed
+from engine.devices.launch import end_as, own_command, reported
+from engine.devices.process_group import place
+from utils.errors import DivergedError, PeerError, UserError
+
+
+@pytest.fixture(autouse=True)
+def fresh(monkeypatch):
+    """No store of another test, and no launcher's environment."""
+    monkeypatch.setattr(distributed, "_store", None)
+    monkeypatch.setattr(distributed, "_is_out_of_reach", False)
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT", "TORCHELASTIC_RESTART_COUNT"):
+        monkeypatch.delenv(name, raising=False)
+
+
+class Store(dict):
+    """What is asked of torch's store."""
+
+    def check(self, names):
+        return all(name in self for name in names)
+
+    def add(self, name, amount):
+        self[name] = self.get(name, 0) + amount
+        return self[name]
+
+    def set(self, name, value):
+        self[name] = value
+
+
+@pytest.fixture
+def second(monkeypatch):
+    """Makes this process the second of two; returns their store."""
+    store = Store()
+    for name, value in {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+    monkeypatch.setenv("MASTER_PORT", "1")
+    monkeypatch.setattr(processes, "job_store", lambda: store)
+    monkeypatch.setattr(processes, "end_with_parent", lambda: None)
+    return store
+
+
+# ---- the environment -------------------------------------------------------------------------------------------------
+def test_without_a_launcher_there_is_one_process():
+    assert place() == (0, 1, 0)
+
+
+@pytest.mark.parametrize(
+    ("environment", "told"),
+    [
+        ({"WORLD_SIZE": "2"}, "RANK, MASTER_ADDR, MASTER_PORT not"),
+        ({"WORLD_SIZE": "2", "RANK": "2", "MASTER_ADDR": "a", "MASTER_PORT": "1"}, "RANK=2 does not fit WORLD_SIZE=2"),
+        ({"WORLD_SIZE": "2", "RANK": "one", "MASTER_ADDR": "a", "MASTER_PORT": "1"}, "whole numbers"),
+    ],
+)
+def test_an_environment_that_cannot_be_is_told_in_one_line(monkeypatch, environment, told):
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(UserError, match=told) as error:
+        place()
+    assert "\n" not in str(error.value)
+
+
+def rendezvous(monkeypatch, rank, port, timeout):
+    for name, value in {"RANK": rank, "WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}.items():
+        monkeypatch.setenv(name, str(value))
+    with pytest.raises(UserError) as error:
+        distributed.job_store(timeout)
+    return str(error.value)
+
+
+def test_a_missing_rendezvous_is_told_in_one_line(monkeypatch):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    told = rendezvous(monkeypatch, rank=1, port=port, timeout=1)
+    assert f"127.0.0.1:{port}" in told and "no answer" in told and "\n" not in told
+    with pytest.raises(UserError):  # at once: it is not asked for a second time
+        distributed.job_store(1000)
+
+
+def test_a_port_that_is_in_use_is_told_in_one_line(monkeypatch):
+    with socket.socket() as taken:
+        taken.bind(("0.0.0.0", 0))
+        taken.listen()
+        told = rendezvous(monkeypatch, rank=0, port=taken.getsockname()[1], timeout=1)
+    assert "another program uses the port" in told and "\n" not in told
+
+
+# ---- the launcher ----------------------------------------------------------------------------------------------------
+def failures(**codes):
+    return {int(rank[1:]): SimpleNamespace(exitcode=code) for rank, code in codes.items()}
+
+
+def test_the_status_of_processes_that_ended_by_themselves_is_passed_on():
+    with pytest.raises(SystemExit) as end:
+        end_as(failures(r0=4, r1=-signal.SIGTERM))
+    assert end.value.code == 4
+
+
+def test_the_process_that_was_killed_is_named_and_not_those_that_the_launcher_ended():
+    with pytest.raises(PeerError, match="Process 1 was ended by SIGKILL"):
+        end_as(failures(r0=-signal.SIGTERM, r1=-signal.SIGKILL, r2=6))
+
+
+def test_the_own_command_is_what_was_typed(monkeypatch):
+    monkeypatch.setattr(sys, "orig_argv", ["python", "-m", "my.task", "kind", "--lr", "1"])
+    assert own_command(None) == ["-m", "my.task", "kind", "--lr", "1"]
+    assert own_command(["--lr", "1"]) == ["-m", "my.task", "kind", "--lr", "1"]
+    monkeypatch.setattr(sys, "argv", ["task.py"])
+    assert own_command(["--lr", "2"]) == ["task.py", "--lr", "2"]
+
+
+# ---- in a process of several -----------------------------------------------------------------------------------------
+def test_an_error_says_which_process_had_it(second):
+    with pytest.raises(UserError, match=r"^\[process 1\] no room"), reported():
+        raise UserError("no room")
+
+
+def test_an_error_that_another_process_has_told_is_not_told_again(second):
+    with pytest.raises(UserError), reported():
+        raise DivergedError("the loss is nan")
+    with pytest.raises(SystemExit) as end, reported():
+        raise DivergedError("the loss is nan")
+    assert end.value.code == DivergedError.status
+
+
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [(KeyboardInterrupt(), 130), (SystemExit(143), 143), (UserError("x"), 2), (DivergedError("x"), 4)],
+)
+def test_what_would_come_again_is_not_tried_again(second, monkeypatch, error, status):
+    with pytest.raises(type(error)), reported():
+        raise error
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
+    with pytest.raises(SystemExit) as end, reported():
+        raise AssertionError("it was tried again")
+    assert end.value.code == status
+
+
+@pytest.mark.parametrize("error", [PeerError("x"), RuntimeError("x")])
+def test_what_may_not_come_again_is_tried_again(second, monkeypatch, error):
+    with pytest.raises(type(error)), reported():
+        raise error
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
+    tried = []
+    with reported():
+        tried.append(True)
+    assert tried
+
+
+def test_an_unexpected_error_carries_the_rank(second):
+    with pytest.raises(ZeroDivisionError) as error, reported():
+        raise ZeroDivisionError
+    assert error.value.__notes__ == ["This was in process 1 of 2."]
+
+
+@pytest.mark.parametrize(("ending", "status"), [(None, 0), (SystemExit(143), 143), (SystemExit("told"), 1)])
+def test_one_of_several_processes_ends_without_tidying_up(monkeypatch, ending, status):
+    ended = []
+
+    def main():
+        if ending is not None:
+            raise ending
+
+    monkeypatch.setattr(distributed, "num_joined", 1)
+    monkeypatch.setattr(processes.os, "_exit", ended.append)
+    monkeypatch.setattr(processes.logging, "shutdown", lambda: None)
+    processes.run_to_the_end(main)
+    assert ended == [status]
+
+
+def test_a_single_process_ends_as_python_does(monkeypatch):
+    monkeypatch.setattr(processes.os, "_exit", lambda status: pytest.fail("it was cut short"))
+    processes.run_to_the_end(lambda: None)
+    with pytest.raises(SystemExit):
+        processes.run_to_the_end(lambda: sys.exit(3))

@@ -1,0 +1,152 @@
+"""What processes share out covers all and doubles nothing; and one process alone has nothing to do."""
+
+import doctest
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
+from engine.devices import process_group as module
+from engine.devices.process_group import Distributed, place, share_of
+from engine.devices.wrap import wrap_network
+from tests.processes import FailedInProcess, in_processes
+from utils.errors import UserError
+from utils.meter import AvgMeter
+
+
+def test_docstring_examples():
+    assert doctest.testmod(module).failed == 0
+
+
+@given(st.integers(0, 500), st.integers(1, 20))
+def test_shares_cover_all_in_order_and_differ_by_one_at_most(count, size):
+    shares = [share_of(count, rank, size) for rank in range(size)]
+    assert [i for begin, end in shares for i in range(begin, end)] == list(range(count))
+    lengths = [end - begin for begin, end in shares]
+    assert lengths == sorted(lengths, reverse=True) and lengths[0] - lengths[-1] <= 1
+
+
+# ---- one process -----------------------------------------------------------------------------------------------------
+def test_one_process_does_nothing(monkeypatch):
+    for name in ("all_reduce", "broadcast", "barrier", "all_gather_object", "broadcast_object_list"):
+        monkeypatch.setattr(torch.distributed, name, None)  # to call it would raise
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    alone, meter, tensor = Distributed.join(), AvgMeter(), torch.tensor(2.0)
+    assert (alone.share, alone.is_main, alone.is_sharded) == ((0, 1), True, False)
+    assert alone.broadcast("a") == "a" and alone.gather("a") == ["a"]
+    assert alone.sum(tensor) is tensor and alone.totals(3, 4) == (3, 4) and alone.largest(5) == 5
+    assert alone.agree(7) == alone.agree(7, at_once=False) == 7
+    assert alone.mean({"loss": 1.5}, 0) == {"loss": 1.5}
+    alone.merge({"loss": meter})
+    alone.share_buffers([nn.BatchNorm1d(2)])
+    alone.barrier(), alone.leave(), alone.leave_word(run_dir="a")
+    with alone.main_first(), alone.gradients(synchronize=False):
+        pass
+    assert alone.begin_update(5, 9, 0, True) == 5 and alone.own_sizes([2, 3]) == [2, 3]
+    assert alone.to_share(tensor, 1.0) is tensor and alone.to_share(tensor, 0.25) == 0.5
+    error = RuntimeError("Connection closed by peer")
+    assert alone.cause_of(error) is error and alone.is_common(error)
+
+
+def test_one_process_in_step_gives_its_batches_and_is_asked_before_each():
+    asked = []
+    steps = [(batch, counts, len(asked)) for batch, counts in Distributed().in_step("abc", lambda: asked.append(1))]
+    assert steps == [("a", True, 1), ("b", True, 2), ("c", True, 3)] and list(Distributed().in_step([])) == []
+
+
+@pytest.mark.parametrize("parallel", ["none", "ddp", "fsdp"])
+def test_a_network_of_one_process_is_not_wrapped(parallel):
+    network = nn.Linear(2, 2)
+    assert wrap_network(network, [torch.device("cpu")], parallel, Distributed()) is network
+
+
+@pytest.mark.parametrize(
+    ("environment", "said"),
+    [({"WORLD_SIZE": "2", "RANK": "0"}, "MASTER_ADDR, MASTER_PORT not"),
+     ({"WORLD_SIZE": "2", "RANK": "2", "MASTER_ADDR": "a", "MASTER_PORT": "1"}, "ranks go from 0 to 1"),
+     ({"WORLD_SIZE": "two", "RANK": "0", "MASTER_ADDR": "a", "MASTER_PORT": "1"}, "must be whole numbers")],
+)  # fmt: skip
+def test_a_place_that_does_not_fit_is_told(monkeypatch, environment, said):
+    for name in (*module.VARIABLES, "LOCAL_RANK"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(UserError, match=said):
+        place()
+
+
+# ---- several ---------------------------------------------------------------------------------------------------------
+class Noting:
+    """Notes how often it is called."""
+
+    def __init__(self):
+        self.count = 0
+
+    def __call__(self):
+        self.count += 1
+
+
+def in_three() -> dict:
+    """What three processes tell each other."""
+    joined = Distributed.join()
+    rank, found = joined.rank, {}
+    found["share"], found["is_main"] = joined.share, joined.is_main
+    found["broadcast"] = [joined.broadcast(f"of {rank}"), joined.broadcast(f"of {rank}", source=2)]
+    found["gather"] = joined.gather({"rank": rank})
+    found["sum"] = joined.sum(torch.tensor([1.0, rank])).tolist()
+    found["totals"], found["largest"] = joined.totals(rank, 1), joined.largest(rank == 1)
+    found["mean"] = joined.mean({"loss": float(rank)}, rank)  # (1 * 1 + 2 * 2) / 3; of no samples in process 0
+    found["mean of none"] = joined.mean({}, 0)
+    found["late votes"] = [joined.agree(wish * (rank == 1), at_once=False) for wish in (3, 0, 0)]
+    joined.agree(5 * (rank == 2), at_once=False)
+    found["a late vote is not lost"] = [joined.agree(0), joined.agree(0)]
+    for is_sharded in (False, True):
+        joined.is_sharded, before = is_sharded, Noting()
+        batches = [f"{rank}{number}" for number in range([0, 3, 1][rank])]
+        found["in step", is_sharded] = list(joined.in_step(batches, before)), before.count
+        found["nothing", is_sharded] = list(joined.in_step([], before))
+    joined.begin_update(num_own=rank + 1, num_all=6, num_idle=0, is_sure=True)
+    found["weight"] = float(joined.to_share(torch.tensor(1.0, dtype=torch.float64), 0.1))
+    found["nan"] = float(joined.to_share(torch.tensor(float("inf")), 0.1))
+    found["unsure"] = joined.begin_update(num_own=rank, num_all=99, num_idle=0, is_sure=False)
+    found["rows"] = [t.tolist() for t in module.gather_tensors(torch.arange(rank))]
+    found["shapes"] = [t.shape for t in module.gather_tensors(torch.ones(2, 3) if rank else torch.tensor([]))]
+    buffers = nn.BatchNorm1d(1)
+    buffers.running_mean.fill_(rank)
+    joined.share_buffers([buffers])
+    found["buffer"] = float(buffers.running_mean)
+    return found
+
+
+def test_three_processes():
+    found = in_processes(3, in_three)
+    assert [(each["share"], each["is_main"]) for each in found] == [((0, 3), True), ((1, 3), False), ((2, 3), False)]
+    for rank, each in enumerate(found):
+        assert each["broadcast"] == ["of 0", "of 2"] and each["gather"] == [{"rank": 0}, {"rank": 1}, {"rank": 2}]
+        assert each["sum"] == [3.0, 3.0] and each["totals"] == (3, 3) and each["largest"] == 1
+        assert each["mean"] == {"loss": pytest.approx(5 / 3)} and each["mean of none"] == {}
+        assert each["late votes"] == [0, 3, 0] and each["a late vote is not lost"] == [5, 0]
+        assert each["weight"] == pytest.approx(0.1 * (rank + 1) * 3 / 6, rel=1e-15) and each["nan"] != each["nan"]
+        assert each["unsure"] == 3 and each["rows"] == [[0], [0, 1]] and each["shapes"] == [(2, 3), (2, 3)]
+        assert each["buffer"] == 0
+        assert each["nothing", False] == each["nothing", True] == []
+        assert each["in step", False][1] == each["in step", True][1] == 3
+    whole = [[], [("10", True), ("11", True), ("12", True)], [("20", True)]]
+    assert [each["in step", False][0] for each in found] == whole
+    first = [("10", False)] * 3, whole[1], [("20", True), ("20", False), ("20", False)]
+    for each, expected in zip(found, first, strict=True):
+        steps = each["in step", True][0]
+        assert [counts for _, counts in steps] == [counts for _, counts in expected] and all(b for b, _ in steps)
+
+
+def fail_in_one(directory: Path) -> None:
+    if Distributed.join().rank == 1:
+        raise ValueError("one of them fails")
+
+
+def test_a_failure_in_a_process_of_a_test_is_seen(tmp_path):
+    with pytest.raises(FailedInProcess, match=r"In process 1:(?s:.*)one of them fails"):
+        in_processes(2, fail_in_one, tmp_path)

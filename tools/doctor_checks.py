@@ -1,0 +1,374 @@
+"""What --doctor looks for, see tools/doctor.py. A check returns what to say when all is well, or raises `Finding`."""
+
+import contextlib
+import math
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from engine.checkpoints.file import FORMAT, load_checkpoint, save_checkpoint
+from engine.checkpoints.state import NOT_THE_RUN, digests
+from engine.refusal import try_step
+from engine.snapshot import Snapshot
+from tools.replay import tell_names
+from utils.func import count_samples, cut, iterate_tensors, move_to
+from utils.lr_finder import loss_of, rate_of, set_rate
+
+NEAR = (0.7, 1.5)  # times the expected first loss is near it
+FEW_SAMPLES, MOST_UPDATES, MOST_SECONDS = 4, 300, 60.0  # of the attempt to learn a few samples by heart
+LEARNED, MUCH_LEARNED = 0.5, 0.2  # times the first loss: is enough; needs no further update
+RECENT = 10  # updates, whose mean loss counts
+NUM_ROWS = 8  # samples of the check for leaks
+NUM_COMPARED = 3  # updates that the loader is asked for twice
+
+
+class Finding(Exception):
+    """What is wrong, and what to look at."""
+
+
+class CannotTell(Exception):
+    """Why a check says nothing about this task."""
+
+
+class Seen(Exception):
+    """What was waited for has been seen; the rest of the step is not needed."""
+
+
+@dataclass
+class Patient:
+    """A trainer under examination, with what the checks have in common.
+
+    Attributes:
+        trainer: the task's.
+        update: the first of the epoch.
+        snapshot: of its state, to which it is put back after each check.
+        with_gradient: the parameters that some update has given a gradient other than 0, by their identity.
+        none_yet: no update was made.
+    """
+
+    trainer: Any
+    update: Any
+    snapshot: Snapshot
+    with_gradient: set[int] = field(default_factory=set)
+    none_yet: bool = True
+
+    def step(self, update: Any) -> float:
+        """Make a step and return its loss."""
+        values = try_step(self.trainer, update)
+        self.none_yet = False
+        for _, parameter in self.parameters():
+            if parameter.grad is not None and bool(parameter.grad.count_nonzero()):
+                self.with_gradient.add(id(parameter))
+        return math.nan if values is None else loss_of(values)
+
+    def parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """What is to be trained, with names for people."""
+        modules = {**self.trainer.networks, "criterion": self.trainer.criterion}
+        for owner, module in modules.items():
+            yield from ((f"{owner}.{name}", p) for name, p in module.named_parameters() if p.requires_grad)
+
+    def few(self, count: int) -> Any:
+        """The update with its first few samples only."""
+        first = cut(self.update.micro_batches[0], 0, count)
+        size = count_samples(first)
+        return replace(self.update, micro_batches=[first], indices=self.update.indices[:size], num_samples=size)
+
+    def watch(self, module: nn.Module, stop: bool) -> tuple[Any, Any, Any]:
+        """What goes into the first call of a module in a step, and what comes out; with `stop`, nothing comes out.
+
+        Raises:
+            CannotTell: when the step does not call it.
+        """
+        seen: list[tuple] = []
+
+        def before(_: nn.Module, args: tuple, kwargs: dict) -> None:
+            if stop:
+                seen.append((args, kwargs, None))
+                raise Seen
+
+        def after(_: nn.Module, args: tuple, kwargs: dict, output: Any) -> None:
+            seen.append((args, kwargs, output))
+
+        handles = [module.register_forward_pre_hook(before, with_kwargs=True),
+                   module.register_forward_hook(after, with_kwargs=True)]  # fmt: skip
+        try:
+            with contextlib.suppress(Seen):
+                try_step(self.trainer, self.few(NUM_ROWS))
+        finally:
+            for handle in handles:
+                handle.remove()
+            self.trainer.guard.settle(wait=True)
+        if not seen:
+            raise CannotTell("the step does not call it as a module")
+        return seen[0]
+
+
+# ---- the checks -----------------------------------------------------------------------------------------------------
+def check_device(patient: Patient) -> str:
+    """Whether all that a batch and the networks hold gets to the device."""
+    trainer = patient.trainer
+    moved = move_to(patient.update.micro_batches[0], trainer.device)
+    for place, value in leaves_of(moved):
+        if isinstance(value, Tensor):
+            if value.device.type != trainer.device.type:
+                raise Finding(f"the batch's {place} stays on {value.device}: its `to` must return what it has moved.")
+        elif isinstance(value, np.ndarray) or any(isinstance(v, Tensor) for v in vars_of(value).values()):
+            raise Finding(
+                f"the batch's {place} is of type {type(value).__name__}, which stays where it is. Let the data set "
+                f"give tensors, in tuples, lists or dictionaries, or an object with a method `to`."
+            )
+    for owner, network in {**trainer.networks, "criterion": trainer.criterion}.items():
+        for name, module in network.named_modules():
+            for attribute, value in vars(module).items():
+                if isinstance(value, Tensor) and not value.requires_grad and value.grad_fn is None:
+                    raise Finding(
+                        f"{'.'.join(filter(None, (owner, name, attribute)))} is a plain attribute: it is neither moved "
+                        f"to a GPU nor saved. Use register_buffer."
+                    )
+    return f"a batch moves to {trainer.device}, and nothing of the networks is left out"
+
+
+def check_labels(patient: Patient) -> str:
+    """Whether what the criterion gets fits: shapes, types, labels from 0 to C - 1."""
+    args, _, _ = patient.watch(patient.trainer.criterion, stop=True)
+    if len(args) < 2 or not isinstance(args[1], Tensor):
+        raise CannotTell("the criterion does not get (outputs, targets)")
+    outputs, targets = args[:2]
+    outputs = [outputs] if isinstance(outputs, Tensor) else list(iterate_tensors(outputs))
+    for output in outputs:
+        if targets.is_floating_point():
+            if output.shape != targets.shape:
+                raise Finding(f"outputs {tuple(output.shape)} and targets {tuple(targets.shape)} differ in shape.")
+            continue
+        if not output.is_floating_point() or output.ndim < 2:
+            raise Finding(f"outputs of {output.dtype} with shape {tuple(output.shape)} are no logits, (N, C, ...).")
+        if output.shape[:1] + output.shape[2:] != targets.shape:
+            raise Finding(f"logits {tuple(output.shape)} need targets {tuple(output.shape[:1] + output.shape[2:])}, "
+                          f"which are {tuple(targets.shape)}.")  # fmt: skip
+        ignored = getattr(patient.trainer.criterion, "ignore_index", None)
+        counted = targets if ignored is None else targets[targets != ignored]
+        num_classes = max(output.shape[1], 2)  # one logit tells two classes apart
+        if counted.numel() and not 0 <= int(counted.min()) <= int(counted.max()) < num_classes:
+            raise Finding(f"labels go from {int(counted.min())} to {int(counted.max())}, but with logits of "
+                          f"{output.shape[1]} classes they must be from 0 to {num_classes - 1}.")  # fmt: skip
+    return f"outputs {', '.join(str(tuple(output.shape)) for output in outputs)}, targets {tuple(targets.shape)}"
+
+
+def check_first_loss(patient: Patient) -> str:
+    """Whether the first loss is what a network that knows nothing has."""
+    expected = expected_first_loss(patient)
+    loss = patient.step(patient.update)
+    told = f"the first loss is {loss:.4g}, expected {expected:.4g}"
+    if not NEAR[0] * expected <= loss <= NEAR[1] * expected:
+        raise Finding(f"{told}: are the inputs scaled, is the loss a mean, does it get logits and not probabilities?")
+    return told
+
+
+def expected_first_loss(patient: Patient) -> float:
+    """What the trainer or its evaluator says in `expected_first_loss`, a number or a method; else ln C of logits."""
+    trainer = patient.trainer
+    for owner in (trainer, trainer.evaluator):
+        if hasattr(owner, "expected_first_loss"):
+            told = owner.expected_first_loss
+            told = told() if callable(told) else told
+            if told is None:
+                raise CannotTell("the task expects no value")
+            return float(told)
+    if trainer.opt.pretrained:
+        raise CannotTell("the weights are pretrained")
+    if len(trainer.optimizers) > 1:
+        raise CannotTell("no expected value is known of several losses; see expected_first_loss")
+    if isinstance(trainer.criterion, nn.BCEWithLogitsLoss):
+        return math.log(2)
+    if not isinstance(trainer.criterion, nn.CrossEntropyLoss):
+        raise CannotTell(f"no expected value is known of {type(trainer.criterion).__name__}; see expected_first_loss")
+    args, _, _ = patient.watch(trainer.criterion, stop=True)
+    patient.snapshot.put_back()
+    return math.log(args[0].shape[1])
+
+
+def check_overfit(patient: Patient) -> str:
+    """Whether a few samples can be learned by heart."""
+    few, started = patient.few(FEW_SAMPLES), time.monotonic()
+    for optimizer in patient.trainer.optimizers.values():
+        for group in optimizer.param_groups:
+            set_rate(group, rate_of(group))  # without warm-up
+    losses = [patient.step(few)]
+    first = last = losses[0]
+    if len(patient.trainer.optimizers) > 1:
+        raise CannotTell("losses of several optimizers against each other need not fall")
+    while len(losses) < MOST_UPDATES and last > first - (1 - MUCH_LEARNED) * abs(first):
+        if time.monotonic() - started > MOST_SECONDS:
+            break
+        losses.append(patient.step(few))
+        last = sum(losses[-RECENT:]) / len(losses[-RECENT:])
+    told = f"on {few.num_samples} samples the loss falls from {first:.4g} to {last:.4g} in {len(losses)} updates"
+    if not last <= first - (1 - LEARNED) * abs(first):
+        if len(losses) < MOST_UPDATES and math.isfinite(last):
+            raise CannotTell(f"too slow: {told}")
+        raise Finding(f"{told}: does the optimizer step these weights, do labels belong to inputs? See --find_lr.")
+    return told
+
+
+def check_gradients(patient: Patient) -> str:
+    """Whether all that is to be trained has a gradient, and an optimizer. Looks at the updates of the checks before."""
+    if patient.none_yet:
+        patient.step(patient.update)
+    stepped = {id(p) for o in patient.trainer.optimizers.values() for group in o.param_groups for p in group["params"]}
+    parameters = list(patient.parameters())
+    if forgotten := [name for name, p in parameters if id(p) not in stepped]:
+        raise Finding(f"no optimizer has {tell_names(forgotten)}.")
+    if without := [name for name, p in parameters if id(p) not in patient.with_gradient]:
+        raise Finding(
+            f"the gradient is none or 0 in all updates for {tell_names(without)}: is the layer used, is there a "
+            f"detach(), a no_grad() or a dead ReLU behind it?"
+        )
+    return f"all {len(parameters)} trainable parameters have one"
+
+
+def check_leaks(patient: Patient) -> str:
+    """Whether a sample's output depends on that sample alone. In eval mode: batch normalization may mix in training."""
+    told = []
+    for name, network in patient.trainer.networks.items():
+        try:
+            args, kwargs, _ = patient.watch(network, stop=True)
+        except CannotTell:
+            continue
+        place = next((i for i, value in enumerate(args) if isinstance(value, Tensor) and value.ndim), None)
+        if place is None:
+            continue
+        network.eval()
+
+        def predict(inputs: Tensor, network=network, args=args, kwargs=kwargs, place=place) -> list[Tensor]:
+            with patient.trainer.precision.autocast():
+                outputs = network(*args[:place], inputs, *args[place + 1 :], **kwargs)
+            return [output for output in iterate_tensors(outputs) if output.ndim and output.is_floating_point()]
+
+        leak = find_leak(predict, args[place].detach())
+        if leak:
+            raise Finding(f"{name!r}: {leak}. Look for view, reshape, flatten or mean over the batch's dimension.")
+        told.append(name)
+    if not told:
+        raise CannotTell("the step calls no network as a module with a tensor of samples")
+    return f"each output of {', '.join(told)} depends on its own sample"
+
+
+def find_leak(predict: Callable[[Tensor], list[Tensor]], inputs: Tensor) -> str:
+    """Say which sample leaks into the output of which other one; "" if none does.
+
+    Of floating-point inputs by the gradient, of others by exchanging one sample and comparing what comes of the rest.
+    """
+    count, generator = len(inputs), torch.Generator().manual_seed(0)
+    if count < 2:
+        raise CannotTell("an update has a single sample")
+    if not inputs.is_floating_point():
+        with torch.no_grad():
+            before, after = predict(inputs), predict(torch.cat([inputs[1:2], inputs[1:]]))
+        for old, new in zip(before, after, strict=True):
+            if not torch.allclose(old[1:], new[1:], rtol=1e-4, atol=1e-6):
+                return "another sample 0 changes the outputs of the others"
+        return ""
+    inputs = inputs.clone().requires_grad_()
+    for output in predict(inputs):
+        if len(output) != count:
+            return f"{len(output)} rows come out of {count} samples"
+        # Weighted at random: the sum over a softmax, say, would not change whatever leaks.
+        weighted = output.float() * torch.randn(output.shape[1:], generator=generator).to(output.device)
+        for row in range(count):
+            (gradient,) = torch.autograd.grad(weighted[row].sum(), inputs, retain_graph=True, allow_unused=True)
+            if gradient is None:
+                continue
+            reached = gradient.flatten(1).ne(0).any(dim=1).tolist()  # NaN is not 0, either
+            if others := [other for other in range(count) if reached[other] and other != row]:
+                return f"sample {others[0]} leaks into the output of sample {row}"
+    return ""
+
+
+def check_loader(patient: Patient) -> str:
+    """Whether the same position gives the same data, from the beginning of the epoch and from within it."""
+    loader = patient.trainer.train_loader
+    first, second = (take(loader.updates(0), NUM_COMPARED) for _ in range(2))
+    later = take(loader.updates(0, first[0].num_samples), len(first) - 1)
+    for told, updates in (("asked for again", second), ("asked for from its middle on", first[:1] + later)):
+        for number, (a, b) in enumerate(zip(first, updates, strict=True)):
+            if a.indices != b.indices:
+                raise Finding(f"the epoch {told} has other samples in update {number + 1}: is its order a function of "
+                              f"(seed, epoch) alone?")  # fmt: skip
+            pairs = zip(iterate_tensors(a.micro_batches), iterate_tensors(b.micro_batches), strict=True)
+            if not all(x.shape == y.shape and torch.equal(x.nan_to_num(), y.nan_to_num()) for x, y in pairs):
+                raise Finding(
+                    f"the epoch {told} has the same samples in update {number + 1}, but with other content: does the "
+                    f"data set draw at random and say is_random = False, or keep a state?"
+                )
+    return f"the first {len(first)} updates come twice alike, and from within the epoch"
+
+
+def check_checkpoint(patient: Patient) -> str:
+    """Whether training goes on from a checkpoint as it does without: the same state, and the same next update."""
+    trainer = patient.trainer
+    for _ in range(2):  # so that the optimizer has something to save
+        patient.step(patient.update)
+    state = trainer.state_dict()
+    saved = digests(state)
+    with tempfile.TemporaryDirectory() as directory:
+        save_checkpoint({"format": FORMAT, **state}, path := Path(directory) / "doctor_ckpt.pth")
+        loaded = load_checkpoint(path)
+    loss = patient.step(patient.update)
+    ahead = digests(trainer.state_dict())
+    trainer.load_state_dict(loaded)
+    if differing := differing_parts(saved, digests(trainer.state_dict())):
+        raise Finding(f"what is loaded is not what was saved: {', '.join(differing)}. Look at its load_state_dict.")
+    again = patient.step(patient.update)
+    if differing := differing_parts(ahead, digests(trainer.state_dict())):
+        raise Finding(
+            f"the update after it differs ({loss:.6g}, again {again:.6g}; {', '.join(differing)}): something that "
+            f"decides it is in no state_dict, or comes from the clock or the system. --verify_resume 1 tells more."
+        )
+    return "saved and loaded, the state is the same to the bit, and so is the update that follows"
+
+
+# ---- helpers ---------------------------------------------------------------------------------------------------------
+def leaves_of(batch: Any, place: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield what is no tuple, list or dictionary, with the place where it stands."""
+    if isinstance(batch, dict):
+        for name, value in batch.items():
+            yield from leaves_of(value, f"{place}[{name!r}]")
+    elif isinstance(batch, tuple | list):
+        for number, value in enumerate(batch):
+            yield from leaves_of(value, f"{place}[{number}]")
+    else:
+        yield place or "content", batch
+
+
+def vars_of(value: Any) -> dict[str, Any]:
+    """The attributes of an object that `move_to` passes through as it is."""
+    return {} if hasattr(value, "to") else getattr(value, "__dict__", {})
+
+
+def take(updates: Iterator[Any], count: int) -> list[Any]:
+    taken = []
+    for update in updates:
+        if len(taken) == count:
+            break
+        taken.append(update)
+    return taken
+
+
+def differing_parts(one: dict[str, str], other: dict[str, str]) -> list[str]:
+    """The parts whose digests differ, apart from what only watches or tells the time."""
+    return [name for name in one if one[name] != other.get(name) and name not in (*NOT_THE_RUN, "run")]
+
+
+CHECKS: dict[str, Callable[[Patient], str]] = {  # in the order in which one rests on those before it
+    "data on the device": check_device, "labels and shapes": check_labels, "loader": check_loader,
+    "first loss": check_first_loss, "overfits": check_overfit, "gradients": check_gradients,
+    "samples apart": check_leaks, "checkpoint": check_checkpoint,
+}  # fmt: skip
+NEED_LABELS = ("first loss", "overfits", "gradients", "checkpoint")  # which wrong labels would crash, on a GPU for good
