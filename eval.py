@@ -26,7 +26,7 @@ from engine.options.parser import OptionParser, run_main
 from engine.runs.scores import compare_with_stored, save_results, scalars
 from loss.loss_entry import build_criterion
 from model.model_entry import build_networks
-from utils.func import move_to
+from utils.batch import move_to
 from utils.logger import build_logger
 from utils.precision import Precision
 from utils.seed import preserved_random_state, seed_everything

@@ -11,8 +11,8 @@ from engine.options.parser import BoolAction, ListAction, OptionParser, file_pat
 from engine.options.plugins import short_name
 from eval import EvaluatorBase
 from loss.weighted_sum import loss_meters, update_losses
+from utils.batch import move_to
 from utils.draw import contact_sheet, save_picture
-from utils.func import move_to
 from utils.metric_names import SEGMENTATION, build_metrics, metric_name
 
 

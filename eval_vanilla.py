@@ -9,8 +9,8 @@ from data.FashionMNIST import CLASSES
 from engine.options.parser import ListAction, OptionParser, list_of, number
 from eval import EvaluatorBase
 from loss.weighted_sum import loss_meters, update_losses
+from utils.batch import move_to
 from utils.draw import captioned_grid, save_confusion_matrix
-from utils.func import move_to
 from utils.metric_names import CLASSIFICATION, build_metrics, metric_name
 from utils.metrics import ConfusionMatrix
 

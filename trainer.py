@@ -37,8 +37,8 @@ from engine.runs.signals import STOP_ASKED, StopSignal, seconds_of
 from eval import EvaluatorBase
 from loss.weighted_sum import add_up, last_terms
 from utils.averaging import make_averaging
+from utils.batch import count_samples, move_to
 from utils.earlystopper import EarlyStopper, direction
-from utils.func import count_samples, move_to
 from utils.precision import Precision
 from utils.scheduler import learning_rates
 from utils.seed import seed_apart, seed_everything

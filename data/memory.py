@@ -16,8 +16,8 @@ from torch.utils.data import Dataset
 from data.sampler import Update, UpdateSampler, epoch_permutation
 from data.watched import Batch
 from engine.devices.process_group import share_of
+from utils.batch import cut
 from utils.errors import UserError
-from utils.func import cut
 
 SAMPLES_AT_ONCE = 1024  # are gathered by one call, and shared out among the batches
 SHARE_OF_DEVICE = 0.25  # of what is free on a GPU may be data

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from utils.func import iterate_tensors, move_to
+from utils.batch import iterate_tensors, move_to
 
 
 def prefetched(updates: Iterable[Any], device: torch.device) -> Iterator[Any]:

@@ -17,7 +17,7 @@ from data.loader import WatchedLoader
 from data.prefetch import prefetched
 from data.watched import WatchedDataset
 from engine.devices.process_group import share_of
-from utils.func import cut
+from utils.batch import cut
 from utils.seed import mix, seeded
 
 

@@ -16,8 +16,8 @@ from torch.optim import Optimizer
 from engine.devices.process_group import Distributed, share_of
 from engine.options.parser import saved_options
 from engine.snapshot import Snapshot, parts_of
+from utils.batch import count_samples, cut
 from utils.errors import DivergedError, UserError
-from utils.func import count_samples, cut
 
 ADVICE = "--activation_checkpointing and --amp bf16 need less, too."
 

@@ -7,8 +7,8 @@ import torch
 from engine.epoch_log import read_scalars
 from engine.out_of_memory import step_in_memory
 from tools.replay import keep_for_replay
+from utils.batch import count_samples
 from utils.errors import DivergedError
-from utils.func import count_samples
 
 
 def guarded_step(trainer, update: Any) -> dict[str, torch.Tensor]:

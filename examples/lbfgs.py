@@ -7,8 +7,8 @@ import torch
 
 from engine.options.parser import OptionParser, number
 from trainer_vanilla import TrainerVanilla
+from utils.batch import count_samples
 from utils.errors import UserError
-from utils.func import count_samples
 
 
 class TrainerLBFGS(TrainerVanilla):

@@ -33,8 +33,8 @@ from engine.options.parser import NOT_SAVED, OptionParser, as_flags, number
 from eval import EvaluatorBase
 from option_list import MAX_EPOCHS
 from trainer import TrainerBase
+from utils.batch import count_samples
 from utils.errors import UserError, nearest, shown
-from utils.func import count_samples
 from utils.lr_finder import LrCurve
 from utils.meter import AvgMeter
 from utils.param_groups import param_groups

@@ -18,7 +18,7 @@ from engine.checkpoints.state import NOT_THE_RUN, digests
 from engine.refusal import try_step
 from engine.snapshot import Snapshot
 from tools.replay import tell_names
-from utils.func import count_samples, cut, iterate_tensors, move_to
+from utils.batch import count_samples, cut, iterate_tensors, move_to
 from utils.lr_finder import loss_of, rate_of, set_rate
 
 NEAR = (0.7, 1.5)  # times the expected first loss is near it

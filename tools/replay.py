@@ -11,8 +11,8 @@ import torch
 from engine.checkpoints.file import FORMAT, load_checkpoint, save_checkpoint
 from engine.checkpoints.sharded_state import whole
 from engine.checkpoints.state import check_plain
+from utils.batch import iterate_tensors, move_to
 from utils.errors import DivergedError, UserError
-from utils.func import iterate_tensors, move_to
 
 SHOWN = 10  # names in a message
 

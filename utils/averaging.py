@@ -18,8 +18,8 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn, get_swa_multi_avg_fn
 
 from engine.checkpoints.sharded_state import cut_like, is_cut
 from engine.devices.wrap import buffers_set
+from utils.batch import move_to
 from utils.errors import UserError
-from utils.func import move_to
 from utils.seed import preserved_random_state
 
 

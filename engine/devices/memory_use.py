@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from engine.checkpoints.sharded_state import num_bytes
-from utils.func import iterate_tensors
+from utils.batch import iterate_tensors
 
 
 def memory_of(networks: Iterable[nn.Module], optimizers: Iterable[Optimizer]) -> dict[str, int]:

@@ -16,8 +16,8 @@ from engine.options.files import read_options
 from engine.runs.lock import DirectoryLock
 from engine.runs.provenance import command_line, write_provenance
 from utils.files import write_json
-from utils.func import count_parameters, layer_table
 from utils.logger import build_logger, build_stderr_logger
+from utils.model_summary import count_parameters, layer_table
 from utils.timestamp import make_timestamped_dir
 
 

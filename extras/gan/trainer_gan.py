@@ -1,6 +1,8 @@
 """Train a GAN on FashionMNIST, two networks that learn from each other: python trainer_gan.py"""
 
+import contextlib
 from argparse import Namespace
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -18,7 +20,7 @@ from extras.gan.DCGAN import draw_noise
 from extras.gan.eval_gan import EvaluatorGAN, discriminator_loss
 from parts import make_optimizers
 from trainer import TrainerBase
-from utils.func import count_samples, frozen
+from utils.batch import count_samples
 from utils.seed import mix
 
 LEARN = ("discriminator", "generator")
@@ -109,6 +111,19 @@ class TrainerGAN(TrainerBase):
         begin, _ = share_of(num_samples, *self.distributed.share)
         places = (begin + torch.arange(sum(sizes))) % num_samples  # what only keeps in step begins again
         return list(vectors[places].to(self.device).split(sizes))
+
+
+@contextlib.contextmanager
+def frozen(module: nn.Module) -> Iterator[nn.Module]:
+    """Compute no gradients of the module's parameters in this block, only of its input."""
+    trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    for parameter in trained:
+        parameter.requires_grad_(False)
+    try:
+        yield module
+    finally:
+        for parameter in trained:
+            parameter.requires_grad_()
 
 
 def train_judge(judge: nn.Module, dataset: Any, opt: Namespace) -> None:

@@ -42,7 +42,7 @@ from engine.runs.run_dir import RunDir
 from extras.lightning.checkpoint import LAST, OURS, number_of
 from parts import hosted
 from trainer import TrainerBase
-from utils.func import count_samples
+from utils.batch import count_samples
 from utils.precision import Precision
 
 OF_LIGHTNING = (ProgressBar, TensorBoard, WandB)  # callbacks of ours in whose place Lightning has something

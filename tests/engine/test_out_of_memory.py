@@ -12,8 +12,8 @@ from engine.checkpoints.state import digest
 from engine.out_of_memory import cut_up, fit_micro_batches, largest_that_fits
 from trainer_seg_on_carvana import TrainerSeg
 from trainer_vanilla import TrainerVanilla
+from utils.batch import count_samples
 from utils.errors import UserError
-from utils.func import count_samples
 
 AUTO = ("--micro_batch_size", "auto")
 

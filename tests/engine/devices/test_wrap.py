@@ -11,7 +11,7 @@ from engine.devices import wrap as parallel
 from engine.devices.process_group import Distributed
 from engine.devices.wrap import blocks_of, checkpoint_activations, wrap_network
 from model.UNet import DoubleConv, UNet
-from utils.func import layer_table
+from utils.model_summary import layer_table
 
 CPU = torch.device("cpu")
 

@@ -12,7 +12,7 @@ from engine.checkpoints.file import load_checkpoint
 from extras.gan import trainer_gan
 from extras.gan.DCGAN import draw_noise
 from extras.gan.eval_gan import EvaluatorGAN
-from extras.gan.trainer_gan import LEARN, TrainerGAN
+from extras.gan.trainer_gan import LEARN, TrainerGAN, frozen
 from utils.errors import UserError
 
 SMALL = ("--width", 4, "--latent", 8)
@@ -215,3 +215,15 @@ def test_a_judge_is_taken_from_a_file_or_refused(build, vanilla_run):
         build(*SMALL, "--judge", path, task=TrainerGAN)
     with pytest.raises(UserError, match="nowhere"):
         build(*SMALL, "--judge", "nowhere.pth", task=TrainerGAN)
+
+
+def test_a_frozen_module_passes_gradients_on_and_takes_none():
+    module, images = torch.nn.Linear(2, 1), torch.ones(1, 2, requires_grad=True)
+    module.bias.requires_grad_(False)
+    with frozen(module) as same:
+        same(images).sum().backward()
+    assert images.grad is not None and module.weight.grad is None
+    assert module.weight.requires_grad and not module.bias.requires_grad
+    with pytest.raises(KeyError), frozen(module):
+        raise KeyError
+    assert module.weight.requires_grad

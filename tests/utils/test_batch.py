@@ -1,15 +1,12 @@
-"""Moving and counting."""
+"""Moving, counting and cutting nested batches."""
 
-import doctest
 from collections import namedtuple
 
 import pytest
 import torch
-from torch import nn
 from torch.nn.utils.rnn import pack_sequence
 
-from utils import func
-from utils.func import count_parameters, count_samples, cut, frozen, layer_table, move_to
+from utils.batch import count_samples, cut, move_to
 
 Pair = namedtuple("Pair", ["image", "name"])
 
@@ -54,46 +51,6 @@ def test_count_samples_without_a_tensor_names_what_it_got(batch, kind):
         count_samples(batch)
 
 
-def test_count_parameters_separates_frozen_ones_and_counts_shared_ones_once():
-    first, second = nn.Linear(3, 3), nn.Linear(3, 3)
-    second.weight = first.weight
-    first.bias.requires_grad_(False)
-    assert count_parameters(nn.Sequential(first, second)) == (9 + 3 + 3, 9 + 3)
-
-
-class Token(nn.Module):
-    """Has a child and a parameter of its own."""
-
-    def __init__(self):
-        super().__init__()
-        self.token = nn.Parameter(torch.zeros(()))
-        self.child = nn.Linear(2, 1000)
-
-
-def test_layer_table_lists_every_owner_of_parameters_in_aligned_columns():
-    lines = layer_table(nn.Sequential(Token(), nn.ReLU())).splitlines()
-    assert [line.split() for line in lines] == [
-        ["layer", "type", "shapes", "parameters"],
-        ["0", "Token", "1", "1"],
-        ["0.child", "Linear", "1000x2,", "1000", "3,000"],
-        ["1", "ReLU", "0"],
-        ["total", "3,001", "parameters,", "3,001", "trainable"],
-    ]
-    assert len({len(line) for line in lines[:4]}) == 1
-
-
-def test_layer_table_stops_at_max_rows_and_says_so():
-    model = nn.Sequential(*(nn.Linear(2, 2) for _ in range(7)))
-    lines = layer_table(model, max_rows=5).splitlines()
-    assert len(lines) == 1 + 5 + 2
-    assert lines[-2:] == ["... and 2 more layers", "total 42 parameters, 42 trainable"]
-    assert "more layers" not in layer_table(model, max_rows=7)
-
-
-def test_examples_in_the_docstrings():
-    assert doctest.testmod(func).failed == 0
-
-
 def test_cut_takes_the_entries_of_samples_and_leaves_what_belongs_to_the_batch():
     batch = {"x": {"image": torch.arange(6).reshape(3, 2)}, "name": ["a", "b", "c"], "pair": ("u", "v"), "n": 3,
              "one": torch.tensor(7), "both": [torch.arange(3), torch.arange(3)], "numbers": (1, 2, 3)}  # fmt: skip
@@ -101,15 +58,3 @@ def test_cut_takes_the_entries_of_samples_and_leaves_what_belongs_to_the_batch()
     assert part["x"]["image"].tolist() == [[2, 3]] and part["name"] == ["b"] and part["numbers"] == (2,)
     assert part["pair"] == ("u", "v") and part["n"] == 3 and part["one"] == 7
     assert [tensor.tolist() for tensor in part["both"]] == [[1], [1]]
-
-
-def test_a_frozen_module_passes_gradients_on_and_takes_none():
-    module, images = torch.nn.Linear(2, 1), torch.ones(1, 2, requires_grad=True)
-    module.bias.requires_grad_(False)
-    with frozen(module) as same:
-        same(images).sum().backward()
-    assert images.grad is not None and module.weight.grad is None
-    assert module.weight.requires_grad and not module.bias.requires_grad
-    with pytest.raises(KeyError), frozen(module):
-        raise KeyError
-    assert module.weight.requires_grad
