@@ -171,4 +171,5 @@ class MemoryUpdateLoader:
         pieces = [(place + b - begin, place + e - begin) for b, e in sampler.pieces(size)]
         num_idle = sampler.num_micro_batches(size) - len(pieces)
         micro_batches = [cut(data, *piece) for piece in (*pieces, *[(place, place + 1)] * num_idle)]
-        return Update(micro_batches, indices[begin:end].tolist(), size, num_idle)
+        sizes = [e - b for b, e in pieces] + [0] * num_idle
+        return Update(micro_batches, indices[begin:end].tolist(), size, num_idle, sizes)

@@ -6,7 +6,7 @@ takes the next `batch_size` samples of that order and may be cut into micro-batc
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
 
@@ -162,12 +162,19 @@ class Update:
         num_samples: samples of the update in all processes, those that could not be loaded included: they count for
             the position.
         num_idle: micro-batches, the last ones, that only keep this process in step with the others.
+        sizes: the number of samples of each micro-batch that are learned from; 0 for the idle ones.
     """
 
     micro_batches: list
     indices: list[int]
     num_samples: int
     num_idle: int = 0
+    sizes: list[int] = field(default_factory=list)
+
+    @property
+    def num_local(self) -> int:
+        """The number of samples that this process learns from."""
+        return sum(self.sizes)
 
 
 class UpdateLoader(WatchedLoader):
@@ -238,7 +245,9 @@ class UpdateLoader(WatchedLoader):
             own, idle = parts[:num_own], parts[num_own:]
             data = [batch.data for batch in own if batch.given]
             idle = self.idle_batches(data, idle, len(parts) - len(data)) if self.sampler.share[1] > 1 else []
-            yield Update([*data, *idle], [index for batch in own for index in batch.indices], size, len(idle))
+            local_sizes = [batch.num_samples for batch in own if batch.given] + [0] * len(idle)
+            indices = [index for batch in own for index in batch.indices]
+            yield Update([*data, *idle], indices, size, len(idle), local_sizes)
 
     def idle_batches(self, data: list, idle: list, count: int) -> list:
         """What goes through the network in the place of micro-batches that this process lacks: one good sample."""

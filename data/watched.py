@@ -49,6 +49,11 @@ class Batch:
         """The samples in `data`, in order."""
         return [index for index in self.indices if index not in self.bad] if self.bad else self.indices
 
+    @property
+    def num_samples(self) -> int:
+        """The number of samples in `data`."""
+        return len(self.given)
+
 
 class WatchedDataset(Dataset):
     """Loads whole batches, and notes what it is at. Runs in the loading processes.

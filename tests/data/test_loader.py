@@ -433,7 +433,8 @@ def test_bad_samples_are_left_out_named_and_counted(dataset, fault, num_workers)
         kept = [row for row in expected.tolist() if row[0] not in BAD]
         assert rows.tolist() == kept  # in order; what is random in the others is as it was
         assert 0 < len(rows) == len(update.indices) - len(set(update.indices) & set(BAD))
-        assert all(len(micro_batch) for micro_batch in update.micro_batches)
+        assert update.sizes == [len(micro_batch) for micro_batch in update.micro_batches] and all(update.sizes)
+        assert update.num_local == len(rows)
     assert sorted(loader.bad) == BAD and loader.num_bad == 6
     reason = "The file cannot be read." if fault is refuse else "KeyError: 'label'"
     order = [index for index in epoch_order(NUM_SAMPLES, 0, 0) if index in BAD]

@@ -162,6 +162,8 @@ def test_shares_are_slices_of_the_updates_of_one_process(num_samples, batch_size
             step = micro or batch_size
             expected = [share.indices[i : i + step] for i in range(0, len(share.indices), step)]
             assert batches_that_count(share) == expected
+            assert share.sizes == [len(batch) for batch in expected] + [0] * share.num_idle
+            assert share.num_local == len(share.indices)
             for batch in share.micro_batches:
                 assert torch.equal(batch["values"], alone.dataset.values[batch["indices"]])
             idle = share.micro_batches[len(share.micro_batches) - share.num_idle :]
@@ -175,7 +177,7 @@ def test_shares_are_those_of_a_dataloader(size, micro_batch_size):
         order = {"batch_size": 16, "micro_batch_size": micro_batch_size, "seed": 5, "share": (rank, size)}
         memory, loader = MemoryUpdateLoader(InMemory(49), **order), UpdateLoader(InMemory(49), **order)
         for a, b in zip(memory.updates(1), loader.updates(1), strict=True):
-            assert (a.indices, a.num_samples, a.num_idle) == (b.indices, b.num_samples, b.num_idle)
+            assert (a.indices, a.num_samples, a.num_idle, a.sizes) == (b.indices, b.num_samples, b.num_idle, b.sizes)
             assert batches_that_count(a) == batches_that_count(b) and len(a.micro_batches) == len(b.micro_batches)
 
 
