@@ -22,7 +22,7 @@ EPOCHS = {"Pillow each time": 1, "cache": 20}  # that are timed: so many that ea
 
 def make_data(opt: argparse.Namespace) -> str:
     """Draw the images, once for all runs; return their directory."""
-    from data.synthetic.make_carvana_like import make_carvana_like
+    from tools.synthetic.make_carvana_like import make_carvana_like
 
     size, cars = ((96, 64), 3) if opt.quick else ((1918, 1280), opt.cars)
     directory = Path(opt.data_dir or Path(tempfile.gettempdir(), "plainloop_benchmark"), f"{cars}_{size[0]}x{size[1]}")

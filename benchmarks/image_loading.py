@@ -1,4 +1,4 @@
-"""How fast an image file becomes a tensor: by data/image_loader.py, and by Pillow; and how far the pixels are apart.
+"""How fast an image file becomes a tensor: by extras/image_loader.py, and by Pillow; and how far the pixels are apart.
 
     python -m benchmarks.image_loading --write
 """
@@ -47,7 +47,7 @@ def by_pillow(path: Path, size: tuple[int, int] | None) -> torch.Tensor:
 
 
 def by_loader(path: Path, size: tuple[int, int] | None, draft: bool = False) -> torch.Tensor:
-    from data.image_loader import load_pixels
+    from extras.image_loader import load_pixels
 
     return load_pixels(path, 3, size, draft)
 
@@ -74,7 +74,7 @@ def load(
 
 ABOUT = (
     "Drawn JPEG photos become uint8 tensors (3, H, W), on one thread, from the page cache of the files. **Pillow** "
-    "opens, converts and resizes as one writes it by hand; **load_pixels** is data/image_loader.py, through "
+    "opens, converts and resizes as one writes it by hand; **load_pixels** is extras/image_loader.py, through "
     "torchvision's `decode_jpeg`. "
 )
 COLUMNS = (

@@ -35,7 +35,7 @@ def flags_of(kind: str, opt: argparse.Namespace, directory: str) -> list[str]:
     if kind == "MLP":
         few = ["--train_val_sample_rate=300"] if opt.quick else []
         return ["trainer_vanilla.py", *common, "--batch_size=510", *few]
-    from data.synthetic.make_carvana_like import make_carvana_like
+    from tools.synthetic.make_carvana_like import make_carvana_like
 
     size = ["--patch_size=32", "--width=4"] if opt.quick else ["--patch_size=128", "--width=16"]
     cars = Path(directory) / "cars"

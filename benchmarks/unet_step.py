@@ -36,7 +36,7 @@ def flags_of(opt: argparse.Namespace, directory: str, fast: bool) -> list[str]:
 
 def step(opt: argparse.Namespace, fast: bool) -> dict[str, float]:
     """The seconds of one update."""
-    from data.synthetic.make_carvana_like import make_carvana_like
+    from tools.synthetic.make_carvana_like import make_carvana_like
     from trainer_seg_on_carvana import TrainerSeg
 
     sizes = ["--patch_size=32", "--width=4"] if opt.quick else ["--patch_size=128"]
@@ -57,8 +57,8 @@ def step(opt: argparse.Namespace, fast: bool) -> dict[str, float]:
 
 def dice(opt: argparse.Namespace, fast: bool) -> dict[str, float]:
     """The Dice on the test part after a whole training, and how long that took."""
-    from data.synthetic.make_carvana_like import make_carvana_like
     from eval_seg_on_carvana import EvaluatorSeg
+    from tools.synthetic.make_carvana_like import make_carvana_like
     from trainer_seg_on_carvana import TrainerSeg
 
     with tempfile.TemporaryDirectory() as directory:

@@ -251,7 +251,7 @@ def find_pairs(data_dir: str | Path) -> Pairs:
             raise UserError(
                 f"There is no directory {folder}. Unpack train.zip and train_masks.zip of the Kaggle competition "
                 f'"Carvana Image Masking Challenge" into {data_dir}, or make data of the same layout:\n'
-                f"python -m data.synthetic.make_carvana_like --data_dir {data_dir} --cars 32 --views 16 --size 480x320"
+                f"python -m tools.synthetic.make_carvana_like --data_dir {data_dir} --cars 32 --views 16 --size 480x320"
             )
     images, doubled_images = index_folder(folders[0], "")
     masks, doubled_masks = index_folder(folders[1], MASK_END)

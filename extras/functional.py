@@ -24,13 +24,13 @@ from torch.utils.data import Dataset
 
 from base_options import check_options, check_own_code, find_automatically, harmless_options, train_parser
 from callbacks.callback import Callback
-from data.in_order import InOrder
 from engine.checkpoints.checkpointer import Checkpointer
 from engine.checkpoints.file import load_checkpoint, options_of
 from engine.command import try_learning_rates
 from engine.devices.process_group import place
 from engine.options.parser import NOT_SAVED, OptionParser, as_flags, number
 from eval import EvaluatorBase
+from extras.in_order import InOrder
 from option_list import MAX_EPOCHS
 from trainer import TrainerBase
 from utils.batch import count_samples

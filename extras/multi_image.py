@@ -21,10 +21,10 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from data.Carvana import change_light, check_options, flip_some
-from data.image_loader import load_pixels, size_of
 from data.masks import ClassMap, load_mask, read_mask, scan_masks, to_float
 from data.pairs import EXTENSIONS, MaskPaths, match_files
 from data.split import split_by_group
+from extras.image_loader import load_pixels, size_of
 from utils.errors import UserError, nearest
 
 KINDS = ("image", "mask")
@@ -114,7 +114,7 @@ class MultiImageDataset(Dataset):
         kinds: "image" or "mask", for each directory or for all. Transforms take the nearest pixel of a mask instead of
             mixing classes, and leave its values alone.
         loader: a function of a path that returns a tensor (C, H, W) or (H, W), an array or a Pillow image, for each
-            directory or for all; None for `data.image_loader.load_pixels`, and `load_stored` for masks.
+            directory or for all; None for `extras.image_loader.load_pixels`, and `load_stored` for masks.
         name_ends: for each directory, what its file names have behind the name, such as ("", "_mask").
         extensions: of the files that count, in small letters; None for all.
         group_of: a function of a name that returns what must not be torn apart by a split, such as the patient.
@@ -307,7 +307,7 @@ def build_multi_image(
         data_dir: where they are.
         kinds, name_ends: see `MultiImageDataset`. The values of masks become classes, see `data.masks.scan_masks`.
         group_until: what stands before the last of these in a name is its group; None: each name is one.
-        draft, upright: see `data.image_loader.load_pixels`.
+        draft, upright: see `extras.image_loader.load_pixels`.
         patch_size: width and height in pixels that images are resized to; None keeps each image's own size.
         n_channels: of images: 3 for RGB, 1 for grey.
         n_classes: the most values that may occur in masks.

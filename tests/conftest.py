@@ -16,7 +16,7 @@ import torch
 
 from callbacks.callback import Callback
 from callbacks.csv_logger import CSVLogger
-from data.synthetic.make_carvana_like import make_carvana_like
+from tools.synthetic.make_carvana_like import make_carvana_like
 from trainer import TrainerBase
 from trainer_seg_on_carvana import TrainerSeg
 from trainer_vanilla import TrainerVanilla

@@ -354,7 +354,7 @@ def test_a_missing_directory_of_images_says_what_belongs_there(refuse, tmp_path,
 
 
 def test_more_classes_in_the_masks_than_asked_for_is_an_error(refuse, tmp_path):
-    from data.synthetic.make_carvana_like import make_carvana_like
+    from tools.synthetic.make_carvana_like import make_carvana_like
 
     make_carvana_like(tmp_path / "three", cars=6, views=4, size=(64, 48), n_classes=3)
     assert "3" in refuse(TrainerSeg, "--data_dir", tmp_path / "three")

@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from data.synthetic.make_carvana_like import make_carvana_like
+from tools.synthetic.make_carvana_like import make_carvana_like
 from trainer_seg_on_carvana import TrainerSeg
 from trainer_vanilla import TrainerVanilla
 
@@ -113,7 +113,7 @@ def test_a_fault_of_the_program_shows_its_traceback_after_a_checkpoint(command, 
 
 def test_data_are_made_by_a_command(command, tmp_path):
     flags = ("--data_dir", tmp_path / "cars", "--cars", "2", "--views", "3", "--size", "64x48")
-    done = command("-m", "data.synthetic.make_carvana_like", *flags)
+    done = command("-m", "tools.synthetic.make_carvana_like", *flags)
     assert done.returncode == 0
     assert len(list((tmp_path / "cars" / "train").iterdir())) == 6
 

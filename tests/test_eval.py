@@ -8,10 +8,10 @@ from PIL import Image
 
 from data import FashionMNIST
 from data.data_entry import build_eval_loader, group_hashes
-from data.synthetic.make_carvana_like import make_carvana_like
 from engine.checkpoints.file import load_checkpoint, save_checkpoint
 from eval_seg_on_carvana import EvaluatorSeg
 from eval_vanilla import EvaluatorVanilla
+from tools.synthetic.make_carvana_like import make_carvana_like
 from trainer_seg_on_carvana import TrainerSeg
 from trainer_vanilla import TrainerVanilla
 from utils.errors import UserError

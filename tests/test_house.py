@@ -110,7 +110,7 @@ def test_an_import_upward_and_a_circle_would_be_seen():
 
 
 def test_heavy_packages_are_imported_where_they_are_used():
-    # data.synthetic.make_carvana_like and data.synthetic.make_sample are programs of their own.
+    # tools.synthetic.make_carvana_like and tools.synthetic.make_sample are programs of their own.
     needed = {f"{kind}_{task}" for kind in ("trainer", "eval") for task in ("vanilla", "seg_on_carvana", "gan")}
     at_start = graph({name: TREES[path] for name, path in MODULES.items() if name in HOUSE}, only_top=True)
     needed |= {module for program in needed for module in reachable(at_start, program)}
@@ -308,7 +308,7 @@ def test_every_kind_of_data_has_a_task():
 NOT_RUN = "<!-- not run:"
 # Later flags win: the commands are run as they stand there, with less to do.
 LESS_TO_DO = {
-    "data.synthetic.make_carvana_like": "--cars 12 --views 4 --size 96x64",
+    "tools.synthetic.make_carvana_like": "--cars 12 --views 4 --size 96x64",
     "extras.shards.make_shards": "--samples_per_shard 6 --train_val_sample_rate 1 --test_sample_rate 4",
     "trainer_seg_on_carvana.py": "--debug --width 4 --patch_size 32 --train_val_sample_rate 1 --test_sample_rate 4",
     "trainer_vanilla.py": "--debug",

@@ -10,9 +10,9 @@ from torch.nn import functional as F
 
 from callbacks.callback import Callback, CallbackList
 from data.data_entry import group_hashes
-from data.synthetic.make_carvana_like import make_carvana_like
 from engine.checkpoints.file import load_checkpoint
 from eval_vanilla import EvaluatorVanilla
+from tools.synthetic.make_carvana_like import make_carvana_like
 from trainer_seg_on_carvana import TrainerSeg
 from trainer_vanilla import TrainerVanilla
 from utils.errors import UserError

@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader
 from data.Carvana import CarvanaDataset, augment_pair, build_carvana, find_pairs
 from data.data_entry import build_eval_loader
 from data.masks import ClassMap
-from data.synthetic.make_carvana_like import make_carvana_like
+from tools.synthetic.make_carvana_like import make_carvana_like
 from utils.errors import UserError
 
 SHARES = {"train_val_sample_rate": 1, "test_sample_rate": 0.2, "val_split": 0.25}
@@ -84,7 +84,7 @@ def test_a_missing_directory_names_both_ways_to_get_data(tmp_path, present):
         build_carvana(tmp_path)
     message = str(raised.value)
     assert "Carvana Image Masking Challenge" in message and "train_masks.zip" in message
-    maker = "python -m data.synthetic.make_carvana_like"
+    maker = "python -m tools.synthetic.make_carvana_like"
     assert f"{maker} --data_dir {tmp_path} --cars 32 --views 16 --size 480x320" in message
 
 

@@ -472,7 +472,7 @@ def test_bad_samples_are_named_and_left_out_as_without_the_cache(parts, own_cars
 
 
 def test_a_cache_without_images_beside_the_data_does_not_keep_them_from_being_made_again(tmp_path):
-    from data.synthetic.make_carvana_like import make_carvana_like
+    from tools.synthetic.make_carvana_like import make_carvana_like
 
     make_carvana_like(tmp_path, cars=3, views=2, size=(48, 32))
     build_carvana(tmp_path, patch_size=16, test_sample_rate=2, val_split=2, train_val_sample_rate=1)["val"].cached()

@@ -17,9 +17,9 @@ from data.data_entry import fingerprint
 from data.masks import load_mask, scan_masks
 from data.pairs import MaskPaths, find_pairs
 from data.sampler import UpdateLoader, seeded_dataset
-from data.synthetic.make_carvana_like import make_carvana_like
 from extras.functional import fit
 from extras.multi_image import MultiImageDataset, build_multi_image
+from tools.synthetic.make_carvana_like import make_carvana_like
 from trainer_seg_on_carvana import TrainerSeg
 from utils.errors import UserError
 

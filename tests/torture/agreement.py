@@ -9,12 +9,12 @@ from typing import Any
 
 import torch
 
-from data.synthetic.make_carvana_like import make_carvana_like
 from tests import small_tasks
 from tests.processes import in_processes
 from tests.small_tasks import largest_difference, train, weights_of
 from tests.torture import harness
 from tests.torture.harness import Row
+from tools.synthetic.make_carvana_like import make_carvana_like
 
 WHAT = "training of 50 updates with 1, 2 and 3 processes against one process: the same weights and learning rates"
 PAGE = "distributed"

@@ -23,9 +23,9 @@ import torch
 from hypothesis import HealthCheck, Phase, given, seed, settings
 
 import benchmarks.accuracy
-import data.synthetic.make_carvana_like
-import data.synthetic.make_sample
 import tools.plot_log
+import tools.synthetic.make_carvana_like
+import tools.synthetic.make_sample
 import utils.configcmp
 from data.FashionMNIST import SAMPLE_DIR
 from engine.checkpoints.file import load_checkpoint, save_checkpoint
@@ -53,8 +53,8 @@ PROGRAMS: dict[str, Callable[[], int | None]] = {
     "eval_seg_on_carvana": EvaluatorSeg.main,
     "eval_gan": EvaluatorGAN.main,
     "configcmp": utils.configcmp.main,
-    "make_carvana_like": data.synthetic.make_carvana_like.main,
-    "make_sample": data.synthetic.make_sample.main,
+    "make_carvana_like": tools.synthetic.make_carvana_like.main,
+    "make_sample": tools.synthetic.make_sample.main,
     "plot_log": lambda: run_main(tools.plot_log.main),
     "accuracy": lambda: run_main(benchmarks.accuracy.main),
 }
@@ -81,7 +81,7 @@ def run_quietly(program: str, *flags: str) -> None:
 
 def scenery(directory: Path) -> None:
     """Make the places that the command lines of `fuzz_options` name: two small runs, and what is no run."""
-    data.synthetic.make_carvana_like.make_carvana_like(directory / "cars", cars=6, views=4, size=(64, 48))
+    tools.synthetic.make_carvana_like.make_carvana_like(directory / "cars", cars=6, views=4, size=(64, 48))
     logging.disable(logging.INFO)
     with contextlib.chdir(directory), contextlib.redirect_stdout(io.StringIO()):
         run_quietly("trainer_vanilla", "--debug", "--seed", "0")

@@ -145,7 +145,7 @@ def seg_job(cars: Path, name: str = "segmentation", *flags: str) -> Job:
 
 def make_cars(directory: Path) -> Path:
     """Draw what the segmentation trains on: 10 cars with 4 views each, 96 x 64 pixels."""
-    from data.synthetic.make_carvana_like import make_carvana_like
+    from tools.synthetic.make_carvana_like import make_carvana_like
 
     make_carvana_like(directory, cars=10, views=4, size=(96, 64))
     return directory

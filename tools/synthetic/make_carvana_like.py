@@ -1,6 +1,6 @@
 """Make a synthetic data set in the layout of Carvana: cars on a turntable, and their exact masks.
 
-    python -m data.synthetic.make_carvana_like --data_dir DIR --cars 32 --views 16 --size 480x320
+    python -m tools.synthetic.make_carvana_like --data_dir DIR --cars 32 --views 16 --size 480x320
 
 writes `DIR/train/<car>_<view>.jpg` and `DIR/train_masks/<car>_<view>_mask.gif`. A toy car (`toy_car.py`) turns
 from view to view, and each view has its own scene and light. The scenes hold objects of the car's own colour, so
@@ -14,8 +14,8 @@ import numpy as np
 from PIL import Image, ImageFilter
 from tqdm import tqdm
 
-from data.synthetic.toy_car import BODY, Camera, Canvas, Car, Painter, design_car, disc
 from engine.options.parser import OptionParser, file_path, number
+from tools.synthetic.toy_car import BODY, Camera, Canvas, Car, Painter, design_car, disc
 from utils.errors import UserError, shown
 
 CACHE = ".cache"  # what a training keeps there, see data/cache.py

@@ -1,6 +1,6 @@
 """Draw the small sample of FashionMNIST in `data/sample`: equally many images of each class, in the original format.
 
-    python -m data.synthetic.make_sample --source DIR --output data/sample
+    python -m tools.synthetic.make_sample --source DIR --output data/sample
 """
 
 import gzip
@@ -74,7 +74,7 @@ def make_sample(
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = OptionParser(prog="python -m data.synthetic.make_sample", description=__doc__.splitlines()[0])
+    parser = OptionParser(prog="python -m tools.synthetic.make_sample", description=__doc__.splitlines()[0])
     add, whole = parser.add_argument, number(int, low=1)
     add("--source", type=file_path, required=True, help="directory of the four full files, plain or .gz")
     add("--output", type=file_path, required=True, help="directory to write the four small files to")

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-import data.synthetic.make_carvana_like as maker
-from data.synthetic.make_carvana_like import main, make_carvana_like
-from data.synthetic.toy_car import Camera, Canvas, Painter, design_car
+import tools.synthetic.make_carvana_like as maker
+from tools.synthetic.make_carvana_like import main, make_carvana_like
+from tools.synthetic.toy_car import Camera, Canvas, Painter, design_car
 from utils.errors import UserError
 
 

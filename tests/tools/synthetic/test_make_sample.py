@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from data.FashionMNIST import SAMPLE_DIR, SHA256, read_idx
-from data.synthetic.make_sample import main, make_sample, write_idx
+from tools.synthetic.make_sample import main, make_sample, write_idx
 from utils.errors import UserError
 
 TRAIN_IMAGES, TRAIN_LABELS, TEST_IMAGES, TEST_LABELS = SHA256

@@ -4,8 +4,8 @@ import pickle
 
 from torch.utils.data import Dataset
 
-from data.in_order import InOrder
 from data.sampler import UpdateLoader
+from extras.in_order import InOrder
 
 
 class Letters(Dataset):

@@ -7,9 +7,9 @@ import pytest
 import torch
 from PIL import Image, ImageOps
 
-import data.image_loader
-from data.image_loader import jpeg_decoder, load_pixels, size_of
+import extras.image_loader
 from data.masks import read_pixels
+from extras.image_loader import jpeg_decoder, load_pixels, size_of
 from utils.errors import UserError
 
 ENCODINGS = {
@@ -85,14 +85,14 @@ def test_the_extension_does_not_matter(tmp_path, photo):
 def test_without_torchvisions_decoder_the_bytes_are_the_same(tmp_path, photo, monkeypatch):
     photo.save(tmp_path / "a.jpg")
     with_it = [load_pixels(tmp_path / "a.jpg", channels, size) for channels in (1, 3) for size in (None, (40, 30))]
-    monkeypatch.setattr(data.image_loader, "jpeg_decoder", lambda: None)
+    monkeypatch.setattr(extras.image_loader, "jpeg_decoder", lambda: None)
     without = [load_pixels(tmp_path / "a.jpg", channels, size) for channels in (1, 3) for size in (None, (40, 30))]
     assert all(torch.equal(a, b) for a, b in zip(with_it, without, strict=True))
 
 
 def test_torchvisions_decoder_is_used_and_does_not_warn(tmp_path, photo, monkeypatch):
     photo.save(tmp_path / "a.jpg")
-    monkeypatch.setattr(data.image_loader, "read_pixels", lambda *_: pytest.fail("Pillow decoded it"))
+    monkeypatch.setattr(extras.image_loader, "read_pixels", lambda *_: pytest.fail("Pillow decoded it"))
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         jpeg_decoder.cache_clear()
@@ -136,7 +136,7 @@ def test_what_cannot_be_read_is_named(tmp_path, photo):
 def test_a_decompression_bomb_is_refused_before_it_is_decoded(tmp_path, photo, monkeypatch, name):
     photo.save(tmp_path / name)
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 101 * 67 - 1)
-    monkeypatch.setattr(data.image_loader, "decode_jpeg_file", lambda *_: pytest.fail("it was decoded"))
+    monkeypatch.setattr(extras.image_loader, "decode_jpeg_file", lambda *_: pytest.fail("it was decoded"))
     with pytest.raises(UserError, match="is too large"):
         load_pixels(tmp_path / name)
 
