@@ -18,7 +18,7 @@ from data.prefetch import prefetched
 from data.watched import WatchedDataset
 from engine.devices.process_group import share_of
 from utils.batch import cut
-from utils.seed import mix, seeded
+from utils.seed import mix, seed_cpu
 
 
 def epoch_permutation(num_samples: int, seed: int, epoch: int) -> torch.Tensor:
@@ -114,7 +114,7 @@ class UpdateSampler:
 class SeededDataset(Dataset):
     """Makes what is random inside a sample a function of (seed, epoch, index), wherever the sample is made.
 
-    Fetched by (epoch, index). The generators of the process that fetches are left as they were.
+    Fetched by (epoch, index). `WatchedDataset` restores the generators of the process after each batch.
     """
 
     is_seeded = True
@@ -129,8 +129,8 @@ class SeededDataset(Dataset):
 
     def __getitem__(self, key: tuple[int, int]) -> Any:
         epoch, index = key
-        with seeded(mix(self.seed, epoch, index)):
-            return self.dataset[index]
+        seed_cpu(mix(self.seed, epoch, index))
+        return self.dataset[index]
 
 
 class SeededBatches(SeededDataset):

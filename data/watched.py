@@ -19,7 +19,7 @@ from typing import Any
 from torch.utils.data import Dataset, get_worker_info
 
 from utils.errors import UserError
-from utils.seed import seeded_often
+from utils.seed import preserved_random_state
 
 MOST_NOTED = 64  # samples of a batch that is loaded in one go
 # A note: process, since when (monotonic clock, in nanoseconds; 0: waits for work), how many samples, and which.
@@ -98,7 +98,7 @@ class WatchedDataset(Dataset):
             samples = self.load_whole(self.dataset.__getitems__, keys, batch)
         else:
             samples = []
-            with seeded_often() if getattr(self.dataset, "is_seeded", False) else contextlib.nullcontext():
+            with preserved_random_state() if getattr(self.dataset, "is_seeded", False) else contextlib.nullcontext():
                 for key, index in zip(keys, batch.indices, strict=True):
                     samples += self.load_one(self.dataset.__getitem__, key, index, batch)
         self.note(batch.indices)

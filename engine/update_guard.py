@@ -65,7 +65,7 @@ class UpdateGuard:
         self._buffers = [getattr(owner, name) for owner, name in self._places]
         if self._buffers:
             torch._foreach_copy_(self._kept, [buffer.detach() for buffer in self._buffers])
-        self._random = RandomBookmark()
+        self._random = RandomBookmark(self._random)
 
     def add_loss(self, loss: torch.Tensor) -> None:
         """Count a loss of this update in; it is looked at with the gradient, so as to wait for the device only once.

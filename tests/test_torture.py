@@ -22,7 +22,6 @@ from tests.torture import (
     one_signal,
     restarts,
     sigterm,
-    switched_off,
     two_runs,
     workers,
 )
@@ -74,7 +73,7 @@ def test_a_save_may_die_at_any_boundary(monkeypatch):
     [
         (WithDropout, (), [(run_state, "set_random_state", lambda state: None)]),
         (TrainerSeg, ("--augment", "--num_workers", 2, "--no-cache"),
-         [(sampler, "seeded", switched_off.not_seeded), (watched, "seeded_often", contextlib.nullcontext)]),
+         [(sampler, "seed_cpu", lambda seed: None), (watched, "preserved_random_state", contextlib.nullcontext)]),
     ],
 )  # fmt: skip
 def test_what_is_switched_off_is_seen(build, train, monkeypatch, task, flags, switches):

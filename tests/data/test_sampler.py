@@ -168,7 +168,7 @@ def test_data_that_is_never_random_is_not_seeded_for_every_sample(monkeypatch):
     def fail(*arguments):
         raise AssertionError("seeded")
 
-    monkeypatch.setattr(sampler, "seeded", fail)
+    monkeypatch.setattr(sampler, "seed_cpu", fail)
     updates_of(UpdateLoader(PlainDataset(), BATCH_SIZE))
     with pytest.raises(AssertionError, match="seeded"):
         updates_of(UpdateLoader(RandomDataset(), BATCH_SIZE))

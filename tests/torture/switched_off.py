@@ -4,7 +4,7 @@ python -m tests.torture.switched_off
 """
 
 import sys
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from pathlib import Path
 
 from tests.torture import harness
@@ -14,11 +14,6 @@ WHAT = "the same with the random-state restore, or the per-sample seeds, switche
 COUNT = QUICK = 2
 KILL_AT = 33  # an update in the middle of an epoch, and between two saves
 NOTE = "dropout without the restored random state; augmentation without the per-sample seeds; killed once, resumed"
-
-
-def not_seeded(seed: int) -> AbstractContextManager:
-    """In the place of `utils.seed.seeded`."""
-    return nullcontext()
 
 
 def without_random_state() -> None:
@@ -32,8 +27,8 @@ def without_sample_seeds() -> None:
     """Draw what is random in a sample from wherever the generators stand."""
     from data import sampler, watched
 
-    sampler.seeded = not_seeded
-    watched.seeded_often = nullcontext
+    sampler.seed_cpu = lambda seed: None
+    watched.preserved_random_state = nullcontext
 
 
 SWITCHES = {"random_state": without_random_state, "sample_seeds": without_sample_seeds}
