@@ -18,7 +18,14 @@ from engine.options.show import as_text
 from engine.runs.run_dir import is_run_dir, unfinished_runs
 from extras.shards.store import is_url
 from model.model_entry import NETWORK_OPTIONS
-from option_list import add_common_options, add_file_options, add_test_options, add_train_options, train_option_names
+from option_list import (
+    OLD_NAMES,
+    add_common_options,
+    add_file_options,
+    add_test_options,
+    add_train_options,
+    train_option_names,
+)
 from tools.replay import load_replay
 from utils.errors import UserError
 from utils.seed import draw_seed
@@ -30,7 +37,7 @@ OF_THE_LAUNCH = ("model_path", "gpu_devices", "data_device", "debug", "limit_bat
 MAY_CHANGE = (
     "n_epoch", "patience", "description", "output_dir", "data_dir", "data_device", "pretrained", "model_path",
     "micro_batch_size", "eval_batch_size", "num_workers", "worker_timeout", "skip_bad_samples", "gpu_devices",
-    "parallel", "compile", "channels_last", "deterministic", "log_every", "save_every", "save_every_steps", "keep",
+    "parallel", "compile", "channels_last", "deterministic", "log_every", "save_every", "save_every_updates", "keep",
     "max_time", "nan_policy", "max_skips", "cache", "cache_dir", "shard_cache_dir", "shard_cache_gb", "nproc",
     "dist_timeout", "max_restarts", "activation_checkpointing", "checkpoint_format", "metrics", "logger", "save_code",
     "callbacks", "import", "max_updates", "stop_below",
@@ -123,6 +130,7 @@ def parse_train_options(trainer_class, argv: Sequence[str] | None) -> Namespace:
 def train_parser(trainer_class, kind: type[OptionParser] = OptionParser) -> OptionParser:
     """The parser of a task's trainer, with the task's defaults."""
     parser = kind(description=trainer_class.__doc__)
+    parser.old_names = OLD_NAMES
     add_train_options(parser)
     add_common_options(parser, trainer_class.evaluator_class.task)
     trainer_class.evaluator_class.add_options(parser)
@@ -134,6 +142,7 @@ def train_parser(trainer_class, kind: type[OptionParser] = OptionParser) -> Opti
 def test_parser(evaluator_class) -> OptionParser:
     """The parser of a task's evaluator."""
     parser = OptionParser(description=evaluator_class.__doc__)
+    parser.old_names = OLD_NAMES
     add_test_options(parser)
     add_common_options(parser, evaluator_class.task)
     parser.passed_over = train_option_names()  # so that a run's own config file can be given
@@ -217,11 +226,16 @@ def harmless_options(options: dict[str, Any], path: str | Path) -> dict[str, Any
     left_out = () if is_own else ("output_dir", "cache_dir", "shard_cache_dir")
     if not Path(data_dir).is_dir() and not (is_own and is_url(data_dir)):
         left_out = (*left_out, "data_dir")  # it would be made
-    harmless = {name: value for name, value in options.items() if name not in left_out}
+    harmless = {name: value for name, value in with_new_names(options).items() if name not in left_out}
     if isinstance(arguments := options.get("data_args"), dict) and not is_own:
         of_paths = (*left_out, "data_dir")
         harmless["data_args"] = {name: value for name, value in arguments.items() if name not in of_paths}
     return harmless
+
+
+def with_new_names(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the options of an older run by the names that they have now."""
+    return {OLD_NAMES.get(name, name): value for name, value in options.items()}
 
 
 def trained_options(state: dict[str, Any], path: str) -> dict[str, Any]:
@@ -235,6 +249,7 @@ def find_automatically(parser: OptionParser, argv: Sequence[str] | None, notes: 
     options_now = vars(parser.resolve(argv))
     names = {name: options_now[name] for name in ("output_dir", "proj_name")}
     for path, options in unfinished_runs(**names):
+        options = with_new_names(options)
         kept = parser.asked & options.keys() - set(MAY_CHANGE)
         if others := [name for name in sorted(kept) if options_now[name] != options[name]]:
             notes.append(f"--resume auto: passes over {path}, which has another --{' --'.join(others)}.")

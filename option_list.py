@@ -16,6 +16,7 @@ from engine.options.parser import (
     ListAction,
     OptionParser,
     device_ids,
+    duration,
     file_name,
     file_path,
     list_of,
@@ -24,7 +25,6 @@ from engine.options.parser import (
     plain_text,
 )
 from engine.options.plugins import choices, module_name, one_of_or_own
-from engine.runs.signals import duration_text
 from engine.update_guard import POLICIES
 from extras.library_models import library_model
 from loss.loss_entry import loss_term, loss_types
@@ -36,6 +36,7 @@ from utils.param_groups import parse_rate
 from utils.scheduler import SCHEDULERS, torch_schedulers
 
 MAX_EPOCHS = 10**6  # of any duration
+OLD_NAMES = {"lr_decay_steps": "lr_decay_every", "save_every_steps": "save_every_updates"}  # taken, not listed
 
 
 def number_or_auto(kind: Callable[[str], int]) -> Callable[[str], int | str]:
@@ -275,7 +276,7 @@ def add_schedule_options(parser: OptionParser) -> None:
     add("--warmup_multiplier", type=number(float, low=1), default=100.0, metavar="X", help="warm-up starts at lr / X")
     add("--lr_decay_epochs", type=list_of(epochs), action=ListAction, nargs="+", default=None, metavar="E",
         help="step: decay at these epochs")
-    add("--lr_decay_steps", type=epochs, default=None, metavar="E", help="step: decay every E epochs")
+    add("--lr_decay_every", type=epochs, default=None, metavar="E", help="step: decay every E epochs")
     add("--lr_decay_rate", type=number(float, above=0, high=1), default=0.1, metavar="X",
         help="step, exponential: factor of a decay")
 
@@ -344,7 +345,7 @@ def add_stop_options(parser: OptionParser) -> None:
         help="whole epochs between two validations; 0 for none at all: then no checkpoint is the best")
     add("--save_every", type=number(float, above=0, high=MAX_EPOCHS), default=1.0, metavar="E",
         help="epochs between two checkpoints")
-    add("--save_every_steps", type=whole, default=None, metavar="N", help="updates between two checkpoints, instead")
+    add("--save_every_updates", type=whole, default=None, metavar="N", help="updates between two checkpoints, instead")
     add("--keep", type=whole, default=2, metavar="N", help="how many of the last checkpoints to keep")
 
 
@@ -352,8 +353,8 @@ def add_safety_options(parser: OptionParser) -> None:
     """Add the options of what to do when training cannot simply go on, and of how to prove that it did."""
     not_negative_int, whole = number(int, low=0), number(int, low=1)
     add = parser.add_argument_group("when to stop, and what to do when it goes wrong").add_argument
-    add("--max_time", type=duration_text, default=None, metavar="H:MM",
-        help="save and stop before so much time has passed since the start, with status 75")
+    add("--max_time", type=duration, default=None, metavar="TIME",
+        help="save and stop before so much time has passed since the start, such as 3h50m, with status 75")
     add("--requeue", action=BoolAction, default=False,
         help="under SLURM, put the job back in the queue after SIGUSR1 or --max_time; needs --resume auto")
     add("--nan_policy", type=one_of(POLICIES), default="stop", metavar="NAME",

@@ -181,7 +181,7 @@ def make_checkpointer(
     opt: Namespace, run_dir: Path, train_loader: UpdateLoader, distributed: Distributed
 ) -> Checkpointer:
     """Return what writes the checkpoints of a run, in the format that is asked for."""
-    every = opt.save_every_steps or max(1, round(opt.save_every * train_loader.updates_per_epoch))
+    every = opt.save_every_updates or max(1, round(opt.save_every * train_loader.updates_per_epoch))
     plan = {"run_dir": run_dir, "prefix": opt.model_type or opt.proj_name, "every": every, "keep": opt.keep}
     if opt.checkpoint_format == "sharded":
         return ShardedCheckpointer(distributed, **plan)

@@ -33,11 +33,12 @@ from engine.refusal import guarded_step, settle
 from engine.run_state import collect_state, restore_state
 from engine.runs.run_dir import RunDir
 from engine.runs.scores import check_monitor
-from engine.runs.signals import STOP_ASKED, StopSignal, seconds_of
+from engine.runs.signals import STOP_ASKED, StopSignal
 from eval import EvaluatorBase
 from loss.weighted_sum import add_up, last_terms
 from utils.averaging import make_averaging
 from utils.batch import count_samples, move_to
+from utils.duration import seconds_of
 from utils.earlystopper import EarlyStopper, direction
 from utils.precision import Precision
 from utils.scheduler import learning_rates

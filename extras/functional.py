@@ -48,7 +48,7 @@ OPTIONS = (
     "activation_checkpointing", "amp", "channels_last", "clip", "clip_type", "compile", "data_device", "description",
     "deterministic", "dist_timeout", "ema", "eval_batch_size", "gpu_devices", "keep", "limit_batches", "log_every",
     "logger", "max_skips", "max_time", "min_delta", "nan_policy", "num_workers", "output_dir", "param_clip", "patience",
-    "profile", "proj_name", "save_code", "save_every_steps", "seed", "skip_bad_samples", "stop_below", "swa_start",
+    "profile", "proj_name", "save_code", "save_every_updates", "seed", "skip_bad_samples", "stop_below", "swa_start",
     "sync_bn", "trace", "val_every", "worker_timeout",
 )  # fmt: skip
 WHOLE, POSITIVE = number(int, low=1), number(float, above=0)

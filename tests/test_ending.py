@@ -49,7 +49,7 @@ def test_the_schedule_ends_where_the_run_does(train, flags, last):
 
 
 def test_a_resumed_run_ends_at_the_same_update_with_the_same_bits(train, weights, differences):
-    flags = ("--max_updates", 11, "--n_epoch", 5, "--save_every_steps", 3, "--keep", 9)
+    flags = ("--max_updates", 11, "--n_epoch", 5, "--save_every_updates", 3, "--keep", 9)
     whole = train(*flags)
     path = whole.run_dir.path / "Vanilla_last-9_ckpt.pth"
     expected = weights(whole)
@@ -85,7 +85,7 @@ def test_a_run_that_is_interrupted_at_its_last_update_is_yet_to_be_validated(bui
 
 
 def test_a_lower_limit_than_what_is_done_ends_the_epoch_that_was_begun(train):
-    trainer = train("--save_every_steps", 3, "--keep", 9)
+    trainer = train("--save_every_updates", 3, "--keep", 9)
     resumed = train("--resume", trainer.run_dir.path / "Vanilla_last-6_ckpt.pth", "--max_updates", 2)
     assert resumed.progress.state_dict() == {"epoch": 1, "update": 6, "sample": 0}
     assert rows(resumed)[-1]["val/accuracy"]

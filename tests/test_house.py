@@ -200,7 +200,7 @@ print(*{name.removeprefix(root) for name, _ in seen}, len(seen))
 
 def test_what_a_training_run_executes_stays_readable(command, tmp_path):
     """The lines that a run with two epochs goes through, imports included."""
-    flags = ("--train_val_sample_rate", 300, "--n_epoch", 2, "--output_dir", tmp_path, "--save_every_steps", 3)
+    flags = ("--train_val_sample_rate", 300, "--n_epoch", 2, "--output_dir", tmp_path, "--save_every_updates", 3)
     done = command("-c", EXECUTED, *flags)
     assert done.returncode == 0, done.stderr
     *files, count = done.stdout.splitlines()[-1].split()

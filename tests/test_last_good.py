@@ -112,7 +112,7 @@ def test_finished_run_that_is_lengthened_is_unfinished_again(train):
 
 # ---- damage ----------------------------------------------------------------------------------------------------------
 def test_run_with_a_damaged_checkpoint_ends_with_the_same_bits(build, train, weights, differences):
-    trainer = build("--save_every_steps", 2, task=StopsEarly)
+    trainer = build("--save_every_updates", 2, task=StopsEarly)
     with pytest.raises(Interrupted):
         trainer.train()
     damage(trainer.checkpointer.path("last"))
@@ -120,7 +120,7 @@ def test_run_with_a_damaged_checkpoint_ends_with_the_same_bits(build, train, wei
     log = next(resumed.run_dir.path.glob("*_log.txt")).read_text()
     assert "Vanilla_last_ckpt.pth is damaged" in log and "The newest good one is used" in log
     assert "after update 8:" in log  # the last was of update 10
-    assert differences(weights(resumed), weights(train("--save_every_steps", 2))) == []
+    assert differences(weights(resumed), weights(train("--save_every_updates", 2))) == []
 
 
 def test_exit_status_when_all_are_damaged(stopped, command):
@@ -131,7 +131,7 @@ def test_exit_status_when_all_are_damaged(stopped, command):
 
 
 # ---- how often, how many, how long -----------------------------------------------------------------------------------
-def test_save_every_steps(train):
+def test_save_every_updates(train):
     saved = []
 
     class Noting(TrainerVanilla):
@@ -140,14 +140,14 @@ def test_save_every_steps(train):
                 saved.append(self.progress.update)
             super().save(*kinds)
 
-    trainer = train("--save_every_steps", 3, "--keep", 3, task=Noting)
+    trainer = train("--save_every_updates", 3, "--keep", 3, task=Noting)
     assert saved == [3, 6, 9, 12, 15, 16]
     kept = sorted(path.name for path in trainer.run_dir.path.glob("*_last*"))
     assert kept == ["Vanilla_last-12_ckpt.pth", "Vanilla_last-15_ckpt.pth", "Vanilla_last_ckpt.pth"]
 
 
 def test_time_limit_stops_with_a_checkpoint_and_status_75(build, train, weights, differences, monkeypatch):
-    trainer = build("--max_time", "0:10")
+    trainer = build("--max_time", "10m")
     monkeypatch.setattr(trainer.stop_signal, "_clock", lambda: 60.0 * trainer.progress.update)  # a minute per update
     with pytest.raises(SystemExit) as caught:
         trainer.train()
@@ -189,7 +189,7 @@ def test_what_makes_it_another_run_is_refused(stopped, build, flags):
 
 
 def test_what_belongs_to_the_machine_may_change(stopped, build):
-    flags = ("--num_workers", 1, "--micro_batch_size", 8, "--keep", 3, "--save_every_steps", 2, "--n_epoch", 5)
+    flags = ("--num_workers", 1, "--micro_batch_size", 8, "--keep", 3, "--save_every_updates", 2, "--n_epoch", 5)
     assert build("--resume", stopped.run_dir.path, *flags).opt.n_epoch == 5
 
 

@@ -79,7 +79,7 @@ def test_a_save_may_die_at_any_boundary(monkeypatch):
 def test_what_is_switched_off_is_seen(build, train, monkeypatch, task, flags, switches):
     for module, name, instead in switches:
         monkeypatch.setattr(module, name, instead)
-    flags = (*flags, "--save_every_steps", 1, "--n_epoch", 3)
+    flags = (*flags, "--save_every_updates", 1, "--n_epoch", 3)
     whole = train(*flags, task=task)
     broken = build(*flags, task=task)
     broken.train_update, plain = lambda update: stop_at(6, broken, plain, update), broken.train_update

@@ -32,7 +32,7 @@ from utils.errors import UserError
 
 EPOCHS, BATCHES, SAVE_EVERY = 3, 8, 3
 FLAGS = {
-    "n_epoch": EPOCHS, "limit_batches": BATCHES, "save_every_steps": SAVE_EVERY, "val_every": 1, "debug": False,
+    "n_epoch": EPOCHS, "limit_batches": BATCHES, "save_every_updates": SAVE_EVERY, "val_every": 1, "debug": False,
     "requeue": False, "verify_resume": 0,
 }  # fmt: skip
 CONTRADICTING = {  # flags that its runs cannot take, and why

@@ -26,7 +26,7 @@ from engine.options.plugins import find_own
 from engine.trial_steps import fault_of_schedule
 from utils.errors import UserError, nearest, shown
 
-SETTINGS = ("warmup_epoch", "warmup_multiplier", "lr_decay_epochs", "lr_decay_steps", "lr_decay_rate", "lr_min")
+SETTINGS = ("warmup_epoch", "warmup_multiplier", "lr_decay_epochs", "lr_decay_every", "lr_decay_rate", "lr_min")
 
 
 def check_range(option: str, value: float, allowed: bool, range_in_words: str) -> None:
@@ -137,20 +137,20 @@ def learning_rates(optimizers: Mapping[str, Optimizer]) -> dict[str, float]:
 
 
 def find_decay_updates(
-    num_epochs: int, updates_per_epoch: int, lr_decay_epochs: Sequence[float] | None, lr_decay_steps: float | None
+    num_epochs: int, updates_per_epoch: int, lr_decay_epochs: Sequence[float] | None, lr_decay_every: float | None
 ) -> tuple[int, ...]:
     """Return the updates at which "step" decays. Exactly one of the last two arguments must be given."""
-    if bool(lr_decay_epochs) == bool(lr_decay_steps):
+    if bool(lr_decay_epochs) == bool(lr_decay_every):
         raise UserError(
-            f"lr_scheduler=step got lr_decay_epochs={lr_decay_epochs} and lr_decay_steps={lr_decay_steps}: give either "
+            f"lr_scheduler=step got lr_decay_epochs={lr_decay_epochs} and lr_decay_every={lr_decay_every}: give either "
             f"the epochs of the decays, such as 30 60 90, or the number of epochs between two decays, such as 30."
         )
-    if lr_decay_steps:
-        check_range("lr_decay_steps", lr_decay_steps, lr_decay_steps > 0, "above 0")
+    if lr_decay_every:
+        check_range("lr_decay_every", lr_decay_every, lr_decay_every > 0, "above 0")
         shortest = 1 / updates_per_epoch  # with two decays at one update, there would be no end of decays
-        check_range("lr_decay_steps", lr_decay_steps, lr_decay_steps >= shortest, f"at least {shortest:g}, an update")
-        num_decays = math.ceil(num_epochs / lr_decay_steps)
-        lr_decay_epochs = [lr_decay_steps * count for count in range(1, num_decays + 1)]
+        check_range("lr_decay_every", lr_decay_every, lr_decay_every >= shortest, f"at least {shortest:g}, an update")
+        num_decays = math.ceil(num_epochs / lr_decay_every)
+        lr_decay_epochs = [lr_decay_every * count for count in range(1, num_decays + 1)]
     for epoch in lr_decay_epochs:
         check_range("lr_decay_epochs", epoch, epoch > 0, "above 0 (to begin at a lower rate, lower lr)")
     return tuple(round(epoch * updates_per_epoch) for epoch in lr_decay_epochs)
@@ -165,7 +165,7 @@ def build_scheduler(
     warmup_epoch: float = 0.0,
     warmup_multiplier: float = 100.0,
     lr_decay_epochs: Sequence[float] | None = None,
-    lr_decay_steps: float | None = None,
+    lr_decay_every: float | None = None,
     lr_decay_rate: float = 0.1,
     lr_min: float = 0.0,
     num_updates: int | None = None,
@@ -184,7 +184,7 @@ def build_scheduler(
         warmup_epoch: how long the rate rises in a line to lr (Goyal et al. 2017), at least 0.
         warmup_multiplier: the warm-up starts at lr / warmup_multiplier; at least 1.
         lr_decay_epochs: for "step", the epochs of the decays, counted from the start of the run.
-        lr_decay_steps: for "step", instead of `lr_decay_epochs`: decay after every so many epochs.
+        lr_decay_every: for "step", instead of `lr_decay_epochs`: decay after every so many epochs.
         lr_decay_rate: for "step" and "exponential", above 0.
         lr_min: the lowest learning rate after the warm-up, from 0 to the rate of the first group without a name,
             or without such a group to that of the optimizer. Other groups end in the same proportion to theirs.
@@ -193,14 +193,14 @@ def build_scheduler(
 
     Raises:
         UserError: when the name is unknown or an option out of range; unless exactly one of `lr_decay_epochs` and
-            `lr_decay_steps` is given for "step", and none for any other.
+            `lr_decay_every` is given for "step", and none for any other.
     """
     check_range("num_epochs", num_epochs, num_epochs >= 1, "at least 1")
     check_range("updates_per_epoch", updates_per_epoch, updates_per_epoch >= 1, "at least 1")
     check_range("warmup_epoch", warmup_epoch, warmup_epoch >= 0, "at least 0")
     num_updates = num_updates or num_epochs * updates_per_epoch
     if lr_scheduler not in SCHEDULERS:
-        refuse_ours(lr_scheduler, warmup_epoch=warmup_epoch, lr_min=lr_min, lr_decay=lr_decay_epochs or lr_decay_steps)
+        refuse_ours(lr_scheduler, warmup_epoch=warmup_epoch, lr_min=lr_min, lr_decay=lr_decay_epochs or lr_decay_every)
         return build_torch_scheduler(optimizer, lr_scheduler, num_updates, scheduler_args or {})
     if scheduler_args:
         raise UserError(f"scheduler_args is for a class of torch or of your own, not for lr_scheduler={lr_scheduler}.")
@@ -209,10 +209,10 @@ def build_scheduler(
         warmup_multiplier=warmup_multiplier, updates_per_epoch=updates_per_epoch, lr_decay_rate=lr_decay_rate,
     )  # fmt: skip
     if lr_scheduler == "step":
-        decay_updates = find_decay_updates(num_epochs, updates_per_epoch, lr_decay_epochs, lr_decay_steps)
+        decay_updates = find_decay_updates(num_epochs, updates_per_epoch, lr_decay_epochs, lr_decay_every)
         plan = replace(plan, decay_updates=decay_updates)
-    elif lr_decay_epochs or lr_decay_steps:
-        raise UserError(f"lr_decay_epochs and lr_decay_steps belong to lr_scheduler=step, not to {lr_scheduler}.")
+    elif lr_decay_epochs or lr_decay_every:
+        raise UserError(f"lr_decay_epochs and lr_decay_every belong to lr_scheduler=step, not to {lr_scheduler}.")
     plan = replace(plan, floor=lowest_factor(optimizer, lr_min))
     return LambdaLR(optimizer, factor_function(plan))  # one for all groups: each keeps its ratio to the others
 

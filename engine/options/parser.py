@@ -1,7 +1,7 @@
 """A strict command line, and option files that mean the same as a command line.
 
-The parser knows every option. An unknown flag, an unknown key of a file or a value out of range ends with one line that
-names what was given, what is allowed and the nearest name, and with exit status 2.
+An unknown flag, an unknown key of a file or a value out of range ends with exit status 2 and one line. It names the
+value, what is allowed and the nearest name. Nothing here imports torch.
 """
 
 import argparse
@@ -18,6 +18,7 @@ from typing import Any
 from engine.options.files import read_with_bases
 from engine.options.mappings import argument, mapping, with_value
 from engine.runs.stdout import STATUS_UNREAD, flush_output, is_unread
+from utils.duration import seconds_of
 from utils.errors import UserError, nearest, shown
 from utils.files import NO_SPACE
 
@@ -43,23 +44,41 @@ def printable(text: str) -> str:
 
 
 # ---- types: each turns the text of a flag into a value, or says what is allowed -------------------------------------
-def number(kind: type, *, low: float | None = None, high: float | None = None, above: float | None = None) -> Callable:
-    """Return an argparse type for a finite `kind` (int or float) with low <= value <= high and value > above.
+def number(
+    kind: type,
+    *,
+    low: float | None = None,
+    high: float | None = None,
+    above: float | None = None,
+    below: float | None = None,
+    words: Sequence[str] = (),
+) -> Callable:
+    """Return an argparse type for a finite `kind` (int or float) within limits, or one of `words`.
 
-    >>> number(float, above=0)("1e-3")
-    0.001
+    Args:
+        low, high: inclusive limits.
+        above, below: exclusive limits.
+
+    >>> number(float, above=0)("1e-3"), number(int, low=1, words=["auto"])("auto")
+    (0.001, 'auto')
     """
-    limits = [f"{sign} {limit}" for sign, limit in ((">", above), (">=", low), ("<=", high)) if limit is not None]
-    wanted = f"{'an integer' if kind is int else 'a finite number'} {' and '.join(limits)}".strip()
+    limits = {">": above, ">=": low, "<": below, "<=": high}
+    bounds = " and ".join(f"{sign} {limit}" for sign, limit in limits.items() if limit is not None)
+    wanted = " or ".join([f"{'an integer' if kind is int else 'a finite number'} {bounds}".strip(), *words])
+
+    def is_within(value: Any) -> bool:
+        is_finite = kind is int or math.isfinite(value)  # isfinite cannot take a huge int
+        is_high = (low is None or value >= low) and (above is None or value > above)
+        return is_finite and is_high and (high is None or value <= high) and (below is None or value < below)
 
     def convert(text: str) -> Any:
+        if text in words:
+            return text
         try:
             value = kind(text if NUMBERS[kind].fullmatch(text) else "no number")
         except ValueError:  # an int of more than 4,300 digits, too
-            raise argparse.ArgumentTypeError(f"{shown(text)} is not {wanted}") from None
-        too_low = (low is not None and value < low) or (above is not None and value <= above)
-        is_finite = kind is int or math.isfinite(value)  # isfinite cannot take a huge int
-        if not is_finite or too_low or (high is not None and value > high):
+            value = None
+        if value is None or not is_within(value):
             raise argparse.ArgumentTypeError(f"{shown(text)} is not {wanted}")
         return value
 
@@ -85,6 +104,7 @@ def one_of(names: Sequence[str], aliases: Mapping[str, str] | None = None) -> Ca
 
 
 def boolean(text: str) -> bool:
+    """An argparse type for True and False."""
     if text.lower() not in ("true", "false"):
         raise argparse.ArgumentTypeError(f"{shown(text)} is not True or False")
     return text.lower() == "true"
@@ -113,6 +133,15 @@ def file_name(text: str) -> str:
     return text
 
 
+def duration(text: str) -> str:
+    """An argparse type for a duration such as 1h30m, see utils/duration.py. It stays text, for option files."""
+    try:
+        seconds_of(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+    return text
+
+
 def device_ids(text: str) -> str:
     """An argparse type for ``--gpu_devices``: cpu, or ids such as 0 or 0,1."""
     if not re.fullmatch(r" *(cpu|[0-9]{1,4}( *, *[0-9]{1,4})*) *", text, re.IGNORECASE):
@@ -128,6 +157,56 @@ def list_of(kind: Callable) -> Callable:
         return [kind(part.strip(" ")) for part in text.removesuffix(",").split(",")]
 
     return convert
+
+
+def named_value(kind: Callable, example: str, suffix: str = "") -> Callable:
+    """Return an argparse type for PATTERN=VALUE, a pattern on the names of parameters. The text stays as it is.
+
+    Args:
+        kind: takes the value.
+        example: of a whole text, for the message.
+        suffix: may follow the value.
+    """
+
+    def convert(text: str) -> str:
+        named, _, value = plain_text(text).rpartition("=")
+        if not named.strip():
+            raise argparse.ArgumentTypeError(f"{shown(text)} is not PATTERN=VALUE, such as {example}")
+        try:
+            kind(value.removesuffix(suffix))
+        except argparse.ArgumentTypeError as error:
+            raise argparse.ArgumentTypeError(f"{shown(text)}: {error}") from None
+        return text
+
+    return convert
+
+
+def weighted(kind: Callable) -> Callable:
+    """Return an argparse type for NAME or NAME:WEIGHT, where `kind` takes the name, which may have colons, too."""
+
+    def convert(text: str) -> str:
+        name, _, weight = text.rpartition(":")
+        try:
+            float(weight)
+        except ValueError:
+            return kind(text)
+        return f"{kind(name)}:{number(float, above=0)(weight)}"
+
+    return convert
+
+
+def pattern(text: str) -> str:
+    """An argparse type for a pattern on the names of parameters."""
+    if not plain_text(text).strip():
+        raise argparse.ArgumentTypeError(f"{shown(text)} is not a pattern on names, such as 'layers.0.*'")
+    return text
+
+
+class OneOrMoreAction(argparse.Action):
+    """Takes ``--name a`` for the text a, and ``--name a b`` for the list of both."""
+
+    def __call__(self, parser, namespace, values, option_string=None):
+        setattr(namespace, self.dest, values[0] if len(values) == 1 else values)
 
 
 class ListAction(argparse.Action):
@@ -165,27 +244,102 @@ class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
         return action.help if action.default in (None, {}, argparse.SUPPRESS) else super()._get_help_string(action)
 
 
+# ---- the options -----------------------------------------------------------------------------------------------------
+class Options(argparse.Namespace):
+    """The options of a run, an attribute for each. They are read-only once they are resolved, see `frozen`.
+
+    Attributes:
+        how_resolved: lines for the log, such as the run that --resume auto has found.
+    """
+
+    __slots__ = ("_is_frozen", "how_resolved")  # beside the options, so that vars(opt) has the options alone
+
+    def __init__(self, **options: Any):
+        self._is_frozen = False
+        self.how_resolved: list[str] = []
+        super().__init__(**options)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name not in self.__slots__ and self._is_frozen:
+            raise AttributeError(
+                f"the options are resolved, so {name} cannot change; changed(opt, {name}=...) returns a copy"
+            )
+        super().__setattr__(name, value)
+
+    def __delattr__(self, name: str) -> None:
+        self.__setattr__(name, None)
+        super().__delattr__(name)
+
+
+def frozen(opt: Options) -> Options:
+    """Refuse every change of the options from now on, and return them.
+
+    >>> frozen(Options(lr=0.1)).lr = 0.2
+    Traceback (most recent call last):
+    AttributeError: the options are resolved, so lr cannot change; changed(opt, lr=...) returns a copy
+    """
+    opt._is_frozen = True
+    return opt
+
+
+def changed(opt: Options, **changes: Any) -> Options:
+    """Return a copy of the options with these changes, for tools and tests that make a run out of another one.
+
+    >>> changed(frozen(Options(lr=0.1, seed=0)), lr=0.2)
+    Options(lr=0.2, seed=0)
+    """
+    copy = Options(**vars(opt) | changes)
+    copy.how_resolved = list(opt.how_resolved)
+    return frozen(copy)
+
+
+def saved_options(opt: argparse.Namespace) -> dict[str, Any]:
+    """Return the options that make a run what it is, without those of one launch."""
+    return {name: value for name, value in vars(opt).items() if name not in NOT_SAVED}
+
+
 # ---- the parser ------------------------------------------------------------------------------------------------------
 class OptionParser(argparse.ArgumentParser):
-    """An ArgumentParser without abbreviations, whose errors are one line, and which can take defaults from files."""
+    """An ArgumentParser without abbreviations, whose errors are one line, and which takes defaults from files.
+
+    Attributes:
+        old_names: the new name of each option that was renamed. The old one is taken, too, and not listed.
+        passed_over: options of another program that an option file may have.
+        sources: where each value came from: the option, or with dots an argument in it, and a text.
+        asked: the options that files and the command line have given to `resolve`.
+    """
 
     def __init__(self, **kwargs):
         super().__init__(**{"allow_abbrev": False, "formatter_class": HelpFormatter, **kwargs})
-        self.register("type", None, plain_text)  # what an option without a type takes
-        self.passed_over: set[str] = set()  # options of another program that may stand in a file
-        self.sources: dict[str, str] = {}  # where the value of an option, or an argument in it (a.b), came from
-        self.asked: set[str] = set()  # what files and the command line gave in `resolve`
-        self._source = ""  # the file whose values are being read, for the error message
+        self.register("type", None, plain_text)  # for an option without a type
+        self.old_names: Mapping[str, str] = {}
+        self.passed_over: set[str] = set()
+        self.sources: dict[str, str] = {}
+        self.asked: set[str] = set()
+        self._source = ""  # the file whose values are read, for the error message
         self._negative_number_matcher = re.compile(r"-(\.?\d|inf|nan)")  # argparse would take -1e-3 for a flag
 
     def error(self, message: str):
-        message = " ".join(message.split())  # of several processes with one command line, the first tells
-        self.exit(2, f"{self.prog}: error: {self._source}{message}\n" * (os.environ.get("LOCAL_RANK", "0") == "0"))
+        line = f"{self.prog}: error: {self._source}{' '.join(message.split())}\n"
+        is_first = os.environ.get("LOCAL_RANK", "0") == "0"  # the other processes have the same command line
+        self.exit(2, line if is_first else None)
 
     @property
     def known(self) -> dict[str, argparse.Action]:
         """Every option by its name, without ``--help``."""
         return {action.dest: action for action in self._actions if action.dest != "help"}
+
+    # ---- the command line ----------------------------------------------------------------------------------------
+    def parse_known_args(self, args: Sequence[str] | None = None, namespace=None):
+        args = map(self.with_new_name, sys.argv[1:] if args is None else args)
+        return super().parse_known_args(list(args), Options() if namespace is None else namespace)
+
+    def with_new_name(self, text: str) -> str:
+        """Return a word of the command line, with the new name if it is a flag with an old one."""
+        flag, equals, value = text.partition("=")
+        old = flag.removeprefix("--")
+        is_old = flag.startswith("--") and old in self.old_names
+        return f"--{self.old_names[old]}{equals}{value}" if is_old else text
 
     def parse_args(self, args: Sequence[str] | None = None, namespace=None) -> argparse.Namespace:
         # argparse may take this -- for the end of the options, and an empty list for the value.
@@ -204,32 +358,62 @@ class OptionParser(argparse.ArgumentParser):
     def parse_given(self, args: Sequence[str] | None = None) -> dict[str, Any]:
         """Return only the options that `args` names, checked and converted."""
         missing = object()
-        namespace = argparse.Namespace(**dict.fromkeys(self.known, missing))
-        given = vars(self.parse_args(args, namespace))
+        given = vars(self.parse_args(args, Options(**dict.fromkeys(self.known, missing))))
         return {name: value for name, value in given.items() if value is not missing}
 
+    # ---- other sources -------------------------------------------------------------------------------------------
+    def resolve(
+        self, argv: Sequence[str] | None, layers: Sequence[tuple[Mapping[str, Any], str]] = ()
+    ) -> Options:
+        """Return all options: the defaults, then `layers`, then the files of --config, `argv`, its --set; later win.
+
+        Args:
+            argv: the command line; None for this process's.
+            layers: (values, their source); options that this parser does not have are passed over.
+        """
+        given = self.parse_given(argv)
+        for values, source in layers:
+            self.apply(values, source, ignore_unknown=True)
+        for path in given.get("config") or []:
+            for file in read_with_bases(path):
+                self.apply(file.values, file.path, lines=file.lines)
+        options = self.parse_args(argv)
+        for name in given:
+            self.note_source(name, "command line")
+        for name, text in given.get("set") or []:
+            self.change(options, name, text)
+        self.asked |= given.keys()
+        return options
+
     def apply(
-        self, values: Mapping[str, Any], source: str = "", ignore_unknown: bool = False,
+        self,
+        values: Mapping[str, Any],
+        source: str = "",
+        ignore_unknown: bool = False,
         lines: Mapping[str, int] | None = None,
-    ) -> None:  # fmt: skip
+    ) -> None:
         """Make `values` the new defaults, each checked as if it came from the command line.
 
         Args:
-            values: option names and values. ``None`` is taken where the option starts out as ``None``. A name with dots
-                is that of an argument in a mapping: it changes that one only.
-            source: the file they come from, named in an error.
+            values: by the name of the option. ``None`` is taken where the option starts out as ``None``. A name with
+                dots is that of an argument in a mapping: it changes that one only.
+            source: their file, for errors.
             ignore_unknown: pass over names that this parser does not have, instead of an error.
-            lines: the line of each name in the file.
+            lines: the line of each name in the file. Without it, `values` are not the user's own.
         """
-        known = self.known
-        values = {name: value for name, value in values.items() if name in known or not ignore_unknown}
         for name in sorted(values, key=lambda name: "." in name):  # a mapping before its arguments
+            head, *path = name.split(".")
+            new = ".".join([self.old_names.get(head, head), *path])
+            head = new.split(".")[0]
+            if lines is not None:
+                self.asked.add(head)
+            is_passed_over = head in self.passed_over and head not in NOT_SAVED
+            if head not in self.known and (ignore_unknown or is_passed_over):
+                continue
             place = f"{source}:{lines[name]}" if lines and name in lines else source
             self._source = f"{place}: " if place else ""
-            head = name.split(".")[0]
-            if head in known or head in NOT_SAVED or head not in self.passed_over:
-                self.set_default(name, values[name])
-                self.note_source(name, place)
+            self.set_default(new, values[name])
+            self.note_source(new, place)
         self._source = ""
 
     def set_default(self, name: str, value: Any) -> None:
@@ -237,29 +421,54 @@ class OptionParser(argparse.ArgumentParser):
         known, head = self.known, name.split(".")[0]
         if head in NOT_SAVED:
             self.error(f"option {head!r} belongs on the command line")
-        if name not in known and not (head in known and head != name):
+        if head not in known:
             self.error(f"unknown option {shown(name)}{nearest(name[:60], known)}")
         action = known[head]
         if name != head:
             value = self.with_argument(action.default, name, value)
         self.check_shape(action, value)
-        if value is None and action.default is not None and not getattr(action, "nullable", False):
+        is_nullable = action.default is None or getattr(action, "nullable", False)
+        if value is None and not is_nullable:
             self.error(f"option {head!r} cannot be null")
-        action.nullable = action.default is None or value is None or getattr(action, "nullable", False)
+        action.nullable = is_nullable
         self.set_defaults(**({head: None} if value is None else self.parse_given(as_flags(head, value))))
+
+    def change(self, options: argparse.Namespace, name: str, text: str) -> None:
+        """Give an option, or an argument in a mapping, the value that --set names."""
+        self._source = f"argument --set: {shown(f'{name}={text}')}: "
+        head, *path = name.split(".")
+        head = self.old_names.get(head, head)
+        name = ".".join([head, *path])
+        if head in (*NOT_SAVED, "import"):
+            self.error(f"give --{head} by its own flag")
+        if head not in self.known:
+            self.error(f"unknown option {shown(head)}{nearest(head[:60], self.known)}")
+        try:
+            value = argument(text) if path or text.startswith("[") else text
+        except (ValueError, RecursionError) as error:
+            self.error(str(error))
+        if path:
+            value = self.with_argument(getattr(options, head), name, value)
+        self.check_shape(self.known[head], value)
+        self.parse_args(as_flags(head, value), options)
+        self.note_source(name, "command line, --set")
+        self.asked.add(head)
+        self._source = ""
 
     def check_shape(self, action: argparse.Action, value: Any) -> None:
         """Refuse a mapping or a list where an option takes none, and an entry of a list that would be a flag."""
         if isinstance(value, dict) and action.type is not mapping:
             self.error(f"option {action.dest!r} is flat: it takes no mapping such as {str(value)[:60]}")
-        if isinstance(value, (list, tuple)) and action.nargs in (None, "?"):
+        if not isinstance(value, (list, tuple)):
+            return
+        if action.nargs in (None, "?"):
             self.error(f"option {action.dest!r} takes one value, not the list {str(value)[:60]}")
-        for entry in map(str, value if isinstance(value, (list, tuple)) else ()):
+        for entry in map(str, value):
             if entry.startswith("-") and not self._negative_number_matcher.match(entry):
                 self.error(f"option {action.dest!r} cannot take {shown(entry)}")
 
     def with_argument(self, values: Any, name: str, value: Any) -> dict[str, Any]:
-        """A mapping in which the argument with this dotted name has another value."""
+        """Return a copy of a mapping in which the argument with this dotted name has another value."""
         head, *path = name.split(".")
         if self.known[head].type is not mapping:
             self.error(f"option {head!r} is flat: it has no {shown('.'.join(path))}")
@@ -268,57 +477,13 @@ class OptionParser(argparse.ArgumentParser):
         return with_value(values or {}, path, value)
 
     def note_source(self, name: str, source: str) -> None:
-        """Remember where a value came from; that of a whole mapping is that of all in it."""
-        self.sources = {other: of for other, of in self.sources.items() if not other.startswith(f"{name}.")}
+        """Remember where a value came from; the source of a whole mapping is that of all its arguments."""
+        self.sources = {other: text for other, text in self.sources.items() if not other.startswith(f"{name}.")}
         self.sources[name] = source
-
-    def resolve(
-        self, argv: Sequence[str] | None, layers: Sequence[tuple[Mapping[str, Any], str]] = ()
-    ) -> argparse.Namespace:
-        """Return all options: the defaults, then `layers`, then the files of --config, `argv`, its --set; later win.
-
-        Args:
-            argv: the command line; None for this process's.
-            layers: (values, where they come from); options that this parser does not have are passed over.
-        """
-        given = self.parse_given(argv)
-        for values, source in layers:
-            self.apply(values, source, ignore_unknown=True)
-        for path in given.get("config") or []:
-            for file in read_with_bases(path):
-                self.apply(file.values, file.path, lines=file.lines)
-                self.asked |= {name.split(".")[0] for name in file.values}
-        options = self.parse_args(argv)
-        for name in given:
-            self.note_source(name, "command line")
-        for name, text in given.get("set") or []:
-            self.change(options, name, text)
-            self.note_source(name, "command line, --set")
-            self.asked.add(name.split(".")[0])
-        self.asked |= given.keys()
-        return options
-
-    def change(self, options: argparse.Namespace, name: str, text: str) -> None:
-        """Give an option, or an argument in a mapping, the value that --set names."""
-        known, head = self.known, name.split(".")[0]
-        self._source = f"argument --set: {shown(f'{name}={text}')}: "
-        if head in (*NOT_SAVED, "import"):
-            self.error(f"give --{head} by its own flag")
-        if head not in known:
-            self.error(f"unknown option {shown(head)}{nearest(head[:60], known)}")
-        try:
-            value = argument(text) if name != head or text.startswith("[") else text
-        except (ValueError, RecursionError) as error:
-            self.error(str(error))
-        if name != head:
-            value = self.with_argument(getattr(options, head), name, value)
-        self.check_shape(known[head], value)
-        self.parse_args(as_flags(head, value), options)
-        self._source = ""
 
 
 def as_flags(name: str, value: Any) -> list[str]:
-    """Write an option as it would stand on the command line.
+    """Write an option as it would be on the command line.
 
     >>> as_flags("lr", 0.1), as_flags("lr_decay_epochs", [3, 4.5]), as_flags("model_args", {"width": 64})
     (['--lr=0.1'], ['--lr_decay_epochs', '3', '4.5'], ['--model_args={"width": 64}'])
@@ -330,11 +495,7 @@ def as_flags(name: str, value: Any) -> list[str]:
     return [f"--{name}={value}"]
 
 
-def saved_options(opt: argparse.Namespace) -> dict[str, Any]:
-    """The options that a run is repeated from, flat."""
-    return {name: value for name, value in vars(opt).items() if name not in NOT_SAVED}
-
-
+# ---- main ------------------------------------------------------------------------------------------------------------
 def leave_full_disk_to_main(failure: threading.ExceptHookArgs, others=threading.excepthook) -> None:
     """For `threading.excepthook`: a thread that finds the disk full prints nothing, since the main thread tells."""
     if not (isinstance(failure.exc_value, OSError) and failure.exc_value.errno in NO_SPACE):

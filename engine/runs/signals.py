@@ -1,10 +1,8 @@
 """Stop between two updates, when a signal asks for it or the time is nearly up, instead of in the middle of one."""
 
-import argparse
 import contextlib
 import multiprocessing
 import os
-import re
 import signal
 import socket
 import threading
@@ -44,39 +42,6 @@ class TimeIsUp(SystemExit):
 
 
 # ---- time ------------------------------------------------------------------------------------------------------------
-def seconds_of(text: str) -> float:
-    """Read a duration: hours and minutes H:MM, then H:MM:SS, D-HH:MM, D-HH:MM:SS, or one number with s, m or h.
-
-    Unlike in SLURM, two numbers are hours and minutes.
-
-    Raises:
-        argparse.ArgumentTypeError: when it is none of these, or zero.
-
-    >>> seconds_of("3:50"), seconds_of("1-00:00:30"), seconds_of("90s")
-    (13800.0, 86430.0, 90.0)
-    """
-    clock = re.fullmatch(r"(?:([0-9]{1,4})-(?=[01]?[0-9]:|2[0-3]:))?([0-9]{1,6}):([0-5][0-9])(?::([0-5][0-9]))?", text)
-    short = re.fullmatch(r"([0-9]{1,9})([smh])", text)
-    seconds = 0
-    if clock:
-        days, hours, minutes, rest = (int(number or 0) for number in clock.groups())
-        seconds = ((days * 24 + hours) * 60 + minutes) * 60 + rest
-    elif short:
-        seconds = int(short[1]) * {"s": 1, "m": 60, "h": 3600}[short[2]]
-    if not seconds:
-        raise argparse.ArgumentTypeError(
-            f"{text!r} is not a duration above 0 such as 3:50 (hours:minutes), 3:50:00, 1-12:00 (days-hours:minutes), "
-            f"90s, 30m or 2h"
-        )
-    return float(seconds)
-
-
-def duration_text(text: str) -> str:
-    """An argparse type for a duration, see `seconds_of`. It stays the text that was given, which a file can hold."""
-    seconds_of(text)
-    return text
-
-
 def process_age() -> float:
     """Seconds since this process began; 0 where the system does not tell. Linux does, in /proc."""
     try:

@@ -36,7 +36,7 @@ TAKEN_OVER = {
     "nproc": "accelerator, devices, strategy", "parallel": "devices, strategy: none or ddp",
     "monitor": "ModelCheckpoint, EarlyStopping", "monitor_mode": "ModelCheckpoint, EarlyStopping",
     "patience": "EarlyStopping", "min_delta": "EarlyStopping", "save_every": "ModelCheckpoint, in whole epochs",
-    "save_every_steps": "ModelCheckpoint", "keep": "ModelCheckpoint", "logger": "Lightning's loggers",
+    "save_every_updates": "ModelCheckpoint", "keep": "ModelCheckpoint", "logger": "Lightning's loggers",
     "max_updates": "an early stop, with a validation", "resume": "ckpt_path: a run directory, or a .ckpt in it",
 }  # fmt: skip
 STAYS = {
@@ -46,7 +46,7 @@ STAYS = {
     "loss_args", "model_path", "pretrained", "compile", "channels_last", "seed", "debug", "proj_name", "description",
     "output_dir", "save_code", "batch_size", "micro_batch_size", "init", "optim", "optim_args", "lr", "weight_decay",
     "momentum", "clip", "clip_type", "lr_scheduler", "scheduler_args", "scheduler_step", "lr_min", "warmup_epoch",
-    "warmup_multiplier", "lr_decay_epochs", "lr_decay_steps", "lr_decay_rate", "freeze", "train_only", "param_lr",
+    "warmup_multiplier", "lr_decay_epochs", "lr_decay_every", "lr_decay_rate", "freeze", "train_only", "param_lr",
     "param_clip", "no_decay", "ema", "swa_start", "sync_bn", "activation_checkpointing", "callbacks", "nan_policy",
     "max_skips", "stop_below", "trace", "kill_at", "profile",
 }  # fmt: skip
@@ -184,9 +184,10 @@ def refuse(options: Mapping[str, Any], given: set[str]) -> None:
         raise UserError(f"--parallel {options['parallel']} does not go with Lightning here: give none or ddp.")
     if options["micro_batch_size"] == "auto":
         raise UserError("--micro_batch_size auto does not go with Lightning: give a number, or leave it out.")
-    if options["save_every_steps"] is None and options["save_every"] % 1:
+    if options["save_every_updates"] is None and options["save_every"] % 1:
         raise UserError(
-            f"--save_every {options['save_every']:g}: Lightning counts whole epochs. Give updates: --save_every_steps N"
+            f"--save_every {options['save_every']:g}: Lightning counts whole epochs. Give updates instead: "
+            f"--save_every_updates N"
         )
     if options["max_updates"] and options["val_every"] > 1:
         raise UserError("--max_updates goes with --val_every 1 or 0: Lightning would not validate after the last one.")
@@ -267,8 +268,8 @@ def own_callbacks(opt: Namespace) -> list:
     watch = {"monitor": f"val/{opt.monitor}", "mode": direction(opt.monitor, opt.monitor_mode)}
     plain = {"auto_insert_metric_name": False, "enable_version_counter": False}
     often = {"every_n_epochs": int(opt.save_every), "save_on_train_epoch_end": True}
-    if opt.save_every_steps:
-        often = {"every_n_train_steps": opt.save_every_steps}
+    if opt.save_every_updates:
+        often = {"every_n_train_steps": opt.save_every_updates}
     made = [Checkpoint(filename=f"{LAST}-{{step}}", monitor="step", mode="max", save_top_k=opt.keep, **plain, **often)]
     if opt.val_every:
         made.insert(0, Checkpoint(filename=BEST, **watch, **plain, save_on_train_epoch_end=True))

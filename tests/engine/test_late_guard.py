@@ -75,7 +75,7 @@ def test_a_check_is_read_at_most_so_many_updates_later(build, late):
 
 
 def test_it_is_read_before_a_log_a_validation_and_a_checkpoint(build, late):
-    for flags in (("--save_every_steps", 3), ("--log_every", 3)):
+    for flags in (("--save_every_updates", 3), ("--log_every", 3)):
         trainer = build(*flags, task=Sick)
         with pytest.raises(DivergedError, match="update 11"):
             trainer.train()

@@ -115,7 +115,7 @@ def test_what_is_not_finite_never_reaches_the_weights(build, differences, policy
 @pytest.mark.parametrize("task", [TrainerVanilla, TrainerSeg])
 @pytest.mark.parametrize("amp", ["no", "bf16", "fp16"])
 def test_resume_is_bitwise_equal(build, train, differences, task, amp):
-    flags = (*GPU, "--deterministic", "--amp", amp, "--save_every_steps", 3)
+    flags = (*GPU, "--deterministic", "--amp", amp, "--save_every_updates", 3)
     whole = load_checkpoint(train(*flags, task=task).checkpointer.path("last"))
 
     class Stopping(Callback):

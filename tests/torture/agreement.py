@@ -48,7 +48,7 @@ CASES = (
     Case("vanilla, SGD, micro-batches, clipped norm", "TrainerSmall", (*SGD, *MICRO, "--clip", 0.5)),
     Case("vanilla, SGD, step schedule, clipped values, loading processes", "TrainerSmall",
          (*SGD, "--clip", 0.02, "--clip_type", "value", "--num_workers", 1, "--micro_batch_size", 4,
-          "--lr_scheduler", "step", "--lr_decay_steps", 1.5)),
+          "--lr_scheduler", "step", "--lr_decay_every", 1.5)),
     Case("vanilla, AdamW in float64", "TrainerSmall64", ("--batch_size", 14, *MICRO, "--clip", 0.5), DOUBLE),
     Case("vanilla, AdamW", "TrainerSmall", ("--batch_size", 16, "--lr", 0.01, *MICRO)),
     Case("segmentation, SGD, micro-batches, clipped norm", "TrainerSegAlone",

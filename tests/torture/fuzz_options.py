@@ -58,8 +58,8 @@ PROGRAMS: dict[str, Callable[[], int | None]] = {
     "plot_log": lambda: run_main(tools.plot_log.main),
     "accuracy": lambda: run_main(benchmarks.accuracy.main),
 }
-MODULES = {"configcmp": "utils", "make_carvana_like": "data", "make_sample": "data", "plot_log": "utils",
-           "accuracy": "benchmarks"}  # fmt: skip
+MODULES = {"configcmp": "utils", "make_carvana_like": "tools.synthetic", "make_sample": "tools.synthetic",
+           "plot_log": "tools", "accuracy": "benchmarks"}  # fmt: skip
 
 
 class NotRefusedError(Exception):

@@ -81,8 +81,8 @@ DEVICES = Text(
     ("", "first", "-1", "0,-1", "0,", ",", "0,,1", "0 1", "cuda:0", "cpu,0", "1.0", "٣", "0;1", "nan"),
 )  # fmt: skip
 DURATION = Text(
-    r"\d+:\d\d", ("0:30", "3:50", "100:00", "3:50:10", "90s", "1-12:00"),
-    ("", "soon", "-1:00", "1:-1", "nan", "inf", "1e999:00", "::", ":", "٣:٣٠", "0:00", "1:60", "3", "3:5", "0s", "1d"),
+    r"(\d+d)?(\d+h)?(\d+m)?(\d+s)?", ("30m", "3h50m", "100h", "3h50m10s", "90s", "1d12h"),
+    ("", "soon", "-1h", "1h-1m", "nan", "inf", "1e9h", "h", "٣h", "0s", "0h0m", "3", "1.5h", "3:50", "1m2h", "1h 30m"),
 )  # fmt: skip
 PATTERN = Text(r".*\S.*", ("layers.*", "layers.0.[wb]*", "model:*", "*", "a b"), ("", " ", "  "), is_list=True)
 RATE = Text(
@@ -116,11 +116,11 @@ TRAIN = {
     "lr": POSITIVE, "weight_decay": NOT_NEGATIVE, "momentum": SHARE, "clip": NOT_NEGATIVE,
     "clip_type": Choice(("norm", "value")), "lr_min": NOT_NEGATIVE, "lr_decay_rate": Number(above=0, high=1),
     "lr_scheduler": Choice(("constant", "step", "cosine", "linear", "exponential")),
-    "warmup_epoch": Number(low=0, high=1e6), "warmup_multiplier": Number(low=1), "lr_decay_steps": EPOCHS,
+    "warmup_epoch": Number(low=0, high=1e6), "warmup_multiplier": Number(low=1), "lr_decay_every": EPOCHS,
     "lr_decay_epochs": Number(above=0, high=1e6, is_list=True), "monitor": LINE,
     "monitor_mode": Choice(("auto", "min", "max")), "patience": COUNT, "min_delta": NOT_NEGATIVE, "log_every": WHOLE,
     "val_every": COUNT, "max_updates": WHOLE, "stop_below": Number(), "save_every": EPOCHS,
-    "save_every_steps": WHOLE, "keep": WHOLE, "max_time": DURATION,
+    "save_every_updates": WHOLE, "keep": WHOLE, "max_time": DURATION,
     "requeue": BOOL, "nan_policy": Choice(("stop", "skip")), "max_skips": COUNT, "freeze": PATTERN,
     "train_only": PATTERN, "param_lr": RATE, "param_clip": NORM, "no_decay": PATTERN,
     "ema": Number(low=0, high=0.999999), "swa_start": Number(True, low=1, high=10**6),
@@ -394,8 +394,8 @@ CONTRADICTIONS = {
         ("--pretrained",), ("--model_path", "vanilla.pth"), ("--pretrained", "--model_path", "nowhere.pth"),
         ("--pretrained", "--model_path", "empty"), ("--pretrained", "--model_path", "seg.pth"),
         ("--lr_scheduler", "step"), ("--lr_decay_epochs", "3"),
-        ("--lr_scheduler", "step", "--lr_decay_epochs", "3", "--lr_decay_steps", "1"), ("--lr_min", "1"),
-        ("--lr_scheduler", "step", "--lr_decay_steps", "1e-9"), ("--momentum", "1"), ("--val_split", "601"),
+        ("--lr_scheduler", "step", "--lr_decay_epochs", "3", "--lr_decay_every", "1"), ("--lr_min", "1"),
+        ("--lr_scheduler", "step", "--lr_decay_every", "1e-9"), ("--momentum", "1"), ("--val_split", "601"),
         ("--val_split", "1"), ("--val_split", "1e300"), ("--train_val_sample_rate", "1e300"),
         ("--train_val_sample_rate", "1e-300"), ("--n_channels", "3"), ("--n_classes", "9"), ("--monitor", "dice"),
         ("--monitor", ""), ("--monitor", "__class__"), ("--output_dir", "taken"), ("--output_dir", "taken/deeper"),

@@ -22,7 +22,7 @@ FLAGS = (  # without Adam, whose division by small numbers makes much of roundin
     *("--train_val_sample_rate", "600", "--n_epoch", "2", "--seed", "1", "--gpu_devices", "cpu"),
     *("--optim", "nesterov", "--lr", "0.05"),
 )
-SHARDED = ("--checkpoint_format", "sharded", "--save_every_steps", "3")
+SHARDED = ("--checkpoint_format", "sharded", "--save_every_updates", "3")
 
 
 def job() -> harness.Job:

@@ -49,14 +49,14 @@ def test_step_decays_at_exactly_the_given_epochs_the_last_included(updates_per_e
 
 @pytest.mark.parametrize("updates_per_epoch", AWKWARD)
 def test_step_decays_after_every_so_many_epochs(updates_per_epoch):
-    rates = rates_of("step", 7, updates_per_epoch, lr_decay_steps=2)
+    rates = rates_of("step", 7, updates_per_epoch, lr_decay_every=2)
     assert rates == [0.1 * 0.1 ** (update // updates_per_epoch // 2) for update in range(len(rates))]
 
 
 def test_step_takes_fractions_of_an_epoch():
     rates = rates_of("step", 2, 10, lr_decay_epochs=[0.3, 1.7], lr_decay_rate=0.5)
     assert rates == [0.1] * 3 + [0.05] * 14 + [0.025] * 3
-    assert rates_of("step", 2, 10, lr_decay_steps=0.7, lr_decay_rate=0.5) == [0.1] * 7 + [0.05] * 7 + [0.025] * 6
+    assert rates_of("step", 2, 10, lr_decay_every=0.7, lr_decay_rate=0.5) == [0.1] * 7 + [0.05] * 7 + [0.025] * 6
 
 
 def test_step_counts_epochs_from_the_start_of_the_run():
@@ -65,13 +65,13 @@ def test_step_counts_epochs_from_the_start_of_the_run():
     assert warmed_up[7:] == plain[7:] and warmed_up[13] == 0.1 and warmed_up[14] == 0.1 * 0.1
 
 
-@pytest.mark.parametrize("options", [{}, {"lr_decay_epochs": [1], "lr_decay_steps": 1}, {"lr_decay_epochs": []}])
+@pytest.mark.parametrize("options", [{}, {"lr_decay_epochs": [1], "lr_decay_every": 1}, {"lr_decay_epochs": []}])
 def test_step_needs_exactly_one_kind_of_decay(options):
     with pytest.raises(UserError, match="give either"):
         rates_of("step", 2, 3, **options)
 
 
-@pytest.mark.parametrize("options", [{"lr_decay_epochs": [0, 1]}, {"lr_decay_epochs": [-1]}, {"lr_decay_steps": -1}])
+@pytest.mark.parametrize("options", [{"lr_decay_epochs": [0, 1]}, {"lr_decay_epochs": [-1]}, {"lr_decay_every": -1}])
 def test_step_refuses_decays_before_the_start(options):
     with pytest.raises(UserError, match="above 0"):
         rates_of("step", 2, 3, **options)
@@ -79,7 +79,7 @@ def test_step_refuses_decays_before_the_start(options):
 
 def test_step_refuses_more_decays_than_updates():
     with pytest.raises(UserError, match="at least 0"):
-        rates_of("step", 2, 3, lr_decay_steps=1e-9)
+        rates_of("step", 2, 3, lr_decay_every=1e-9)
 
 
 @pytest.mark.parametrize("updates_per_epoch", AWKWARD)
@@ -119,7 +119,7 @@ def test_cosine_and_linear_end_at_lr_min_in_the_last_update(name, updates_per_ep
 @pytest.mark.parametrize("name", SCHEDULERS)
 @pytest.mark.parametrize("updates_per_epoch", [7, 94, 938])
 def test_warmup_rises_in_a_line_and_reaches_lr_exactly(name, updates_per_epoch):
-    options = {"lr_decay_steps": 3} if name == "step" else {}
+    options = {"lr_decay_every": 3} if name == "step" else {}
     rates = rates_of(name, 3, updates_per_epoch, warmup_epoch=1.5, warmup_multiplier=50, **options)
     warmup_updates = round(1.5 * updates_per_epoch)
     assert rates[0] == pytest.approx(0.1 / 50, rel=1e-12)
@@ -136,13 +136,13 @@ def test_warmup_may_be_longer_than_the_run():
 
 @pytest.mark.parametrize("name", SCHEDULERS)
 def test_run_of_one_update_makes_it_at_the_full_rate(name):
-    options = {"lr_decay_steps": 1} if name == "step" else {}
+    options = {"lr_decay_every": 1} if name == "step" else {}
     assert rates_of(name, 1, 1, **options) == [0.1]
 
 
 @pytest.mark.parametrize("name", SCHEDULERS)
 def test_no_rate_after_the_warmup_is_below_lr_min_or_above_lr(name):
-    options = {"lr_decay_steps": 1} if name == "step" else {}
+    options = {"lr_decay_every": 1} if name == "step" else {}
     scheduler = build_scheduler(build_optimizer(), name, num_epochs=5, updates_per_epoch=9, lr_min=0.02, **options)
     rates = run(scheduler, 45 + 20)  # twenty more than planned
     assert min(rates) >= 0.02 * (1 - 1e-12) and max(rates) == 0.1
@@ -213,7 +213,7 @@ def test_option_out_of_range_is_refused(option, value):
         build_scheduler(build_optimizer(), "exponential", **options)
 
 
-@pytest.mark.parametrize("options", [{"lr_decay_epochs": [1]}, {"lr_decay_steps": 2}])
+@pytest.mark.parametrize("options", [{"lr_decay_epochs": [1]}, {"lr_decay_every": 2}])
 def test_decays_without_the_step_schedule_are_an_error_and_not_ignored(options):
     with pytest.raises(UserError, match="lr_scheduler=step, not to cosine"):
         rates_of("cosine", 2, 5, **options)

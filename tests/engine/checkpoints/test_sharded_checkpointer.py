@@ -19,7 +19,7 @@ from engine.options.parser import run_main
 from eval_vanilla import EvaluatorVanilla
 from utils.errors import DamagedError, UserError
 
-SHARDED = ("--checkpoint_format", "sharded", "--save_every_steps", 3)
+SHARDED = ("--checkpoint_format", "sharded", "--save_every_updates", 3)
 SLOW = """
 import sys, time
 from pathlib import Path
@@ -128,7 +128,7 @@ def test_the_format_may_change_at_a_resume(build, finished):
     first = build(*SHARDED, callbacks=[StopsAfter(11)])
     with pytest.raises(KeyboardInterrupt):
         first.train()
-    again = build("--resume", first.run_dir.path, "--checkpoint_format", "file", "--save_every_steps", 2)
+    again = build("--resume", first.run_dir.path, "--checkpoint_format", "file", "--save_every_updates", 2)
     again.train()
     last = again.checkpointer.path("last")
     assert "shards" not in load_checkpoint(last, tensors_of=())

@@ -26,7 +26,7 @@ def test_what_a_person_gives_counts():
     [
         ({"width": 1, "dept": 1}, ["--args", "Net takes no argument 'dept'", "mean 'depth'", "width, depth, up"]),
         ({}, ["needs the argument width", "--args"]),
-        ({"width": 0}, ["Net cannot be made", "'width': 0", "ValueError: too narrow", "test_calls.py"]),
+        ({"width": 0}, ["Net cannot be made", "'width': 0", "ValueError: too narrow", "test_arguments.py"]),
         ({"width": "x"}, ["--args: width of Net is a whole number", "x"]),
         ({"self": 1, "width": 1}, ["'self'"]),
     ],

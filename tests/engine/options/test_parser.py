@@ -1,7 +1,9 @@
 """The command line is strict, files mean the same as a command line, and what is saved gives the same options back."""
 
+import copy
 import errno
 import json
+import pickle
 import sys
 import threading
 from argparse import ArgumentTypeError
@@ -18,10 +20,13 @@ from engine.options.parser import (
     ExtendAction,
     ListAction,
     OptionParser,
+    Options,
     as_flags,
+    changed,
     device_ids,
     file_name,
     file_path,
+    frozen,
     list_of,
     number,
     one_of,
@@ -425,7 +430,7 @@ def test_option_of_another_program_is_passed_over_only_where_it_is_expected(refu
 # ---- saved and read again --------------------------------------------------------------------------------------------
 CANDIDATES = (
     *("json", '{"a": 1}', "callbacks.callback:Callback", "epoch"),
-    *("7", "64", "1:30", "skip", "cpu", "0.5", "1.5", "bf16", "value", "min", "max", "dp", "padding", "transposed"),
+    *("7", "64", "90s", "skip", "cpu", "0.5", "1.5", "bf16", "value", "min", "max", "dp", "padding", "transposed"),
     *("sharded", "kaiming", "csv", "f1", "iou", "bias=1e-3"),
     *(*OPTIMIZERS, *SCHEDULERS, *data_types(None), *model_types(None), *loss_types(None)),
 )
@@ -511,3 +516,29 @@ def test_thread_that_finds_the_disk_full_leaves_it_to_the_main_thread(number, is
     monkeypatch.setattr(threading, "excepthook", threading.excepthook)
     run_main(main)
     assert ("in a thread" in capsys.readouterr().err) == is_told
+
+
+# ---- renamed, and read-only ------------------------------------------------------------------------------------------
+def test_an_old_name_is_taken_everywhere_and_listed_nowhere(option_file, capsys):
+    path = option_file("save_every_steps: 7", "old.yaml")
+    for argv in ("--save_every_steps 7", "--save_every_steps=7", "--set save_every_steps=7", f"--config {path}"):
+        opt = TrainerVanilla.parse_options([*argv.split(), "--seed", "0"])
+        assert opt.save_every_updates == 7 and not hasattr(opt, "save_every_steps")
+    with pytest.raises(SystemExit):
+        TrainerVanilla.parse_options(["--help"])
+    assert "save_every_steps" not in capsys.readouterr().out
+
+
+def test_resolved_options_are_read_only_and_a_copy_may_differ():
+    opt = Options(lr=0.1, seed=0)
+    opt.seed = 1
+    frozen(opt)
+    for change in (lambda: setattr(opt, "lr", 1), lambda: setattr(opt, "new", 1), lambda: delattr(opt, "lr")):
+        with pytest.raises(AttributeError, match=r"changed\(opt"):
+            change()
+    other = changed(opt, lr=0.2)
+    assert (vars(opt), vars(other)) == ({"lr": 0.1, "seed": 1}, {"lr": 0.2, "seed": 1})
+    for copied in (copy.deepcopy(other), pickle.loads(pickle.dumps(other))):
+        assert copied == other
+        with pytest.raises(AttributeError):
+            copied.lr = 3

@@ -1,6 +1,5 @@
 """The first signal waits for the end of an update, the second for 1.5 seconds; and the time limit is kept."""
 
-import argparse
 import contextlib
 import os
 import random
@@ -19,9 +18,7 @@ from engine.runs.signals import (
     StopSignal,
     Terminated,
     TimeIsUp,
-    duration_text,
     process_age,
-    seconds_of,
     seconds_since_start,
 )
 
@@ -370,35 +367,6 @@ def test_start_that_the_system_does_not_tell_is_that_of_the_import(monkeypatch, 
     opened = open
     monkeypatch.setattr(signals, "open", unreadable, raising=False)
     assert process_age() == 0
-
-
-# ---- durations -------------------------------------------------------------------------------------------------------
-@pytest.mark.parametrize(
-    ("text", "seconds"),
-    [
-        ("3:50", 13_800), ("0:01", 60), ("03:05", 11_100), ("0:00:01", 1), ("3:50:07", 13_807), ("100:00", 360_000),
-        ("1-00:00", 86_400), ("0-00:00:05", 5), ("2-12:30", 217_800), ("1-23:59:59", 172_799), ("1-3:00", 97_200),
-        ("90s", 90), ("30m", 1_800), ("2h", 7_200),
-    ],
-)  # fmt: skip
-def test_durations(text, seconds):
-    assert seconds_of(text) == seconds and isinstance(seconds_of(text), float)
-    assert duration_text(text) == text
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        "", "0", "5", "90", "3.5", "nan", "inf", "-1", "-1:00", "-5m", "0:00", "0:00:00", "0s", "0m", "0-00:00", "3:75",
-        "3:5", "3:50:60", "3:", ":30", "1-", "1-24:00", "1-00", "1.5h", "2H", "2 h", "h", "3:50\n", " 3:50", "\uff11h",
-        "\u0663:00", "1e3s", "1:00:00:00", "9" * 5000, "9" * 5000 + ":00", "1d", "True", "None", "1-1-1:00",
-    ],
-)  # fmt: skip
-def test_what_is_no_duration_is_an_error_that_says_what_is_one(text):
-    for convert in (seconds_of, duration_text):
-        with pytest.raises(argparse.ArgumentTypeError) as caught:
-            convert(text)
-        assert "3:50" in str(caught.value) and "2h" in str(caught.value)
 
 
 def test_signals_are_those_of_the_system():

@@ -166,7 +166,7 @@ def test_the_program_of_the_page_makes_the_same_weights(tmp_path, root, monkeypa
 
 # ---- checkpoints -----------------------------------------------------------------------------------------------------
 def test_a_run_that_is_resumed_within_an_epoch_ends_as_if_it_had_not_stopped(tmp_path):
-    often = ("--n_epoch", 3, "--save_every_steps", 4, "--keep", 3)
+    often = ("--n_epoch", 3, "--save_every_updates", 4, "--keep", 3)
     whole = referee(TrainerDropout, often, tmp_path)
     path = whole.run_dir.path
     names = {found.name for found in path.glob("*.ckpt")}

@@ -52,7 +52,7 @@ def test_each_option_is_taken_over_or_stays_or_is_refused():
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("dist_timeout", "5"), ("max_restarts", "1"), ("checkpoint_format", "sharded"), ("max_time", "1:00"),
+    [("dist_timeout", "5"), ("max_restarts", "1"), ("checkpoint_format", "sharded"), ("max_time", "1h"),
      ("requeue", "True"), ("replay", "x.pth"), ("verify_resume", "1"), ("doctor", "True"), ("find_lr", "True"),
      ("find_lr_range", "1e-5"), ("find_lr_values", "50"), ("find_lr_updates", "3"), ("find_lr_runs", "3")],
 )  # fmt: skip
@@ -93,7 +93,7 @@ def test_what_stands_for_an_argument_of_lightnings_trainer_is_one_of_its_argumen
         (("--patience", "0"), {"early": None}), (("--keep", "5"), {"keep": 5}),
         (("--patience", "3", "--min_delta", "0.1"), {"early": 3, "delta": 0.1}),
         (("--monitor", "loss"), {"monitor": "val/loss", "mode": "min"}),
-        (("--save_every", "3"), {"every": 3}), (("--save_every_steps", "9"), {"steps": 9, "every": 0}),
+        (("--save_every", "3"), {"every": 3}), (("--save_every_updates", "9"), {"steps": 9, "every": 0}),
         (("--deterministic",), {"deterministic": True}),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
@@ -138,7 +138,7 @@ def test_what_lightning_does_instead_of_us_is_handed_over(tmp_path, flags, wante
         ((VANILLA, "--gpu_devices", "cpu", "--pl_args", "devices=2"), "both say where to compute"),
         ((VANILLA, "--parallel", "fsdp"), "--parallel fsdp"),
         ((VANILLA, "--micro_batch_size", "auto"), "give a number"),
-        ((VANILLA, "--save_every", "0.5"), "--save_every_steps"),
+        ((VANILLA, "--save_every", "0.5"), "--save_every_updates"),
         ((VANILLA, "--n_epoch", "3", "--val_every", "2"), "divisor of --n_epoch 3"),
         ((VANILLA, "--max_updates", "5", "--val_every", "2"), "--val_every 1 or 0"),
         ((VANILLA, "--resume", "auto"), "--resume auto"), ((VANILLA, "--resume", "nowhere"), "no such run directory"),
