@@ -23,7 +23,7 @@ from engine.options.parser import saved_options
 from engine.update_guard import UpdateGuard
 from utils.clipper import Clipper
 from utils.errors import UserError
-from utils.freezing import Freezing, is_trained
+from utils.freezing import Freezing
 from utils.initialize import initialize
 from utils.optimizer import build_optimizer, has_sparse_gradients
 from utils.param_groups import groups_of_networks, parse_rate
@@ -136,26 +136,6 @@ def make_schedulers(
     if not by_epoch:
         return schedulers
     return {name: OncePerEpoch(scheduler, updates_per_epoch) for name, scheduler in schedulers.items()}
-
-
-def try_out(trainer_class: type, opt: Namespace, with_data: bool) -> None:
-    """Make what the options select as a run would, and keep nothing.
-
-    Args:
-        trainer_class: the task's.
-        opt: its options.
-        with_data: whether the data is made, too.
-
-    Raises:
-        UserError: when the data, a network, the loss, an optimizer or a schedule cannot be made.
-    """
-    if with_data:
-        trainer_class.evaluator_class.build_datasets(opt)
-    networks = trainer_class.evaluator_class.build_networks(opt)
-    trainer_class.evaluator_class.build_criterion(opt)
-    Freezing(networks, opt.freeze, opt.train_only)
-    trained = {name: network for name, network in networks.items() if is_trained(network)}
-    make_schedulers(opt, make_optimizers(opt, trained), updates_per_epoch=100)  # about so many; the data would tell
 
 
 def check_swa_start(opt: Namespace, updates_per_epoch: int) -> None:

@@ -7,9 +7,7 @@ import torch
 
 import parts
 from engine.devices.process_group import Distributed
-from eval_vanilla import EvaluatorVanilla
 from parts import share_text
-from trainer_vanilla import TrainerVanilla
 from utils.errors import UserError
 
 OPTIONS = {"gpu_devices": "cpu", "dist_timeout": 9, "parallel": "none", "amp": "no", "batch_size": 8, "seed": 3,
@@ -56,18 +54,3 @@ def test_the_line_on_the_processes_tells_the_shares(join):
     assert devices == [torch.device("cpu")]
     assert line.endswith("3 processes (fsdp), each with 2 or 3 of the 8 samples of an update.")
     assert share_text(Namespace(batch_size=9), 3) == "each with 3 of the 9 samples of an update"
-
-
-def test_what_is_tried_is_the_data_of_the_task_itself(tmp_path):
-    class EvaluatorWithData(EvaluatorVanilla):
-        @classmethod
-        def build_datasets(cls, opt):
-            raise UserError("the task's own data cannot be made")
-
-    class TrainerWithData(TrainerVanilla):
-        evaluator_class = EvaluatorWithData
-
-    opt = TrainerWithData.parse_options([f"--output_dir={tmp_path}"])
-    parts.try_out(TrainerWithData, opt, with_data=False)
-    with pytest.raises(UserError, match="the task's own data cannot be made"):
-        parts.try_out(TrainerWithData, opt, with_data=True)

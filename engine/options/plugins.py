@@ -197,13 +197,6 @@ def load_all(values: Mapping[str, Any]) -> None:
             find_own(kind, reference)
 
 
-def names_code(flags: Iterable[str]) -> list[str]:
-    """Those of a command line's words that would have code of somebody's own imported, or could: a file may name it."""
-    of_files = re.compile(r"--(import|config|set)(=.*)?|(import|config|set)=.*", re.DOTALL)  # without --: in a grid
-    return [text for text in flags
-            if of_files.fullmatch(text) or any(map(reference_in, re.split(r"[=,\s\[\]\"']+", text)))]  # fmt: skip
-
-
 # ---- what a checkpoint names -----------------------------------------------------------------------------------------
 def as_list(value: Any) -> list:
     return list(value) if isinstance(value, (list, tuple)) else [value]

@@ -1,159 +1,162 @@
-"""What a sweep tries: a grid of values, or ranges to search in, each written as NAME=VALUES."""
+"""The plan of a sweep: options and their values, read from texts NAME=VALUES into Optuna's distributions."""
 
 import argparse
 import itertools
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from engine.options.parser import number
 from utils.errors import UserError, nearest, shown
 
-KINDS = ("int", "log")
+RANGE_KINDS = ("int", "log")
 MAX_TRIALS = 10_000
 
 
-@dataclass(frozen=True)
-class Range:
-    """Numbers from `low` to `high`, both included; with `is_log`, each order of magnitude is as likely."""
-
-    low: float
-    high: float
-    is_int: bool = False
-    is_log: bool = False
-
-    def ends(self) -> list[str]:
-        """The lowest and the highest number, as text."""
-        return [repr(self.low), repr(self.high)]
-
-
-@dataclass(frozen=True)
-class Choice:
-    """One of some texts."""
-
-    values: tuple[str, ...]
-
-    def ends(self) -> list[str]:
-        """All of them: each may be wrong."""
-        return [*self.values]
+def import_optuna() -> Any:
+    """Return the package Optuna (https://optuna.org); UserError where it is not installed."""
+    try:
+        import optuna
+    except ImportError:
+        raise UserError("A sweep needs Optuna, which is not installed: pip install optuna") from None
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    return optuna
 
 
 def by_name(entries: Sequence[str], flag: str) -> dict[str, str]:
-    """Split entries NAME=REST, where the name may have dots, as that of an argument of a class: optim_args.eps.
+    """Split entries NAME=REST. A name may have dots, as that of an argument of a class: optim_args.eps.
 
     Args:
         entries: the texts.
-        flag: where they come from, for the message.
+        flag: the option that they were given to, for the message.
 
     Raises:
-        UserError: for one that has not this form, and for a name that comes twice.
+        UserError: for an entry of another form, and for a name that comes twice.
 
     >>> by_name(["lr=1e-3,3e-4", "optim=sgd"], "--grid")
     {'lr': '1e-3,3e-4', 'optim': 'sgd'}
     """
-    found: dict[str, str] = {}
+    texts: dict[str, str] = {}
     for entry in entries:
         match = re.fullmatch(r"([A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*)=(.*)", entry, re.DOTALL)
         if not match:
             raise UserError(f"{flag} {shown(entry)} is not NAME=VALUES with the name of an option, such as lr=1e-3.")
-        if match[1] in found:
-            raise UserError(f"{flag} names {match[1]} twice.")
-        found[match[1]] = match[2]
-    return found
-
-
-def depths(text: str) -> Iterator[int]:
-    """Yield for each letter how many brackets are open behind it, with 1 more inside of double quotes."""
-    depth, is_quoted, before = 0, False, ""
-    for letter in text:
-        if letter == '"' and before != "\\":
-            is_quoted = not is_quoted
-        elif not is_quoted:
-            depth += (letter in "[{") - (letter in "]}")
-        before = letter
-        yield depth + is_quoted
-
-
-def is_open(text: str) -> bool:
-    """Whether brackets or quotes have no other half."""
-    found = [0, *depths(text)]
-    return found[-1] != 0 or min(found) < 0
+        name, text = match.groups()
+        if name in texts:
+            raise UserError(f"{flag} names {name} twice.")
+        texts[name] = text
+    return texts
 
 
 def split_values(text: str) -> list[str]:
-    """Cut at the commas that stand in no brackets or quotes.
+    """Split at the commas outside of brackets and quotes.
 
-    >>> split_values("1e-3,3e-4"), split_values("[0.9,0.95],[0.9,0.999]")
-    (['1e-3', '3e-4'], ['[0.9,0.95]', '[0.9,0.999]'])
+    Raises:
+        ValueError: for a bracket or quote without its other half, an empty value, and a value that comes twice.
+
+    >>> split_values("[0.9,0.95],[0.9,0.999]")
+    ['[0.9,0.95]', '[0.9,0.999]']
     """
     values = [""]
-    for letter, depth in zip(text, depths(text), strict=True):
-        if letter == "," and depth == 0:
+    depth = 0
+    is_quoted = False
+    previous = ""
+    for letter in text:
+        if letter == '"' and previous != "\\":
+            is_quoted = not is_quoted
+        elif not is_quoted:
+            depth += (letter in "[{") - (letter in "]}")
+        if depth < 0:
+            break
+        if letter == "," and depth == 0 and not is_quoted:
             values.append("")
         else:
             values[-1] += letter
+        previous = letter
+    if depth or is_quoted:
+        raise ValueError("has a bracket or quote without its other half")
+    for value in values:
+        if not value.strip():
+            raise ValueError("has an empty value")
+        if values.count(value) > 1:
+            raise ValueError(f"has {value} twice")
     return values
 
 
-def values_of(name: str, text: str, flag: str) -> list[str]:
-    """The values of a comma-separated list; UserError when one is empty or comes twice, or a bracket stays open."""
-    values = split_values(text)
-    if is_open(text):
-        raise UserError(f"{flag} {shown(f'{name}={text}')} has a bracket or quote without its other half.")
-    if "" in map(str.strip, values):
-        raise UserError(f"{flag} {shown(f'{name}={text}')} has an empty value.")
-    if twice := [value for value in values if values.count(value) > 1]:
-        raise UserError(f"{flag} {shown(f'{name}={text}')} has {twice[0]} twice.")
-    return values
+def parse_choice(name: str, text: str, flag: str) -> Any:
+    """Return the distribution over a list of texts; UserError when it cannot be read."""
+    try:
+        return import_optuna().distributions.CategoricalDistribution(split_values(text))
+    except ValueError as error:
+        raise UserError(f"{flag} {shown(f'{name}={text}')} {error}.") from None
 
 
-def parse_grid(entries: Sequence[str]) -> dict[str, list[str]]:
+def parse_grid(entries: Sequence[str]) -> dict[str, Any]:
     """Read the entries of --grid, NAME=VALUE,VALUE,...; UserError when one cannot be read."""
-    return {name: values_of(name, text, "--grid") for name, text in by_name(entries, "--grid").items()}
+    return {name: parse_choice(name, text, "--grid") for name, text in by_name(entries, "--grid").items()}
 
 
-def combinations(grid: Mapping[str, Sequence[str]]) -> list[dict[str, str]]:
-    """Every combination of a grid's values; the last name changes fastest. UserError when there are too many.
-
-    >>> combinations({"lr": ["1", "2"], "optim": ["sgd"]})
-    [{'lr': '1', 'optim': 'sgd'}, {'lr': '2', 'optim': 'sgd'}]
-    """
-    if (count := math.prod(map(len, grid.values()))) > MAX_TRIALS:
-        raise UserError(f"--grid has {count:,} combinations; {MAX_TRIALS:,} are allowed. --search tries some of many.")
-    return [dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())]
-
-
-def parse_search(entries: Sequence[str]) -> dict[str, Range | Choice]:
-    """Read the entries of --search; UserError when one cannot be read.
+def parse_search(entries: Sequence[str]) -> dict[str, Any]:
+    """Read the entries of --search, NAME=SPACE; UserError when one cannot be read.
 
     >>> parse_search(["lr=log:1e-5..1e-1", "batch_size=int:16..128"])["batch_size"]
-    Range(low=16, high=128, is_int=True, is_log=False)
+    IntDistribution(high=128, log=False, low=16, step=1)
     """
     return {name: parse_space(name, text) for name, text in by_name(entries, "--search").items()}
 
 
-def parse_space(name: str, text: str) -> Range | Choice:
+def parse_space(name: str, text: str) -> Any:
     """Read LOW..HIGH, with int: or log: or both before it, or a list of texts to choose from."""
     entry = shown(f"{name}={text}")
     *kinds, body = text.split(":")
-    named = [kind for kind in kinds if re.fullmatch(r"[A-Za-z_]*", kind)]
-    for kind in named:
-        if kind not in KINDS:
-            raise UserError(f"--search {entry}: {kind!r} is none of {', '.join(KINDS)}{nearest(kind, KINDS)}.")
+    words = [kind for kind in kinds if re.fullmatch(r"[A-Za-z_]*", kind)]
+    for word in words:
+        if word not in RANGE_KINDS:
+            raise UserError(f"--search {entry}: {word!r} is not one of int, log{nearest(word, RANGE_KINDS)}.")
     is_range = ".." in body and not {"/", ","} & set(body)  # ../data is a path
     if not is_range:
-        if named:
-            raise UserError(f"--search {entry} is no range: after {named[-1]}: comes LOW..HIGH.")
-        return Choice(tuple(values_of(name, text, "--search")))
-    if len(named) < len(kinds) or len(set(kinds)) < len(kinds):
-        raise UserError(f"--search {entry} is no range: before LOW..HIGH come int: and log: at most.")
+        if words:
+            raise UserError(f"--search {entry} is not a range: after {words[-1]}: comes LOW..HIGH.")
+        return parse_choice(name, text, "--search")
+    if len(words) < len(kinds) or len(set(kinds)) < len(kinds):
+        raise UserError(f"--search {entry} is not a range: before LOW..HIGH, write int:, log: or both.")
+    convert = number(int if "int" in kinds else float)
     try:
-        low, high = map(number(int if "int" in kinds else float), body.split("..", 1))
+        low, high = [convert(end) for end in body.split("..", 1)]
     except argparse.ArgumentTypeError as error:
         raise UserError(f"--search {entry}: {error}.") from None
     if low >= high:
         raise UserError(f"--search {entry}: {low} is not below {high}.")
     if "log" in kinds and low <= 0:
         raise UserError(f"--search {entry}: a logarithmic range begins above 0, not at {low}.")
-    return Range(low, high, "int" in kinds, "log" in kinds)
+    distributions = import_optuna().distributions
+    distribution = distributions.IntDistribution if "int" in kinds else distributions.FloatDistribution
+    return distribution(low, high, log="log" in kinds)
+
+
+# ---- settings --------------------------------------------------------------------------------------------------------
+def as_text(value: str | float) -> str:
+    """Return a value that Optuna has drawn, as it stands on a command line."""
+    return value if isinstance(value, str) else repr(value)
+
+
+def grid_settings(grid: Mapping[str, Any]) -> list[dict[str, str]]:
+    """Return every combination of a grid's values; UserError when there are too many.
+
+    >>> grid_settings(parse_grid(["lr=1,2", "optim=sgd"]))
+    [{'lr': '1', 'optim': 'sgd'}, {'lr': '2', 'optim': 'sgd'}]
+    """
+    choices = [space.choices for space in grid.values()]
+    count = math.prod(map(len, choices))
+    if count > MAX_TRIALS:
+        raise UserError(f"--grid has {count:,} combinations; {MAX_TRIALS:,} are allowed. --search tries some of many.")
+    return [dict(zip(grid, values, strict=True)) for values in itertools.product(*choices)]
+
+
+def extreme_settings(spaces: Mapping[str, Any]) -> list[dict[str, str]]:
+    """Return settings that have each end of each range, and each value of a list, at least once."""
+    ends = {name: getattr(space, "choices", None) or (space.low, space.high) for name, space in spaces.items()}
+    texts = {name: [as_text(value) for value in values] for name, values in ends.items()}
+    first = {name: values[0] for name, values in texts.items()}
+    return [first | {name: value} for name, values in texts.items() for value in values]

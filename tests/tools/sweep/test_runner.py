@@ -7,125 +7,161 @@ import sys
 import pytest
 
 from engine.runs.signals import Terminated
-from tools.sweep.record import FAILED, FINISHED, INTERRUPTED, PRUNED, WAITING, Run, Trial, load_trials
-from tools.sweep.runner import NoMore, Runner
+from tools.sweep.runner import Runner, best_of, last_line, read_curve
+from tools.sweep.study import FAILED, FINISHED, INTERRUPTED, PRUNED, RUNNING, open_storage
+from utils.errors import UserError
 
-# Writes metrics.csv as a run does, goes on where it was, and answers SIGTERM. Takes a directory, epochs, what to do.
+# Writes metrics.csv as a run does, goes on where it was, and answers SIGTERM. Takes a directory, epochs, an action.
 PROGRAM = """
 import pathlib, signal, sys, time
 signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-directory, num_epochs, what = pathlib.Path(sys.argv[1]) / "1", int(sys.argv[2]), sys.argv[3]
+directory, num_epochs, action = pathlib.Path(sys.argv[1]) / "1", int(sys.argv[2]), sys.argv[3]
 directory.mkdir(exist_ok=True)
 path = directory / "metrics.csv"
 lines = path.read_text().split() if path.exists() else ["epoch,val/accuracy"]
 print("started with", len(lines) - 1, "epochs", flush=True)
 while len(lines) <= num_epochs:
-    if what == "fails":
+    if action == "fails":
         print("no memory is left", flush=True)
         sys.exit(5)
     lines.append(f"{len(lines)},{0.1 * len(lines):.1f}")
     temporary = directory / "temporary"
     temporary.write_text("\\n".join(lines) + "\\n")
     temporary.replace(path)
-    if what == "slow":
+    if action == "slow":
         time.sleep(0.3)
 (directory / "finished.json").write_text("{}")
 """
 
 
 @pytest.fixture
-def runner(tmp_path):
-    """A function that makes a runner of trials {"do": what}, and collects what it says in `runner.said`."""
+def runner(tmp_path, make_study):
+    """A function that makes a runner of a grid over `do`, and collects its messages in `runner.messages`.
 
-    def runner(*whats, num_slots=1, trials=None, supply=None, num_epochs=3):
-        trials = [Trial(i, {"do": what}, [Run(0)]) for i, what in enumerate(whats)] if trials is None else trials
-        said = []
+    A second one in the same test continues the sweep of the first.
+    """
+    from tools.sweep.plan import grid_settings, parse_grid
+
+    def runner(actions, num_slots=1, num_epochs=3, seeds=(0,)):
+        grid = parse_grid([f"do={actions}"])
+        storage = open_storage(str(tmp_path / "optuna.journal"))
+        study = make_study(storage, spaces=grid, grid=grid_settings(grid), seeds=seeds, prune_after=None)
 
         def command(settings, seed, directory, slot):
-            return [sys.executable, "-S", "-c", PROGRAM, str(directory), str(num_epochs), settings["do"]]
+            action = settings["do"].rstrip("0123456789")
+            return [sys.executable, "-S", "-c", PROGRAM, str(directory), str(num_epochs), action]
 
-        made = Runner(tmp_path, trials, supply or NoMore(), command, num_slots, "accuracy", "max", said.append)
-        made.said = said
+        messages = []
+        made = Runner(tmp_path, study, command, num_slots, "accuracy", "max", messages.append)
+        made.messages = messages
         return made
 
     return runner
 
 
-def states(trials):
-    return [run.state for trial in trials for run in trial.runs]
+def states(runner):
+    return [run.state for trial in runner.study.trials() for run in trial.runs]
 
 
-def test_a_run_that_fails_does_not_keep_the_others_from_running(runner, tmp_path):
-    made = runner("fast", "fails", "fast", num_slots=2)
+def outputs(tmp_path):
+    return [path.read_text() for path in sorted(tmp_path.glob("runs/*/output.txt"))]
+
+
+def test_a_failed_run_does_not_keep_the_others_from_running(runner):
+    made = runner("fast1,fails,fast2", num_slots=2)
     made.run()
-    assert states(made.trials) == [FINISHED, FAILED, FINISHED]
-    failed = made.trials[1].runs[0]
+    assert states(made) == [FINISHED, FAILED, FINISHED]
+    finished, failed, _ = (trial.runs[0] for trial in made.study.trials())
     assert (failed.status, failed.last_line) == (5, "no memory is left")
-    assert made.trials[0].runs[0].value == 0.3 and made.trials[0].runs[0].epochs == 3
-    assert load_trials(tmp_path / "trials.json") == made.trials
-    assert any("status 5: no memory" in line for line in made.said)
+    assert (finished.value, finished.epochs) == (0.3, 3)
+    assert any("status 5: no memory" in message for message in made.messages)
 
 
-def test_two_run_side_by_side(runner):
-    made, most = runner("slow", "slow", num_slots=2), []
-    made.look_at = lambda process, may_prune: (most.append(len(made.running)), Runner.look_at(made, process, may_prune))
+def test_runs_go_side_by_side_the_seeds_of_one_trial_too(runner):
+    made = runner("slow", num_slots=2, seeds=(0, 1))
+    most, should_prune = [], made.should_prune
+
+    def look(trial, run):
+        most.append(states(made).count(RUNNING))
+        return should_prune(trial, run)
+
+    made.should_prune = look
     made.run()
-    assert max(most) == 2
+    assert max(most) == 2 and states(made) == [FINISHED] * 2
 
 
-def test_a_signal_stops_the_runs_and_a_resume_goes_on_with_them(runner, tmp_path):
-    made = runner("fast", "slow", "fast", num_epochs=8)
+def test_a_signal_stops_the_runs_and_a_resume_continues_them(runner, tmp_path):
+    made = runner("fast1,slow,fast2", num_epochs=8)
+    should_prune = made.should_prune
 
-    def look_at(process, may_prune):
-        if may_prune and (tmp_path / "runs" / "001-seed0" / "1" / "metrics.csv").exists():
+    def stop_in_the_second(trial, run):
+        if trial.number == 1 and read_curve(trial.directory(tmp_path, run), "accuracy"):
             os.kill(os.getpid(), signal.SIGTERM)
-        Runner.look_at(made, process, may_prune)
+        return should_prune(trial, run)
 
-    made.look_at = look_at
+    made.should_prune = stop_in_the_second
     with pytest.raises(Terminated):
         made.run()
-    assert states(made.trials) == [FINISHED, INTERRUPTED, INTERRUPTED]
-    stopped = made.trials[1].runs[0]
+    assert states(made) == [FINISHED, INTERRUPTED]
+    stopped = made.study.trials()[1].runs[0]
     assert stopped.status == 143 and 0 < stopped.epochs < 8
-    again = runner(trials=load_trials(tmp_path / "trials.json"), num_epochs=8)
+    again = runner("fast1,slow,fast2", num_epochs=8)
     again.run()
-    assert states(again.trials) == [FINISHED] * 3
-    outputs = [(trial.directory(tmp_path, trial.runs[0]) / "output.txt").read_text() for trial in again.trials]
-    assert outputs[0].count("started") == 1  # the finished one is not repeated
-    assert f"started with {stopped.epochs} epochs" in outputs[1]
+    assert states(again) == [FINISHED] * 3
+    assert outputs(tmp_path)[0].count("started") == 1  # the finished one is not repeated
+    assert f"started with {stopped.epochs} epochs" in outputs(tmp_path)[1]
 
 
-def test_a_run_that_ended_while_nobody_watched_is_not_repeated(runner, tmp_path):
-    runner("fast").run()
-    (record,) = load_trials(tmp_path / "trials.json")
-    record.runs[0].state = "running"  # as when the sweep was killed
-    again = runner(trials=[record])
+def test_a_run_that_ended_after_the_sweep_was_killed_is_not_repeated(runner, tmp_path, monkeypatch):
+    made = runner("fast")
+    with monkeypatch.context() as patch, pytest.raises(ExceptionGroup):
+        patch.setattr(made, "end", lambda *_: 1 / 0)
+        made.run()
+    assert states(made) == [RUNNING]
+    again = runner("fast")
     again.run()
-    assert states(again.trials) == [FINISHED] and record.runs[0].value == 0.3
-    assert (tmp_path / "runs" / "000-seed0" / "output.txt").read_text().count("started") == 1
+    assert states(again) == [FINISHED] and outputs(tmp_path)[0].count("started") == 1
 
 
-def test_a_trial_in_vain_is_stopped_with_its_other_seeds(runner):
-    class Impatient(NoMore):
-        told, seen = [], []
+def test_a_pruned_trial_is_stopped_with_its_other_seeds(runner):
+    made, reported = runner("slow", num_epochs=50, seeds=(0, 1)), []
 
-        def should_prune(self, trial, epoch, value):
-            self.seen.append((epoch, value))
-            return epoch == 2
+    def prune_after_two(trial, epoch, value):
+        reported.append((epoch, value))
+        return epoch == 2
 
-        def tell(self, trial):
-            self.told.append(trial.state)
-
-    supply = Impatient()
-    made = runner(trials=[Trial(0, {"do": "slow"}, [Run(0), Run(1)])], supply=supply, num_epochs=50)
+    made.study.should_prune = prune_after_two
     made.run()
-    assert states(made.trials) == [PRUNED, PRUNED] and supply.told == [PRUNED]
-    assert supply.seen[:2] == [(1, 0.1), (2, 0.2)] and made.trials[0].runs[0].epochs < 10
+    assert states(made) == [PRUNED, PRUNED] and reported == [(1, 0.1), (2, 0.2)]
+    assert made.study.trials()[0].runs[0].epochs < 10
+    assert made.study.study.get_trials()[0].state.name == "PRUNED"
 
 
 def test_a_run_without_the_metric_has_failed(runner):
     made = runner("fast")
     made.metric = "dice"
     made.run()
-    assert states(made.trials) == [FAILED] and "no finite val/dice" in made.trials[0].runs[0].last_line
-    assert WAITING not in states(made.trials)
+    assert states(made) == [FAILED] and "no finite val/dice" in made.study.trials()[0].runs[0].last_line
+
+
+# ---- the files of a run ----------------------------------------------------------------------------------------------
+def test_the_curve_is_that_of_the_newest_run_without_epochs_that_were_not_validated(tmp_path):
+    assert read_curve(tmp_path, "accuracy") == []
+    for name, text in (("1", "epoch,val/accuracy\n1,0.1\n"), ("2", "epoch,val/accuracy\n1,\n2,0.5\n3,nan\n")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "metrics.csv").write_text(text)
+    assert read_curve(tmp_path, "accuracy") == [(2, 0.5)]
+    (tmp_path / "2" / "metrics.csv").write_text("no,numbers\nx,y\n")
+    with pytest.raises(UserError, match="is not the metrics"):
+        read_curve(tmp_path, "accuracy")
+
+
+def test_the_best_is_finite():
+    values = [0.5, float("nan"), float("inf"), 0.2]
+    assert (best_of(values, "max"), best_of(values, "min"), best_of([float("nan")], "max")) == (0.5, 0.2, None)
+
+
+def test_the_last_line_is_not_blank(tmp_path):
+    (tmp_path / "output.txt").write_text("x" * 9000 + "\nfirst\nlast  \n\n")
+    assert last_line(tmp_path / "output.txt") == "last"
+    assert last_line(tmp_path / "nowhere") == ""

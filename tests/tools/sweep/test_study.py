@@ -1,0 +1,155 @@
+"""Optuna proposes, prunes and remembers: also after the sweep was killed, and for two machines."""
+
+import sys
+from functools import partial
+
+import pytest
+
+optuna = pytest.importorskip("optuna")
+
+from tools.sweep.plan import grid_settings, import_optuna, parse_grid  # noqa: E402
+from tools.sweep.study import FAILED, FINISHED, PRUNED, Run, Trial, open_storage  # noqa: E402
+from utils.errors import UserError  # noqa: E402
+
+COMPLETE, FAIL, STATE_PRUNED = (getattr(optuna.trial.TrialState, name) for name in ("COMPLETE", "FAIL", "PRUNED"))
+
+
+def finish(study, trial, value=None, state=FINISHED):
+    trial.runs[0] = Run(0, state, 0, value=value)
+    study.finish(trial)
+
+
+def states(study):
+    return [trial.state for trial in study.study.get_trials()]
+
+
+def value_of(trial):
+    """What a run might reach with these settings."""
+    return float(trial.settings["lr"]) + 0.01 * int(trial.settings["n"])
+
+
+def test_proposals_are_in_the_spaces(make_study):
+    study = make_study(num_trials=4)
+    trials = [study.next_trial() for _ in range(5)]
+    assert trials.pop() is None
+    for trial in trials:
+        assert 1e-4 <= float(trial.settings["lr"]) <= 0.1 and trial.settings["n"] in "123456789"
+        assert trial.settings["optim"] in ("adamW", "sgd")
+    assert len({str(trial.settings) for trial in trials}) == 4
+
+
+def killed_in_the_second_value(suggest, handle, name, space):
+    if name == "n":
+        raise KeyboardInterrupt
+    return suggest(handle, name, space)
+
+
+@pytest.mark.parametrize("killed", ["in a run", "in a proposal", "after each trial"])
+def test_a_killed_search_proposes_the_same_trials(make_study, tmp_path, monkeypatch, killed):
+    storage = str(tmp_path / "journal")
+    uninterrupted = make_study(num_trials=16)
+    while trial := uninterrupted.next_trial():
+        finish(uninterrupted, trial, value_of(trial))
+
+    study = make_study(open_storage(storage), num_trials=16)
+    for number in range(16):
+        if killed == "in a proposal" and number in (5, 13):  # before the second of three values is drawn
+            with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+                patch.setattr(study, "suggest", partial(killed_in_the_second_value, study.suggest))
+                study.next_trial()
+            study = make_study(open_storage(storage), num_trials=16)
+            (trial,) = study.unfinished()
+        else:
+            trial = study.next_trial()
+        if killed == "in a run" and number in (5, 13):
+            study = make_study(open_storage(storage), num_trials=16)
+            (trial,) = study.unfinished()
+        finish(study, trial, value_of(trial))
+        if killed == "after each trial":
+            study = make_study(open_storage(storage), num_trials=16)
+    assert study.next_trial() is None
+    assert study.trials() == uninterrupted.trials()
+
+
+def test_another_search_seed_proposes_other_trials(make_study):
+    proposed = [make_study(search_seed=seed).next_trial().settings for seed in (0, 0, 1)]
+    assert proposed[0] == proposed[1] != proposed[2]
+
+
+def test_a_trial_below_the_median_is_pruned_once_enough_have_finished(make_study):
+    study = make_study()
+    for value in (0.8, 0.9):
+        trial = study.next_trial()
+        assert not any(study.should_prune(trial, epoch, value) for epoch in (1, 2))
+        finish(study, trial, value)
+    bad, good = study.next_trial(), study.next_trial()
+    assert [study.should_prune(bad, epoch, 0.1) for epoch in (1, 2)] == [False, True]  # not after the first epoch
+    assert not any(study.should_prune(good, epoch, 0.95) for epoch in (1, 2))
+    finish(study, bad, 0.1, PRUNED)
+    finish(study, good, state=FAILED)
+    assert states(study) == [COMPLETE, COMPLETE, STATE_PRUNED, FAIL]
+    unpruned = make_study(prune_after=None)
+    trial = unpruned.next_trial()
+    assert not any(unpruned.should_prune(trial, epoch, -epoch) for epoch in range(1, 9))
+
+
+def test_a_grid_is_in_its_order_also_when_it_was_killed_while_it_was_written_down(make_study, tmp_path, monkeypatch):
+    grid = parse_grid(["lr=1,2", "optim=a,b"])
+    settings = grid_settings(grid)
+    make_study(open_storage(str(tmp_path / "journal")), spaces=grid, grid=settings[:3])  # killed before the last one
+    study = make_study(open_storage(str(tmp_path / "journal")), spaces=grid, grid=settings)
+    trials = []
+    while trial := study.next_trial():
+        trials.append(trial)
+    assert [trial.settings for trial in trials] == settings
+    again = make_study(open_storage(str(tmp_path / "journal")), spaces=grid, grid=settings)
+    assert again.unfinished() == trials and again.next_trial() is None
+
+
+@pytest.mark.parametrize("url", ["study.journal", "sqlite:///{}/study.db"])
+def test_machines_share_a_study_and_each_goes_on_with_its_own_trials(make_study, tmp_path, url):
+    where = url.format(tmp_path) if "://" in url else str(tmp_path / url)
+    first = make_study(open_storage(where), owner="here")
+    done, going, over = first.next_trial(), first.next_trial(), first.next_trial()
+    finish(first, done, 0.5)
+    assert not first.should_prune(going, 1, 0.4)
+    over.runs[0] = Run(0, FINISHED, 0, value=0.6)
+    first.record(over)  # killed before the study had its result
+
+    other = make_study(open_storage(where), owner="there")
+    assert other.unfinished() == [] and other.next_trial().number == 3
+    again = make_study(open_storage(where), owner="here")
+    assert again.unfinished() == [going]
+    (going,) = again.unfinished()
+    assert states(again)[2] == COMPLETE
+    assert not again.should_prune(going, 1, 0.4) and not again.should_prune(going, 2, 0.6)
+    finish(again, going, 0.6)
+    assert [trial.mean for trial in again.trials()] == [0.5, 0.6, 0.6, None]
+
+
+def test_a_study_of_another_plan_is_not_continued(make_study, tmp_path):
+    storage = open_storage(str(tmp_path / "study"))
+    make_study(storage)
+    with pytest.raises(UserError, match="another metric: accuracy, and not loss"):
+        make_study(storage, plan={"metric": "loss"})
+
+
+@pytest.mark.parametrize("where", ["nowhere/x.journal", "sqlite:////nowhere/x/y.db", "what://x", "sqlite://:bad:/x"])
+def test_a_storage_that_cannot_be_opened_is_named_in_one_line(make_study, tmp_path, monkeypatch, where):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match="Cannot open the storage") as error:
+        make_study(open_storage(where))
+    assert where in str(error.value) and "\n" not in str(error.value)
+
+
+def test_without_optuna_one_line_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "optuna", None)
+    with pytest.raises(UserError, match="pip install optuna"):
+        import_optuna()
+
+
+def test_the_state_of_a_trial_is_that_of_the_run_that_is_least_far():
+    assert Trial(0, {}, [Run(0, FINISHED), Run(1)]).state == "waiting"
+    assert Trial(0, {}, [Run(0, FINISHED), Run(1, FAILED)]).state == FAILED
+    trial = Trial(0, {}, [Run(0, FINISHED, value=0.5), Run(1)])
+    assert (trial.mean, trial.deviation) == (0.5, None)
