@@ -16,6 +16,7 @@ import torch
 
 from callbacks.callback import Callback
 from callbacks.csv_logger import CSVLogger
+from tests import fork_server
 from tools.synthetic.make_carvana_like import make_carvana_like
 from trainer import TrainerBase
 from trainer_seg_on_carvana import TrainerSeg
@@ -35,6 +36,20 @@ SMALL_SEG = [
 signal.signal(signal.SIGINT, signal.default_int_handler)
 if hasattr(signal, "SIGHUP"):
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
+
+DIRECTORIES = {  # the marker of the tests in a directory of tests/; see `make test`
+    "docs": "docs", "examples": "docs", "tools": "tools", "benchmarks": "tools", "extras": "extras", "torture": "slow",
+}  # fmt: skip
+CORE = {"test_plain_loop.py"}  # files in these directories that are in the core set all the same
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark each test by the directory that it is in."""
+    for item in items:
+        room = item.path.relative_to(ROOT / "tests").parts[0]
+        if room in DIRECTORIES and item.path.name not in CORE:
+            item.add_marker(DIRECTORIES[room])
+
 
 torch.set_num_threads(1)  # the networks are too small for more, and several tests may run side by side
 
@@ -132,15 +147,28 @@ def seg_run(tmp_path_factory, small) -> Path:
 
 @pytest.fixture(scope="session")
 def command() -> Callable[..., subprocess.CompletedProcess]:
-    """A function that runs Python in the root as a user does: `command("trainer_vanilla.py", "--debug")`."""
+    """A function that runs a program in the root as a user does: `command("trainer_vanilla.py", "--debug")`.
+
+    The process is forked off one that has imported torch, which saves seconds. See `fresh_python`.
+    """
 
     def command(*arguments, cwd=ROOT, timeout=180, **environment) -> subprocess.CompletedProcess:
+        return fork_server.run(arguments, cwd, os.environ | {"OMP_NUM_THREADS": "1"} | environment, timeout)
+
+    return command
+
+
+@pytest.fixture(scope="session")
+def fresh_python() -> Callable[..., subprocess.CompletedProcess]:
+    """A function that does as `command` in a new interpreter, where the start or the imports are what is tested."""
+
+    def fresh_python(*arguments, cwd=ROOT, timeout=180, **environment) -> subprocess.CompletedProcess:
         return subprocess.run(
             [sys.executable, *map(str, arguments)], cwd=cwd, env=os.environ | {"OMP_NUM_THREADS": "1"} | environment,
             capture_output=True, text=True, timeout=timeout, check=False,
         )  # fmt: skip
 
-    return command
+    return fresh_python
 
 
 @pytest.fixture(scope="session")

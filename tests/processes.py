@@ -1,7 +1,7 @@
 """Let a function of a test run in several processes that train together.
 
-To start Python with torch takes seconds. So the processes are forked off one that has imported everything once, and has
-done nothing else (`forkserver` of multiprocessing): a group of three starts in half a second.
+The processes are forked off one that has imported everything once (see fork_server.py): a group of three starts in
+half a second.
 """
 
 import contextlib
@@ -15,7 +15,8 @@ from collections.abc import Callable
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
-PRELOADED = ("torch.distributed.fsdp", "trainer_vanilla", "trainer_seg_on_carvana", "torchmetrics", "tests.small_tasks")
+from tests import fork_server
+
 TIMEOUT = 120  # seconds that a function may take; then it hangs
 
 
@@ -40,8 +41,7 @@ def in_processes(size: int, function: Callable[..., Any], *arguments: Any, timeo
     Raises:
         FailedInProcess: when one raised, ended or hangs. All are ended then.
     """
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(list(PRELOADED))
+    context = fork_server.context()
     port, ends, processes = free_port(), [], []
     for rank in range(size):
         here, there = context.Pipe(duplex=False)

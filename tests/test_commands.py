@@ -150,21 +150,21 @@ def imported(done) -> set[str]:
 
 @pytest.mark.parametrize("flags", [["--help"], ["--n_epochs", "3"], ["--lr", "0"]])
 @pytest.mark.parametrize("program", PROGRAMS)
-def test_help_and_wrong_flags_import_nothing_heavy(command, program, flags):
-    done = command("-c", UNTIL_THE_END, program, *flags)
+def test_help_and_wrong_flags_import_nothing_heavy(fresh_python, program, flags):
+    done = fresh_python("-c", UNTIL_THE_END, program, *flags)
     assert done.returncode == (0 if flags == ["--help"] else 2)
     assert imported(done) & HEAVY == set()
 
 
 @pytest.mark.parametrize("task", [TrainerVanilla, TrainerSeg])
-def test_nothing_heavy_is_imported_before_the_first_update(command, small, tmp_path, task):
-    done = command("-c", UNTIL_THE_FIRST_UPDATE, f"{task.__module__}.py", *small(task), "--output_dir", tmp_path)
+def test_nothing_heavy_is_imported_before_the_first_update(fresh_python, small, tmp_path, task):
+    done = fresh_python("-c", UNTIL_THE_FIRST_UPDATE, f"{task.__module__}.py", *small(task), "--output_dir", tmp_path)
     assert imported(done) & HEAVY == set()
 
 
-def test_a_run_and_its_resume_never_import_the_compiler(command, tmp_path):
+def test_a_run_and_its_resume_never_import_the_compiler(fresh_python, tmp_path):
     flags = ("--debug", "--output_dir", tmp_path)
-    done = command("-c", UNTIL_THE_END, "trainer_vanilla.py", *flags)
+    done = fresh_python("-c", UNTIL_THE_END, "trainer_vanilla.py", *flags)
     assert {"torch._dynamo", "tensorboard"} & imported(done) == {"tensorboard"}  # which writes the curves by then
-    done = command("-c", UNTIL_THE_END, "trainer_vanilla.py", "--resume", only_directory(tmp_path))
+    done = fresh_python("-c", UNTIL_THE_END, "trainer_vanilla.py", "--resume", only_directory(tmp_path))
     assert done.returncode == 0 and "torch._dynamo" not in imported(done)

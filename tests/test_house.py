@@ -2,10 +2,7 @@
 
 import ast
 import io
-import os
 import re
-import shutil
-import subprocess
 import sys
 import tokenize
 from collections.abc import Iterator
@@ -302,82 +299,3 @@ def test_an_option_that_nobody_reads_would_be_seen():
 def test_every_kind_of_data_has_a_task():
     tasks = {task for tasks in DATA_TYPES.values() for task in tasks}
     assert tasks == {EvaluatorVanilla.task, EvaluatorSeg.task, EvaluatorGAN.task}
-
-
-# ---- the commands of README.md ---------------------------------------------------------------------------------------
-NOT_RUN = "<!-- not run:"
-# Later flags win: the commands are run as they stand there, with less to do.
-LESS_TO_DO = {
-    "tools.synthetic.make_carvana_like": "--cars 12 --views 4 --size 96x64",
-    "extras.shards.make_shards": "--samples_per_shard 6 --train_val_sample_rate 1 --test_sample_rate 4",
-    "trainer_seg_on_carvana.py": "--debug --width 4 --patch_size 32 --train_val_sample_rate 1 --test_sample_rate 4",
-    "trainer_vanilla.py": "--debug",
-    "trainer_gan.py": "--debug",
-    "examples.sam": "--debug",
-    "examples.lbfgs": "--debug",
-    "examples.plain_loop": "--n_epoch 1",
-    "examples.demo": "--n_epoch 1",
-    "examples.own_task": "--debug", "examples.new_task": "--debug",
-}
-
-
-def commands_of(text: str) -> list[str]:
-    """The Python commands of the ```bash blocks, without those of a block after <!-- not run: reason -->."""
-    found = []
-    for before, block in re.findall(r"([^\n]*)\n+```bash\n(.*?)```", text, flags=re.DOTALL):
-        if not before.startswith(NOT_RUN):
-            lines = block.replace("\\\n", " ").splitlines()
-            found += [line.split("#")[0].strip() for line in lines if line.startswith("python")]
-    return found
-
-
-def fill_in(command: str, directory: Path) -> str:
-    """Put real names in the place of TIMESTAMP and CONFIG_A.json, and add what makes a command shorter."""
-    for parent in re.findall(r"(\S*)/TIMESTAMP", command):
-        newest = max((directory / parent).iterdir(), key=lambda path: path.stat().st_mtime_ns)
-        command = command.replace("TIMESTAMP", newest.name)
-    configs = sorted(directory.glob("Results/**/config_*.json"))
-    for place, name in enumerate(("CONFIG_A.json", "CONFIG_B.json")):
-        command = command.replace(name, str(configs[place % len(configs)])) if configs else command
-    less = next((flags for name, flags in LESS_TO_DO.items() if name in command and "--resume" not in command), "")
-    return command if "--help" in command or "--config" in command else f"{command} {less}"
-
-
-def test_commands_are_found_and_skipped():
-    text = (
-        "```bash\npython a.py --x \\\n  1   # comment\nmake demo\n```\n<!-- not run: slow -->\n```bash\npython b.py\n"
-        "```\nText\n\n```bash\npython -m c\n```\n```python\npython = 1\n```\n"
-    )
-    assert [" ".join(command.split()) for command in commands_of("\n" + text)] == ["python a.py --x 1", "python -m c"]
-
-
-PAGES = [("README.md", 5), ("docs/shards.md", 4), ("docs/distributed.md", 4), ("docs/finetuning.md", 9),
-         ("docs/own_step.md", 2), ("docs/own_task.md", 2), ("docs/options.md", 6), ("docs/lightning.md", 6),
-         ("docs/data.md", 3)]
-
-
-@pytest.mark.parametrize(("page", "least"), PAGES)
-def test_the_commands_of_the_readme_run(tmp_path, page, least):
-    if page == "docs/lightning.md":
-        pytest.importorskip("lightning", reason="its commands need Lightning: pip install lightning")
-    commands = commands_of((ROOT / page).read_text(encoding="utf-8"))
-    assert len(commands) >= least
-    copy = tmp_path / "copy"
-    skipped = shutil.ignore_patterns(".*", "Results", "Dataset", "test_viz", "__pycache__", "tests")
-    shutil.copytree(ROOT, copy, ignore=skipped)
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
-    for command in commands:
-        if not command.startswith("python -m venv"):  # the environment is the one that the tests run in
-            done = subprocess.run(
-                ["bash", "-c", fill_in(command, copy)], cwd=copy, env=environment,
-                capture_output=True, text=True, timeout=180, check=False,
-            )  # fmt: skip
-            differs = 1 if "utils.configcmp" in command else 0  # like diff, it ends with 1 when it finds something
-            assert done.returncode in (0, differs) and "Traceback" not in done.stderr, f"{command}\n{done.stderr}"
-
-
-def test_no_placeholder_is_left_in_the_documentation():
-    pages = [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")]
-    assert len(pages) >= 5
-    for page in pages:
-        assert "@@" not in page.read_text(encoding="utf-8"), page

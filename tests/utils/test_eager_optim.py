@@ -76,9 +76,9 @@ def test_one_of_any_other_class_steps_as_torchs_own(name):
     assert torch.equal(*weights)
 
 
-def test_no_part_of_an_optimizers_life_imports_the_compiler(command):
+def test_no_part_of_an_optimizers_life_imports_the_compiler(fresh_python):
     """That torch's own still do is the reason for this file: if that changes, it can go."""
-    done = command("-c", LIFE, *NAMES)
+    done = fresh_python("-c", LIFE, *NAMES)
     assert (done.returncode, done.stdout.strip()) == (0, "[] True"), done.stderr
 
 

@@ -350,10 +350,10 @@ def test_signal_comes_before_the_time_and_no_limit_never_ends():
             stop_signal.raise_if_set()
 
 
-def test_time_counts_from_the_start_of_the_process(root, command):
+def test_time_counts_from_the_start_of_the_process(fresh_python):
     assert abs(seconds_since_start() - process_age()) < 0.1  # by two clocks, read one after the other
     text = "import time; time.sleep(0.7); from engine.runs import signals as s; print(s.seconds_since_start())"
-    assert 0.7 <= float(command("-c", text).stdout) < 20
+    assert 0.7 <= float(fresh_python("-c", text).stdout) < 20
 
 
 @pytest.mark.parametrize("content", [b"", b"1 (python) S 1", b"1 (a) b) " + b"x " * 40, None])

@@ -13,7 +13,7 @@ import pytest
 
 from engine.checkpoints.file import load_checkpoint
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parent.parent.parent
 BIN = Path(sys.executable).parent
 RUN = (
     *("trainer_vanilla.py", "--train_val_sample_rate", "300", "--seed", "0", "--gpu_devices", "cpu", "--patience", "0"),

@@ -1,24 +1,24 @@
 """Read a page of tables with the commands of their rows below, and run these as a user does, without a start of Python.
 
-To start Python with torch takes seconds. So a program is run in a process that is forked off one which has imported
-everything once (`forkserver` of multiprocessing). What starts processes of its own is started by a shell.
+A command of Python runs in a process that is forked off one which has imported everything (see fork_server.py).
+Others are run by a shell.
 """
 
-import multiprocessing
 import os
 import re
-import runpy
 import shlex
 import subprocess
 import sys
-import traceback
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-PRELOADED = ("trainer_vanilla", "trainer_gan", "trainer_seg_on_carvana", "torch.utils.tensorboard", "torchvision")
+from tests import fork_server
+
+ROOT = Path(__file__).resolve().parent.parent.parent
 TIMEOUT = 120  # seconds that a command may take
-STARTS_PROCESSES = {"--nproc", "sweep.py"}
+SHELL = set("|<>;&$*")  # a command with one of these letters, outside quotes, needs a shell
+QUOTED = re.compile(r"'[^']*'|\"[^\"]*\"")
 ROW = re.compile(r"\| *([A-Z]\d+) *\|(.*)\|")
 LABEL = re.compile(r"# ([A-Z]\d+)(?:, ends with status (\d+))?")
 LINK = re.compile(r"\[[^\]]+\]\(([^)\s]+)\)")
@@ -135,6 +135,15 @@ def anchors(text: str) -> Iterator[str]:
 
 
 # ---- running ---------------------------------------------------------------------------------------------------------
+def make_workplace(place: Path) -> Path:
+    """Make a directory with links to what the project has, without what runs have left there."""
+    place.mkdir()
+    for path in ROOT.iterdir():
+        if path.name[0] != "." and path.name not in ("Results", "Dataset", "test_viz", "tests"):
+            (place / path.name).symlink_to(path)
+    return place
+
+
 def run_line(command: str, directory: Path, more: str = "") -> Done:
     """Run a command in a directory and return how it ended; TIMESTAMP stands for the newest directory at its place.
 
@@ -148,55 +157,13 @@ def run_line(command: str, directory: Path, more: str = "") -> Done:
         newest = max((directory / parent).iterdir(), key=lambda path: path.stat().st_mtime_ns)
         command = command.replace(f"{parent}/TIMESTAMP", f"{parent}/{newest.name}").replace("TIMESTAMP", newest.name)
     words = shlex.split(command)
-    if words[0] == "python" and not STARTS_PROCESSES & set(words):
-        return run_forked(words[1:], directory)
     bin_dir = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PATH": bin_dir, "GLOO_SOCKET_IFNAME": "lo"}
-    done = subprocess.run(
-        ["bash", "-c", command], cwd=directory, env=environment, capture_output=True, text=True, timeout=TIMEOUT,
-        check=False,
-    )  # fmt: skip
+    if words[0] == "python" and not SHELL & set(QUOTED.sub("", command)):
+        done = fork_server.run(words[1:], directory, environment, TIMEOUT)
+    else:
+        done = subprocess.run(
+            ["bash", "-c", command], cwd=directory, env=environment, capture_output=True, text=True, timeout=TIMEOUT,
+            check=False,
+        )  # fmt: skip
     return Done(done.returncode, done.stdout, done.stderr)
-
-
-def run_forked(words: list[str], directory: Path) -> Done:
-    """Run what stands after `python`: a program, or -m and a module, and their flags."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(list(PRELOADED))
-    outputs = [directory / f".{name}" for name in ("stdout", "stderr")]
-    method = multiprocessing.get_start_method()
-    process = context.Process(target=become, args=(words, str(directory), [str(path) for path in outputs], method))
-    process.start()
-    process.join(TIMEOUT)
-    status = process.exitcode
-    process.kill()
-    process.join()
-    return Done(status, *(path.read_text(encoding="utf-8") for path in outputs))
-
-
-def become(words: list[str], directory: str, outputs: list[str], method: str) -> None:
-    """In a process of its own: go on as the program, to its end; `method` starts loading processes."""
-    import torch
-
-    multiprocessing.set_start_method(method, force=True)  # not as this process was started
-    os.chdir(directory)
-    for place, path in enumerate(outputs, start=1):
-        os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), place)
-    torch.set_num_threads(1)
-    is_module = words[0] == "-m"
-    sys.argv = words[1:] if is_module else words
-    sys.path.insert(0, directory)
-    status = 0
-    try:
-        if is_module:
-            runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
-        else:
-            runpy.run_path(sys.argv[0], run_name="__main__")
-    except SystemExit as end:
-        status = end.code if isinstance(end.code, int) else int(end.code is not None)
-    except BaseException:
-        traceback.print_exc()
-        status = 1
-    for stream in (sys.stdout, sys.stderr):
-        stream.flush()
-    os._exit(status)

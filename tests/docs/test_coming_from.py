@@ -1,7 +1,6 @@
 """docs/coming_from.md: each of its lines is run, and does what its row claims where that can be seen."""
 
 import csv
-import doctest
 import gzip
 import json
 import re
@@ -11,10 +10,9 @@ from pathlib import Path
 import pytest
 
 from engine.checkpoints.file import load_checkpoint
-from tests import page_lines
-from tests.page_lines import Done, faults_of, files_of, lines_of, rows_of, run_line
+from tests.docs.page_lines import Done, faults_of, files_of, lines_of, make_workplace, rows_of, run_line
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parent.parent.parent
 PAGE = ROOT / "docs" / "coming_from.md"
 TEXT = PAGE.read_text(encoding="utf-8")
 ROWS = {row.name: row for row in rows_of(TEXT)}
@@ -23,44 +21,10 @@ LESS_TO_DO = {  # later flags win
     "trainer_gan.py": "--judge_type Vanilla --judge Results/First/TIMESTAMP/Vanilla_best_ckpt.pth",
 }
 
-# What users of each template look for: words that their table must have.
-WORDS = {
-    "A": "run.py -d; comments; val_epoch; save_checkpoint_epoch; log_iter; debug_split; args; validation_split; each "
-    "GPU; resume_state; n_epoch; n_iter; progress bar; log file; TensorBoard; results directory; backup; "
-    "finetune_norm; ema_start; ema_iter; ema_decay; normal; xavier; xavier_uniform; kaiming; orthogonal; "
-    "negative; cuDNN; DDP; script; several networks; several losses; several metrics; torch.optim; lr_scheduler; "
-    "blank; for validation",
-    "B": "-d cpu; -d 0,1; -c CONFIG; key.sub=value; MASTER_ADDR; MASTER_PORT; -nn; -n RANK; static; dynamic; "
-    "config.additional; sweep.sweep_params; @data_module_register; @model_register; @criterion_register; "
-    "@trainer_register; 'inputs'; 'targets'; return dicts; (loss, metrics); reduced; TensorBoard; W&B; tags; one "
-    "id; watch; special.no_logger=True; best and last; critical; checkpoint_keep_interval; pretrained; CFG_PATH; "
-    "tester.use_best; bf16; fp16; EMA; accumulation; limits; by name and by dimension; frozen; scaled; warm-up; "
-    "phased; several optimizers; NaN; one iteration, one epoch, one validation; fixed length; copies; summary; "
-    "curves; timers; collectors; ordered printing; clones; LeNet on MNIST; two GPUs",
-    "C": "train_pl.py; train.py; --gpu; --name; @models.register; losses; data sets; callbacks; wrappers; make(spec); "
-    "load_sd; data_module; train_wrapper; model_spec; loss_spec; optim_spec; trainer_params; max_epochs; strategy; dp; "
-    "ddp; log_every_n_steps; every_n_epochs; monitor; mode; seed; source; ckpt/; config.yaml; log.txt; "
-    "TensorBoard; ETA; file logger; custom callbacks; GAN; MLP; ResNet-18; MNIST",
-    "D": "dataset; batch_size; shuffle; snapshot_prefix; num_iters; num_epochs; iter_size; display_iter; "
-    "snapshot_interval; load_snapshot_path; restore_dataloader; display_gpu; schedule_on_iter; its own loss; "
-    "SyncBatchNorm; environment; counters; replays; train_model; find_lr; min_lr; max_lr; iter_per_run; num_runs; "
-    "results.npz; make_param_groups; MultiImgsDataset; fast_img_loader; loss is low; closure; clipping; reset; GANs; "
-    "loader or sampler",
-    "E": "85.0 %; 39 epochs; 8 %; 7.5 minutes; GTX 1080 Ti; 0.993; 256; 52 epochs; 20 minutes; RTX 2080 Ti; "
-    "TrainerBase; EvaluatorBase; directories; command lines; saved configuration; an evaluator",
-}  # fmt: skip
-
-
 # ---- the page --------------------------------------------------------------------------------------------------------
 def test_the_page_has_no_fault():
     assert faults_of(TEXT, PAGE.parent) == []
     assert len(ROWS) > 110 and sum(len(row.lines) for row in ROWS.values()) > 120
-
-
-@pytest.mark.parametrize("letter", WORDS)
-def test_every_word_that_users_look_for_is_in_their_table(letter):
-    there = " ".join(row.there for name, row in ROWS.items() if name[0] == letter).lower()
-    assert [word for word in WORDS[letter].split("; ") if word.lower() not in there] == []
 
 
 def test_every_option_that_the_page_names_is_there():
@@ -74,57 +38,11 @@ def test_every_option_that_the_page_names_is_there():
     assert set(re.findall(r"`--(\w+)", text)) - known - {"grid", "seeds", "pl_args"} == set()
 
 
-GOOD = """
-| A1 | `x` | [here](a.md#b-c) |
-| A2 | `y` | as [there](#d) |
-| A3 | `z` | by a line |
-
-```bash
-# A1
-python a.py --x 1
-# A3
-python a.py
-```
-
-## D
-"""
-
-
-@pytest.mark.parametrize(
-    ("before", "after", "fault"),
-    [
-        ("# A3\npython a.py\n", "", "A3 has neither"),
-        ("as [there](#d)", "as there", "A2 has neither"),
-        ("# A3\n", "# A4\n", "A4 has lines and no row"),
-        ("# A3\n", "# A3 ends with status 2\n", "A3 ends with status 2 has lines and no row"),
-        ("a.md#b-c", "a.md#b-d", "leads nowhere"),
-        ("a.md", "b.md", "leads nowhere"),
-        ("| A2", "| B2", "B2 does not follow A1"),
-        ("| `y`", "| ", "A2 has an empty cell"),
-        ("## D", "## D\n```python\n# b.py\nx = 1\n```", "no line uses b.py"),
-        ("## D", "## D\n```python\nx = 1\n```", "does not begin with the name"),
-    ],
-)
-def test_a_fault_of_the_page_would_be_seen(tmp_path, before, after, fault):
-    (tmp_path / "a.md").write_text("# A\n\n## B, C\n")
-    assert faults_of(GOOD, tmp_path) == []
-    found = faults_of(GOOD.replace(before, after), tmp_path)
-    assert fault in " ".join(found)
-
-
-def test_examples_in_the_docstrings():
-    assert doctest.testmod(page_lines).failed == 0
-
-
 # ---- its lines -------------------------------------------------------------------------------------------------------
 @pytest.fixture(scope="module")
 def workplace(tmp_path_factory) -> Path:
     """A directory with links to what the project has, the files of the page, MNIST's files, and the first run."""
-    place = tmp_path_factory.mktemp("page") / "project"
-    place.mkdir()
-    for path in ROOT.iterdir():
-        if path.name[0] != "." and path.name not in ("Results", "Dataset", "test_viz", "tests"):
-            (place / path.name).symlink_to(path)
+    place = make_workplace(tmp_path_factory.mktemp("page") / "project")
     for name, content in files_of(TEXT).items():
         (place / name).write_text(content, encoding="utf-8")
     raw = place / "Dataset" / "MNIST" / "raw"
@@ -168,16 +86,6 @@ def test_the_lines_of_a_row_do_what_it_claims(ended, name):
         all_done.append(done)
     if name in CLAIMS:
         assert CLAIMS[name](*all_done), f"{ROWS[name].there}\n{all_done[-1].stdout}"
-
-
-def test_a_line_with_a_wrong_option_would_be_seen(workplace):
-    """Both ways of running one."""
-    for flags in ("-d --ema_decay 0.9", "-d --ema_decay 0.9 --nproc 2"):
-        done = run_line(f"python trainer_vanilla.py {flags}", workplace)
-        assert done.status not in (0, None) and "--ema_decay" in done.stderr
-    (workplace / "faulty.py").write_text("raise ZeroDivisionError")
-    done = run_line("python faulty.py", workplace)
-    assert done.status == 1 and "Traceback" in done.stderr
 
 
 # ---- what rows claim -------------------------------------------------------------------------------------------------
