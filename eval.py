@@ -1,7 +1,7 @@
-"""The evaluation loop, for validation and for test.
+"""The evaluation, for validation and for test.
 
-A task says what a prediction is worth (`build_meters`, `eval_step`). The trainer runs it for validation, and as a
-program it evaluates a checkpoint, so that a metric is defined once.
+A task says how a prediction is scored (`build_meters`, `eval_step`). The trainer calls `evaluate` for validation. As a
+program, `run_test` evaluates a checkpoint. So each metric is defined once.
 """
 
 import contextlib
@@ -34,14 +34,28 @@ from utils.timestamp import make_timestamped_dir
 
 
 class EvaluatorBase:
-    """Measures networks on a part of the data."""
+    """Measures networks on a part of the data.
+
+    Args:
+        opt: the options.
+        networks: by name, on the device.
+        criterion: the loss module.
+        device: where the networks are.
+        precision: casts the forward pass.
+        distributed: the processes that share the batches; None for this one alone.
+    """
 
     task: str | None = None  # "classification" or "segmentation": narrows --data_type, --model_type, --loss_type
 
     def __init__(
-        self, opt: Namespace, networks: Mapping[str, nn.Module], criterion: nn.Module, device: torch.device,
-        precision: Precision, distributed: Distributed | None = None,
-    ):  # fmt: skip
+        self,
+        opt: Namespace,
+        networks: Mapping[str, nn.Module],
+        criterion: nn.Module,
+        device: torch.device,
+        precision: Precision,
+        distributed: Distributed | None = None,
+    ):
         self.opt = opt
         self.networks = networks
         self.criterion = criterion
@@ -50,8 +64,8 @@ class EvaluatorBase:
         self.distributed = distributed or Distributed()
         self.logger = logging.getLogger(__name__)
         self.output_dir: Path | None = None  # of the evaluation as a program
-        self.num_samples = 0
-        self.weights = contextlib.nullcontext  # a block in which the networks have those that are measured
+        self.num_samples = 0  # of the last evaluation
+        self.weights = contextlib.nullcontext  # makes a block in which the networks have other weights: the averages
         self.meters = {name: meter.to(device) for name, meter in self.build_meters().items()}
 
     @property
@@ -71,48 +85,51 @@ class EvaluatorBase:
 
     @classmethod
     def build_datasets(cls, opt: Namespace) -> dict[str, Any]:
-        """Return the data sets "train", "val" and "test", see data/data_entry.py, for training and evaluation alike."""
+        """Return the data sets "train", "val" and "test" (see data/data_entry.py), for training and evaluation."""
         return build_datasets(opt)
 
     @classmethod
     def build_networks(cls, opt: Namespace) -> dict[str, nn.Module]:
-        """Return the networks by name, for training and evaluation alike."""
+        """Return the networks by name, for training and evaluation."""
         return build_networks(opt)
 
     @classmethod
     def build_criterion(cls, opt: Namespace) -> nn.Module:
-        """Return the loss module, for training and evaluation alike."""
+        """Return the loss module, for training and evaluation."""
         return build_criterion(opt)
 
     def build_meters(self) -> dict[str, Any]:
-        """Return meters by name, with `update`, `compute`, `reset` and `to`: a torchmetrics metric will do."""
+        """Return meters by name, with `update`, `compute`, `reset` and `to`; metrics of torchmetrics have these."""
         raise NotImplementedError(f"{type(self).__name__} must define build_meters()")
 
     def eval_step(self, batch: Any) -> None:
-        """Predict one batch, which is on the device, and update the meters. No gradients here."""
+        """Predict one batch, which is on the device, and update the meters. Gradients are off."""
         raise NotImplementedError(f"{type(self).__name__} must define eval_step(batch)")
 
     def draw(self, batch: Any) -> torch.Tensor | None:
-        """Return a picture of predictions on a batch, (3, H, W) uint8, or None when there is nothing to see."""
+        """Return a picture of predictions on a batch, (3, H, W) uint8; None if there is nothing to draw."""
         return None
 
     def report(self, loader: Iterable) -> None:
-        """Print, and save in `self.output_dir`, what the numbers do not show; called after the test."""
+        """Log, and save in `self.output_dir`, results that are more than numbers; called after the test."""
 
     @classmethod
     def eval_batch_size(cls, opt: Namespace) -> int:
-        """Samples that are predicted at once; it does not change a result."""
+        """Return the number of samples that are predicted at once; it changes no result."""
         return opt.eval_batch_size or 64
 
     # ---- the loop ------------------------------------------------------------------------------------------------
-    def evaluate(self, loader: Iterable, before_batch: Callable[[], None] = lambda: None) -> dict[str, float]:
-        """Run every batch through `eval_step` and return the meters' scalars by name; UserError if there is no sample.
+    def evaluate(self, loader: Iterable, before_batch: Callable[[], Any] = lambda: None) -> dict[str, float]:
+        """Run every batch through `eval_step`, and return the scalars of the meters by name.
 
-        Leaves no trace on the training around it: the networks' modes and all random states are put back.
+        It leaves no trace on a training around it: modes of the networks and random states are restored.
 
         Args:
-            loader: the batches.
-            before_batch: called before each; may raise, to stop.
+            loader: the batches of this process.
+            before_batch: called before each batch; may raise, to stop.
+
+        Raises:
+            UserError: there is no sample.
         """
         for meter in self.meters.values():
             meter.reset()
@@ -127,7 +144,7 @@ class EvaluatorBase:
 
     @contextlib.contextmanager
     def inference(self) -> Iterator[None]:
-        """Networks in eval mode, no gradients, and afterwards all modes and random states as they were."""
+        """Put the networks in eval mode without gradients; restore all modes and random states afterwards."""
         modes = [(module, module.training) for network in self.networks.values() for module in network.modules()]
         for network in self.networks.values():
             network.eval()
@@ -135,66 +152,93 @@ class EvaluatorBase:
             with torch.no_grad(), preserved_random_state(), self.weights():
                 yield
         finally:
-            for module, mode in modes:  # one by one: a frozen layer stays in eval mode
+            for module, mode in modes:  # one by one: a frozen layer was in eval mode before
                 module.training = mode
 
     @contextlib.contextmanager
     def meters_aside(self) -> Iterator[None]:
-        """What the block does to the meters is forgotten."""
-        kept, self.meters = self.meters, copy.deepcopy(self.meters)
+        """Undo what the block does to the meters: its batch is padding, which other processes wait for."""
+        kept = self.meters
+        self.meters = copy.deepcopy(self.meters)
         yield
         self.meters = kept
 
     def picture(self, loader: Iterable) -> torch.Tensor | None:
-        """What `draw` makes of the loader's first batch; None without one, or if the network is cut up (one draws)."""
+        """Draw the first batch of a loader; None without one, or if the network is sharded (one process draws)."""
         with self.inference(), self.precision.autocast():
             batch = None if self.distributed.is_sharded else next(iter(loader), None)
             return None if batch is None else self.draw(move_to(batch, self.device))
 
     def results(self) -> dict[str, float]:
-        """The scalars of all meters by name; a meter that computes a dict gives one per entry, a matrix none."""
+        """Return the scalars of all meters by name; a meter that computes a dict gives one per entry, a matrix none."""
         return scalars(self.meters)
 
     def intervals(self) -> dict[str, tuple[float, float]]:
-        """The 95 % intervals of the meters that can tell one."""
+        """Return the 95 % intervals of the meters that have one."""
         return {name: meter.interval() for name, meter in self.meters.items() if hasattr(meter, "interval")}
 
     # ---- as a program --------------------------------------------------------------------------------------------
     @classmethod
     def main(cls, argv: list[str] | None = None) -> None:
-        """Evaluate a checkpoint from the command line; ends with status 2 on what the user can mend."""
+        """Evaluate a checkpoint from the command line; exit with status 2 on an error that the user can mend."""
         run_main(lambda: cls.run_test(cls.parse_options(argv)))
 
     @classmethod
     def parse_options(cls, argv: list[str] | None = None) -> Namespace:
-        """Options: those of the checkpoint, then --config files, then the command line; later ones win."""
+        """Resolve the options: those of the checkpoint, then --config files, then the command line; later ones win."""
         return parse_test_options(cls, argv)
 
     @classmethod
     def run_test(cls, opt: Namespace) -> "EvaluatorBase":
-        """Load the checkpoint of `opt.model_path`, evaluate the part `opt.split`, log and save the results."""
+        """Evaluate a checkpoint on the part `opt.split` of the data, log and save the results; return the evaluator."""
+        # ---- load
         state = load_checkpoint(opt.model_path, tensors_of=("networks", "averaging"))
         seed_everything(opt.seed or 0, opt.deterministic)
-        devices, device_line = select_devices(opt.gpu_devices)
-        how = (devices[0], opt.channels_last, opt.compile)
-        networks = {name: place_network(network, *how) for name, network in cls.build_networks(opt).items()}
-        criterion = cls.build_criterion(opt).to(devices[0])
-        set_state(networks, weights_of(state, opt.use_average), f"The checkpoint {opt.model_path}")
-        set_state(criterion, state["criterion"], f"The loss of the checkpoint {opt.model_path}")
+        (device, *_), device_note = select_devices(opt.gpu_devices)
+        evaluator = cls.from_state(opt, state, device)
         dataset = cls.build_datasets(opt)[opt.split]
         if not opt.allow_seen:
             refuse_seen(dataset, opt.split, state["groups"])
-        loader = build_loader_of_part(opt, dataset, opt.split, cls.eval_batch_size(opt), devices[0])
-        evaluator = cls(opt, networks, criterion, devices[0], Precision(opt.amp, devices[0]))
+        loader = build_loader_of_part(opt, dataset, opt.split, cls.eval_batch_size(opt), device)
+
+        # ---- evaluate
         evaluator.output_dir, _ = make_timestamped_dir(opt.save_path)
         evaluator.logger = build_logger(opt.proj_name, evaluator.output_dir / "eval_log.txt")
-        evaluator.logger.info("\n".join([device_line, *data_notes({opt.split: dataset}, loader)]))
+        evaluator.logger.info("\n".join([device_note, *data_notes({opt.split: dataset}, loader)]))
         loader.warn = evaluator.logger.warning
         results = evaluator.evaluate(loader)
+
+        # ---- report
         evaluator.report(loader)
-        what = f"{opt.model_path} on the {opt.split} part of {opt.data_type}"
-        record = {"what": what, "n": evaluator.num_samples, "results": results, "intervals": evaluator.intervals()}
-        evaluator.logger.info(f"{save_results(evaluator.output_dir, **record)}\nSaved in {evaluator.output_dir}")
+        title = f"{opt.model_path} on the {opt.split} part of {opt.data_type}"
+        table = save_results(
+            evaluator.output_dir,
+            what=title,
+            n=evaluator.num_samples,
+            results=results,
+            intervals=evaluator.intervals(),
+        )
+        evaluator.logger.info(f"{table}\nSaved in {evaluator.output_dir}")
         if opt.split == "val":
             evaluator.logger.info(compare_with_stored(results, evaluator.num_samples, state, vars(opt)))
         return evaluator
+
+    @classmethod
+    def from_state(cls, opt: Namespace, state: Mapping[str, Any], device: torch.device) -> "EvaluatorBase":
+        """Build an evaluator with the networks and the loss of a checkpoint.
+
+        Args:
+            opt: the options.
+            state: the content of the checkpoint `opt.model_path`.
+            device: where to put the networks.
+
+        Raises:
+            UserError: the weights are those of other networks.
+        """
+        networks = {}
+        for name, network in cls.build_networks(opt).items():
+            networks[name] = place_network(network, device, opt.channels_last, opt.compile)
+        criterion = cls.build_criterion(opt).to(device)
+        set_state(networks, weights_of(state, opt.use_average), f"The checkpoint {opt.model_path}")
+        set_state(criterion, state["criterion"], f"The loss of the checkpoint {opt.model_path}")
+        return cls(opt, networks, criterion, device, Precision(opt.amp, device))

@@ -63,7 +63,7 @@ class EvaluatorSeg(EvaluatorBase):
     def eval_step(self, batch: Any) -> None:
         images, masks = batch  # (N, C, H, W), (N, H, W)
         logits = self.predict(images)  # (N, n_classes, H, W)
-        update_losses(self.meters, self.criterion, self.criterion(logits, masks), n=len(masks))
+        update_losses(self.meters, self.criterion(logits, masks), n=len(masks))
         for name in dict.fromkeys(self.opt.metrics):
             self.meters[name].update(logits, masks)
 

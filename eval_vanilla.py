@@ -48,7 +48,7 @@ class EvaluatorVanilla(EvaluatorBase):
     def eval_step(self, batch: Any) -> None:
         images, labels = batch  # (N, 1, 28, 28), (N,)
         logits = self.model(images)  # (N, 10)
-        update_losses(self.meters, self.criterion, self.criterion(logits, labels), n=len(labels))
+        update_losses(self.meters, self.criterion(logits, labels), n=len(labels))
         for name in dict.fromkeys((*self.opt.metrics, "confusion")):  # none twice
             self.meters[name].update(logits, labels)
 

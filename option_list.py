@@ -9,6 +9,7 @@ from collections.abc import Callable
 from callbacks.callback_entry import LOGGERS
 from data.data_entry import DEBUG_BATCHES, data_types
 from engine.devices.wrap import MODES
+from engine.nan_guard import POLICIES
 from engine.options.mappings import mapping, setting
 from engine.options.parser import (
     BoolAction,
@@ -25,7 +26,6 @@ from engine.options.parser import (
     plain_text,
 )
 from engine.options.plugins import choices, module_name, one_of_or_own
-from engine.update_guard import POLICIES
 from extras.library_models import library_model
 from loss.loss_entry import loss_term, loss_types
 from model.model_entry import model_types

@@ -1,114 +1,135 @@
 """The training loop.
 
-A task derives from `TrainerBase` and says what a step learns: `compute_loss` is all that most tasks override. Read
-`train`, `train_epoch`, `train_update` and `train_step` in this order: that is the whole loop.
+A task derives from `TrainerBase` and says how a batch becomes a loss: `compute_loss` is all that most tasks override.
+Read `train`, `train_epoch`, `train_update`, `train_step` and `finish_epoch` in this order: that is the whole loop.
+
+One update is one step of the optimizer. Its samples may go through the network in several micro-batches, and may be
+shared among several processes. With one process every call on `self.distributed` returns at once.
 """
 
-import time
 from argparse import Namespace
 from collections.abc import Iterator, Mapping
+from contextlib import nullcontext
 from functools import partial
 from itertools import islice
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 import parts
 from base_options import parse_train_options
 from callbacks.callback import Callback, CallbackList
 from callbacks.callback_entry import build_asked_for, build_default_callbacks
-from data.data_entry import build_loaders, samples_at_once, seen_groups
+from data.data_entry import build_loaders, data_notes, describe, seen_groups
 from data.sampler import Update, UpdateLoader
-from engine.checkpoints.file import load_checkpoint
 from engine.checkpoints.pretrained import load_pretrained
 from engine.command import launch
 from engine.devices.device import place_criterion
-from engine.epoch_log import EpochLog, read_scalars
+from engine.devices.setup import agree_on_options, join_processes, place_networks, wrap_networks
+from engine.devices.wrap import buffers_kept
+from engine.epoch_log import EpochLog
+from engine.nan_guard import build_guard
 from engine.optimizers import checked_optimizers, checked_schedulers
-from engine.options.parser import OptionParser
-from engine.out_of_memory import fit_micro_batches
+from engine.options.parser import OptionParser, saved_options
 from engine.progress import Progress
-from engine.refusal import guarded_step, settle
 from engine.run_state import collect_state, restore_state
 from engine.runs.run_dir import RunDir
 from engine.runs.scores import check_monitor
-from engine.runs.signals import STOP_ASKED, StopSignal
+from engine.session import Session
 from eval import EvaluatorBase
-from loss.weighted_sum import add_up, last_terms
-from utils.averaging import make_averaging
-from utils.batch import count_samples, move_to
-from utils.duration import seconds_of
+from loss.terms import add_up, as_terms
+from utils.averaging import Averaging, check_can_measure
+from utils.batch import move_to
 from utils.earlystopper import EarlyStopper, direction
+from utils.freezing import Freezing
 from utils.precision import Precision
 from utils.scheduler import learning_rates
-from utils.seed import seed_apart, seed_everything
+from utils.seed import preserved_random_state, seed_apart, seed_everything
+
+MOST_NAMES = 5  # of samples, in a message
 
 
 class TrainerBase:
-    """Trains networks: the loop and everything around it. The task's part is in the methods under "override"."""
+    """Trains networks. A task overrides the methods in the first section, and its options' defaults."""
 
     evaluator_class: type[EvaluatorBase] = EvaluatorBase
     defaults: Mapping[str, Any] = {}  # the task's values for the options
 
     def __init__(self, opt: Namespace):
-        self.opt = opt
-        self.distributed, self.devices, device_line = parts.join_processes(opt)
-        seed_everything(opt.seed, opt.deterministic)
+        # ---- the machine
+        self.distributed, self.devices, device_note = self.join_processes(opt)
         self.device = self.devices[0]
+        self.opt = opt = agree_on_options(opt, self.distributed)
+        seed_everything(opt.seed, opt.deterministic)
         self.precision = Precision(opt.amp, self.device)
 
-        # what learns
-        with self.distributed.main_first():
+        # ---- the data
+        with self.distributed.main_first():  # else two processes would download, or fill a cache, at once
             self.datasets = self.build_datasets()
-        start = opt.model_path if opt.pretrained and not opt.resume else None
-        self.seen_groups = seen_groups(self.datasets, start)
-        self.networks, self.freezing = parts.place_networks(opt, self.build_networks(), self.device, self.distributed)
-        loaded = [load_pretrained(net, start, name) for name, net in self.networks.items()] if start else []
-        self.wrapped = parts.wrap_networks(opt, self.networks, self.devices, self.distributed)
+        self.seen_groups = seen_groups(self.datasets, self.initial_weights)
+
+        # ---- the networks, and how they learn
+        self.networks = place_networks(opt, self.build_networks(), self.device, self.distributed)
+        self.freezing = Freezing(self.networks, opt.freeze, opt.train_only)
+        pretrained_notes = self.load_initial_weights()
+        self.wrapped = self.wrap_networks()
         self.criterion = place_criterion(self.build_criterion(), self.device, opt.compile)
         self.evaluator = self.build_evaluator()
         check_monitor(opt.monitor, self.evaluator.meters)
-        self.averaging = make_averaging(self)  # the evaluator measures the averages
         self.optimizers = checked_optimizers(self.build_optimizers(), self.networks)
-        self.train_loader, self.val_loader = self.build_loaders()  # may take long, so after what may be wrong
-        parts.check_swa_start(opt, self.train_loader.updates_per_epoch)
+        self.micro_batch_size = opt.batch_size if opt.micro_batch_size in (None, "auto") else opt.micro_batch_size
+        self.train_loader, self.val_loader = self.build_loaders()
         self.schedulers = checked_schedulers(self.build_schedulers(), self.optimizers)
-        seed_apart(opt.seed, self.distributed.rank)  # what one process drops out, another need not
+        self.averaging = self.build_averaging()
         self.clipper = parts.make_clipper(opt, self.networks)
+        seed_apart(opt.seed, self.distributed.rank)  # else dropout would drop the same units in all processes
 
-        # where it stands
+        # ---- where the run stands
+        self.run_dir = RunDir(opt.output_dir, opt.proj_name, opt.resume, self.distributed)
+        self.logger = self.run_dir.logger
         self.progress = Progress()
         self.stopper = EarlyStopper(direction(opt.monitor, opt.monitor_mode), opt.patience, opt.min_delta)
         self.epoch_log = EpochLog()
         self.score: dict[str, Any] | None = None  # of the last validation, with the update it belongs to
         self.should_stop = False  # a callback may set it
-        self.may_halve = False  # whether micro-batches may become smaller when memory runs out
-        self.exact = True  # False while the state is between two positions that a run can continue from
-        counters = (self.progress, *self.schedulers.values(), self.epoch_log)
-        modules = (*self.networks.values(), self.criterion)
-        self.guard = parts.make_guard(opt, modules, self.optimizers, counters, self.distributed)
-        self.stop_signal = StopSignal(seconds_of(opt.max_time) if opt.max_time else None)
+        self.guard = self.build_guard()
+        self.session = Session(self)
 
-        # what watches
-        self.run_dir = RunDir(opt.output_dir, opt.proj_name, opt.resume, self.distributed)
-        self.logger = self.run_dir.logger
-        self.distributed.leave_word(run_dir=str(self.run_dir.path), seed=opt.seed)
-        parts.connect(self.train_loader, self)
-        parts.connect(self.val_loader, self)
-        self.checkpointer = parts.make_checkpointer(opt, self.run_dir.path, self.train_loader, self.distributed)
-        watching = [*self.build_callbacks(), *build_asked_for(opt, self.logger)] if self.distributed.is_main else []
-        self.callbacks = CallbackList(watching)
-        parts.introduce(self, device_line, *loaded)
+        # ---- who watches
+        updates_per_epoch = self.train_loader.updates_per_epoch
+        self.checkpointer = parts.make_checkpointer(opt, self.run_dir.path, updates_per_epoch, self.distributed)
+        self.callbacks = CallbackList([])
+        if self.distributed.is_main:
+            self.callbacks = CallbackList([*self.build_callbacks(), *build_asked_for(opt, self.logger)])
+        self.introduce(device_note, *pretrained_notes)
 
     # ---- the task: override --------------------------------------------------------------------------------------
     @classmethod
     def add_options(cls, parser: OptionParser) -> None:
         """Add the task's options of training; those that evaluation needs too are added by the evaluator."""
 
-    def compute_loss(self, batch: Any) -> torch.Tensor:
-        """Return the loss of a batch that is on the device: a scalar, the mean over its samples."""
+    def compute_loss(self, batch: Any) -> Tensor | dict[str, Tensor]:
+        """Return the loss of a batch that is on the device: a scalar, the mean over its samples.
+
+        A task may return a dictionary instead: its "loss" is trained on, and the other scalars are logged beside it,
+        as means over the samples of the epoch.
+        """
         raise NotImplementedError(f"{type(self).__name__} must define compute_loss(batch)")
+
+    def train_step(self, update: Update) -> dict[str, Tensor]:
+        """Make one optimizer update from its micro-batches, and return scalars for the log.
+
+        A task overrides it for two networks, or for two passes: see docs/own_step.md.
+        """
+        self.optimizer.zero_grad(set_to_none=True)
+        values: dict[str, Tensor] = {}
+        for batch, weight in self.weighted(update):  # weight: the micro-batch's share of the samples
+            with self.precision.autocast():
+                loss = self.compute_loss(batch)  # (), or {"loss": (), ...}
+            values = add_up(values, self.backward(loss, weight))
+        values["grad_norm"] = self.optimizer_step()
+        return values
 
     def build_datasets(self) -> dict[str, Any]:
         """Return the data sets "train", "val" and "test"; from the evaluator, which needs the same ones."""
@@ -116,9 +137,9 @@ class TrainerBase:
 
     def build_loaders(self) -> tuple[UpdateLoader, Any]:
         """Return the loader of the training updates and the loader of the validation batches."""
-        self.opt.eval_batch_size = self.opt.eval_batch_size or samples_at_once(self.opt)
-        eval_batch_size, share = self.evaluator_class.eval_batch_size(self.opt), self.distributed.share
-        return build_loaders(self.opt, self.datasets, eval_batch_size, self.device, share)
+        eval_batch_size = self.opt.eval_batch_size or self.micro_batch_size
+        share = self.distributed.share
+        return build_loaders(self.opt, self.datasets, self.micro_batch_size, eval_batch_size, self.device, share)
 
     def build_networks(self) -> dict[str, nn.Module]:
         """Return the networks by name; from the evaluator, which needs the same ones."""
@@ -133,30 +154,20 @@ class TrainerBase:
         return parts.make_optimizers(self.opt, self.networks)
 
     def build_schedulers(self) -> dict[str, torch.optim.lr_scheduler.LRScheduler]:
-        """Return a scheduler, to be stepped once per update, for each optimizer, by the same name."""
+        """Return a scheduler for each optimizer, by the same name. It is stepped once per update."""
         return parts.make_schedulers(self.opt, self.optimizers, self.train_loader.updates_per_epoch)
 
     def build_evaluator(self) -> EvaluatorBase:
         """Return the evaluator that validates."""
-        parts = (self.networks, self.criterion, self.device, self.precision, self.distributed)
-        return self.evaluator_class(self.opt, *parts)
+        return self.evaluator_class(
+            self.opt, self.networks, self.criterion, self.device, self.precision, self.distributed
+        )
 
     def build_callbacks(self) -> list[Callback]:
-        """Return what watches the run; extend the list by `[*super().build_callbacks(), Mine()]`."""
+        """Return the callbacks; extend the list by `[*super().build_callbacks(), Mine()]`."""
         return build_default_callbacks(self.opt, self.run_dir.path, self.logger)
 
-    def train_step(self, micro_batches: list) -> dict[str, torch.Tensor]:
-        """Make one optimizer update from its micro-batches; return detached scalars to be logged and averaged."""
-        self.optimizer.zero_grad(set_to_none=True)
-        losses = []
-        for batch, weight in self.weighted(micro_batches):
-            with self.precision.autocast():
-                loss = self.compute_loss(batch)
-            losses.append({"loss": self.backward(loss, weight), **last_terms(self.criterion, weight)})
-        grad_norm = self.optimizer_step(*self.optimizers)  # there is one
-        return {**add_up(losses), "grad_norm": grad_norm}
-
-    # ---- what a step is made of ----------------------------------------------------------------------------------
+    # ---- the parts of a step -------------------------------------------------------------------------------------
     @property
     def model(self) -> nn.Module:
         """The only network, for the common case of one; ready to be called."""
@@ -169,168 +180,279 @@ class TrainerBase:
         (optimizer,) = self.optimizers.values()
         return optimizer
 
-    def weighted(self, micro_batches: list) -> Iterator[tuple[Any, float]]:
+    def weighted(self, update: Update) -> Iterator[tuple[Any, float]]:
         """Yield each micro-batch on the device, with its share of this process's samples of the update.
 
-        The sum of the weighted losses is the mean over all samples, also when the last micro-batch is short. The
-        gradients of several processes are added up in the backward pass of the last one.
+        The sum of the weighted losses is the mean over all samples, also when the last micro-batch is short. Several
+        processes exchange their gradients in the backward pass of the last one.
         """
-        sizes = self.distributed.own_sizes([count_samples(batch) for batch in micro_batches])
-        for number, (batch, size) in enumerate(zip(micro_batches, sizes, strict=True), start=1):
-            with self.distributed.gradients(synchronize=number == len(sizes)):
-                yield move_to(batch, self.device, non_blocking=True), size / (sum(sizes) or 1)
+        last = len(update.micro_batches) - 1
+        for number, (batch, size) in enumerate(zip(update.micro_batches, update.sizes, strict=True)):
+            with self.distributed.gradients(synchronize=number == last):
+                yield move_to(batch, self.device, non_blocking=True), size / max(update.num_local, 1)
 
-    def backward(self, loss: torch.Tensor, weight: float = 1.0) -> torch.Tensor:
-        """Add the gradients of `weight * loss` to those of the update; return `weight * loss`, detached."""
-        self.guard.add_loss(loss)
-        self.precision.backward(self.distributed.to_share(loss, weight))
-        return loss.detach() if weight == 1 else loss.detach() * weight
+    def backward(self, loss: Tensor | Mapping[str, Tensor], weight: float = 1.0) -> dict[str, Tensor]:
+        """Add the gradients of `weight * loss` to those of the update; return all terms times `weight`, detached."""
+        terms = as_terms(loss)  # {"loss": (), ...}
+        self.guard.add_loss(terms["loss"])
+        self.precision.backward(self.distributed.to_share(terms["loss"], weight))
+        return {name: term.detach() * weight for name, term in terms.items()}
 
-    def optimizer_step(self, name: str) -> torch.Tensor:
-        """Clip the gradients that optimizer `name` steps, and step it; return their norm before the clipping.
+    def optimizer_step(self, name: str | None = None) -> Tensor:
+        """Clip the gradients that optimizer `name` steps, step it, and return their norm before clipping.
+
+        Args:
+            name: the optimizer; not needed when there is one.
 
         Raises:
-            DivergedError: when they, or the loss, are infinite or not a number. Then no weight has changed.
+            DivergedError: the gradients or the loss are not finite. No weight has changed.
         """
+        name = name or next(iter(self.optimizers))
         optimizer = self.optimizers[name]
         self.precision.unscale(optimizer)
         grad_norm = self.clipper(p for group in optimizer.param_groups for p in group["params"])
         self.guard.check(name, grad_norm, may_overflow=self.precision.may_overflow)
+        self.guard.stepped.append(name)  # from here on the update cannot be undone
         self.precision.step(optimizer)
-        self.guard.stepped.append(name)
         return grad_norm
 
     # ---- the loop ------------------------------------------------------------------------------------------------
     def train(self) -> None:
-        """Train to the end, from the start or from where a checkpoint left; leave a checkpoint whatever happens."""
-        fit_micro_batches(self)
-        if self.opt.resume:
-            self.load_state_dict(load_checkpoint(self.opt.resume, tensors_of=()))
-        for note in (*self.opt.resume_notes, *self.checkpointer.begin(self.progress.position)):
-            self.logger.warning(note)
-        with self.run_dir.lock, self.stop_signal:
-            try:
-                self.call("on_train_start")
-                while self.progress.epoch < self.opt.n_epoch and not self.ends_here():
-                    self.train_epoch()
-            except BaseException as error:
-                if is_common := self.distributed.is_common(error):  # else the others may wait for ever
-                    self.checkpointer.rescue(self.state_dict, self.logger)
-                cause = self.distributed.cause_of(self.stop_signal.cause_of(error))
-                self.call("on_exception", cause)
-                self.distributed.leave(is_common)
-                raise cause from error.__cause__
+        """Train until the last epoch, from the start or from a checkpoint. Whatever ends the run, it leaves one."""
+        with self.session:  # holds the run directory, hears signals, saves what an exception breaks off
+            self.call("on_train_start")
+            while not self.is_over():
+                self.train_epoch()
             self.checkpointer.finish()
-            self.run_dir.end(self.progress.state_dict())
             self.call("on_train_end")
-            self.distributed.leave()
 
     def train_epoch(self) -> None:
-        """Train on what is left of the epoch, validate, and save."""
+        """Train on the rest of the epoch, validate, and save."""
         self.call("on_epoch_start")
         self.freezing.set_train_mode(self.networks)
-        asked, left = time.perf_counter(), self.progress.updates_left(self.opt.max_updates)
-        for update in islice(self.train_loader.updates(self.progress.epoch, self.progress.sample), left):
-            self.epoch_log.seconds["data_wait"] += time.perf_counter() - asked
+        for update in self.epoch_log.timed(self.updates_left()):
             self.train_update(update)
-            self.epoch_log.seconds["train"] += time.perf_counter() - asked
-            asked = time.perf_counter()
-            if self.asked_to_stop():
+            if self.session.should_stop():  # raises on a signal; True if a callback asked to stop
                 return self.save("last")
-        settle(self)  # a GPU may still be at work on the last updates
-        self.epoch_log.seconds["train"] += time.perf_counter() - asked
         self.finish_epoch()
 
     def train_update(self, update: Update) -> None:
-        """Make one update, count it, and tell who watches."""
-        self.exact = False
-        used_lr = learning_rates(self.optimizers)
+        """Make one optimizer update, count it, and tell the callbacks."""
         self.call("on_update_start", update)
-        num_own = sum(map(count_samples, update.micro_batches[: len(update.micro_batches) - update.num_idle]))
-        self.train_loader.unite_bad(self.distributed.gather)
-        plan = (num_own, update.num_samples, update.num_idle, self.opt.skip_bad_samples == 0)
-        values = guarded_step(self, update) if self.distributed.begin_update(*plan) else {}  # {}: none could be loaded
-        for scheduler in self.schedulers.values():
-            scheduler.step()
-        self.epoch_log.add(values, num_own, used_lr)
-        self.progress.finish_update(update.num_samples)  # the position counts samples that could not be loaded, too
-        self.exact = True
 
+        # Count: interrupted in this block, the weights would belong to no position of the run.
+        with self.progress.transaction():
+            values = self.guarded_step(update)
+            self.epoch_log.add(values, update.num_local, learning_rates(self.optimizers))
+            for scheduler in self.schedulers.values():
+                scheduler.step()
+            self.progress.finish_update(update.num_samples)
+
+        # Tell, and save.
         is_logged = bool(values) and self.progress.update % self.opt.log_every == 0
-        settle(self, wait=is_logged or bool(self.opt.trace))
+        self.guard.check_earlier(wait=is_logged)  # a GPU reports a non-finite update some updates later
         self.call("on_update_end", values)
         if is_logged:
-            numbers = dict(zip(values, read_scalars([*values.values()]), strict=True))
-            self.call("on_log", self.distributed.mean(numbers, num_own) | used_lr)
-        if self.progress.sample < self.train_loader.num_samples and self.checkpointer.is_due(self.progress.update):
+            self.call("on_log", self.epoch_log.read_newest(self.distributed.mean))
+        if self.checkpointer.is_due(self.progress.update) and not self.is_end_of_epoch():
             self.save("last")
 
+    def guarded_step(self, update: Update) -> dict[str, Tensor]:
+        """Call `train_step` on an update; {} if it is skipped: not finite, or none of its samples could be loaded."""
+        if not self.distributed.begin_update(update, may_lose_samples=self.opt.skip_bad_samples > 0):
+            return {}
+        values = self.guard.attempt(self.train_step, update)  # undone if it fails
+        self.precision.finish_update()
+        if values and not self.precision.overflowed:
+            self.averaging.finish_update()
+        return values
+
     def finish_epoch(self) -> None:
-        """Validate, count the epoch, tell who watches, and save: the score of an epoch is in its checkpoint."""
-        row, kinds, started = self.epoch_log.row(self.distributed.gather), [], time.perf_counter()
-        is_last = self.progress.epoch + 1 == self.opt.n_epoch or self.progress.updates_left(self.opt.max_updates) == 0
-        self.averaging.finish_epoch(self)
-        if self.opt.val_every and (is_last or (self.progress.epoch + 1) % self.opt.val_every == 0):
-            results = self.evaluator.evaluate(self.val_loader, before_batch=partial(self.asked_to_stop, at_once=True))
-            counts = {"update": self.progress.update, "num_samples": self.evaluator.num_samples}
-            self.score = {**counts, "results": results}
-            row |= {f"val/{name}": value for name, value in results.items()}
-            row["time/val"] = time.perf_counter() - started
-            self.exact = False  # a validation must not count twice
-            if self.stopper.update(results[self.opt.monitor]):
-                kinds.append("best")
-            self.call("on_validation_end", results)
+        """Validate, count the epoch, tell the callbacks, and save: the score of an epoch is in its checkpoint."""
+        with self.epoch_log.clock("train"):
+            self.guard.check_earlier(wait=True)  # a GPU may still be at work on the last updates
+        row = self.epoch_log.row(self.distributed.gather)
+
+        # Validate.
+        self.average_epoch()
+        results = self.validate() if self.is_time_to_validate() else {}
+        row |= {f"val/{name}": value for name, value in results.items()}
         row |= self.epoch_log.times(self.progress.sample)
 
-        self.progress.finish_epoch()
-        self.epoch_log.clear()
-        self.call("on_epoch_end", {"epoch": self.progress.epoch, "update": self.progress.update, **row})
-        self.exact = True
+        # Count: interrupted in this block, a validation would count twice in the early stopping.
+        with self.progress.transaction():
+            is_best = bool(results) and self.stopper.update(results[self.opt.monitor])
+            if results:
+                self.call("on_validation_end", results)
+            self.progress.finish_epoch()
+            self.epoch_log.clear()
+            self.call("on_epoch_end", {"epoch": self.progress.epoch, "update": self.progress.update, **row})
+
+        # Save.
+        kinds = []
+        if is_best:
+            kinds.append("best")
         if self.stopper.should_stop:
             kinds.append("earlystop")
-        if self.ends_here() or is_last or self.checkpointer.is_due(self.progress.update):
+        if self.is_over() or self.checkpointer.is_due(self.progress.update):
             kinds.append("last")
         self.save(*kinds)
 
-    def ends_here(self) -> bool:
-        """Say whether training ends between two epochs: early, as a callback asked in process 0, or as all is done."""
-        self.should_stop = bool(self.distributed.largest(self.should_stop))
-        is_done = self.progress.updates_left(self.opt.max_updates) == 0 and self.progress.sample == 0
-        return self.should_stop or self.stopper.should_stop or is_done
+    def validate(self) -> dict[str, float]:
+        """Evaluate on the validation part, with averaged weights if there are any; return the results by name."""
+        with self.epoch_log.clock("val"):
+            stop = partial(self.session.should_stop, at_once=True)
+            results = self.evaluator.evaluate(self.val_loader, before_batch=stop)
+        self.score = {
+            "update": self.progress.update,
+            "num_samples": self.evaluator.num_samples,
+            "results": results,
+        }
+        return results
 
-    def asked_to_stop(self, at_once: bool = False) -> bool:
-        """Raise what ends the run, if a signal has reached any process; say whether a callback has asked to stop.
+    def average_epoch(self) -> None:
+        """Add the weights to their mean over epochs (--swa_start), and measure batch normalization with the mean."""
+        if self.averaging.is_due(self.progress.current_epoch):
+            add_up = self.distributed.sum if self.distributed.size > 1 else None
+            self.averaging.finish_epoch(self.progress.update, self.forward_epoch, add_up)
 
-        Several processes go by what they knew an update ago, so as not to wait for each other, unless `at_once`.
-        """
-        code = self.distributed.agree(self.stop_signal.pending() or (STOP_ASKED if self.should_stop else 0), at_once)
-        self.should_stop |= code == STOP_ASKED
-        self.stop_signal.raise_for(code)
-        return code == STOP_ASKED
+    @torch.no_grad()
+    @preserved_random_state()
+    def forward_epoch(self) -> None:
+        """Send the training data of this epoch through the networks, without gradients."""
+        for update in self.train_loader.updates(self.progress.epoch):
+            self.session.should_stop(at_once=True)
+            for batch, size in zip(update.micro_batches, update.sizes, strict=True):
+                is_padding = size == 0  # it only keeps this process in step with the others
+                undo = buffers_kept(self.networks.values()) if is_padding else nullcontext()
+                with undo, self.precision.autocast():
+                    self.compute_loss(move_to(batch, self.device))
+
+    def updates_left(self) -> Iterator[Update]:
+        """Yield the updates of this epoch that are left, up to --max_updates."""
+        updates = self.train_loader.updates(self.progress.epoch, self.progress.sample)
+        for update in islice(updates, self.progress.updates_left(self.opt.max_updates)):
+            self.train_loader.unite_bad(self.distributed.gather)  # samples that could not be loaded
+            yield update
+
+    def is_end_of_epoch(self) -> bool:
+        """Return whether the epoch under way has no sample left."""
+        return self.progress.sample >= self.train_loader.num_samples
+
+    def is_time_to_validate(self) -> bool:
+        """Return whether the epoch that ends here is validated: every --val_every epochs, and the last one."""
+        epoch = self.progress.current_epoch
+        is_last = epoch == self.opt.n_epoch or self.progress.updates_left(self.opt.max_updates) == 0
+        return bool(self.opt.val_every) and (is_last or epoch % self.opt.val_every == 0)
+
+    def is_over(self) -> bool:
+        """Return whether training ends between two epochs: all is done, early stopping, or a callback asked for it."""
+        self.should_stop = bool(self.distributed.largest(self.should_stop))  # callbacks are in process 0
+        updates_done = self.progress.updates_left(self.opt.max_updates) == 0 and self.progress.sample == 0
+        all_done = updates_done or self.progress.epoch >= self.opt.n_epoch
+        return all_done or self.should_stop or self.stopper.should_stop
 
     def call(self, hook: str, *arguments: Any) -> None:
-        """Call a hook of the callbacks."""
+        """Call a hook of every callback."""
         self.callbacks.call(hook, self, *arguments)
+
+    # ---- how a trainer is set up: Lightning's and other loops override these ---------------------------------------
+    def join_processes(self, opt: Namespace) -> tuple[Any, list[torch.device], str]:
+        """Meet the other processes; return them, the devices of this one, and a line about both for the log."""
+        return join_processes(opt)
+
+    def wrap_networks(self) -> dict[str, nn.Module]:
+        """Return the modules that are called in training, by the names of the networks."""
+        return wrap_networks(self.opt, self.networks, self.devices, self.distributed)
+
+    @property
+    def initial_weights(self) -> str | None:
+        """The file that the weights start from (--pretrained); None on resume, and without one."""
+        return self.opt.model_path if self.opt.pretrained and not self.opt.resume else None
+
+    def load_initial_weights(self) -> list[str]:
+        """Load the weights of --pretrained into the networks; return a note on each for the log."""
+        path = self.initial_weights
+        return [load_pretrained(network, path, name) for name, network in self.networks.items()] if path else []
+
+    def build_guard(self) -> Any:
+        """Return the guard that undoes an update that is not finite."""
+        is_averaged = self.opt.ema is not None
+        return build_guard(
+            modules=(*self.networks.values(), self.criterion),
+            progress=self.progress,
+            optimizers=self.optimizers,
+            counters=(self.progress, *self.schedulers.values(), self.epoch_log),
+            policy=self.opt.nan_policy,
+            max_skips=self.opt.max_skips,
+            reads_at_once=self.opt.amp == "fp16" or is_averaged,
+            sum_losses=self.distributed.sum if self.distributed.size > 1 else None,
+            describe=self.describe_update,
+            warn=lambda message: self.run_dir.note(message, aloud=True),
+        )
+
+    def build_averaging(self) -> Averaging:
+        """Return the average of the weights (--ema, --swa_start), which the evaluator then measures."""
+        averaging = Averaging(self.networks, self.opt.ema, self.opt.swa_start)
+        if averaging:
+            self.evaluator.weights = averaging.applied
+        if self.opt.swa_start is not None:
+            parts.check_swa_start(self.opt, self.train_loader.updates_per_epoch)
+            check_can_measure(self.networks, type(self).compute_loss is not TrainerBase.compute_loss)
+        return averaging
+
+    def introduce(self, *notes: str) -> None:
+        """Record what the run is made of in its directory, and describe it in the log.
+
+        Args:
+            notes: lines for the log: on the devices, and on the weights that were loaded.
+        """
+        self.distributed.leave_word(run_dir=str(self.run_dir.path), seed=self.opt.seed)
+        self.run_dir.record(saved_options(self.opt), self.devices, self.networks, *describe(self.datasets))
+        device_note, *loaded = notes
+        text = "\n".join([device_note, *data_notes(self.datasets, self.train_loader), *loaded])
+        is_part_of_data = self.opt.train_val_sample_rate != 1
+        self.run_dir.note(text, aloud=is_part_of_data)
+
+    def describe_update(self, update: Update) -> str:
+        """Name an update, the one after the last that was counted, and its samples."""
+        all_names = getattr(self.datasets["train"], "names", None) or range(len(self.datasets["train"]))
+        gathered = self.distributed.gather([str(all_names[index]) for index in update.indices])
+        names = [name for of_process in gathered for name in of_process]
+        shown = ", ".join(names[:MOST_NAMES])
+        if len(names) > MOST_NAMES:
+            shown += f" and {len(names) - MOST_NAMES} more"
+        return f"Epoch {self.progress.current_epoch}, update {self.progress.update + 1} (samples {shown})"
 
     # ---- checkpoints ---------------------------------------------------------------------------------------------
     def save(self, *kinds: str) -> None:
-        """Write the state of now as checkpoints of these kinds."""
+        """Write the current state as checkpoints of these kinds."""
         if kinds:
-            settle(self)
+            self.guard.check_earlier(wait=True)
             self.call("on_save")
-            self.stop_signal.reserve = self.checkpointer.save(self.state_dict(), *kinds)
+            self.session.seconds_to_save = self.checkpointer.save(self.state_dict(), *kinds)
 
     def stateful(self) -> dict[str, Any]:
-        """Everything that has a state: an object with `state_dict`, or a dictionary of such objects."""
-        return {
-            "networks": self.networks, "criterion": self.criterion, "optimizers": self.optimizers,
-            "schedulers": self.schedulers, "scaler": self.precision, "progress": self.progress,
-            "stopper": self.stopper, "guard": self.guard, "loader": self.train_loader, "epoch_log": self.epoch_log,
-            "callbacks": self.callbacks, **({"averaging": self.averaging} if self.averaging else {}),
-        }  # fmt: skip
+        """Return everything that has a state: objects with `state_dict`, or dictionaries of such objects."""
+        states = {
+            "networks": self.networks,
+            "criterion": self.criterion,
+            "optimizers": self.optimizers,
+            "schedulers": self.schedulers,
+            "scaler": self.precision,
+            "progress": self.progress,
+            "stopper": self.stopper,
+            "guard": self.guard,
+            "loader": self.train_loader,
+            "epoch_log": self.epoch_log,
+            "callbacks": self.callbacks,
+        }
+        if self.averaging:
+            states["averaging"] = self.averaging
+        return states
 
     def state_dict(self) -> dict[str, Any]:
-        """What a resume and an evaluation need, as data that `torch.load(weights_only=True)` accepts."""
+        """Return what a resume and an evaluation need, as data that `torch.load(weights_only=True)` accepts."""
         return collect_state(self)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -340,10 +462,10 @@ class TrainerBase:
     # ---- the command line ----------------------------------------------------------------------------------------
     @classmethod
     def main(cls, argv: list[str] | None = None) -> None:
-        """Train from the command line; README says what the exit status means."""
+        """Train from the command line; docs/options.md says what the exit status means."""
         launch(cls, argv)
 
     @classmethod
     def parse_options(cls, argv: list[str] | None = None) -> Namespace:
-        """Options: the defaults, the task's, a resumed run's, --config files, the command line; later ones win."""
+        """Resolve the options: the defaults, the task's, a resumed run's, --config files, the command line."""
         return parse_train_options(cls, argv)

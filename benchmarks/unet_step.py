@@ -13,7 +13,6 @@ from pathlib import Path
 
 from benchmarks.harness import MEMORY, Benchmark, Case, Column, Mark, main
 from engine.options.parser import OptionParser
-from engine.refusal import guarded_step
 
 FAST = ("--amp=bf16", "--channels_last")
 ABOUT_STEP = """
@@ -50,7 +49,7 @@ def step(opt: argparse.Namespace, fast: bool) -> dict[str, float]:
         seconds = []
         for _ in range(7):
             started = time.perf_counter()
-            values = guarded_step(trainer, update)
+            values = trainer.guarded_step(update)
             seconds.append(time.perf_counter() - started)
     return {"seconds": statistics.median(seconds[2:]), "loss": float(values["loss"])}
 

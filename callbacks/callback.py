@@ -129,7 +129,7 @@ class CallbackList:
             with told_when_full(name, trainer.run_dir.path), preserved_random_state():
                 getattr(callback, hook)(trainer, *arguments)
             if self._watched(trainer) != before:
-                trainer.exact = False  # so what is saved now is not taken for a position of the run
+                trainer.progress.is_exact = False  # so what is saved now is not taken for a position of the run
                 raise RuntimeError(
                     f"{name} changed weights, gradients, a learning rate or the "
                     "train/eval mode. A callback only watches; to change the computation, override the trainer."

@@ -137,7 +137,7 @@ def build_own(make: Callable, offered: dict[str, Any], opt: Namespace) -> dict[s
 
 
 def build_loaders(
-    opt: Namespace, datasets: dict[str, Dataset], eval_batch_size: int, device: torch.device,
+    opt: Namespace, datasets: dict[str, Dataset], micro_batch_size: int, eval_batch_size: int, device: torch.device,
     share: tuple[int, int] = (0, 1),
 ) -> tuple[UpdateLoader | MemoryUpdateLoader, WatchedLoader | MemoryLoader]:  # fmt: skip
     """Return the loader of the training updates and that of the validation batches, for training on `device`.
@@ -146,8 +146,8 @@ def build_loaders(
         share: (rank, number of processes), of the processes that train together.
     """
     dataset = to_load_from(datasets["train"])
-    report = settle_workers(opt, dataset, samples_at_once(opt), "train")
-    order = (opt.batch_size, samples_at_once(opt), opt.seed, opt.limit_batches)
+    report = settle_workers(opt, dataset, micro_batch_size, "train")
+    order = (opt.batch_size, micro_batch_size, opt.seed, opt.limit_batches)
     if loads_from_memory(opt, dataset):
         train_loader = MemoryUpdateLoader(place_data(dataset, opt.data_device, device), *order, share=share)
     else:

@@ -13,8 +13,6 @@ from engine.checkpoints.state import digests
 from engine.devices.launch import own_command, reported, run_to_the_end, start_processes
 from engine.devices.process_group import place
 from engine.options.parser import run_main
-from engine.out_of_memory import fit_micro_batches
-from engine.refusal import try_step
 from engine.snapshot import Snapshot, parts_of
 from utils.errors import UserError
 
@@ -89,9 +87,11 @@ def try_learning_rates(
         low, high, num_values, num_updates, num_runs, base_lr: see `utils.lr_finder.find_lr`.
         option: what the rate is called, in the suggestion.
     """
+    from tools.trial_step import try_step
     from utils.lr_finder import describe, find_lr, loss_of, save_curve
 
-    fit_micro_batches(trainer)
+    if trainer.opt.micro_batch_size == "auto":
+        trainer.session.find_micro_batch_size()
     trainer.freezing.set_train_mode(trainer.networks)
     before = digests(trainer.state_dict())["run"]
 

@@ -1,6 +1,8 @@
-"""What is measured while an epoch goes on."""
+"""Measure an epoch: means over its samples, learning rates, seconds."""
 
-from collections.abc import Callable, Iterable, Mapping
+import contextlib
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -9,13 +11,13 @@ import torch
 class EpochLog:
     """Means over the epoch's samples, the learning rates of its last update, and seconds.
 
-    An update costs next to nothing here: its values stay on the device, unread, until somebody asks for a mean or for
-    the state. Then all that have come together are fetched at once, so that a GPU is waited for once and not in every
-    update. They are added up in the order of the updates, so it does not matter when somebody asks.
+    An update costs next to nothing here. Its values stay on the device, unread, until a mean or the state is needed;
+    then all of them are fetched at once. So the CPU waits for a GPU once, and not in every update. They are added up in
+    the order of the updates, so the time of the fetch does not change the sum.
 
     Attributes:
-        seconds: "train": spent on updates and on waiting for their data; "data_wait": on waiting alone. Not a part of
-            the state, because two runs that compute the same differ in them.
+        seconds: "train": spent on updates and on waiting for their data; "data_wait": on waiting alone; "val": on
+            validation. Not a part of the state, because two runs that compute the same differ in them.
 
     >>> log = EpochLog()
     >>> log.add({"loss": torch.tensor(2.0)}, num_samples=3, learning_rates={"lr": 0.1})
@@ -36,15 +38,44 @@ class EpochLog:
         self.num_read = 0  # updates that are in the totals
         self.learning_rates: dict[str, float] = {}
         self.seconds = {"train": 0.0, "data_wait": 0.0}
+        self.newest: tuple[Mapping[str, Any], int] = ({}, 0)  # the values of the last update, and its samples
+
+    def timed(self, updates: Iterable[Any]) -> Iterator[Any]:
+        """Yield the updates, and time the wait for each and the work on it."""
+        asked = time.perf_counter()
+        for update in updates:
+            self.seconds["data_wait"] += time.perf_counter() - asked
+            yield update
+            now = time.perf_counter()
+            self.seconds["train"] += now - asked
+            asked = now
+
+    @contextlib.contextmanager
+    def clock(self, name: str) -> Iterator[None]:
+        """Add the seconds that the block takes under a name."""
+        began = time.perf_counter()
+        yield
+        self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - began
 
     def add(self, values: Mapping[str, torch.Tensor], num_samples: int, learning_rates: Mapping[str, float]) -> None:
-        """Take in an update: its values, scalars, each the mean over `num_samples`, and the rates of its step."""
+        """Add an update: its values, scalars, each the mean over `num_samples`, and the learning rates of its step."""
         self.learning_rates = learning_rates
+        self.newest = (values, num_samples)
         if values and num_samples:  # the mean of no samples is NaN
             held = {name: value.detach() if torch.is_tensor(value) else value for name, value in values.items()}
             self.pending.append((held, num_samples))
             if len(self.pending) >= self.MOST_PENDING:
                 self.fetch(self.MOST_PENDING // 2)
+
+    def read_newest(self, mean: Callable[[dict[str, float], int], dict[str, float]]) -> dict[str, float]:
+        """Return the values of the last update as numbers, and its learning rates; waits for the device.
+
+        Args:
+            mean: makes means over all processes of those over the samples of this one.
+        """
+        values, num_samples = self.newest
+        numbers = dict(zip(values, read_scalars(list(values.values())), strict=True))
+        return mean(numbers, num_samples) | dict(self.learning_rates)
 
     def fetch(self, count: int | None = None) -> None:
         """Read what is pending, or the first `count` updates of it, and add it to the totals."""

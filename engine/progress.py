@@ -1,30 +1,50 @@
-"""Where training stands, in completed things only."""
+"""Keep count of completed epochs, updates and samples: the position of a run."""
 
+import contextlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 
 @dataclass
 class Progress:
-    """The position of a run. Two numbers (epoch, sample) give the next update; nothing else is needed to resume."""
+    """The position of a run, in completed things only.
+
+    Two numbers (epoch, sample) give the next update; nothing else is needed to resume.
+    """
 
     epoch: int = 0  # completed epochs
     update: int = 0  # completed optimizer updates since training began
     sample: int = 0  # completed samples of the epoch under way
+    is_exact: bool = True  # False inside a transaction: the state belongs to no position that a run can resume from
+
+    @contextlib.contextmanager
+    def transaction(self) -> Iterator[None]:
+        """Mark a block that counts as a whole: a checkpoint from inside it, or after it failed, cannot be resumed."""
+        self.is_exact = False
+        yield
+        self.is_exact = True
+
+    @property
+    def current_epoch(self) -> int:
+        """The epoch under way, counted from 1."""
+        return self.epoch + 1
 
     @property
     def position(self) -> tuple[int, int]:
-        """(epochs, updates) that are completed: how far one checkpoint is ahead of another."""
+        """Completed (epochs, updates): how far one checkpoint is ahead of another."""
         return self.epoch, self.update
 
     def updates_left(self, max_updates: int | None) -> int | None:
-        """How many updates are left of at most so many in all, 0 or more; None for no limit."""
+        """Return how many of at most `max_updates` are left, 0 or more; None for no limit."""
         return None if max_updates is None else max(0, max_updates - self.update)
 
     def finish_update(self, num_samples: int) -> None:
+        """Count an update of `num_samples` samples, over all processes."""
         self.update += 1
         self.sample += num_samples
 
     def finish_epoch(self) -> None:
+        """Count an epoch."""
         self.epoch += 1
         self.sample = 0
 
@@ -32,7 +52,7 @@ class Progress:
         return {"epoch": self.epoch, "update": self.update, "sample": self.sample}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        """Take back what `state_dict` returned; ValueError for anything but whole numbers from 0 on."""
+        """Restore what `state_dict` returned; ValueError for anything but whole numbers from 0 on."""
         position = [state[name] for name in ("epoch", "update", "sample")]
         if not all(type(number) is int and number >= 0 for number in position):
             raise ValueError(f"the position {position} is not made of whole numbers from 0 on")

@@ -20,13 +20,13 @@ def collect_state(trainer) -> dict[str, Any]:
     To be called by all processes. What is cut up between them is made whole, in process 0; unless each writes its part.
     """
     with contextlib.suppress(DivergedError):  # then it is the state before the update that was not finite
-        trainer.guard.settle(wait=True)
+        trainer.guard.check_earlier(wait=True)
     states = {name: get_state(part) for name, part in trainer.stateful().items()}
     if trainer.distributed.is_sharded and not trainer.checkpointer.in_shards:
         states = whole(states, keep=trainer.distributed.is_main)
     state = {
         **states, "random": random_state(), "score": trainer.score, "seconds": trainer.epoch_log.seconds,
-        "options": saved_options(trainer.opt), "groups": trainer.seen_groups, "exact": trainer.exact,
+        "options": saved_options(trainer.opt), "groups": trainer.seen_groups, "exact": trainer.progress.is_exact,
     }  # fmt: skip
     return states_of_processes(state, trainer.epoch_log, trainer.distributed)
 
@@ -35,7 +35,7 @@ def restore_state(trainer, state: dict[str, Any]) -> None:
     """Let the trainer continue from a state; UserError when it belongs to other networks or optimizers."""
     state = with_tensors(trainer, state)
     for name, part in trainer.stateful().items():
-        what = f"The {name} of the checkpoint {trainer.opt.resume or trainer.opt.replay}"
+        what = f"The {name} of the checkpoint {trainer.opt.resume}"
         set_state(part, state.get(name), what, may_hold_nan=name == "callbacks")  # a metric that one shows may be NaN
     trainer.score, trainer.epoch_log.seconds = state["score"], state["seconds"]
     trainer.seen_groups = unite(trainer.seen_groups, state["groups"])

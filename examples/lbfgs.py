@@ -5,9 +5,9 @@ It wants the same loss each time, so each update is a large batch. Its history i
 
 import torch
 
+from data.sampler import Update
 from engine.options.parser import OptionParser, number
 from trainer_vanilla import TrainerVanilla
-from utils.batch import count_samples
 from utils.errors import UserError
 
 
@@ -31,22 +31,22 @@ class TrainerLBFGS(TrainerVanilla):
         parameters, how = self.networks["model"].parameters(), {"max_iter": self.opt.max_iter, "history_size": 10}
         return {"model": torch.optim.LBFGS(parameters, lr=self.opt.lr, line_search_fn="strong_wolfe", **how)}
 
-    def train_step(self, micro_batches: list) -> dict[str, torch.Tensor]:
+    def train_step(self, update: Update) -> dict[str, torch.Tensor]:
         seen: list[dict[str, torch.Tensor]] = []
-        num_own = sum(self.distributed.own_sizes([count_samples(batch) for batch in micro_batches]))
 
         def closure() -> float:
             self.optimizer.zero_grad(set_to_none=True)
             losses = []
-            for batch, weight in self.weighted(micro_batches):
+            for batch, weight in self.weighted(update):
                 with self.precision.autocast():
                     loss = self.compute_loss(batch)
-                losses.append(self.backward(loss, weight))
+                losses.append(self.backward(loss, weight)["loss"])
             norm = self.clipper(self.networks["model"].parameters())
             self.guard.check("model", norm)  # raises before a step is made of what is not finite
             self.guard.stepped = ["model"]  # from now on the weights move
             seen.append({"loss": sum(losses), "grad_norm": norm})
-            return self.distributed.mean({"loss": float(sum(losses))}, num_own)["loss"]  # the same in all processes
+            mean = self.distributed.mean({"loss": float(sum(losses))}, update.num_local)
+            return mean["loss"]  # the same in all processes
 
         self.optimizer.step(closure)
         return seen[0]  # at the weights that the update began with

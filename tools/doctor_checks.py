@@ -15,9 +15,9 @@ from torch import Tensor, nn
 
 from engine.checkpoints.file import FORMAT, load_checkpoint, save_checkpoint
 from engine.checkpoints.state import NOT_THE_RUN, digests
-from engine.refusal import try_step
 from engine.snapshot import Snapshot
 from tools.replay import tell_names
+from tools.trial_step import try_step
 from utils.batch import count_samples, cut, iterate_tensors, move_to
 from utils.lr_finder import loss_of, rate_of, set_rate
 
@@ -78,7 +78,8 @@ class Patient:
         """The update with its first few samples only."""
         first = cut(self.update.micro_batches[0], 0, count)
         size = count_samples(first)
-        return replace(self.update, micro_batches=[first], indices=self.update.indices[:size], num_samples=size)
+        return replace(self.update, micro_batches=[first], indices=self.update.indices[:size],
+                       num_samples=size, sizes=[size])
 
     def watch(self, module: nn.Module, stop: bool) -> tuple[Any, Any, Any]:
         """What goes into the first call of a module in a step, and what comes out; with `stop`, nothing comes out.
@@ -104,7 +105,7 @@ class Patient:
         finally:
             for handle in handles:
                 handle.remove()
-            self.trainer.guard.settle(wait=True)
+            self.trainer.guard.check_earlier(wait=True)
         if not seen:
             raise CannotTell("the step does not call it as a module")
         return seen[0]

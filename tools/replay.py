@@ -30,7 +30,7 @@ def keep_for_replay(trainer, update, error: DivergedError) -> str:
     so there is no file.
 
     Args:
-        trainer: its state is that before the update, when `trainer.exact` is true.
+        trainer: its state is that before the update, when `trainer.progress.is_exact` is true.
         update: what the update was made from, see `data.sampler.Update`.
         error: what was wrong.
     """
@@ -39,7 +39,7 @@ def keep_for_replay(trainer, update, error: DivergedError) -> str:
     names = [name for of_process in trainer.distributed.gather(names) for name in of_process]
     number = trainer.progress.update + 1
     told = f"Epoch {trainer.progress.epoch + 1}, update {number}: {error}. Samples: {tell_names(names)}."
-    if not trainer.exact:
+    if not trainer.progress.is_exact:
         return f"{told}\nAnother network was already stepped, so the update can be neither skipped nor replayed."
     # Of several processes each has only a part of the update, and the replay is made by one.
     micro_batches = [move_to(batch, "cpu") for batch in update.micro_batches] if trainer.distributed.size == 1 else []
@@ -109,7 +109,7 @@ def repeat_update(trainer, state: dict[str, Any]) -> None:
         with torch.autograd.set_detect_anomaly(True), warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Anomaly Detection has been enabled")
             trainer.train_step(micro_batches)
-            trainer.guard.settle(wait=True)
+            trainer.guard.check_earlier(wait=True)
     except (DivergedError, RuntimeError) as error:
         if not isinstance(error, DivergedError) and "returned nan values" not in str(error):
             raise

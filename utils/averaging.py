@@ -7,7 +7,7 @@ is needed, and one that is compiled or cut up between processes will do.
 """
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,10 +17,7 @@ from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 from torch.optim.swa_utils import get_ema_multi_avg_fn, get_swa_multi_avg_fn
 
 from engine.checkpoints.sharded_state import cut_like, is_cut
-from engine.devices.wrap import buffers_set
-from utils.batch import move_to
 from utils.errors import UserError
-from utils.seed import preserved_random_state
 
 
 @dataclass
@@ -76,19 +73,27 @@ class Averaging:
         if self._is_on and self.swa_start is None:
             self._add()
 
-    def finish_epoch(self, trainer) -> None:
-        """Take in the weights at the end of an epoch, before its validation; to be called by all processes.
+    def is_due(self, epoch: int) -> bool:
+        """Return whether the weights at the end of this epoch, counted from 1, go into a mean over epochs."""
+        return self.swa_start is not None and epoch >= self.swa_start
 
-        It may be called again when a run was interrupted in the validation, and then changes nothing.
+    def finish_epoch(
+        self, update: int, forward_epoch: Callable[[], None], add_up: Callable[[Tensor], Tensor] | None = None
+    ) -> None:
+        """Add the weights at the end of an epoch, and measure batch normalization with the mean; all processes call it.
+
+        Called again after a run was interrupted in the validation, it adds nothing.
+
+        Args:
+            update: number of completed updates.
+            forward_epoch: sends the training data of the epoch through the networks once.
+            add_up: sums a tensor over all processes; None with one process.
         """
-        progress = trainer.progress
-        if self.swa_start is None or progress.epoch + 1 < self.swa_start:
-            return
-        if self.last_update != progress.update:
+        if self.last_update != update:
             self._add()
-            self.last_update = progress.update
+            self.last_update = update
         with self.applied():
-            measure_statistics(trainer)
+            measure_statistics(self.networks, forward_epoch, add_up)
             torch._foreach_copy_(local(self._averages), self._live())
 
     @torch.no_grad()
@@ -154,17 +159,6 @@ class Averaging:
         self.num_averaged, self.last_update = state["num_averaged"], state["last_update"]
 
 
-def make_averaging(trainer) -> Averaging:
-    """Return what averages the weights of the trainer's networks, and let its evaluator measure the averages."""
-    opt, networks = trainer.opt, trainer.networks
-    averaging = Averaging(networks, opt.ema, opt.swa_start)
-    if opt.swa_start is not None:  # more than the base class must define compute_loss
-        check_can_measure(networks, sum("compute_loss" in vars(base) for base in type(trainer).__mro__) > 1)
-    if averaging:
-        trainer.evaluator.weights = averaging.applied
-    return averaging
-
-
 def find_places(networks: Mapping[str, nn.Module], with_statistics: bool) -> list[Place]:
     """Every tensor of the networks' states, each once.
 
@@ -217,14 +211,15 @@ def layers_with_statistics(networks: Mapping[str, nn.Module]) -> list[_BatchNorm
     return [layer for layer in layers if layer.training and layer.running_mean is not None]
 
 
-def measure_statistics(trainer) -> None:
-    """Measure the running statistics of batch normalization anew, in a pass over the training data of this epoch.
+def measure_statistics(
+    networks: Mapping[str, nn.Module], forward_epoch: Callable[[], None], add_up: Callable[[Tensor], Tensor] | None
+) -> None:
+    """Measure the running statistics of batch normalization in a pass over the training data.
 
-    As `torch.optim.swa_utils.update_bn` does: the plain mean over the batches, each seen in train mode. To be called by
-    all processes; afterwards all have the mean over the batches of all. It leaves no trace in the random numbers, and
-    may be interrupted, as a validation may.
+    As `torch.optim.swa_utils.update_bn` does: the plain mean over the batches, each seen in train mode. Afterwards all
+    processes have the mean over the batches of all.
     """
-    layers, distributed = layers_with_statistics(trainer.networks), trainer.distributed
+    layers = layers_with_statistics(networks)
     if not layers:
         return
     momenta = [layer.momentum for layer in layers]
@@ -232,33 +227,20 @@ def measure_statistics(trainer) -> None:
         for layer in layers:
             layer.reset_running_stats()
             layer.momentum = None  # the mean of all batches
-        with torch.no_grad(), preserved_random_state():
-            for update in trainer.train_loader.updates(trainer.progress.epoch):
-                trainer.asked_to_stop(at_once=True)
-                first_idle = len(update.micro_batches) - update.num_idle
-                for number, batch in enumerate(update.micro_batches):
-                    with aside(trainer.networks, number >= first_idle), trainer.precision.autocast():
-                        trainer.compute_loss(move_to(batch, trainer.device))
+        forward_epoch()
     finally:
         for layer, momentum in zip(layers, momenta, strict=True):
             layer.momentum = momentum
-    if distributed.size > 1:
-        for layer in layers:
-            count = layer.num_batches_tracked.clone()
-            layer.num_batches_tracked.copy_(distributed.sum(count))
-            for statistic in (layer.running_mean, layer.running_var):
-                statistic.copy_(distributed.sum(statistic * count) / layer.num_batches_tracked)
-
-
-@contextlib.contextmanager
-def aside(networks: Mapping[str, nn.Module], is_idle: bool) -> Iterator[None]:
-    """If `is_idle`, what the block does to the networks' buffers is forgotten: it only keeps processes in step."""
-    modules = [module for network in networks.values() for module in network.modules()] if is_idle else []
-    with buffers_set([(module, name, b) for module in modules for name, b in module.named_buffers(recurse=False)]):
-        yield
+    if add_up is None:
+        return
+    for layer in layers:
+        count = layer.num_batches_tracked.clone()
+        layer.num_batches_tracked.copy_(add_up(count))
+        for statistic in (layer.running_mean, layer.running_var):
+            statistic.copy_(add_up(statistic * count) / layer.num_batches_tracked)
 
 
 def check_can_measure(networks: Mapping[str, nn.Module], has_forward: bool) -> None:
-    """Raise UserError when running statistics would be measured, but the task does not say how a batch goes through."""
+    """Raise UserError if running statistics must be measured, but the task has no compute_loss to do it with."""
     if layers_with_statistics(networks) and not has_forward:
         raise UserError("--swa_start measures batch normalization with compute_loss(batch), which this task lacks.")

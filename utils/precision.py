@@ -25,6 +25,7 @@ class Precision:
         self.device_type = torch.device(device).type
         self.scaler = torch.amp.GradScaler(self.device_type, enabled=amp == "fp16")
         self._stepped: set[int] = set()  # the optimizers that have stepped in the update under way
+        self.overflowed = False  # whether the last update made no step, because scaled gradients were infinite
 
     def autocast(self) -> contextlib.AbstractContextManager:
         if self.dtype is None:
@@ -66,8 +67,11 @@ class Precision:
 
     def finish_update(self) -> None:
         """Let the scale adapt, once per update, after the last optimizer stepped."""
-        self.scaler.update()
         self._stepped.clear()
+        if self.scaler.is_enabled():
+            before = self.scaler.get_scale()
+            self.scaler.update()
+            self.overflowed = self.scaler.get_scale() < before  # the scale shrinks after an overflow
 
     def begin_again(self) -> None:
         """Forget what was done in the update under way, to make it once more with the same scale."""

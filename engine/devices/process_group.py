@@ -136,7 +136,7 @@ class Distributed:
         self.is_sharded = False
         self._wrapped: list[nn.Module] = []
         self._vote: tuple[Any, Tensor] | None = None  # the one that is under way
-        self._num_own, self._num_all, self._num_idle = 0, 0, 0  # samples of the update, micro-batches that do not count
+        self._num_local = self._num_total = 0  # samples of the update: of this process, and of all
 
     @classmethod
     def join(cls, timeout: float = DEFAULT_TIMEOUT, device: torch.device | None = None) -> "Distributed":
@@ -320,25 +320,17 @@ class Distributed:
             self.print_once(f"[process {rank}] {text}" if self.size > 1 else text)
 
     # ---- one update --------------------------------------------------------------------------------------------------
-    def begin_update(self, num_own: int, num_all: int, num_idle: int, is_sure: bool) -> int:
-        """Take in what an update is made of, and return how many samples it has in all processes.
+    def begin_update(self, update: Any, may_lose_samples: bool) -> int:
+        """Agree on the number of samples that all processes learn from in an update, and return it.
 
         Args:
-            num_own: samples of this process.
-            num_all: samples of all, as planned.
-            num_idle: micro-batches at the end that only keep this process in step with the others.
-            is_sure: whether the plan is kept: not if samples may be left out. Then all processes must call this.
+            update: see `data.sampler.Update`.
+            may_lose_samples: samples that cannot be loaded are left out, so the processes must ask each other.
         """
-        if self.size > 1 and not is_sure:
-            (num_all,) = self.totals(num_own)
-        elif self.size == 1:
-            num_all = num_own
-        self._num_own, self._num_all, self._num_idle = num_own, num_all, num_idle
-        return num_all
-
-    def own_sizes(self, sizes: list[int]) -> list[int]:
-        """The samples of each micro-batch that count, given those that it has."""
-        return [*sizes[: len(sizes) - self._num_idle], *[0] * self._num_idle] if self._num_idle else sizes
+        self._num_local = self._num_total = update.num_local
+        if self.size > 1:
+            self._num_total = self.totals(update.num_local)[0] if may_lose_samples else update.num_samples
+        return self._num_total
 
     @contextlib.contextmanager
     def gradients(self, synchronize: bool) -> Iterator[None]:
@@ -360,7 +352,7 @@ class Distributed:
         """
         if self.size == 1:
             return loss if weight == 1 else loss * weight
-        factor = weight * self._num_own * self.size / self._num_all
+        factor = weight * self._num_local * self.size / self._num_total
         # The factor is a number and not a tensor, which would be one of float32 and round it.
         return loss * factor * torch.where(loss.detach().isfinite(), 1.0, float("nan"))
 

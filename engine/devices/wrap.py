@@ -6,7 +6,7 @@ How the ways differ, and what each costs in memory and time, is in docs/distribu
 import contextlib
 import inspect
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import torch
 import torch.distributed as dist
@@ -126,6 +126,14 @@ def buffers_set(values: list[tuple[nn.Module, str, Tensor]]) -> Iterator[None]:
     finally:
         for module, name, value in own:
             setattr(module, name, value)
+
+
+@contextlib.contextmanager
+def buffers_kept(networks: Iterable[nn.Module]) -> Iterator[None]:
+    """Undo what the block does to the buffers of networks."""
+    modules = [module for network in networks for module in network.modules()]
+    with buffers_set([(module, name, b) for module in modules for name, b in module.named_buffers(recurse=False)]):
+        yield
 
 
 def checkpoint_activations(network: nn.Module) -> nn.Module:

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import logging
+import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -50,7 +51,7 @@ class RunDir:
         self.name = f"{proj_name}_{self.path.name}"
         if self.is_main:
             self.lock: contextlib.AbstractContextManager = DirectoryLock(self.path)
-            self.logger = build_logger(proj_name, self.path / f"{self.name}_log.txt")
+            self.logger = build_logger(proj_name, self.log_path)
         else:
             self.lock = contextlib.nullcontext()
             self.logger = build_stderr_logger(proj_name, f"[process {distributed.rank}] ")
@@ -64,6 +65,29 @@ class RunDir:
         """Log what is said once for all processes; `aloud` as a warning."""
         if self.is_main:
             self.logger.log(logging.WARNING if aloud else logging.INFO, text)
+
+    @property
+    def log_path(self) -> Path:
+        return self.path / f"{self.name}_log.txt"
+
+    @property
+    def discarded_log_path(self) -> Path:
+        """Where the log of a run stays that `discard` has removed."""
+        return self.path.parent / f"{self.name}_failed_log.txt"
+
+    def log_quietly(self, text: str) -> None:
+        """Append to the log file alone."""
+        if self.is_main:
+            with open(self.log_path, "a", encoding="utf-8") as file:
+                file.write(text)
+
+    def discard(self) -> None:
+        """Remove the directory of a run that failed before its first update; its log stays beside it."""
+        if self.is_main:
+            for handler in self.logger.handlers:
+                handler.close()
+            self.log_path.replace(self.discarded_log_path)
+            shutil.rmtree(self.path)
 
     def record(
         self,

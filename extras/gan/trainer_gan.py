@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from callbacks.callback import Callback
 from callbacks.pictures import Pictures
+from data.sampler import Update
 from engine.checkpoints.file import load_file
 from engine.checkpoints.pretrained import find_weights
 from engine.checkpoints.state import set_state
@@ -60,7 +61,7 @@ class TrainerGAN(TrainerBase):
 
     def build_networks(self) -> dict[str, nn.Module]:
         networks = super().build_networks()
-        if not (self.opt.resume or self.opt.replay):  # else it is in the checkpoint
+        if not (self.opt.resume):  # else it is in the checkpoint
             train_judge(networks["judge"], self.datasets["train"], self.opt)
         return networks
 
@@ -74,16 +75,17 @@ class TrainerGAN(TrainerBase):
     def build_callbacks(self) -> list[Callback]:
         return [*super().build_callbacks(), Pictures(self.run_dir.path / "samples")]
 
-    def train_step(self, micro_batches: list) -> dict[str, Tensor]:
+    def train_step(self, update: Update) -> dict[str, Tensor]:
         """Step the discriminator, then the generator, which meets the discriminator as it is after its step."""
-        values, noise = {}, self.noise([count_samples(batch) for batch in micro_batches])
+        values = {}
+        noise = self.noise([count_samples(batch) for batch in update.micro_batches])
         for name, loss_of in zip(LEARN, (self.loss_of_discriminator, self.loss_of_generator), strict=True):
             self.optimizers[name].zero_grad(set_to_none=True)
             losses = []
-            for (batch, weight), vectors in zip(self.weighted(micro_batches), noise, strict=True):
+            for (batch, weight), vectors in zip(self.weighted(update), noise, strict=True):
                 with self.precision.autocast():
                     loss = loss_of(batch, vectors)
-                losses.append(self.backward(loss, weight))
+                losses.append(self.backward(loss, weight)["loss"])
             values |= {f"loss_{name}": sum(losses), f"grad_norm_{name}": self.optimizer_step(name)}
         return values
 

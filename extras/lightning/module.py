@@ -36,13 +36,10 @@ from callbacks.wandb_logger import WandB
 from data.sampler import Update
 from engine.devices.process_group import Distributed
 from engine.options.parser import saved_options
-from engine.refusal import settle
 from engine.run_state import restore_state
 from engine.runs.run_dir import RunDir
 from extras.lightning.checkpoint import LAST, OURS, number_of
-from parts import hosted
 from trainer import TrainerBase
-from utils.batch import count_samples
 from utils.precision import Precision
 
 OF_LIGHTNING = (ProgressBar, TensorBoard, WandB)  # callbacks of ours in whose place Lightning has something
@@ -253,8 +250,12 @@ class TaskModule(lightning.LightningModule):
         os.environ.setdefault("RANK", str(strategy.global_rank))  # Lightning's launcher sets the other variables
         distributed = LightningProcesses(strategy)
         kind = f"{type(strategy).__name__} of Lightning {lightning.__version__}"
-        with hosted(distributed, strategy.root_device, f"Device: {strategy.root_device}, {kind}."):
-            task = self.trainer_class(self.opt)
+        note = f"Device: {strategy.root_device}, {kind}."
+        methods = {  # Lightning has the processes, and wraps the networks
+            "join_processes": lambda task, opt: (distributed, [strategy.root_device], note),
+            "wrap_networks": lambda task: dict(task.networks),
+        }
+        task = type(self.trainer_class.__name__, (self.trainer_class,), methods)(self.opt)
         task.precision = task.evaluator.precision = LightningPrecision(self)
         kept = [callback for callback in task.callbacks.callbacks if not isinstance(callback, OF_LIGHTNING)]
         task.callbacks = CallbackList([Teller(self), *kept])
@@ -296,15 +297,15 @@ class TaskModule(lightning.LightningModule):
     def training_step(self, update: Update, batch_idx: int) -> None:
         task = self.task
         self.begin_epoch()
-        self.num_own = sum(map(count_samples, update.micro_batches[: len(update.micro_batches) - update.num_idle]))
+        self.num_own = update.num_local
         task.train_update(update)
         # A step of Lightning's, for its callbacks and loggers, is an update, however many optimizers it has stepped.
         steps = self.trainer.fit_loop.epoch_loop.manual_optimization.optim_step_progress
         steps.increment_ready()
         steps.increment_completed()
         if self.is_epoch_done:
-            settle(task)
-            task.averaging.finish_epoch(task)
+            task.guard.check_earlier(wait=True)
+            task.average_epoch()
         is_cut_short = task.progress.update == task.opt.max_updates
         if is_cut_short or (task.should_stop and task.distributed.size == 1):  # several agree at the end of the epoch
             self.trainer.should_stop = True
@@ -335,13 +336,13 @@ class TaskModule(lightning.LightningModule):
         self.begin_epoch()  # when nothing of it was left
         row = task.epoch_log.row(task.distributed.gather) | self.results
         row |= task.epoch_log.times(task.progress.sample)
-        task.exact = False
+        task.progress.is_exact = False
         task.progress.finish_epoch()
         task.epoch_log.clear()
         self.results, self.is_in_epoch = {}, False
         task.call("on_epoch_end", {"epoch": task.progress.epoch, "update": task.progress.update, **row})
-        task.exact = True
-        if task.ends_here():
+        task.progress.is_exact = True
+        if task.is_over():
             self.trainer.should_stop = True
 
     def on_train_end(self) -> None:
@@ -367,10 +368,10 @@ class TaskModule(lightning.LightningModule):
         self.results["time/val"] = time.perf_counter() - began
         counts = {"update": task.progress.update, "num_samples": task.evaluator.num_samples}
         task.score = {**counts, "results": results}
-        task.exact = False  # a validation must not count twice
+        task.progress.is_exact = False  # a validation must not count twice
         task.stopper.update(results[self.opt.monitor])
         task.call("on_validation_end", results)
-        task.exact = not self.is_epoch_done
+        task.progress.is_exact = not self.is_epoch_done
 
     # ---- checkpoints ---------------------------------------------------------------------------------------------
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:

@@ -8,7 +8,7 @@ from callbacks.callback import Callback
 from data.memory import MemoryUpdateLoader
 from data.sampler import UpdateLoader
 from engine.checkpoints.file import load_checkpoint
-from engine.late_guard import LateGuard
+from engine.nan_guard import DeferredNanGuard
 from trainer_seg_on_carvana import TrainerSeg
 from trainer_vanilla import TrainerVanilla
 from utils.errors import DivergedError
@@ -42,7 +42,7 @@ def test_the_cpu_does_not_wait_in_an_update(train, flags, optim):
         trainer = train(*GPU, *flags, "--optim", optim, "--log_every", 1000, callbacks=[watch])
     finally:
         torch.cuda.set_sync_debug_mode("default")
-    assert watch.num_watched >= 8 and isinstance(trainer.guard, LateGuard)
+    assert watch.num_watched >= 8 and isinstance(trainer.guard, DeferredNanGuard)
 
 
 def test_a_wait_in_an_update_would_be_seen(build):

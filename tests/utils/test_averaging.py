@@ -3,21 +3,20 @@ and no update that was refused is in them."""
 
 import copy
 import csv
-from types import SimpleNamespace
 
 import pytest
 import torch
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn, get_swa_multi_avg_fn, update_bn
 
-import parts
+import trainer as trainer_module
 from callbacks.callback import Callback
 from engine.checkpoints.file import load_checkpoint, weights_of
-from engine.refusal import finish_update
+from engine.devices.wrap import buffers_kept
 from eval_vanilla import EvaluatorVanilla
 from trainer import TrainerBase
 from trainer_vanilla import TrainerVanilla
-from utils.averaging import Averaging, aside, measure_statistics
+from utils.averaging import Averaging, measure_statistics
 from utils.errors import UserError
 
 OF_THE_LAUNCH = ("options", "callbacks", "seconds")
@@ -37,12 +36,20 @@ class WithNorm(TrainerVanilla):
         loss = super().compute_loss(batch)
         return loss * float("nan") if self.progress.update + 1 in self.bad_updates else loss
 
-    def asked_to_stop(self, at_once=False):
-        if at_once and self.stop_in_validation_of and self.progress.epoch == self.stop_in_validation_of[0]:
-            self.questions = getattr(self, "questions", 0) + 1
-            if self.questions > self.stop_in_validation_of[1]:
-                raise KeyboardInterrupt
-        return super().asked_to_stop(at_once)
+    def __init__(self, opt):
+        super().__init__(opt)
+        should_stop = self.session.should_stop
+        questions = 0
+
+        def stop(at_once=False):
+            nonlocal questions
+            if at_once and self.stop_in_validation_of and self.progress.epoch == self.stop_in_validation_of[0]:
+                questions += 1
+                if questions > self.stop_in_validation_of[1]:
+                    raise KeyboardInterrupt
+            return should_stop(at_once)
+
+        self.session.should_stop = stop
 
 
 class Recorder(Callback):
@@ -102,7 +109,7 @@ def test_a_mean_over_epochs_is_that_of_torch_with_statistics_of_its_own(train):
     with trainer.averaging.applied():
         trainer.progress.epoch -= 1
         trainer.model.train()
-        measure_statistics(trainer)
+        measure_statistics(trainer.networks, trainer.forward_epoch, None)
         ours = copy.deepcopy(trainer.model.state_dict())
     updates = trainer.train_loader.updates(trainer.progress.epoch)
     update_bn([batch for update in updates for batch in update.micro_batches], expected)
@@ -165,25 +172,25 @@ def test_an_update_that_is_skipped_does_not_move_the_average(train):
     assert differ(averages_of(trainer), recorder.models[0].module) == ["2.running_mean", "2.running_var"]
 
 
-@pytest.mark.parametrize(("scales", "count"), [((8.0, 8.0), 1), ((8.0, 16.0), 1), ((8.0, 4.0), 0)])
-def test_an_update_whose_step_float16_left_out_does_not_move_the_average(scales, count):
-    averaging = Averaging({"model": nn.Linear(2, 2)}, ema=0.9)
-    precision = SimpleNamespace(scale=scales[0])
-    precision.finish_update = lambda: setattr(precision, "scale", scales[1])
-    finish_update(SimpleNamespace(averaging=averaging, precision=precision), was_made=True)
-    assert averaging.num_averaged == count
+def test_an_update_whose_step_float16_left_out_does_not_move_the_average(build):
+    trainer = build("--ema", 0.9)
+    update = next(iter(trainer.train_loader.updates(0)))
+    for overflowed in (True, False):
+        trainer.precision.overflowed = overflowed
+        trainer.guarded_step(update)
+        assert trainer.averaging.num_averaged == (not overflowed)
 
 
 @pytest.mark.parametrize(("flags", "expected"), [((), False), (("--ema", 0.9), True), (("--swa_start", 1), False)])
 def test_with_an_average_over_updates_each_is_checked_at_once(build, monkeypatch, flags, expected):
     seen = []
-    original = parts.build_guard
+    original = trainer_module.build_guard
 
-    def watch(modules, optimizers, counters, policy, max_skips, at_once, sum_losses):
-        seen.append(at_once)
-        return original(modules, optimizers, counters, policy, max_skips, at_once, sum_losses)
+    def watch(reads_at_once, **settings):
+        seen.append(reads_at_once)
+        return original(reads_at_once=reads_at_once, **settings)
 
-    monkeypatch.setattr(parts, "build_guard", watch)
+    monkeypatch.setattr(trainer_module, "build_guard", watch)
     build(*flags)
     assert seen == [expected]
 
@@ -248,12 +255,11 @@ def test_the_average_is_measured_and_evaluated_unless_the_last_weights_are_asked
     assert "The score agrees" in logs[0] and "that of the averaged weights" in logs[1]
 
 
-@pytest.mark.parametrize("is_idle", [True, False])
-def test_what_only_keeps_processes_in_step_leaves_no_statistics(is_idle):
+def test_padding_leaves_no_statistics():
     network = nn.BatchNorm1d(2)
-    with aside({"model": network}, is_idle):
+    with buffers_kept([network]):
         network(torch.rand(4, 2))
-    assert bool(network.num_batches_tracked) is not is_idle and bool(network.running_mean.any()) is not is_idle
+    assert not network.num_batches_tracked and not network.running_mean.any()
 
 
 def test_before_the_mean_begins_the_weights_are_measured(train):
@@ -282,7 +288,7 @@ def test_statistics_need_a_task_that_says_how_a_batch_goes_through(build):
         def build_networks(self):
             return {"model": nn.Sequential(nn.Flatten(), nn.BatchNorm1d(784), nn.Linear(784, 10))}
 
-        def train_step(self, micro_batches):
+        def train_step(self, update):
             return {}
 
     build(task=WithStep)

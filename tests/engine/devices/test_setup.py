@@ -5,9 +5,8 @@ from argparse import Namespace
 import pytest
 import torch
 
-import parts
 from engine.devices.process_group import Distributed
-from parts import share_text
+from engine.devices.setup import agree_on_options, join_processes, share_text
 from utils.errors import UserError
 
 OPTIONS = {"gpu_devices": "cpu", "dist_timeout": 9, "parallel": "none", "amp": "no", "batch_size": 8, "seed": 3,
@@ -23,7 +22,7 @@ def join(monkeypatch):
         distributed.broadcast = lambda value: value
         monkeypatch.setattr(Distributed, "join", lambda timeout, device: distributed)
         opt = Namespace(**OPTIONS | options)
-        return parts.join_processes(opt), opt
+        return join_processes(opt), agree_on_options(opt, distributed)
 
     return join
 

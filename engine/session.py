@@ -1,0 +1,231 @@
+"""Hold what surrounds the loop: the lock of the run directory, signals, resume, and a checkpoint at the end."""
+
+import gc
+import traceback
+from types import TracebackType
+from typing import Any
+
+import torch
+
+from engine.checkpoints.file import load_checkpoint
+from engine.devices.process_group import Distributed
+from engine.first_batch import blame
+from engine.micro_batches import largest_that_fits, split_update
+from engine.runs.signals import STOP_ASKED, StopSignal
+from engine.snapshot import Snapshot
+from utils.duration import seconds_of
+from utils.errors import DivergedError, UserError
+
+MEMORY_ADVICE = "--activation_checkpointing and --amp bf16 need less memory, too."
+
+
+class Session:
+    """A `with` block in which a trainer trains. It leaves a checkpoint, whatever ends it.
+
+    On entering, the trainer takes the state of the checkpoint that it resumes. In the block its run directory is
+    locked, and the first signal only sets a flag, which `should_stop` reads between two updates. When an exception
+    leaves the block, the state is saved and the callbacks are called.
+
+    The first update and the first validation are the trial of the task's own code, data and options. What they raise
+    ends the run with one line that names the option and the line of code; the traceback is kept in a file.
+
+    Args:
+        trainer: the trainer.
+
+    Attributes:
+        seconds_to_save: the time that a checkpoint takes, which is left over when --max_time ends the run.
+    """
+
+    def __init__(self, trainer):
+        self.trainer = trainer
+        max_time = trainer.opt.max_time
+        self.stop_signal = StopSignal(seconds_of(max_time) if max_time else None)
+        self.connect_loaders()
+
+    @property
+    def seconds_to_save(self) -> float:
+        return self.stop_signal.reserve
+
+    @seconds_to_save.setter
+    def seconds_to_save(self, seconds: float) -> None:
+        self.stop_signal.reserve = seconds
+
+    def connect_loaders(self) -> None:
+        """Let the loaders warn in the log of the run, and stop waiting for data when the run must end."""
+        for loader in (self.trainer.train_loader, self.trainer.val_loader):
+            loader.warn = self.trainer.logger.warning
+            if self.trainer.distributed.size == 1:  # several processes stop together, after an update
+                loader.interrupt = self.stop_signal.raise_if_set
+
+    # ---- the block -----------------------------------------------------------------------------------------------
+    def __enter__(self) -> "Session":
+        trainer = self.trainer
+        trainer.run_dir.lock.__enter__()
+        self.stop_signal.__enter__()
+        try:
+            if trainer.opt.micro_batch_size == "auto":
+                self.find_micro_batch_size()
+            if trainer.opt.resume:
+                trainer.load_state_dict(load_checkpoint(trainer.opt.resume, tensors_of=()))
+            for note in (*trainer.opt.resume_notes, *trainer.checkpointer.begin(trainer.progress.position)):
+                trainer.logger.warning(note)
+        except BaseException:
+            self.release()
+            raise
+        self.first_update = trainer.progress.update
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            if error is None:
+                self.trainer.run_dir.end(self.trainer.progress.state_dict())
+                self.trainer.distributed.leave()
+            else:
+                self.rescue(error)
+        finally:
+            self.release()
+
+    def release(self) -> None:
+        """Stop watching signals, and unlock the run directory."""
+        self.stop_signal.__exit__()
+        self.trainer.run_dir.lock.__exit__(None, None, None)
+
+    def should_stop(self, at_once: bool = False) -> bool:
+        """Raise whatever must end the run; return whether a callback has asked to stop.
+
+        Several processes go by the signals that they knew of one update ago, so that they need not wait for each other.
+
+        Args:
+            at_once: go by the signals of now.
+
+        Raises:
+            KeyboardInterrupt, Terminated, TimeIsUp: a signal has reached any process, or the time is over.
+        """
+        trainer = self.trainer
+        wish = self.stop_signal.pending()
+        if not wish and trainer.should_stop:
+            wish = STOP_ASKED
+        code = trainer.distributed.agree(wish, at_once)
+        if code == STOP_ASKED:
+            trainer.should_stop = True
+        self.stop_signal.raise_for(code)
+        return code == STOP_ASKED
+
+    # ---- what an exception leaves --------------------------------------------------------------------------------
+    def rescue(self, error: BaseException) -> None:
+        """Save what an exception breaks off, call the callbacks, and raise the cause."""
+        trainer, distributed = self.trainer, self.trainer.distributed
+        is_common = distributed.is_common(error)
+        cause = distributed.cause_of(self.stop_signal.cause_of(error))
+        is_failed_trial = self.is_trial() and is_unexpected(cause)
+        if is_common and not is_failed_trial:  # alone, this process would wait for the others forever
+            trainer.checkpointer.rescue(trainer.state_dict, trainer.logger)
+        if isinstance(cause, torch.OutOfMemoryError):
+            cause = self.out_of_memory(cause)
+        if is_failed_trial:
+            cause = self.failed_trial(cause)
+        trainer.call("on_exception", cause)
+        if is_failed_trial and not trainer.progress.update:
+            trainer.run_dir.discard()
+        distributed.leave(is_common)
+        raise cause from error.__cause__
+
+    def is_trial(self) -> bool:
+        """Return whether neither an update nor, after the first epoch, a validation was completed in this session."""
+        progress = self.trainer.progress
+        first_epoch_is_done = progress.update > self.first_update and self.trainer.is_end_of_epoch()
+        return progress.update == self.first_update or (first_epoch_is_done and self.trainer.score is None)
+
+    def failed_trial(self, error: Exception) -> UserError:
+        """Turn what the first update or validation raised into one line; keep the traceback in the log."""
+        trainer = self.trainer
+        trainer.run_dir.log_quietly("".join(traceback.format_exception(error)))
+        known = {
+            "--model_type": list(trainer.networks.values()),
+            "--loss_type": [trainer.criterion],
+            "--optim": list(trainer.optimizers.values()),
+            "--lr_scheduler": list(trainer.schedulers.values()),
+            "--data_type": list(trainer.datasets.values()),
+        }
+        path = trainer.run_dir.log_path if trainer.progress.update else trainer.run_dir.discarded_log_path
+        return UserError(f"{blame(error, known)}\nThe traceback is in {path}.")
+
+    def out_of_memory(self, error: torch.OutOfMemoryError) -> UserError:
+        """Say how to go on with smaller micro-batches, which change no result."""
+        size = self.trainer.micro_batch_size
+        reason = str(error).split(". ")[0].rstrip(".")
+        smaller = f"--micro_batch_size {size // 2}"
+        if size < 2:
+            return UserError(f"{reason}, with a single sample at once. {MEMORY_ADVICE}")
+        how = smaller
+        if self.trainer.progress.update:
+            how = f"--resume {self.trainer.run_dir.path} {smaller}"
+        return UserError(f"{reason}, with {size} samples at once. To go on: {how}. {MEMORY_ADVICE}")
+
+    # ---- --micro_batch_size auto ---------------------------------------------------------------------------------
+    def find_micro_batch_size(self) -> None:
+        """Set the trainer's micro-batch size to the largest that fits into the memory of a GPU.
+
+        Elsewhere it stays the whole update. Sizes are tried on the first update, with forward pass, backward pass and
+        optimizer step. After each try everything is as it was, bit for bit.
+
+        Raises:
+            UserError: not even one sample fits, or the network is sharded, so that one process cannot try alone.
+        """
+        trainer = self.trainer
+        if trainer.device.type != "cuda":
+            reason = f"the memory of this device ({trainer.device.type}) has no limit to try"
+            return trainer.run_dir.note(f"Micro-batch size: {trainer.micro_batch_size}, the whole update: {reason}.")
+        if trainer.distributed.is_sharded:
+            raise UserError("--micro_batch_size auto cannot try sizes with --parallel fsdp: give a number.")
+        update = next(iter(trainer.train_loader.updates(0)))
+        parts = {name: part for name, part in trainer.stateful().items() if name != "callbacks"}
+        snapshot = Snapshot(parts, device="cpu")  # on the GPU it would take memory that the training needs
+        trainer.freezing.set_train_mode(trainer.networks)
+        together = trainer.distributed
+        with together.gradients(synchronize=False):
+            trainer.distributed = Distributed()  # one process may run out of memory alone
+            trainer.guard.sum_losses = None
+            try:
+                size = largest_that_fits(update.num_local, lambda size: self.fits(update, size, snapshot))
+            finally:
+                trainer.distributed = together
+                trainer.guard.sum_losses = together.sum if together.size > 1 else None
+        size = -together.agree(-size) if together.size > 1 else size
+        if not size:
+            raise UserError(f"Out of memory with a single sample. {MEMORY_ADVICE}")
+        if size < update.num_local:
+            trainer.micro_batch_size = size
+            trainer.train_loader, trainer.val_loader = trainer.build_loaders()
+            self.connect_loaders()
+        count = trainer.opt.batch_size
+        trainer.run_dir.note(f"Micro-batch size: {size}, the largest tried that fits, of {count} samples of an update.")
+
+    def fits(self, update: Any, size: int, snapshot: Snapshot) -> bool:
+        """Return whether memory is enough for a step with `size` samples at once; put everything back."""
+        trainer = self.trainer
+        trainer.guard.begin_update(update)
+        is_enough = True
+        try:
+            trainer.train_step(split_update(update, size))
+            trainer.guard.check_earlier(wait=True)
+        except DivergedError:
+            pass  # training will report it
+        except torch.OutOfMemoryError:
+            is_enough = False
+        trainer.guard.forget()
+        snapshot.put_back()
+        trainer.precision.begin_again()
+        for network in trainer.networks.values():
+            network.zero_grad(set_to_none=True)
+        gc.collect()
+        torch.cuda.empty_cache()
+        return is_enough
+
+
+def is_unexpected(error: BaseException) -> bool:
+    """Return whether an error comes from code, data or options of the task: not a signal, and not explained yet."""
+    explained = (UserError, torch.OutOfMemoryError, OSError, AssertionError)
+    return isinstance(error, Exception) and not isinstance(error, explained)

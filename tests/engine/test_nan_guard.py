@@ -1,0 +1,290 @@
+"""A non-finite update never reaches the weights, and what it changed besides them is undone, whether its check is read
+at once or some updates later. The flag that voids a step is the fused optimizers' own, which CPUs have too."""
+
+import random
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import trainer as trainer_module
+from engine.checkpoints.file import load_checkpoint
+from engine.nan_guard import DeferredNanGuard, NanGuard, build_guard
+from engine.progress import Progress
+from trainer_vanilla import TrainerVanilla
+from utils.errors import DivergedError, UserError
+from utils.optimizer import build_optimizer
+
+NAN, INF = float("nan"), float("inf")
+
+
+def guard(**settings) -> NanGuard:
+    guard = NanGuard([nn.BatchNorm1d(2)], Progress(), **settings)
+    guard.begin_update()
+    return guard
+
+
+@pytest.mark.parametrize(("loss", "norm"), [(NAN, 1.0), (INF, 1.0), (-INF, 1.0), (1.0, NAN), (1.0, INF), (None, NAN)])
+def test_what_is_not_finite_is_refused(loss, norm):
+    watch = guard()
+    if loss is not None:
+        watch.add_loss(torch.tensor(loss))
+    with pytest.raises(DivergedError, match="'model' is not finite: its norm is"):
+        watch.check("model", torch.tensor(norm))
+
+
+@pytest.mark.parametrize("loss", [0.0, 1e30, None])
+def test_what_is_finite_passes(loss):
+    watch = guard()
+    if loss is not None:
+        watch.add_loss(torch.tensor(loss))
+    watch.check("model", torch.tensor(2.0))
+
+
+def test_a_loss_that_is_no_scalar_is_refused():
+    guard = NanGuard([nn.Linear(1, 1)], Progress())
+    guard.begin_update()
+    with pytest.raises(UserError, match=r"the shape \(3,\): it must be a scalar"):
+        guard.add_loss(torch.ones(3))
+    guard.add_loss(torch.ones(1))
+
+
+def test_any_of_several_losses_counts_and_an_earlier_update_does_not():
+    watch = guard()
+    watch.add_loss(torch.tensor(NAN))
+    watch.add_loss(torch.tensor(1.0))
+    with pytest.raises(DivergedError):
+        watch.check("model", torch.tensor(1.0))
+    watch.begin_update()
+    watch.check("model", torch.tensor(1.0))
+
+
+def test_overflow_of_scaled_gradients_is_left_to_the_scaler_but_the_loss_is_not():
+    watch = guard()
+    watch.check("model", torch.tensor(INF), may_overflow=True)
+    watch.add_loss(torch.tensor(INF))
+    with pytest.raises(DivergedError):
+        watch.check("model", torch.tensor(INF), may_overflow=True)
+
+
+def test_undo_restores_buffers_and_every_generator():
+    network = nn.Sequential(nn.BatchNorm1d(2), nn.Dropout())
+    watch = NanGuard([network], Progress())
+    network(torch.randn(4, 2))
+    before = {name: buffer.clone() for name, buffer in network.named_buffers()}
+    watch.begin_update()
+
+    def draw() -> list[float]:
+        return [random.random(), float(np.random.rand()), float(torch.rand(()))]
+
+    first = draw()
+    network(torch.full((4, 2), NAN))
+    assert network[0].running_mean.isnan().all()
+    assert watch.undo()
+    assert all(torch.equal(buffer, before[name]) for name, buffer in network.named_buffers())
+    assert draw() == first
+
+
+def test_buffer_that_was_replaced_is_undone_too():
+    network = nn.Module()
+    network.register_buffer("average", torch.tensor(1.0))
+    watch = NanGuard([network], Progress())
+    watch.begin_update()
+    network.average = network.average * NAN
+    assert watch.undo() and network.average == 1
+    network.average = network.average * 2  # a good update
+    watch.begin_update()
+    network.average = network.average * NAN
+    assert watch.undo() and network.average == 2 and dict(network.named_buffers()).keys() == {"average"}
+
+
+def test_step_that_was_made_cannot_be_undone_or_skipped():
+    watch = guard(policy="skip")
+    watch.stepped.append("critic")
+    assert not watch.undo() and not watch.may_skip()
+
+
+def test_skips_are_bounded_also_over_a_resume():
+    watch = guard(policy="skip", max_skips=3)
+    assert watch.may_skip() and watch.may_skip()
+    resumed = guard(policy="skip", max_skips=3)
+    resumed.load_state_dict(watch.state_dict())
+    assert resumed.may_skip() and not resumed.may_skip() and resumed.num_skipped == 3
+
+
+def test_stop_skips_nothing():
+    watch = guard(policy="stop")
+    assert not watch.may_skip() and watch.num_skipped == 0
+
+
+@pytest.mark.parametrize("error", [RuntimeError, torch.OutOfMemoryError, DivergedError])
+def test_failed_step_is_undone_before_a_step_of_the_optimizer_and_only_then(error):
+    network = nn.BatchNorm1d(2)
+    watch = NanGuard([network], progress := Progress())
+    for stepped in ([], ["model"]):
+
+        def step(update, stepped=stepped):
+            network(torch.randn(4, 2))
+            watch.stepped += stepped
+            raise error("broken")
+
+        with pytest.raises(error, match="broken"), progress.transaction():
+            watch.attempt(step, "update 1")
+        assert network.num_batches_tracked == 0 and progress.is_exact == (not stepped)
+
+
+# ---- a check that is read later --------------------------------------------------------------------------------------
+class Sick(TrainerVanilla):
+    """Vanilla with batch normalization and dropout, whose loss is NaN in one update of the run."""
+
+    bad_update = 11
+    is_late = True
+
+    def build_networks(self):
+        (network,) = super().build_networks().values()
+        return {"model": nn.Sequential(network, nn.BatchNorm1d(10), nn.Dropout(0.2))}
+
+    def compute_loss(self, batch):
+        loss = super().compute_loss(batch)
+        return loss * NAN if self.progress.update + 1 == self.bad_update else loss
+
+
+@pytest.fixture
+def late(monkeypatch):
+    """Makes every trainer read its checks as late as it may, as if a GPU were slow."""
+
+    def build(modules, progress, optimizers, counters, describe, **_):
+        (optimizer,) = optimizers.values()
+        return DeferredNanGuard(modules, progress, optimizer, counters, lag=5, describe=describe)
+
+    monkeypatch.setattr(trainer_module, "build_guard", build)
+
+
+def stopped(build, *flags, task=Sick):
+    """Train until it diverges; return what was said, and the checkpoint that was left."""
+    trainer = build(*flags, "--log_every", 1000, task=task)
+    with pytest.raises(DivergedError) as caught:
+        trainer.train()
+    return str(caught.value).splitlines()[0], load_checkpoint(trainer.checkpointer.path("InT")), trainer
+
+
+def test_the_same_update_is_refused_with_the_same_state(build, differences, request):
+    told, at_once, _ = stopped(build)
+    request.getfixturevalue("late")
+    told_late, later, trainer = stopped(build)
+    assert isinstance(trainer.guard, DeferredNanGuard)
+    assert told_late == told and "Epoch 2, update 11" in told
+    assert later["progress"]["update"] == 10 and later["exact"]
+    assert differences(at_once, later, ignore=("seconds", "options", "callbacks")) == []
+
+
+def test_a_check_is_read_at_most_so_many_updates_later(build, late):
+    seen = []
+
+    class Counting(Sick):
+        def train_step(self, update):
+            seen.append(self.progress.update + 1)
+            return super().train_step(update)
+
+    stopped(build, task=Counting)
+    assert seen == [*range(1, 17)]  # update 11 was bad; with five unread, the sixth after it is not begun
+
+
+def test_it_is_read_before_a_log_a_validation_and_a_checkpoint(build, late):
+    for flags in (("--save_every_steps", 3), ("--log_every", 3)):
+        trainer = build(*flags, task=Sick)
+        with pytest.raises(DivergedError, match="update 11"):
+            trainer.train()
+        assert trainer.progress.update == 10
+
+
+def test_a_run_that_is_well_ends_with_the_same_bits(build, train, weights, request):
+    class Well(Sick):
+        bad_update = 0
+
+    expected = weights(train(task=Well))
+    request.getfixturevalue("late")
+    trainer = train(task=Well)
+    assert isinstance(trainer.guard, DeferredNanGuard)
+    assert all(torch.equal(value, expected[name]) for name, value in weights(trainer).items())
+
+
+def test_without_the_flag_the_weights_would_be_spoilt(build, late, monkeypatch):
+    """The fault planted: an optimizer that is not told."""
+
+    class Untold(DeferredNanGuard):
+        def __init__(self, *arguments, **settings):
+            super().__init__(*arguments, **settings)
+            del self.optimizer.found_inf
+
+    def build_untold(modules, progress, optimizers, counters, describe, **_):
+        return Untold(modules, progress, *optimizers.values(), counters, describe=describe)
+
+    monkeypatch.setattr(trainer_module, "build_guard", build_untold)
+    _, left, _ = stopped(build)
+    assert any(value.isnan().any() for value in left["networks"]["model"].values())
+
+
+@pytest.mark.parametrize("optim", ["sgd", "nesterov", "adamW"])
+def test_a_bad_first_update_leaves_an_optimizer_without_state(build, late, optim):
+    """A fused step that is void makes momentum buffers all the same, of whatever was in the memory."""
+
+    class First(Sick):
+        bad_update = 1
+
+    _, left, trainer = stopped(build, "--optim", optim, task=First)
+    assert left["progress"]["update"] == 0 and left["optimizers"]["model"]["state"] == {}
+    assert not trainer.optimizer.state
+
+
+class TwoSteps(Sick):
+    """The second step of update 11 is bad."""
+
+    def train_step(self, update):
+        values = super().train_step(update)
+        (batch,) = update.micro_batches
+        loss = TrainerVanilla.compute_loss(self, batch)
+        self.optimizer.zero_grad()
+        self.backward(loss * NAN if self.progress.update + 1 == 11 else loss)
+        self.optimizer_step("model")
+        return values
+
+    def compute_loss(self, batch):
+        return TrainerVanilla.compute_loss(self, batch)
+
+
+def test_an_update_of_which_a_step_was_made_is_not_called_exact(build, late):
+    trainer = build("--log_every", 1000, task=TwoSteps)
+    with pytest.raises(DivergedError, match="cannot be undone"):
+        trainer.train()
+    assert not trainer.progress.is_exact and not trainer.checkpointer.path("InT").exists()
+    assert all(value.isfinite().all() for value in trainer.networks["model"].state_dict().values())
+
+
+# ---- when it is used -------------------------------------------------------------------------------------------------
+class OnGPU(nn.Parameter):
+    """A parameter that says of itself that it is on a GPU."""
+
+    is_cuda = True
+
+
+@pytest.mark.parametrize(
+    ("policy", "uses_scaler", "optim", "kind"),
+    [("stop", False, "adamW", DeferredNanGuard), ("skip", False, "adamW", NanGuard), ("stop", True, "adamW", NanGuard),
+     ("stop", False, "radam", NanGuard)],
+)  # fmt: skip
+def test_which_guard(policy, uses_scaler, optim, kind):
+    network = nn.Linear(2, 2)
+    network.weight, network.bias = OnGPU(network.weight.data), OnGPU(network.bias.data)
+    optimizer = build_optimizer(network.parameters(), optim)
+    guard = build_guard([network], Progress(), {"model": optimizer}, [], policy, 3, uses_scaler)
+    assert type(guard) is kind
+    two = {"a": optimizer, "b": optimizer}
+    assert type(build_guard([network], Progress(), two, [], policy, 3, uses_scaler)) is NanGuard
+
+
+def test_on_a_cpu_it_is_looked_at_at_once():
+    network = nn.Linear(2, 2)
+    optimizer = build_optimizer(network.parameters(), "adamW")
+    assert type(build_guard([network], Progress(), {"model": optimizer}, [], "stop", 3, False)) is NanGuard
