@@ -168,7 +168,7 @@ def test_second_run_in_a_directory_is_refused_until_the_first_is_dead(stopped, b
     try:
         stopped.run_dir.lock.release()
         assert holder.stdout.readline() == b"held\n" or holder.stdout
-        with pytest.raises(UserError, match=f"in use by another run.*{holder.pid}"):
+        with pytest.raises(UserError, match="in use by another run"):
             build("--resume", stopped.run_dir.path)
     finally:
         holder.kill()
