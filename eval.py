@@ -16,8 +16,8 @@ import torch
 from torch import nn
 
 from base_options import parse_test_options
-from data.data_entry import build_datasets, build_loader_of_part, data_notes, refuse_seen
-from data.loader import num_given
+from data.data_entry import build_datasets, build_eval_loader, data_notes, refuse_seen
+from data.loader import num_evaluated
 from engine.checkpoints.file import load_checkpoint, weights_of
 from engine.checkpoints.state import set_state
 from engine.devices.device import place_network, select_devices
@@ -139,7 +139,7 @@ class EvaluatorBase:
                 with self.precision.autocast(), contextlib.nullcontext() if counts else self.meters_aside():
                     self.eval_step(move_to(batch, self.device))
         self.distributed.merge(self.meters)
-        self.num_samples = num_given(loader, self.distributed.totals)
+        self.num_samples = num_evaluated(loader, self.distributed.totals)
         return self.distributed.broadcast(self.results())
 
     @contextlib.contextmanager
@@ -199,13 +199,13 @@ class EvaluatorBase:
         dataset = cls.build_datasets(opt)[opt.split]
         if not opt.allow_seen:
             refuse_seen(dataset, opt.split, state["groups"])
-        loader = build_loader_of_part(opt, dataset, opt.split, cls.eval_batch_size(opt), device)
+        loader = build_eval_loader(opt, dataset, opt.split, cls.eval_batch_size(opt), device)
 
         # ---- evaluate
         evaluator.output_dir, _ = make_timestamped_dir(opt.save_path)
         evaluator.logger = build_logger(opt.proj_name, evaluator.output_dir / "eval_log.txt")
         evaluator.logger.info("\n".join([device_note, *data_notes({opt.split: dataset}, loader)]))
-        loader.warn = evaluator.logger.warning
+        loader.bad.warn = evaluator.logger.warning
         results = evaluator.evaluate(loader)
 
         # ---- report

@@ -100,10 +100,10 @@ class EvaluatorSeg(EvaluatorBase):
         rows, captions, place = [], [], 0
         with self.inference(), self.precision.autocast():
             for batch in loader.batches():
-                if not batch.given:
+                if not batch.num_samples:
                     continue  # none of its images can be read
                 images, masks = move_to(batch.data, self.device)
-                for i, index in enumerate(batch.given):
+                for i, index in enumerate(batch.loaded):
                     if (place + i) % self.opt.n_snap == 0:
                         predicted = self.to_classes(self.predict(images[i : i + 1]))[0]  # (H, W)
                         row = (images[i], self.to_grey(masks[i]), self.to_grey(predicted))
@@ -112,7 +112,7 @@ class EvaluatorSeg(EvaluatorBase):
                             save_picture(picture, output_dir / f"{name}_{kind}.png")
                         rows.append(row)
                         captions.append((name, "mask", "prediction"))
-                place += len(batch.given)
+                place += batch.num_samples
         contact_sheet(rows[:24], captions[:24], path=output_dir / "contact_sheet.png")
         self.logger.info(f"Pictures of {len(rows)} of {place} images, and contact_sheet.png: {output_dir}")
 

@@ -22,7 +22,7 @@ from base_options import parse_train_options
 from callbacks.callback import Callback, CallbackList
 from callbacks.callback_entry import build_asked_for, build_default_callbacks
 from data.data_entry import build_loaders, data_notes, describe, seen_groups
-from data.sampler import Update, UpdateLoader
+from data.loader import EvalLoader, Update, UpdateLoader
 from engine.checkpoints.pretrained import load_pretrained
 from engine.command import launch
 from engine.devices.device import place_criterion
@@ -135,7 +135,7 @@ class TrainerBase:
         """Return the data sets "train", "val" and "test"; from the evaluator, which needs the same ones."""
         return self.evaluator_class.build_datasets(self.opt)
 
-    def build_loaders(self) -> tuple[UpdateLoader, Any]:
+    def build_loaders(self) -> tuple[UpdateLoader, EvalLoader]:
         """Return the loader of the training updates and the loader of the validation batches."""
         eval_batch_size = self.opt.eval_batch_size or self.micro_batch_size
         share = self.distributed.share
@@ -332,7 +332,7 @@ class TrainerBase:
         """Yield the updates of this epoch that are left, up to --max_updates."""
         updates = self.train_loader.updates(self.progress.epoch, self.progress.sample)
         for update in islice(updates, self.progress.updates_left(self.opt.max_updates)):
-            self.train_loader.unite_bad(self.distributed.gather)  # samples that could not be loaded
+            self.train_loader.bad.unite(self.distributed.gather)  # samples that could not be loaded
             yield update
 
     def is_end_of_epoch(self) -> bool:
@@ -443,7 +443,7 @@ class TrainerBase:
             "progress": self.progress,
             "stopper": self.stopper,
             "guard": self.guard,
-            "loader": self.train_loader,
+            "loader": self.train_loader.bad,
             "epoch_log": self.epoch_log,
             "callbacks": self.callbacks,
         }

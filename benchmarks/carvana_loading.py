@@ -40,7 +40,7 @@ def build(opt: argparse.Namespace, **more: Any) -> Any:
 
 def load(opt: argparse.Namespace, variant: str, augment: bool) -> dict[str, Any]:
     """Time epochs of training data from the second one on, in the main process."""
-    from data.sampler import UpdateLoader
+    from data.loader import UpdateLoader
 
     dataset = build(opt, augment=augment, cache=variant == "cache").cached()
     loader = UpdateLoader(dataset, BATCH_SIZE)

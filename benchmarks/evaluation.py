@@ -39,7 +39,7 @@ def evaluator(opt: argparse.Namespace) -> dict[str, float]:
     """Our evaluator."""
     import torch
 
-    from data.data_entry import build_eval_loader
+    from data.loader import EvalLoader
     from eval_vanilla import EvaluatorVanilla
     from utils.precision import Precision
 
@@ -47,7 +47,7 @@ def evaluator(opt: argparse.Namespace) -> dict[str, float]:
         of_trainer, dataset, networks = setup(opt, scratch)
     criterion = EvaluatorVanilla.build_criterion(of_trainer)
     watched = EvaluatorVanilla(of_trainer, networks, criterion, torch.device("cpu"), Precision())
-    load = partial(build_eval_loader, dataset, opt.eval_batch_size)
+    load = partial(EvalLoader, dataset, opt.eval_batch_size)
     watched.evaluate(load(max_batches=max(1, 1000 // opt.eval_batch_size)))
     started = time.perf_counter()
     results = watched.evaluate(load())

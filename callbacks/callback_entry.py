@@ -14,8 +14,7 @@ from callbacks.console import Console
 from callbacks.csv_logger import CSVLogger
 from callbacks.progress_bar import ProgressBar
 from callbacks.tensorboard import TensorBoard
-from data.choose_workers import usable_cores
-from data.memory import is_in_memory
+from data.loader import is_in_memory
 from engine.options.arguments import NAMED, call, name_of, parameters_of, taken
 from engine.options.plugins import find_own
 from utils.advice import data_advice
@@ -55,9 +54,11 @@ def check_loggers(names: Sequence[str]) -> None:
 
 def advise(options: Mapping[str, Any], trainer, share: float) -> str:
     """What to change when a run with these options spends this share of an epoch on waiting for data."""
+    from data.choose_workers import usable_cores
+
     return data_advice(
         share,
-        options["num_workers"],
+        trainer.train_loader.num_workers,
         usable_cores(),
         was_measured=bool(getattr(trainer.train_loader, "report", "")),
         in_memory=is_in_memory(trainer.datasets["train"]),

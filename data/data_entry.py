@@ -19,19 +19,15 @@ Each part is a map-style `torch.utils.data.Dataset`. What else the template uses
 
 import hashlib
 from argparse import Namespace
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 import torch
-from torch.utils.data import BatchSampler, Dataset
+from torch.utils.data import Dataset
 
-from data.choose_workers import choose_workers
-from data.loader import WatchedLoader
-from data.memory import MemoryLoader, MemoryUpdateLoader, is_in_memory, place_data
-from data.sampler import UpdateLoader, may_be_random, seeded_dataset
+from data.loader import EvalLoader, UpdateLoader, is_in_memory
 from engine.checkpoints.file import load_file
-from engine.devices.process_group import share_of
 from engine.options.arguments import call, taken
 from engine.options.plugins import choices, find_own
 from utils.errors import UserError
@@ -137,105 +133,89 @@ def build_own(make: Callable, offered: dict[str, Any], opt: Namespace) -> dict[s
 
 
 def build_loaders(
-    opt: Namespace, datasets: dict[str, Dataset], micro_batch_size: int, eval_batch_size: int, device: torch.device,
+    opt: Namespace,
+    datasets: dict[str, Dataset],
+    micro_batch_size: int,
+    eval_batch_size: int,
+    device: torch.device,
     share: tuple[int, int] = (0, 1),
-) -> tuple[UpdateLoader | MemoryUpdateLoader, WatchedLoader | MemoryLoader]:  # fmt: skip
+) -> tuple[UpdateLoader, EvalLoader]:
     """Return the loader of the training updates and that of the validation batches, for training on `device`.
 
     Args:
         share: (rank, number of processes), of the processes that train together.
     """
     dataset = to_load_from(datasets["train"])
-    report = settle_workers(opt, dataset, micro_batch_size, "train")
-    order = (opt.batch_size, micro_batch_size, opt.seed, opt.limit_batches)
-    if loads_from_memory(opt, dataset):
-        train_loader = MemoryUpdateLoader(place_data(dataset, opt.data_device, device), *order, share=share)
-    else:
-        train_loader = UpdateLoader(dataset, *order, **how_to_load(opt, device), device=device, share=share)
+    num_workers, report = resolve_workers(opt, dataset, micro_batch_size, "train")
+    loading = loading_options(opt, num_workers, device)
+    dataset = place_in_memory(opt, dataset, num_workers, device)
+    plan = (opt.batch_size, micro_batch_size, opt.seed, opt.limit_batches)
+    train_loader = UpdateLoader(dataset, *plan, share=share, device=device, **loading)
     train_loader.report = report
-    return train_loader, build_loader_of_part(opt, datasets["val"], "val", eval_batch_size, device, share)
+    val_loader = build_eval_loader(opt, datasets["val"], "val", eval_batch_size, device, share, num_workers)
+    return train_loader, val_loader
 
 
-def build_loader_of_part(
-    opt: Namespace, dataset: Dataset, part: str, batch_size: int, device: torch.device,
+def build_eval_loader(
+    opt: Namespace,
+    dataset: Dataset,
+    part: str,
+    batch_size: int,
+    device: torch.device,
     share: tuple[int, int] = (0, 1),
-) -> WatchedLoader | MemoryLoader:  # fmt: skip
-    """Return the loader that evaluates a part of the data, or this process's share of it."""
-    limit = DEBUG_BATCHES if opt.debug else opt.limit_batches
+    num_workers: int | None = None,
+) -> EvalLoader:
+    """Return the loader that evaluates a part of the data, or this process's share of it.
+
+    Args:
+        num_workers: loading processes; None for --num_workers.
+    """
     dataset = to_load_from(dataset)
-    report = settle_workers(opt, dataset, batch_size, part)
-    if loads_from_memory(opt, dataset):
-        loader = MemoryLoader(place_data(dataset, opt.data_device, device), batch_size, limit, share)
-    else:
-        how = how_to_load(opt, device)
-        loader = build_eval_loader(dataset, batch_size, max_batches=limit, part=part, share=share, **how)
+    report = ""
+    if num_workers is None:
+        num_workers, report = resolve_workers(opt, dataset, batch_size, part)
+    loading = loading_options(opt, num_workers, device)
+    dataset = place_in_memory(opt, dataset, num_workers, device)
+    max_batches = DEBUG_BATCHES if opt.debug else opt.limit_batches
+    loader = EvalLoader(dataset, batch_size, max_batches, share, part=part, **loading)
     loader.report = report
     return loader
-
-
-def samples_at_once(opt: Namespace) -> int:
-    """The size of a micro-batch: --micro_batch_size; all of the update without it, and while auto is not settled."""
-    return opt.batch_size if opt.micro_batch_size in (None, "auto") else opt.micro_batch_size
 
 
 def to_load_from(dataset: Dataset) -> Dataset:
     return dataset.cached() if hasattr(dataset, "cached") else dataset
 
 
-def settle_workers(opt: Namespace, dataset: Dataset, batch_size: int, part: str) -> str:
-    """Replace --num_workers auto by a number, which is then saved with the options, and return why this one."""
+def resolve_workers(opt: Namespace, dataset: Dataset, batch_size: int, part: str) -> tuple[int, str]:
+    """Return the number of loading processes, and for --num_workers auto a line that says why this one."""
     if opt.num_workers != "auto":
-        return ""
+        return opt.num_workers, ""
+    from data.choose_workers import choose_workers
+
     safety = {"worker_timeout": opt.worker_timeout, "max_bad_samples": opt.skip_bad_samples, "part": part}
-    opt.num_workers, report = choose_workers(dataset, batch_size, opt.seed or 0, **safety)
-    return report
+    return choose_workers(dataset, batch_size, opt.seed or 0, **safety)
 
 
-def loads_from_memory(opt: Namespace, dataset: Dataset) -> bool:
-    """Whether a part is loaded without a DataLoader: when it can be, and no loading processes are asked for."""
-    if is_in_memory(dataset) and opt.num_workers == 0:
-        return True
-    if opt.data_device == "cuda":
-        why = "it is loaded by processes; add --num_workers 0" if is_in_memory(dataset) else "it is not held in memory"
-        raise UserError(f"--data_device cuda does not fit this data: {why}. Or give --data_device auto.")
-    return False
-
-
-def how_to_load(opt: Namespace, device: torch.device) -> dict[str, Any]:
+def loading_options(opt: Namespace, num_workers: int, device: torch.device) -> dict[str, Any]:
     return {
-        "num_workers": opt.num_workers, "pin_memory": device.type == "cuda", "worker_timeout": opt.worker_timeout,
+        "num_workers": num_workers,
+        "pin_memory": device.type == "cuda",
+        "worker_timeout": opt.worker_timeout,
         "max_bad_samples": opt.skip_bad_samples,
-    }  # fmt: skip
+    }
 
 
-def build_eval_loader(
-    dataset: Dataset,
-    batch_size: int,
-    num_workers: int = 0,
-    max_batches: int | None = None,
-    pin_memory: bool = False,
-    worker_timeout: float = 300,
-    max_bad_samples: int = 0,
-    part: str = "",
-    share: tuple[int, int] = (0, 1),
-) -> WatchedLoader:
-    """A loader for validation and test: in order, every sample once, the last batch as short as it comes."""
-    num_samples = len(dataset) if max_batches is None else min(len(dataset), max_batches * batch_size)
-    order: Sequence[Any] = range(*share_of(num_samples, *share))
-    if is_random := may_be_random(dataset):
-        order = [(0, index) for index in order]  # the same random choices at every evaluation
-    loader = WatchedLoader(
-        seeded_dataset(dataset, seed=0) if is_random else dataset,
-        BatchSampler(order, batch_size, drop_last=False),
-        collate_fn=getattr(dataset, "collate_fn", None),
-        num_workers=num_workers,
-        pin_memory=pin_memory,
-        worker_timeout=worker_timeout,
-        max_bad_samples=max_bad_samples,
-        part=part,
-    )
-    loader.is_alone = share[1] == 1
-    return loader
+def place_in_memory(opt: Namespace, dataset: Dataset, num_workers: int, device: torch.device) -> Dataset:
+    """Return data that is held in memory on the device of --data_device; other data as it is."""
+    in_memory = is_in_memory(dataset)
+    if in_memory and num_workers == 0:
+        from data.memory import place_data
+
+        return place_data(dataset, opt.data_device, device)
+    if opt.data_device == "cuda":
+        why = "it is loaded by processes; add --num_workers 0" if in_memory else "it is not held in memory"
+        raise UserError(f"--data_device cuda does not fit this data: {why}. Or give --data_device auto.")
+    return dataset
 
 
 def sample_names(dataset: Dataset) -> list[str]:

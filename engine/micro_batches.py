@@ -24,11 +24,11 @@ def largest_that_fits(most: int, fits: Callable[[int], bool]) -> int:
 
 
 def split_update(update: Any, size: int) -> Any:
-    """Return an update (data/sampler.py) in micro-batches of at most `size` samples."""
+    """Return an update (data/loader.py) in micro-batches of at most `size` samples."""
     pieces, sizes = [], []
     for batch, count in zip(update.micro_batches, update.sizes, strict=True):
         for begin in range(0, count, size):
             end = min(begin + size, count)
             pieces.append(cut(batch, begin, end))
             sizes.append(end - begin)
-    return dataclasses.replace(update, micro_batches=pieces, sizes=sizes, num_idle=0)
+    return dataclasses.replace(update, micro_batches=pieces, sizes=sizes)

@@ -53,7 +53,7 @@ class Session:
     def connect_loaders(self) -> None:
         """Let the loaders warn in the log of the run, and stop waiting for data when the run must end."""
         for loader in (self.trainer.train_loader, self.trainer.val_loader):
-            loader.warn = self.trainer.logger.warning
+            loader.bad.warn = self.trainer.logger.warning
             if self.trainer.distributed.size == 1:  # several processes stop together, after an update
                 loader.interrupt = self.stop_signal.raise_if_set
 

@@ -5,7 +5,7 @@ It wants the same loss each time, so each update is a large batch. Its history i
 
 import torch
 
-from data.sampler import Update
+from data.loader import Update
 from engine.options.parser import OptionParser, number
 from trainer_vanilla import TrainerVanilla
 from utils.errors import UserError

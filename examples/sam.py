@@ -5,7 +5,7 @@ A step goes down along the gradient that is found a little way uphill, where a n
 
 import torch
 
-from data.sampler import Update
+from data.loader import Update
 from engine.options.parser import OptionParser, number
 from trainer_vanilla import TrainerVanilla
 from utils.clipper import measure

@@ -7,7 +7,8 @@ import torch
 from PIL import Image
 
 from data import FashionMNIST
-from data.data_entry import build_eval_loader, group_hashes
+from data.data_entry import group_hashes
+from data.loader import EvalLoader
 from engine.checkpoints.file import load_checkpoint, save_checkpoint
 from eval_seg_on_carvana import EvaluatorSeg
 from eval_vanilla import EvaluatorVanilla
@@ -131,12 +132,12 @@ class Unreadable(torch.utils.data.Dataset):
 
 def test_a_part_without_a_good_sample_is_named_and_has_no_picture(build):
     evaluator = build().evaluator
-    bad, half = (build_eval_loader(Unreadable(6, num_bad), 2, max_bad_samples=6) for num_bad in (6, 3))
-    bad.warn = half.warn = lambda message: None
+    bad, half = (EvalLoader(Unreadable(6, num_bad), 2, max_bad_samples=6) for num_bad in (6, 3))
+    bad.bad.warn = half.bad.warn = lambda message: None
     assert evaluator.picture(bad) is None
     with pytest.raises(UserError, match=r"None of the 6 samples to evaluate can be loaded"):
         evaluator.evaluate(bad)
-    assert evaluator.evaluate(half)["loss"] > 0 and half.num_bad == 3
+    assert evaluator.evaluate(half)["loss"] > 0 and len(half.bad) == 3
     evaluator.draw = lambda batch: batch[0]
     assert evaluator.picture(half).shape == (1, 1, 28, 28)  # of the first good sample
     assert evaluator.picture(bad) is None

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from callbacks.callback import Callback
 from callbacks.pictures import Pictures
-from data.sampler import Update
+from data.loader import Update
 from engine.checkpoints.file import load_file
 from engine.checkpoints.pretrained import find_weights
 from engine.checkpoints.state import set_state

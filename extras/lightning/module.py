@@ -33,7 +33,7 @@ from callbacks.callback import Callback, CallbackList
 from callbacks.progress_bar import ProgressBar
 from callbacks.tensorboard import TensorBoard
 from callbacks.wandb_logger import WandB
-from data.sampler import Update
+from data.loader import Update
 from engine.devices.process_group import Distributed
 from engine.options.parser import saved_options
 from engine.run_state import restore_state

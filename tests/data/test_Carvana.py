@@ -9,7 +9,7 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 from data.Carvana import CarvanaDataset, augment_pair, build_carvana, find_pairs
-from data.data_entry import build_eval_loader
+from data.loader import EvalLoader
 from data.masks import ClassMap
 from tools.synthetic.make_carvana_like import make_carvana_like
 from utils.errors import UserError
@@ -201,10 +201,10 @@ def test_bad_files_are_left_out_on_request(tmp_path, num_workers):
     assert "passed over" in datasets["train"].report and "b_02_mask.png" in datasets["train"].report
     left_out, given = set(), 0
     for dataset in datasets.values():
-        loader = build_eval_loader(dataset, 2, num_workers, max_bad_samples=3)
-        loader.warn = lambda message: None
+        loader = EvalLoader(dataset, 2, num_workers=num_workers, max_bad_samples=3)
+        loader.bad.warn = lambda message: None
         given += sum(len(images) for images, _ in loader)
-        left_out |= {dataset.names[index] for index in loader.bad}
+        left_out |= {dataset.names[index] for index in loader.bad.reasons}
     assert (left_out, given) == ({"a_00", "b_02", "c_05"}, 7)
 
 

@@ -17,8 +17,8 @@ from PIL import Image
 import data.cache
 from data.cache import HEADER_SIZE, KEPT, PixelCache, cache_directories, open_or_build
 from data.Carvana import CachedCarvana, augment_batch, augment_pair, build_carvana
-from data.data_entry import build_eval_loader, to_load_from
-from data.sampler import UpdateLoader
+from data.data_entry import to_load_from
+from data.loader import EvalLoader, UpdateLoader
 from engine.checkpoints.file import load_checkpoint, save_checkpoint
 from eval_seg_on_carvana import EvaluatorSeg
 from trainer_seg_on_carvana import TrainerSeg
@@ -341,7 +341,7 @@ def test_samples_and_batches_have_the_same_bits_as_without_the_cache(parts, n_ch
             expected = plain[index]
             torch.manual_seed(5)
             assert same(cached[index], expected)
-        loaders = [build_eval_loader(dataset, 3) for dataset in (plain, cached)]
+        loaders = [EvalLoader(dataset, 3) for dataset in (plain, cached)]
         assert all(same(*batches) for batches in zip(*loaders, strict=True))
         assert len(plain) == len(cached) == sum(len(masks) for _, masks in loaders[1])
         with pytest.raises(IndexError):
@@ -460,11 +460,11 @@ def test_bad_samples_are_named_and_left_out_as_without_the_cache(parts, own_cars
     for _ in range(2):  # the cache is made, and found
         for cache in (False, True):
             loaded = to_load_from(parts(own_cars, cache=cache, max_bad_samples=3)["train"])
-            loader = build_eval_loader(loaded, 4, num_workers, max_bad_samples=3, part="train")
-            loader.warn = lambda message: None
+            loader = EvalLoader(loaded, 4, num_workers=num_workers, max_bad_samples=3, part="train")
+            loader.bad.warn = lambda message: None
             assert sum(len(masks) for _, masks in loader) == 13
-            bad.append(loader.bad)
-            strict = build_eval_loader(loaded, 4, num_workers, part="train")
+            bad.append(dict(loader.bad.reasons))
+            strict = EvalLoader(loaded, 4, num_workers=num_workers, part="train")
             with pytest.raises(UserError) as raised:
                 list(strict)
             bad[-1] |= {"strict": str(raised.value)}

@@ -1,6 +1,5 @@
 """The number of loading processes is measured, and measuring leaves no trace."""
 
-import itertools
 import multiprocessing
 import os
 import random
@@ -13,8 +12,8 @@ import torch
 from torch.utils.data import Dataset
 
 from data import choose_workers as module
-from data.choose_workers import candidates, choose_workers, fewest_of_the_fast
-from data.sampler import UpdateLoader
+from data.choose_workers import choose_workers, fewest_of_the_fast
+from data.loader import UpdateLoader
 from utils.errors import LoadingError, UserError
 from utils.seed import random_state
 
@@ -83,8 +82,7 @@ def test_data_that_gives_whole_batches_takes_none_and_is_not_touched():
 
 def test_data_that_is_fast_takes_none(monkeypatch):
     monkeypatch.setattr(Sleeping, "seconds", 0)
-    monkeypatch.setattr(module, "measure", lambda *arguments: {0: 9e5, 1: 2e4, 2: 3e4})
-    number, report = choose_workers(Sleeping(), batch_size=16, cores=2)
+    number, report = choose_workers(Sleeping(), batch_size=16, cores=1)
     assert (number, report[:22]) == (0, "Loading processes: 0. ")
 
 
@@ -96,21 +94,12 @@ def test_fewer_processes_are_preferred_when_they_are_nearly_as_fast(speeds, numb
     assert fewest_of_the_fast(speeds) == number
 
 
-@pytest.mark.parametrize(("cores", "numbers"), [(1, [1]), (2, [1, 2]), (6, [1, 2, 4, 6]), (8, [1, 2, 4, 8])])
-def test_the_numbers_that_are_tried_end_with_the_cores(cores, numbers):
-    assert candidates(cores) == numbers
-
-
 def test_the_cores_are_those_that_this_process_may_use(monkeypatch):
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {3}, raising=False)
     assert module.usable_cores() == 1
 
 
-def test_measuring_leaves_no_trace(monkeypatch):
-    def draw_and_measure(*arguments, measure=module.measure):
-        return measure(*arguments), random.random(), np.random.rand(), torch.rand(())
-
-    monkeypatch.setattr(module, "measure", lambda *arguments: draw_and_measure(*arguments)[0])
+def test_measuring_leaves_no_trace():
     dataset = Random()
     before, children = random_state(), set(multiprocessing.active_children())
     choose_workers(dataset, batch_size=8, seed=3, cores=2)
@@ -156,22 +145,12 @@ def test_when_one_sample_takes_longer_than_all_the_time_nothing_is_measured(monk
 
 @pytest.mark.filterwarnings("ignore:This DataLoader will create 4")
 def test_what_was_measured_in_time_counts(monkeypatch):
-    class Late(module.WatchedLoader):
+    class Late(module.DataLoaderSource):
         def start(self):
             if self.loader.num_workers == 4:
                 raise module.OutOfTime
             return super().start()
 
-    monkeypatch.setattr(module, "WatchedLoader", Late)
+    monkeypatch.setattr(module, "DataLoaderSource", Late)
     number, report = choose_workers(Sleeping(), 16, cores=10**4)
     assert number == 2 and " with 2" in report and " with 4" not in report
-
-
-def test_samples_are_asked_for_in_the_order_of_the_data_set(monkeypatch):
-    class Ordered(Sleeping):
-        is_random = False
-
-        def epoch_order(self, seed, epoch):
-            return [3, 1, 2]
-
-    assert list(itertools.islice(module.endless_keys(Ordered(), 0), 4)) == [3, 1, 2, 3]

@@ -11,7 +11,6 @@ from data.data_entry import (
     DATA_TYPES,
     PARTS,
     build_datasets,
-    build_eval_loader,
     data_notes,
     data_types,
     group_hashes,
@@ -19,6 +18,7 @@ from data.data_entry import (
     sample_groups,
     sample_names,
 )
+from data.loader import EvalLoader
 from utils.errors import UserError
 
 SPLIT = {"train_val_sample_rate": 300, "test_sample_rate": 50, "val_split": 0.2, "split_seed": 0}
@@ -86,23 +86,23 @@ def test_notes_are_said_once():
 # ---- evaluation ------------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("num_workers", [0, 2])
 def test_evaluation_is_in_order_and_whole_with_a_short_last_batch(num_workers):
-    batches = list(build_eval_loader(Cars("a", "b", "c", num_views=4), batch_size=5, num_workers=num_workers))
+    batches = list(EvalLoader(Cars("a", "b", "c", num_views=4), batch_size=5, num_workers=num_workers))
     assert [len(batch) for batch in batches] == [5, 5, 2]
     assert torch.cat(batches).flatten().tolist() == list(range(12))
 
 
 def test_limit_takes_the_first_batches():
     for max_batches, num_samples in ((2, 10), (3, 12), (9, 12)):
-        loader = build_eval_loader(Cars("a", "b", "c", num_views=4), 5, max_batches=max_batches)
+        loader = EvalLoader(Cars("a", "b", "c", num_views=4), 5, max_batches=max_batches)
         assert torch.cat(list(loader)).flatten().tolist() == list(range(num_samples))
-        assert len(loader.sampler) == num_samples
+        assert loader.num_samples == num_samples
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
 def test_random_data_is_the_same_at_every_evaluation(num_workers):
     dataset = RandomCars("a", "b")
-    expected = torch.cat(list(build_eval_loader(dataset, 6)))
-    loader = build_eval_loader(dataset, 4, num_workers)
+    expected = torch.cat(list(EvalLoader(dataset, 6)))
+    loader = EvalLoader(dataset, 4, num_workers=num_workers)
     assert all(torch.equal(torch.cat(list(loader)), expected) for _ in range(2))
     assert expected[:, 0].tolist() == list(range(6)) and len(set(expected[:, 1].tolist())) == 6
     plain = DataLoader(dataset, 4)  # the fault planted
@@ -112,7 +112,7 @@ def test_random_data_is_the_same_at_every_evaluation(num_workers):
 @pytest.mark.parametrize(("dataset", "num_workers"), list(product([Cars, RandomCars], [0, 2])))
 def test_evaluation_leaves_the_generator_alone(dataset, num_workers):
     before = torch.get_rng_state()
-    list(build_eval_loader(dataset("a", "b"), 4, num_workers))
+    list(EvalLoader(dataset("a", "b"), 4, num_workers=num_workers))
     assert torch.equal(torch.get_rng_state(), before)
     list(DataLoader(dataset("a", "b"), 4))  # the fault planted: a plain loader draws its workers' seed
     assert not torch.equal(torch.get_rng_state(), before)

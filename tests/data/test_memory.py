@@ -8,13 +8,29 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils.data import Dataset
 
-from data.data_entry import build_eval_loader, build_loaders
-from data.memory import SAMPLES_AT_ONCE, MemoryLoader, MemoryUpdateLoader, is_in_memory, place_data
-from data.sampler import UpdateLoader
+from data.data_entry import build_loaders
+from data.dataloader import DataLoaderSource
+from data.loader import SAMPLES_AT_ONCE, EvalLoader, UpdateLoader, is_in_memory
+from data.memory import MemorySource, place_data
 from engine.devices.process_group import share_of
 from utils.errors import UserError
 
 NUM_SAMPLES = 53
+
+
+class OneByOne(Dataset):
+    """Pairs of (three numbers, index), loaded by a DataLoader."""
+
+    is_random = False
+
+    def __init__(self, num_samples=53):
+        self.values = torch.arange(3 * num_samples, dtype=torch.float32).reshape(num_samples, 3)
+
+    def __len__(self):
+        return len(self.values)
+
+    def __getitem__(self, index):
+        return {"values": self.values[index], "indices": index}
 
 
 class InMemory(Dataset):
@@ -57,7 +73,7 @@ def contents(updates) -> list:
 @pytest.mark.parametrize("max_updates", [None, 2, 99])
 def test_updates_are_those_of_a_dataloader(num_samples, micro_batch_size, max_updates):
     order = (16, micro_batch_size, 5, max_updates)
-    memory, loader = MemoryUpdateLoader(InMemory(num_samples), *order), UpdateLoader(InMemory(num_samples), *order)
+    memory, loader = UpdateLoader(InMemory(num_samples), *order), UpdateLoader(OneByOne(num_samples), *order)
     assert contents(memory.updates(1)) == contents(loader.updates(1))
     assert (memory.num_samples, memory.updates_per_epoch) == (loader.num_samples, loader.updates_per_epoch)
 
@@ -65,7 +81,7 @@ def test_updates_are_those_of_a_dataloader(num_samples, micro_batch_size, max_up
 @pytest.mark.parametrize("start", [0, 16, 1024, 1040, 2048])
 def test_a_resumed_epoch_gets_its_batches_at_the_same_places_in_memory(start):
     """A matrix product may round differently when its operands are aligned differently."""
-    loader = MemoryUpdateLoader(InMemory(2100), 16, 3)
+    loader = UpdateLoader(InMemory(2100), 16, 3)
 
     def offsets(updates):
         return [[batch["values"].storage_offset() for batch in update.micro_batches] for update in updates]
@@ -77,20 +93,20 @@ def test_a_resumed_epoch_gets_its_batches_at_the_same_places_in_memory(start):
 
 def test_samples_of_several_updates_are_gathered_at_once():
     dataset = InMemory(4096)
-    assert len(list(MemoryUpdateLoader(dataset, 4).updates(0))) == 1024
+    assert len(list(UpdateLoader(dataset, 4).updates(0))) == 1024
     assert dataset.calls == 4096 // SAMPLES_AT_ONCE
     dataset.calls = 0
-    assert len(list(MemoryUpdateLoader(dataset, 3000).updates(0))) == 2
+    assert len(list(UpdateLoader(dataset, 3000).updates(0))) == 2
     assert dataset.calls == 2
 
 
 @pytest.mark.parametrize("max_batches", [None, 2])
 def test_evaluation_gets_every_sample_once_in_order(max_batches):
-    memory = MemoryLoader(InMemory(), 10, max_batches)
-    loader = build_eval_loader(InMemory(), 10, max_batches=max_batches)
+    memory = EvalLoader(InMemory(), 10, max_batches)
+    loader = EvalLoader(OneByOne(), 10, max_batches)
     assert [batch["indices"].tolist() for batch in memory] == [batch["indices"].tolist() for batch in loader]
-    assert [batch.given for batch in memory.batches()] == [batch.given for batch in loader.batches()]
-    assert (len(memory), memory.num_samples, memory.num_bad) == (len(loader), loader.num_samples, loader.num_bad)
+    assert [batch.loaded for batch in memory.batches()] == [batch.loaded for batch in loader.batches()]
+    assert (len(memory), memory.num_samples) == (len(loader), loader.num_samples)
 
 
 # ---- where it stands -------------------------------------------------------------------------------------------------
@@ -118,7 +134,7 @@ class Random(InMemory):
 
 @pytest.mark.parametrize(
     ("dataset", "num_workers", "kind"),
-    [(InMemory, 0, MemoryUpdateLoader), (InMemory, 1, UpdateLoader), (Random, 0, UpdateLoader)],
+    [(InMemory, 0, MemorySource), (InMemory, 1, DataLoaderSource), (Random, 0, DataLoaderSource)],
 )
 def test_who_loads(dataset, num_workers, kind):
     opt = SimpleNamespace(
@@ -128,7 +144,7 @@ def test_who_loads(dataset, num_workers, kind):
     assert is_in_memory(dataset()) == (dataset is InMemory)
     datasets = {"train": dataset(), "val": dataset()}
     loaders = build_loaders(opt, datasets, 8, torch.device("cpu"))
-    assert type(loaders[0]) is kind and isinstance(loaders[1], MemoryLoader) == (kind is MemoryUpdateLoader)
+    assert type(loaders[0].source) is kind and type(loaders[1].source) is kind
     opt.data_device = "cuda"
     with pytest.raises(UserError, match="--data_device cuda"):
         build_loaders(opt, datasets, 8, torch.device("cpu"))
@@ -146,8 +162,8 @@ def batches_that_count(update) -> list[list[int]]:
 )  # fmt: skip
 def test_shares_are_slices_of_the_updates_of_one_process(num_samples, batch_size, micro, size, max_updates, part, seed):
     order = (batch_size, micro, seed, max_updates)
-    alone = MemoryUpdateLoader(InMemory(num_samples), *order)
-    loaders = [MemoryUpdateLoader(InMemory(num_samples), *order, share=(rank, size)) for rank in range(size)]
+    alone = UpdateLoader(InMemory(num_samples), *order)
+    loaders = [UpdateLoader(InMemory(num_samples), *order, share=(rank, size)) for rank in range(size)]
     start = int(part * alone.updates_per_epoch) * batch_size
     together = list(zip(*(loader.updates(2, start) for loader in loaders), strict=True))
     whole = list(alone.updates(2, start))
@@ -175,7 +191,7 @@ def test_shares_are_slices_of_the_updates_of_one_process(num_samples, batch_size
 def test_shares_are_those_of_a_dataloader(size, micro_batch_size):
     for rank in range(size):
         order = {"batch_size": 16, "micro_batch_size": micro_batch_size, "seed": 5, "share": (rank, size)}
-        memory, loader = MemoryUpdateLoader(InMemory(49), **order), UpdateLoader(InMemory(49), **order)
+        memory, loader = UpdateLoader(InMemory(49), **order), UpdateLoader(OneByOne(49), **order)
         for a, b in zip(memory.updates(1), loader.updates(1), strict=True):
             assert (a.indices, a.num_samples, a.num_idle, a.sizes) == (b.indices, b.num_samples, b.num_idle, b.sizes)
             assert batches_that_count(a) == batches_that_count(b) and len(a.micro_batches) == len(b.micro_batches)
@@ -186,8 +202,8 @@ def test_shares_are_those_of_a_dataloader(size, micro_batch_size):
 @settings(max_examples=60, deadline=None)
 def test_shares_of_an_evaluation_cover_it(num_samples, batch_size, size, limit):
     for make in (
-        lambda share: MemoryLoader(InMemory(num_samples), batch_size, limit, share),
-        lambda share: build_eval_loader(InMemory(num_samples), batch_size, max_batches=limit, share=share),
+        lambda share: EvalLoader(InMemory(num_samples), batch_size, limit, share),
+        lambda share: EvalLoader(OneByOne(num_samples), batch_size, limit, share),
     ):
         loaders = [make((rank, size)) for rank in range(size)]
         seen = [index for loader in loaders for batch in loader for index in batch["indices"].tolist()]

@@ -9,7 +9,8 @@ import torch
 from torch.utils.data import Dataset, TensorDataset
 
 from data import sampler
-from data.sampler import SeededDataset, UpdateLoader, UpdateSampler, epoch_order, may_be_random
+from data.loader import UpdateLoader
+from data.sampler import SeededDataset, UpdateSampler, epoch_order, may_be_random
 
 NUM_SAMPLES, BATCH_SIZE = 53, 16  # updates of 16, 16, 16 and 5
 
@@ -122,7 +123,8 @@ def augmented(loader: UpdateLoader, epoch: int = 0, start: int = 0) -> dict[int,
 @pytest.mark.parametrize("micro_batch_size", [None, 7])
 def test_draws_do_not_depend_on_workers_micro_batches_or_order(num_workers, micro_batch_size):
     expected = {index: SeededDataset(RandomDataset(), 5)[3, index][1:].tolist() for index in range(NUM_SAMPLES)}
-    assert augmented(UpdateLoader(RandomDataset(), BATCH_SIZE, micro_batch_size, 5, None, num_workers), 3) == expected
+    loader = UpdateLoader(RandomDataset(), BATCH_SIZE, micro_batch_size, 5, num_workers=num_workers)
+    assert augmented(loader, 3) == expected
 
 
 def test_draws_differ_between_samples_epochs_and_seeds():

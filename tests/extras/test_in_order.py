@@ -4,7 +4,7 @@ import pickle
 
 from torch.utils.data import Dataset
 
-from data.sampler import UpdateLoader
+from data.loader import UpdateLoader
 from extras.in_order import InOrder
 
 

@@ -14,9 +14,10 @@ import extras.multi_image
 from callbacks.callback import Callback
 from data.Carvana import CarvanaDataset, build_carvana
 from data.data_entry import fingerprint
+from data.loader import UpdateLoader
 from data.masks import load_mask, scan_masks
 from data.pairs import MaskPaths, find_pairs
-from data.sampler import UpdateLoader, seeded_dataset
+from data.sampler import seeded_dataset
 from extras.functional import fit
 from extras.multi_image import MultiImageDataset, build_multi_image
 from tools.synthetic.make_carvana_like import make_carvana_like

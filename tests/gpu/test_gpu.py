@@ -5,8 +5,8 @@ import torch
 from torch import nn
 
 from callbacks.callback import Callback
-from data.memory import MemoryUpdateLoader
-from data.sampler import UpdateLoader
+from data.dataloader import DataLoaderSource
+from data.memory import MemorySource
 from engine.checkpoints.file import load_checkpoint
 from engine.nan_guard import DeferredNanGuard
 from trainer_seg_on_carvana import TrainerSeg
@@ -58,13 +58,13 @@ def test_a_wait_in_an_update_would_be_seen(build):
     torch.cuda.set_sync_debug_mode("default")
 
 
-@pytest.mark.parametrize(("flags", "loader", "where"), [
-    ((), MemoryUpdateLoader, "cuda"), (("--data_device", "cpu"), MemoryUpdateLoader, "cpu"),
-    (("--num_workers", 1), UpdateLoader, "cuda"),
+@pytest.mark.parametrize(("flags", "source", "where"), [
+    ((), MemorySource, "cuda"), (("--data_device", "cpu"), MemorySource, "cpu"),
+    (("--num_workers", 1), DataLoaderSource, "cuda"),
 ])  # fmt: skip
-def test_data_is_where_it_is_asked_for(build, flags, loader, where):
+def test_data_is_where_it_is_asked_for(build, flags, source, where):
     trainer = build(*GPU, *flags)
-    assert type(trainer.train_loader) is loader
+    assert type(trainer.train_loader.source) is source
     update = next(iter(trainer.train_loader.updates(0)))
     assert all(tensor.device.type == where for tensor in update.micro_batches[0])
 

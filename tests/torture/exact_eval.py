@@ -12,8 +12,7 @@ from torch import nn
 from torch.nn import functional as F
 from torchmetrics.classification import MulticlassAccuracy, MulticlassAUROC
 
-from data.data_entry import build_eval_loader
-from data.memory import MemoryLoader
+from data.loader import EvalLoader
 from engine.devices.process_group import Distributed
 from engine.devices.wrap import wrap_network
 from eval import EvaluatorBase
@@ -77,9 +76,9 @@ class EvaluatorNumbered(EvaluatorBase):
 
 def loader_of(num_samples: int, loading: str, share: tuple[int, int]) -> Any:
     if loading == "memory":
-        return MemoryLoader(NumberedInMemory(num_samples), BATCH_SIZE, share=share)
+        return EvalLoader(NumberedInMemory(num_samples), BATCH_SIZE, share=share)
     dataset = NumberedRandom(num_samples) if loading == "one by one" else Numbered(num_samples)
-    return build_eval_loader(dataset, BATCH_SIZE, num_workers=2 if "two" in loading else 0, share=share)
+    return EvalLoader(dataset, BATCH_SIZE, num_workers=2 if "two" in loading else 0, share=share)
 
 
 def evaluate_all(modes: tuple[str, ...], counts: tuple[int, ...], loadings: tuple[str, ...]) -> dict[tuple, dict]:

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from callbacks.callback import Callback
-from data.memory import MemoryUpdateLoader
-from data.sampler import UpdateLoader, UpdateSampler
+from data.loader import UpdateLoader
+from data.sampler import UpdateSampler
 from engine.progress import Progress
 from tests import small_tasks
 from tests.processes import in_processes
@@ -31,8 +31,7 @@ DATA = {"memory": NumberedInMemory, "one by one": Numbered, "random": NumberedRa
 
 
 def loader_of(kind: str, num_samples: int, *order: Any, share: tuple[int, int]) -> Any:
-    loader = MemoryUpdateLoader if kind == "memory" else UpdateLoader
-    return loader(DATA[kind](num_samples), *order, share=share)
+    return UpdateLoader(DATA[kind](num_samples), *order, share=share)
 
 
 # ---- loaders alone ---------------------------------------------------------------------------------------------------

@@ -25,10 +25,10 @@ def without_random_state() -> None:
 
 def without_sample_seeds() -> None:
     """Draw what is random in a sample from wherever the generators stand."""
-    from data import sampler, watched
+    from data import fetcher, sampler
 
     sampler.seed_cpu = lambda seed: None
-    watched.preserved_random_state = nullcontext
+    fetcher.preserved_random_state = nullcontext
 
 
 SWITCHES = {"random_state": without_random_state, "sample_seeds": without_sample_seeds}

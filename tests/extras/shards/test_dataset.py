@@ -13,8 +13,8 @@ import torch
 from base_options import harmless_options
 from callbacks.callback import Callback
 from data.Carvana import build_carvana
-from data.data_entry import build_eval_loader
-from data.sampler import SeededDataset, UpdateLoader, epoch_order
+from data.loader import EvalLoader, UpdateLoader
+from data.sampler import SeededDataset, epoch_order
 from extras.shards.dataset import build_carvana_shards, parse_index, window_order
 from extras.shards.make_shards import make_shards
 from extras.shards.store import ShardStore
@@ -243,7 +243,7 @@ def test_the_shard_that_was_not_used_for_the_longest_time_goes(made, server, oft
 def test_a_second_run_finds_what_the_first_one_fetched(made, server, tmp_path):
     url, asked, _ = server
     for _ in range(2):
-        list(build_eval_loader(build(url, cache_dir=tmp_path)["val"], 2))
+        list(EvalLoader(build(url, cache_dir=tmp_path)["val"], 2))
     assert sorted(asked) == ["index.json", "index.json", "val-000000.tar", "val-000001.tar"]
 
 
@@ -294,9 +294,9 @@ def test_a_shard_that_changes_after_it_was_checked_is_noticed(shards):
 def test_the_samples_of_a_damaged_shard_can_be_left_out(shards):
     FAULTS["changed"][0](shards / "train-000001.tar")
     loader = UpdateLoader(build(shards)["train"], 5, max_bad_samples=3)
-    loader.warn = lambda message: None
+    loader.bad.warn = lambda message: None
     assert sum(len(images) for update in loader.updates(0) for images, _ in update.micro_batches) == NUM_TRAIN - 3
-    assert sorted(loader.bad) == [3, 4, 5]
+    assert sorted(loader.bad.reasons) == [3, 4, 5]
     with pytest.raises(UserError, match="--skip_bad_samples allows 2"):
         list(UpdateLoader(build(shards)["train"], 5, max_bad_samples=2).updates(0))
 
