@@ -143,11 +143,11 @@ def test_who_loads(dataset, num_workers, kind):
     )  # fmt: skip
     assert is_in_memory(dataset()) == (dataset is InMemory)
     datasets = {"train": dataset(), "val": dataset()}
-    loaders = build_loaders(opt, datasets, 8, torch.device("cpu"))
+    loaders = build_loaders(opt, datasets, 8, 8, torch.device("cpu"))
     assert type(loaders[0].source) is kind and type(loaders[1].source) is kind
     opt.data_device = "cuda"
     with pytest.raises(UserError, match="--data_device cuda"):
-        build_loaders(opt, datasets, 8, torch.device("cpu"))
+        build_loaders(opt, datasets, 8, 8, torch.device("cpu"))
 
 
 # ---- several processes -----------------------------------------------------------------------------------------------
