@@ -1,6 +1,9 @@
 """Lightning as the referee: its loop and ours make the same weights of a task, from the same start and order."""
 
+import csv
+import os
 import re
+import signal
 
 import pytest
 import torch
@@ -14,9 +17,9 @@ from torch.utils.data import DataLoader
 from data.sampler import epoch_order
 from engine.checkpoints.file import load_checkpoint
 from engine.checkpoints.state import digests
+from engine.runs.signals import Terminated
 from extras.gan import trainer_gan
 from extras.gan.trainer_gan import TrainerGAN
-from extras.lightning import module as lightning_module
 from extras.lightning import train_pl
 from tests.small_tasks import (
     SEG,
@@ -105,13 +108,13 @@ def test_another_learning_rate_would_be_seen(tmp_path):
 
 
 def test_another_order_would_be_seen(tmp_path, monkeypatch):
-    class Swapped(lightning_module.Updates):
-        def __iter__(self):
-            first, second, *others = super().__iter__()
-            return iter([second, first, *others])
+    def swapped(self):
+        first, second, *others = updates_left(self)
+        return iter([second, first, *others])
 
+    updates_left = TrainerSmall.updates_left
     ours = train(TrainerSmall, ("--n_epoch", 1), tmp_path / "ours")
-    monkeypatch.setattr(lightning_module, "Updates", Swapped)
+    monkeypatch.setattr(TrainerSmall, "updates_left", swapped)
     theirs = referee(TrainerSmall, ("--n_epoch", 1), tmp_path / "theirs")
     assert largest_difference(weights_of(theirs), weights_of(ours)) > 1e-6
 
@@ -165,47 +168,35 @@ def test_the_program_of_the_page_makes_the_same_weights(tmp_path, root, monkeypa
 
 
 # ---- checkpoints -----------------------------------------------------------------------------------------------------
-def test_a_run_that_is_resumed_within_an_epoch_ends_as_if_it_had_not_stopped(tmp_path):
-    often = ("--n_epoch", 3, "--save_every_updates", 4, "--keep", 3)
-    whole = referee(TrainerDropout, often, tmp_path)
-    path = whole.run_dir.path
-    names = {found.name for found in path.glob("*.ckpt")}
-    assert names == {"best.ckpt", "last-20.ckpt", "last-24.ckpt", "last-28.ckpt", "last-30.ckpt"}
-    for checkpoint in ("last-24.ckpt", "last-20.ckpt"):  # within an epoch, and at the end of one
-        again = referee(TrainerDropout, ("--resume", path / checkpoint), tmp_path)
-        assert again.run_dir.path == path and run_of(again) == run_of(whole)
-    assert (path / "finished.json").exists() and (path / "last-30.ckpt").exists()
+def test_a_run_that_was_stopped_within_an_epoch_ends_with_the_same_state(tmp_path, monkeypatch):
+    flags = ("--n_epoch", 3)
+    whole = referee(TrainerDropout, flags, tmp_path / "whole")
+    step = TrainerDropout.train_step
+
+    def stopped(self, update):
+        if self.progress.update == 13:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return step(self, update)
+
+    with monkeypatch.context() as patch, pytest.raises(Terminated):
+        patch.setattr(TrainerDropout, "train_step", stopped)
+        referee(TrainerDropout, flags, tmp_path / "again")
+    (path,) = (tmp_path / "again").iterdir()
+    assert load_checkpoint(path / "Vanilla_InT_ckpt.pth")["progress"] == {"epoch": 1, "update": 14, "sample": 64}
+    again = referee(TrainerDropout, ("--resume", path), tmp_path)
+    assert again.run_dir.path == path and run_of(again) == run_of(whole)
+    lightning_progress = again.callbacks.callbacks[0].module.trainer
+    assert (lightning_progress.current_epoch, lightning_progress.global_step) == (3, 30)
     rows = (path / "metrics.csv").read_text().splitlines()
-    assert len(rows) == 4 and all(row.split(",")[5] for row in rows)  # each epoch once, each with a validation
+    assert len(rows) == 4 and (path / "finished.json").exists()  # each epoch once
 
 
-def test_what_lies_ahead_of_where_a_run_goes_on_is_set_aside(tmp_path):
-    whole = referee(TrainerSmall, ("--n_epoch", 2, "--keep", 2), tmp_path)
-    path = whole.run_dir.path
-    (path / "last-20.ckpt").rename(path / "last-999.ckpt")
-    again = referee(TrainerSmall, ("--resume", path / "last-10.ckpt"), tmp_path)
-    assert (path / "last-999.ckpt.aside").exists() and run_of(again) == run_of(whole)
-
-
-def test_our_loop_goes_on_with_what_lightning_began(tmp_path):
+def test_our_loop_resumes_a_run_that_lightning_began(tmp_path):
     flags = ("--lr_scheduler", "constant")
     whole = train(TrainerDropout, ("--n_epoch", 3, *flags), tmp_path / "ours")
     begun = referee(TrainerDropout, ("--n_epoch", 2, *flags), tmp_path / "theirs").run_dir.path
     ended = train(TrainerDropout, ("--resume", begun, "--n_epoch", 3), tmp_path)
     assert run_of(ended) == run_of(whole)
-
-
-def test_a_checkpoint_of_lightnings_becomes_one_that_is_evaluated(tmp_path, command):
-    flags = ("--n_epoch", 1, "--output_dir", tmp_path, "--seed", 0, "--train_val_sample_rate", 300)
-    done = command("train_pl.py", "trainer_vanilla.py", *flags)
-    assert done.returncode == 0, done.stderr
-    (run_dir,) = tmp_path.iterdir()
-    assert load_checkpoint(run_dir / "Vanilla_best_ckpt.pth")["progress"]["epoch"] == 1
-    done = command("-m", "extras.lightning.checkpoint", run_dir / "best.ckpt", tmp_path / "best.pth")
-    assert done.returncode == 0 and "best.pth" in done.stdout
-    how = ("--split", "val", "--save_path", tmp_path / "test", "--no-viz")
-    done = command("eval_vanilla.py", "--model_path", tmp_path / "best.pth", *how)
-    assert done.returncode == 0 and "The score agrees" in done.stdout + done.stderr
 
 
 # ---- what Lightning has ----------------------------------------------------------------------------------------------
@@ -224,31 +215,29 @@ def test_two_processes_of_lightnings_make_the_weights_of_one(tmp_path, command):
     assert state["score"]["num_samples"] == 20
 
 
-def test_its_callbacks_see_our_metrics(tmp_path):
-    stops = ("--pl_callbacks", "EarlyStopping", "ModelCheckpoint", "--pl_args", "EarlyStopping.monitor=val/accuracy",
-             "EarlyStopping.mode=max", "EarlyStopping.patience=2", "EarlyStopping.min_delta=1",
-             "ModelCheckpoint.monitor=val/accuracy", "ModelCheckpoint.filename=theirs")  # fmt: skip
-    task = referee(TrainerSmall, ("--n_epoch", 6, *stops), tmp_path)
+def test_its_callbacks_and_loggers_see_our_metrics(tmp_path):
+    flags = ("--pl_callbacks", "EarlyStopping", "ModelCheckpoint", "LearningRateMonitor", "--pl_loggers", "CSVLogger",
+             "--pl_args", "EarlyStopping.monitor=val/accuracy", "EarlyStopping.mode=max", "EarlyStopping.patience=2",
+             "EarlyStopping.min_delta=1", "ModelCheckpoint.monitor=val/accuracy", "ModelCheckpoint.filename=theirs",
+             f"CSVLogger.save_dir={tmp_path}")  # fmt: skip
+    task = referee(TrainerSmall, ("--n_epoch", 6, "--log_every", 5, *flags), tmp_path / "runs")
     assert task.progress.epoch == 3  # the first is the best, and two are not better
-    assert list(task.run_dir.path.rglob("theirs.ckpt"))
-    asked = referee(TrainerSmall, ("--n_epoch", 6, "--patience", 2, "--min_delta", 1), tmp_path)
-    assert asked.progress.epoch == 3 and (asked.run_dir.path / "finished.json").exists()
+    assert (task.run_dir.path / "theirs.ckpt").exists() and task.checkpointer.path("last").exists()
+    (theirs,) = tmp_path.glob("lightning_logs/*/metrics.csv")
+    ours = list(csv.DictReader((task.run_dir.path / "metrics.csv").read_text().splitlines()))
+    logged = [row for row in csv.DictReader(theirs.read_text().splitlines()) if row["train/loss"]]
+    for mine, row in zip(ours, logged, strict=True):
+        for name in ("train/loss", "val/accuracy"):
+            assert float(row[name]) == pytest.approx(float(mine[name]), rel=1e-5)
+    assert "train/loss_step" in logged[0] and float(logged[0]["lr"]) > 0
 
 
-def test_its_loggers_and_ours_write_the_same_numbers(tmp_path):
-    task = referee(TrainerSmall, ("--n_epoch", 2, "--log_every", 5, "--logger", "csv", "tensorboard"), tmp_path)
-    path = task.run_dir.path
-    theirs, ours = (path / "lightning" / "metrics.csv").read_text(), (path / "metrics.csv").read_text()
-    assert "train/loss_step" in theirs and "val/accuracy" in theirs and list((path / "summary").glob("events*"))
-    last = dict(zip(*(line.split(",") for line in (ours.splitlines()[0], ours.splitlines()[-1])), strict=True))
-    names = theirs.splitlines()[0].split(",")
-    column = [line.split(",")[names.index("train/loss")] for line in theirs.splitlines()[1:]]
-    assert float([text for text in column if text][-1]) == pytest.approx(float(last["train/loss"]), rel=1e-5)
+def test_early_stopping_of_the_task_ends_lightnings_loop(tmp_path):
+    stopped = referee(TrainerSmall, ("--n_epoch", 6, "--patience", 2, "--min_delta", 1), tmp_path)
+    assert stopped.progress.epoch == 3 and (stopped.run_dir.path / "finished.json").exists()
 
 
-def test_a_loss_that_is_not_finite_ends_the_run_as_in_our_loop(tmp_path, monkeypatch):
+def test_a_non_finite_loss_ends_the_run_as_in_our_loop(tmp_path, monkeypatch):
     monkeypatch.setattr(TrainerSmall, "compute_loss", lambda self, batch: self.model(batch[0]).sum() * float("nan"))
     with pytest.raises(DivergedError, match="update 1"):
         referee(TrainerSmall, ("--n_epoch", 1), tmp_path)
-    (run_dir,) = tmp_path.iterdir()
-    assert list(run_dir.glob("*replay.pth")) and not list(run_dir.glob("last-*"))
