@@ -23,7 +23,7 @@ from lightning.pytorch.plugins.precision import MixedPrecision
 from torch import Tensor, nn
 
 from callbacks.callback import Callback, CallbackList
-from data.sampler import Update
+from data.loader import Update
 from engine.devices.process_group import Distributed
 from trainer import TrainerBase
 from utils.precision import Precision
