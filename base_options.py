@@ -26,7 +26,6 @@ from option_list import (
     add_train_options,
     train_option_names,
 )
-from tools.replay import load_replay
 from utils.errors import UserError
 from utils.seed import draw_seed
 
@@ -52,13 +51,6 @@ def check_options(options: Mapping[str, Any], saved: Mapping[str, Any], resumes:
                 f"--{name} {options.get(name)} contradicts the run that is resumed, which has {saved[name]}.\n"
                 f"Leave it out, or start a new run from the weights: --pretrained --model_path CHECKPOINT"
             )
-    asked_for = [name for name in ("verify_resume", "replay", "doctor", "find_lr") if options[name]]
-    if len(asked_for) > 1 and asked_for != ["verify_resume", "replay"]:  # of which --verify_resume itself tells more
-        raise UserError(f"--{' and --'.join(asked_for)} are done instead of training: give one of them.")
-    low, high = options["find_lr_range"] if len(options["find_lr_range"]) == 2 else (1, 0)
-    if not low < high:
-        given = " ".join(f"{rate:g}" for rate in options["find_lr_range"])
-        raise UserError(f"--find_lr_range {given} is not two learning rates, the lower one first.")
     if options["requeue"] and not resumes:
         raise UserError("--requeue needs --resume auto: without it, the job would begin anew each time.")
     if options["ema"] is not None and options["swa_start"] is not None:
@@ -96,8 +88,6 @@ def parse_train_options(trainer_class, argv: Sequence[str] | None) -> Namespace:
     import_asked(argv)
     parser = train_parser(trainer_class)
     given, notes = parser.parse_given(argv), []
-    if given.get("resume") and given.get("replay"):
-        raise UserError("--resume goes on with a run, and --replay looks at one update of it: give one of them.")
     resumes = bool(given.get("resume"))
     before = earlier_run()  # of this job, whose processes were started again
     if before and Checkpointer.candidates(Path(before["run_dir"])):
@@ -106,10 +96,7 @@ def parse_train_options(trainer_class, argv: Sequence[str] | None) -> Namespace:
     if given.get("resume") == "auto":
         given["resume"] = find_automatically(train_parser(trainer_class), argv, notes)
     resume, layers = None, []
-    if given.get("replay"):
-        path = given["replay"]
-        layers = [(harmless_options(options_of(load_replay(path), path), path), path)]
-    elif given.get("resume"):
+    if given.get("resume"):
         path, state = Checkpointer.find(given["resume"], notes.append)
         resume, layers = str(path), [(harmless_options(options_of(state, path), path), str(path))]
     for options, path in layers:

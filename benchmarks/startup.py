@@ -16,10 +16,10 @@ from utils.errors import UserError
 
 ABOUT = """
 From the start of the Python process, with the files already in the system's cache. **first update** is
-`trainer_vanilla.py` on the full FashionMNIST, which ends itself right after its first update (`--kill_at 1`); **torch
-and the data** is a process that imports torch, unpacks the same four files into tensors, and ends itself the same
-way. **help** is `trainer_vanilla.py --help`, **wrong flag** is `trainer_vanilla.py --lrr 1`. Each run starts the
-program twice, and the second start counts.
+`python -m tools.kill --at 1 trainer_vanilla.py` on the full FashionMNIST, which ends itself right after its first
+update; **torch and the data** is a process that imports torch, unpacks the same four files into tensors, and ends
+itself the same way. **help** is `trainer_vanilla.py --help`, **wrong flag** is `trainer_vanilla.py --lrr 1`. Each run
+starts the program twice, and the second start counts.
 """
 BARE = """
 import gzip, os, signal, sys
@@ -59,8 +59,9 @@ def data_of(opt: argparse.Namespace) -> tuple[list[str], list[Path]]:
 def first_update(opt: argparse.Namespace) -> dict[str, float]:
     """Until the first update of the trainer is made."""
     with tempfile.TemporaryDirectory() as directory:
-        own = [f"--output_dir={directory}", "--kill_at=1", "--seed=0", "--gpu_devices=cpu"]
-        return second_start(["trainer_vanilla.py", *data_of(opt)[0], *own], status=-9)
+        own = [f"--output_dir={directory}", "--seed=0", "--gpu_devices=cpu"]
+        kill = ["-m", "tools.kill", "--at=1"]
+        return second_start([*kill, "trainer_vanilla.py", *data_of(opt)[0], *own], status=-9)
 
 
 def torch_and_data(opt: argparse.Namespace) -> dict[str, float]:

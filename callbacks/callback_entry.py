@@ -103,12 +103,4 @@ def build_asked_for(opt: Namespace, logger: logging.Logger) -> list[Callback]:
         from callbacks.requeue import Requeue
 
         callbacks.append(Requeue(logger))
-    if opt.trace:
-        from tools.trace import Trace
-
-        callbacks.append(Trace(opt.trace))
-    if opt.kill_at:
-        from tools.kill import Kill
-
-        callbacks.append(Kill(opt.kill_at))
     return callbacks

@@ -148,6 +148,8 @@ class Console(Callback):
                 if trainer.guard.num_skipped >= trainer.opt.max_skips:
                     how += f" --max_skips {trainer.guard.num_skipped + MORE_SKIPS}"
             self.logger.info(how)
+            if isinstance(error, DivergedError):
+                self.logger.info(f"To look into the update: python -m tools.replay {trainer.run_dir.path}")
 
     def time_left(self, trainer) -> str:
         """The time to the end at the speed so far, as h:mm:ss."""

@@ -66,8 +66,3 @@ class Snapshot:
         for owner, mode in self._modes:
             owner.training = mode
         self._random.put_back()
-
-
-def parts_of(trainer) -> dict[str, Any]:
-    """What of a trainer is kept when something is tried out: all that it saves, apart from what only watches."""
-    return {name: part for name, part in trainer.stateful().items() if name != "callbacks"}

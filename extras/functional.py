@@ -26,12 +26,12 @@ from base_options import check_options, check_own_code, find_automatically, harm
 from callbacks.callback import Callback
 from engine.checkpoints.checkpointer import Checkpointer
 from engine.checkpoints.file import load_checkpoint, options_of
-from engine.command import try_learning_rates
 from engine.devices.process_group import place
 from engine.options.parser import NOT_SAVED, OptionParser, as_flags, number
 from eval import EvaluatorBase
 from extras.in_order import InOrder
 from option_list import MAX_EPOCHS
+from tools.find_lr import try_learning_rates
 from trainer import TrainerBase
 from utils.batch import count_samples
 from utils.errors import UserError, nearest, shown
@@ -49,7 +49,7 @@ OPTIONS = (
     "deterministic", "dist_timeout", "ema", "eval_batch_size", "gpu_devices", "keep", "limit_batches", "log_every",
     "logger", "max_skips", "max_time", "min_delta", "nan_policy", "num_workers", "output_dir", "param_clip", "patience",
     "profile", "proj_name", "save_code", "save_every_updates", "seed", "skip_bad_samples", "stop_below", "swa_start",
-    "sync_bn", "trace", "val_every", "worker_timeout",
+    "sync_bn", "val_every", "worker_timeout",
 )  # fmt: skip
 WHOLE, POSITIVE = number(int, low=1), number(float, above=0)
 

@@ -1,4 +1,4 @@
-"""Tasks in which a fault is planted that makes a resume differ: python -m tests.planted_faults NAME OPTIONS
+"""Tasks in which a fault is planted that makes a resume differ, such as tests.planted_faults:GlobalDraw.
 
 Each is the vanilla task with one thing that a user may do without a thought. `innocent` has no fault, although it draws
 random numbers wherever that is allowed.
@@ -6,7 +6,6 @@ random numbers wherever that is allowed.
 
 import os
 import random
-import sys
 from typing import Any
 
 import torch
@@ -172,14 +171,3 @@ class Innocent(WithWrapped):
     def compute_loss(self, batch: Any) -> torch.Tensor:
         images, labels = batch  # (N, 1, 28, 28), (N,)
         return self.criterion(self.model(F.dropout(images, 0.2)), labels)
-
-
-TASKS = {
-    "innocent": Innocent, "global_draw": GlobalDraw, "counted_calls": CountedCalls,
-    "trainer_attribute": TrainerAttribute, "module_attribute": ModuleAttribute,
-    "callback_attribute": CallbackAttribute, "evaluator_attribute": EvaluatorAttribute,
-    "lazy_draw": LazyDraw, "system_randomness": SystemRandomness,
-}  # fmt: skip
-
-if __name__ == "__main__":
-    TASKS[sys.argv[1]].main(sys.argv[2:])

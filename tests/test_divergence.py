@@ -1,14 +1,12 @@
-"""A loss or gradient that is not finite: the weights stay, the run stops or skips, and the update can be replayed."""
+"""A loss or gradient that is not finite: the weights stay, the run stops or skips."""
 
 import pytest
 import torch
 
 from engine.checkpoints.file import load_checkpoint
-from engine.command import run
 from trainer_seg_on_carvana import TrainerSeg
 from trainer_vanilla import TrainerVanilla
 from utils.errors import DivergedError
-from utils.files import StorageError
 
 BAD_UPDATE = 10  # counted from 1: the second of the second epoch
 
@@ -49,7 +47,7 @@ def test_stop_leaves_the_state_before_the_update(task, build, differences):
             return super().train_step(micro_batches)
 
     trainer = build("--log_every", "1", task=Watching)
-    with pytest.raises(DivergedError, match=rf"Epoch 2, update {BAD_UPDATE}: the gradient of 'model' is not finite"):
+    with pytest.raises(DivergedError, match=rf"Epoch 2, update {BAD_UPDATE} .*: the gradient of 'model' is not finite"):
         trainer.train()
     after = load_checkpoint(trainer.checkpointer.path("InT"))
     assert after["exact"] and after["progress"]["update"] == BAD_UPDATE - 1
@@ -63,7 +61,7 @@ def test_message_names_the_samples_of_the_update(build):
         trainer.train()
     updates = list(trainer.train_loader.updates(1, 0))
     names = [trainer.datasets["train"].names[index] for index in updates[BAD_UPDATE - 9].indices]
-    assert f"Samples: {', '.join(names[:10])} and {len(names) - 10} more." in str(caught.value)
+    assert f"samples {', '.join(names[:5])} and {len(names) - 5} more)" in str(caught.value)
 
 
 def test_stopped_run_goes_on_when_the_cause_is_mended(build, train, weights):
@@ -77,55 +75,6 @@ def test_stopped_run_goes_on_when_the_cause_is_mended(build, train, weights):
     resumed = train("--resume", trainer.run_dir.path, task=Mended)
     whole = train(task=Mended)
     assert all(torch.equal(a, weights(whole)[name]) for name, a in weights(resumed).items())
-
-
-@pytest.mark.parametrize("task", [NaNTrainer, InfiniteGradient])
-def test_replay_file_repeats_the_update(task, build, capsys):
-    trainer = build(task=task)
-    with pytest.raises(DivergedError, match="--replay"):
-        trainer.train()
-    (file,) = trainer.run_dir.path.glob("*_replay.pth")
-    record = load_checkpoint(file)["replay"]
-    assert len(record["names"]) == 64 and len(record["micro_batches"]) == 1
-    runs = list(trainer.run_dir.path.parent.iterdir())
-    with pytest.raises(DivergedError, match=r"went wrong again: .*(Backward0|not finite)"):
-        run(task, ["--replay", str(file)])
-    assert f"after update {BAD_UPDATE - 1}, in epoch 2" in capsys.readouterr().out
-    assert list(trainer.run_dir.path.parent.iterdir()) == runs  # a replay is no run
-
-
-def test_replay_of_a_mended_program_says_so(build, capsys):
-    trainer = build(task=NaNTrainer)
-    with pytest.raises(DivergedError):
-        trainer.train()
-    (file,) = trainer.run_dir.path.glob("*_replay.pth")
-    TrainerVanillaWithBatchNorm = type("Mended", (NaNTrainer,), {"bad_updates": ()})
-    run(TrainerVanillaWithBatchNorm, ["--replay", str(file)])
-    assert "does not repeat here" in capsys.readouterr().out
-
-
-def test_replay_makes_the_very_same_update(build, monkeypatch):
-    """Dropout draws the same mask: the loss of the replayed forward pass is that of the run, to the bit."""
-    losses = []
-
-    class Noting(NaNTrainer):
-        def sick(self, loss):
-            losses.append(float(loss))
-            return super().sick(loss)
-
-    trainer = build(task=Noting)
-    with pytest.raises(DivergedError):
-        trainer.train()
-    torch.manual_seed(1)
-    (file,) = trainer.run_dir.path.glob("*_replay.pth")
-    with pytest.raises(DivergedError):
-        run(Noting, ["--replay", str(file)])
-    assert len(losses) == 2 and losses[0] == losses[1]
-
-
-def test_replay_of_another_checkpoint_is_refused(vanilla_run, command):
-    done = command("trainer_vanilla.py", "--replay", vanilla_run / "Vanilla_last_ckpt.pth")
-    assert done.returncode == 2 and "holds no update to replay" in done.stderr
 
 
 def test_skipped_update_leaves_no_trace_in_the_weights(train, differences):
@@ -192,9 +141,10 @@ def test_exit_status_and_one_message(tmp_path, root, command):
     )
     done = command(script, "--debug", "--output_dir", tmp_path / "runs")
     assert done.returncode == 4 and "Traceback" not in done.stderr
-    assert "Epoch 1, update 3: the gradient of 'model' is not finite" in done.stderr
-    (file,) = (tmp_path / "runs").glob("*/*_replay.pth")
-    again = command(script, "--replay", file)
+    assert "Epoch 1, update 3 (" in done.stderr and "the gradient of 'model' is not finite" in done.stderr
+    (run_dir,) = (tmp_path / "runs").iterdir()
+    assert f"python -m tools.replay {run_dir}" in done.stdout
+    again = command("-m", "tools.replay", run_dir, script)
     assert again.returncode == 4 and "went wrong again" in again.stderr
 
 
@@ -219,19 +169,8 @@ class TwoNetworks(TrainerVanilla):
         return {"loss": loss.detach()}
 
 
-def test_half_an_update_is_neither_skipped_nor_replayed(build):
+def test_half_an_update_is_not_skipped(build):
     trainer = build("--nan_policy", "skip", task=TwoNetworks)
-    with pytest.raises(DivergedError, match="Another network was already stepped"):
+    with pytest.raises(DivergedError, match="Another network has already stepped"):
         trainer.train()
-    assert not list(trainer.run_dir.path.glob("*_replay.pth"))
     assert trainer.checkpointer.path("crash").exists() and not trainer.checkpointer.path("InT").exists()
-
-
-def test_samples_are_named_even_if_there_is_no_room_for_the_replay_file(build, monkeypatch):
-    def full(*arguments):
-        raise StorageError("Cannot write: no space.")
-
-    trainer = build(task=NaNTrainer)
-    monkeypatch.setattr("tools.replay.save_checkpoint", full)
-    with pytest.raises(DivergedError, match=r"Samples: train/.*\n?.*cannot be replayed. Cannot write: no space"):
-        trainer.train()

@@ -1,4 +1,4 @@
-"""What --doctor looks for, see tools/doctor.py. A check returns what to say when all is well, or raises `Finding`."""
+"""The checks of tools/doctor.py. A check returns a description when all is well, or raises `Finding`."""
 
 import contextlib
 import math
@@ -6,6 +6,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -14,42 +15,46 @@ import torch
 from torch import Tensor, nn
 
 from engine.checkpoints.file import FORMAT, load_checkpoint, save_checkpoint
-from engine.checkpoints.state import NOT_THE_RUN, digests
+from engine.checkpoints.state import NOT_THE_RUN, digest, digests
 from engine.snapshot import Snapshot
-from tools.replay import tell_names
-from tools.trial_step import try_step
+from tools.find_lr import loss_of
+from tools.replay import shortened
+from tools.task import try_step
 from utils.batch import count_samples, cut, iterate_tensors, move_to
-from utils.lr_finder import loss_of, rate_of, set_rate
+from utils.lr_finder import rate_of, set_rate
+from utils.seed import random_state
 
-NEAR = (0.7, 1.5)  # times the expected first loss is near it
-FEW_SAMPLES, MOST_UPDATES, MOST_SECONDS = 4, 300, 60.0  # of the attempt to learn a few samples by heart
-LEARNED, MUCH_LEARNED = 0.5, 0.2  # times the first loss: is enough; needs no further update
-RECENT = 10  # updates, whose mean loss counts
+NEAR = (0.7, 1.5)  # a first loss between these multiples of the expected one passes
+FEW_SAMPLES, MOST_UPDATES, MOST_SECONDS = 4, 300, 60.0  # limits of the attempt to overfit
+LEARNED, MUCH_LEARNED = 0.5, 0.2  # multiples of the first loss: enough to pass; enough to stop
+RECENT = 10  # updates whose mean loss counts
 NUM_ROWS = 8  # samples of the check for leaks
-NUM_COMPARED = 3  # updates that the loader is asked for twice
+NUM_COMPARED = 3  # updates that are loaded twice
+MIXING = (nn.modules.batchnorm._BatchNorm, nn.modules.dropout._DropoutNd)  # differ with the micro-batch by nature
+SAME_LOSS = {"no": 1e-4, "bf16": 0.05, "fp16": 0.02}  # relative difference that is rounding, by --amp
 
 
 class Finding(Exception):
-    """What is wrong, and what to look at."""
+    """A fault, with a hint at its cause."""
 
 
 class CannotTell(Exception):
-    """Why a check says nothing about this task."""
+    """The reason why a check says nothing about this task."""
 
 
 class Seen(Exception):
-    """What was waited for has been seen; the rest of the step is not needed."""
+    """Ends a step early: the call that a check waits for was made."""
 
 
 @dataclass
 class Patient:
-    """A trainer under examination, with what the checks have in common.
+    """A trainer under examination.
 
     Attributes:
         trainer: the task's.
         update: the first of the epoch.
-        snapshot: of its state, to which it is put back after each check.
-        with_gradient: the parameters that some update has given a gradient other than 0, by their identity.
+        snapshot: the state of the trainer, restored after each check.
+        with_gradient: the ids of parameters that had a non-zero gradient in some update.
         none_yet: no update was made.
     """
 
@@ -60,7 +65,7 @@ class Patient:
     none_yet: bool = True
 
     def step(self, update: Any) -> float:
-        """Make a step and return its loss."""
+        """Make a step and return its loss; NaN when it was not finite."""
         values = try_step(self.trainer, update)
         self.none_yet = False
         for _, parameter in self.parameters():
@@ -69,23 +74,27 @@ class Patient:
         return math.nan if values is None else loss_of(values)
 
     def parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
-        """What is to be trained, with names for people."""
+        """Yield the trainable parameters with their names."""
         modules = {**self.trainer.networks, "criterion": self.trainer.criterion}
         for owner, module in modules.items():
             yield from ((f"{owner}.{name}", p) for name, p in module.named_parameters() if p.requires_grad)
 
     def few(self, count: int) -> Any:
-        """The update with its first few samples only."""
-        first = cut(self.update.micro_batches[0], 0, count)
-        size = count_samples(first)
-        return replace(self.update, micro_batches=[first], indices=self.update.indices[:size],
-                       num_samples=size, sizes=[size])
+        """Return the update with its first few samples only."""
+        return self.in_pieces([(0, count)])
+
+    def in_pieces(self, bounds: list[tuple[int, int]]) -> Any:
+        """Return an update of these pieces of the first micro-batch, given by their first and last sample."""
+        pieces = [cut(self.update.micro_batches[0], first, last) for first, last in bounds]
+        sizes = [count_samples(piece) for piece in pieces]
+        indices = self.update.indices[: sum(sizes)]
+        return replace(self.update, micro_batches=pieces, indices=indices, num_samples=sum(sizes), sizes=sizes)
 
     def watch(self, module: nn.Module, stop: bool) -> tuple[Any, Any, Any]:
-        """What goes into the first call of a module in a step, and what comes out; with `stop`, nothing comes out.
+        """Return (args, kwargs, output) of the first call of a module in a step; with `stop`, output is None.
 
         Raises:
-            CannotTell: when the step does not call it.
+            CannotTell: the step does not call it.
         """
         seen: list[tuple] = []
 
@@ -113,7 +122,7 @@ class Patient:
 
 # ---- the checks -----------------------------------------------------------------------------------------------------
 def check_device(patient: Patient) -> str:
-    """Whether all that a batch and the networks hold gets to the device."""
+    """Check that all tensors of a batch and of the networks move to the device."""
     trainer = patient.trainer
     moved = move_to(patient.update.micro_batches[0], trainer.device)
     for place, value in leaves_of(moved):
@@ -137,7 +146,7 @@ def check_device(patient: Patient) -> str:
 
 
 def check_labels(patient: Patient) -> str:
-    """Whether what the criterion gets fits: shapes, types, labels from 0 to C - 1."""
+    """Check the arguments of the criterion: shapes, types, labels from 0 to C - 1."""
     args, _, _ = patient.watch(patient.trainer.criterion, stop=True)
     if len(args) < 2 or not isinstance(args[1], Tensor):
         raise CannotTell("the criterion does not get (outputs, targets)")
@@ -163,25 +172,25 @@ def check_labels(patient: Patient) -> str:
 
 
 def check_first_loss(patient: Patient) -> str:
-    """Whether the first loss is what a network that knows nothing has."""
+    """Check that the first loss is that of a network that has learned nothing."""
     expected = expected_first_loss(patient)
     loss = patient.step(patient.update)
-    told = f"the first loss is {loss:.4g}, expected {expected:.4g}"
+    text = f"the first loss is {loss:.4g}, expected {expected:.4g}"
     if not NEAR[0] * expected <= loss <= NEAR[1] * expected:
-        raise Finding(f"{told}: are the inputs scaled, is the loss a mean, does it get logits and not probabilities?")
-    return told
+        raise Finding(f"{text}: are the inputs scaled, is the loss a mean, does it get logits and not probabilities?")
+    return text
 
 
 def expected_first_loss(patient: Patient) -> float:
-    """What the trainer or its evaluator says in `expected_first_loss`, a number or a method; else ln C of logits."""
+    """Return `expected_first_loss` of the trainer or its evaluator, a number or a method; else ln C of logits."""
     trainer = patient.trainer
     for owner in (trainer, trainer.evaluator):
         if hasattr(owner, "expected_first_loss"):
-            told = owner.expected_first_loss
-            told = told() if callable(told) else told
-            if told is None:
+            expected = owner.expected_first_loss
+            expected = expected() if callable(expected) else expected
+            if expected is None:
                 raise CannotTell("the task expects no value")
-            return float(told)
+            return float(expected)
     if trainer.opt.pretrained:
         raise CannotTell("the weights are pretrained")
     if len(trainer.optimizers) > 1:
@@ -195,9 +204,38 @@ def expected_first_loss(patient: Patient) -> float:
     return math.log(args[0].shape[1])
 
 
+def check_micro_batches(patient: Patient) -> str:
+    """Check that the loss and the gradient of an update do not depend on --micro_batch_size."""
+    trainer = patient.trainer
+    num_samples = count_samples(patient.few(NUM_ROWS).micro_batches[0])
+    if num_samples < 3:
+        raise CannotTell("an update has fewer than three samples")
+    modules = [module for network in trainer.networks.values() for module in network.modules()]
+    before = random_state()
+    values = []
+    for bounds in ([(0, num_samples)], [(0, num_samples - 2), (num_samples - 2, num_samples)]):
+        for module in modules:
+            if isinstance(module, MIXING):
+                module.eval()
+        values.append(try_step(trainer, patient.in_pieces(bounds)) or {})
+        if digest(random_state()) != digest(before):
+            raise CannotTell("the step draws random numbers, other ones for each micro-batch")
+        patient.snapshot.put_back()
+    whole, pieces = values
+    for name, value in whole.items():
+        if not math.isclose(value, pieces.get(name, math.nan), rel_tol=SAME_LOSS[trainer.opt.amp], abs_tol=1e-6):
+            raise Finding(
+                f"{name} is {value:.5g} with {num_samples} samples at once, and {pieces.get(name, math.nan):.5g} in "
+                f"micro-batches of {num_samples - 2} and 2: compute_loss must return the mean over the samples of a "
+                f"batch, not a sum, and not a quotient of sums over the batch."
+            )
+    return f"{num_samples} samples at once and in two micro-batches give the same loss and gradient"
+
+
 def check_overfit(patient: Patient) -> str:
-    """Whether a few samples can be learned by heart."""
-    few, started = patient.few(FEW_SAMPLES), time.monotonic()
+    """Check that the network can overfit a few samples."""
+    few = patient.few(FEW_SAMPLES)
+    started = time.monotonic()
     for optimizer in patient.trainer.optimizers.values():
         for group in optimizer.param_groups:
             set_rate(group, rate_of(group))  # without warm-up
@@ -210,33 +248,33 @@ def check_overfit(patient: Patient) -> str:
             break
         losses.append(patient.step(few))
         last = sum(losses[-RECENT:]) / len(losses[-RECENT:])
-    told = f"on {few.num_samples} samples the loss falls from {first:.4g} to {last:.4g} in {len(losses)} updates"
+    text = f"on {few.num_samples} samples the loss falls from {first:.4g} to {last:.4g} in {len(losses)} updates"
     if not last <= first - (1 - LEARNED) * abs(first):
         if len(losses) < MOST_UPDATES and math.isfinite(last):
-            raise CannotTell(f"too slow: {told}")
-        raise Finding(f"{told}: does the optimizer step these weights, do labels belong to inputs? See --find_lr.")
-    return told
+            raise CannotTell(f"too slow: {text}")
+        raise Finding(f"{text}: does the optimizer step these weights, do labels belong to inputs? See tools.find_lr.")
+    return text
 
 
 def check_gradients(patient: Patient) -> str:
-    """Whether all that is to be trained has a gradient, and an optimizer. Looks at the updates of the checks before."""
+    """Check that each trainable parameter has an optimizer and, in any update of the checks so far, a gradient."""
     if patient.none_yet:
         patient.step(patient.update)
     stepped = {id(p) for o in patient.trainer.optimizers.values() for group in o.param_groups for p in group["params"]}
     parameters = list(patient.parameters())
     if forgotten := [name for name, p in parameters if id(p) not in stepped]:
-        raise Finding(f"no optimizer has {tell_names(forgotten)}.")
+        raise Finding(f"no optimizer has {shortened(forgotten)}.")
     if without := [name for name, p in parameters if id(p) not in patient.with_gradient]:
         raise Finding(
-            f"the gradient is none or 0 in all updates for {tell_names(without)}: is the layer used, is there a "
+            f"the gradient is none or 0 in all updates for {shortened(without)}: is the layer used, is there a "
             f"detach(), a no_grad() or a dead ReLU behind it?"
         )
     return f"all {len(parameters)} trainable parameters have one"
 
 
 def check_leaks(patient: Patient) -> str:
-    """Whether a sample's output depends on that sample alone. In eval mode: batch normalization may mix in training."""
-    told = []
+    """Check that each output depends on its own sample only; in eval mode, since batch norm mixes samples."""
+    checked = []
     for name, network in patient.trainer.networks.items():
         try:
             args, kwargs, _ = patient.watch(network, stop=True)
@@ -255,18 +293,19 @@ def check_leaks(patient: Patient) -> str:
         leak = find_leak(predict, args[place].detach())
         if leak:
             raise Finding(f"{name!r}: {leak}. Look for view, reshape, flatten or mean over the batch's dimension.")
-        told.append(name)
-    if not told:
+        checked.append(name)
+    if not checked:
         raise CannotTell("the step calls no network as a module with a tensor of samples")
-    return f"each output of {', '.join(told)} depends on its own sample"
+    return f"each output of {', '.join(checked)} depends on its own sample"
 
 
 def find_leak(predict: Callable[[Tensor], list[Tensor]], inputs: Tensor) -> str:
-    """Say which sample leaks into the output of which other one; "" if none does.
+    """Name a sample that changes the output of another one; "" if there is none.
 
-    Of floating-point inputs by the gradient, of others by exchanging one sample and comparing what comes of the rest.
+    Floating-point inputs are tested by the gradient, others by exchanging one sample.
     """
-    count, generator = len(inputs), torch.Generator().manual_seed(0)
+    count = len(inputs)
+    generator = torch.Generator().manual_seed(0)
     if count < 2:
         raise CannotTell("an update has a single sample")
     if not inputs.is_floating_point():
@@ -293,28 +332,28 @@ def find_leak(predict: Callable[[Tensor], list[Tensor]], inputs: Tensor) -> str:
 
 
 def check_loader(patient: Patient) -> str:
-    """Whether the same position gives the same data, from the beginning of the epoch and from within it."""
+    """Check that the same position gives the same data, from the beginning of the epoch and from within it."""
     loader = patient.trainer.train_loader
-    first, second = (take(loader.updates(0), NUM_COMPARED) for _ in range(2))
-    later = take(loader.updates(0, first[0].num_samples), len(first) - 1)
-    for told, updates in (("asked for again", second), ("asked for from its middle on", first[:1] + later)):
+    first, second = (list(islice(loader.updates(0), NUM_COMPARED)) for _ in range(2))
+    later = list(islice(loader.updates(0, first[0].num_samples), len(first) - 1))
+    for asked, updates in (("asked for again", second), ("asked for from its middle on", first[:1] + later)):
         for number, (a, b) in enumerate(zip(first, updates, strict=True)):
             if a.indices != b.indices:
-                raise Finding(f"the epoch {told} has other samples in update {number + 1}: is its order a function of "
+                raise Finding(f"the epoch {asked} has other samples in update {number + 1}: is its order a function of "
                               f"(seed, epoch) alone?")  # fmt: skip
             pairs = zip(iterate_tensors(a.micro_batches), iterate_tensors(b.micro_batches), strict=True)
             if not all(x.shape == y.shape and torch.equal(x.nan_to_num(), y.nan_to_num()) for x, y in pairs):
                 raise Finding(
-                    f"the epoch {told} has the same samples in update {number + 1}, but with other content: does the "
+                    f"the epoch {asked} has the same samples in update {number + 1}, but with other content: does the "
                     f"data set draw at random and say is_random = False, or keep a state?"
                 )
     return f"the first {len(first)} updates come twice alike, and from within the epoch"
 
 
 def check_checkpoint(patient: Patient) -> str:
-    """Whether training goes on from a checkpoint as it does without: the same state, and the same next update."""
+    """Check that a checkpoint restores the state, and that the next update is the same with it and without."""
     trainer = patient.trainer
-    for _ in range(2):  # so that the optimizer has something to save
+    for _ in range(2):  # a fresh optimizer has no state to save
         patient.step(patient.update)
     state = trainer.state_dict()
     saved = digests(state)
@@ -330,14 +369,14 @@ def check_checkpoint(patient: Patient) -> str:
     if differing := differing_parts(ahead, digests(trainer.state_dict())):
         raise Finding(
             f"the update after it differs ({loss:.6g}, again {again:.6g}; {', '.join(differing)}): something that "
-            f"decides it is in no state_dict, or comes from the clock or the system. --verify_resume 1 tells more."
+            f"decides it is in no state_dict, or comes from the clock or the system. tools.verify_resume tells more."
         )
     return "saved and loaded, the state is the same to the bit, and so is the update that follows"
 
 
 # ---- helpers ---------------------------------------------------------------------------------------------------------
 def leaves_of(batch: Any, place: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield what is no tuple, list or dictionary, with the place where it stands."""
+    """Yield the leaves of nested tuples, lists and dictionaries, each with its place."""
     if isinstance(batch, dict):
         for name, value in batch.items():
             yield from leaves_of(value, f"{place}[{name!r}]")
@@ -349,27 +388,19 @@ def leaves_of(batch: Any, place: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def vars_of(value: Any) -> dict[str, Any]:
-    """The attributes of an object that `move_to` passes through as it is."""
+    """Return the attributes of an object that `move_to` cannot move."""
     return {} if hasattr(value, "to") else getattr(value, "__dict__", {})
 
 
-def take(updates: Iterator[Any], count: int) -> list[Any]:
-    taken = []
-    for update in updates:
-        if len(taken) == count:
-            break
-        taken.append(update)
-    return taken
-
-
 def differing_parts(one: dict[str, str], other: dict[str, str]) -> list[str]:
-    """The parts whose digests differ, apart from what only watches or tells the time."""
+    """Return the names of the parts whose digests differ, without callbacks and times."""
     return [name for name in one if one[name] != other.get(name) and name not in (*NOT_THE_RUN, "run")]
 
 
-CHECKS: dict[str, Callable[[Patient], str]] = {  # in the order in which one rests on those before it
+CHECKS: dict[str, Callable[[Patient], str]] = {  # later checks rely on earlier ones
     "data on the device": check_device, "labels and shapes": check_labels, "loader": check_loader,
-    "first loss": check_first_loss, "overfits": check_overfit, "gradients": check_gradients,
-    "samples apart": check_leaks, "checkpoint": check_checkpoint,
+    "first loss": check_first_loss, "micro-batches": check_micro_batches, "overfits": check_overfit,
+    "gradients": check_gradients, "samples apart": check_leaks, "checkpoint": check_checkpoint,
 }  # fmt: skip
-NEED_LABELS = ("first loss", "overfits", "gradients", "checkpoint")  # which wrong labels would crash, on a GPU for good
+# Wrong labels would crash these, and on a GPU no later check could run.
+NEED_LABELS = ("first loss", "micro-batches", "overfits", "gradients", "checkpoint")

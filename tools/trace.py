@@ -1,8 +1,16 @@
-"""A line per update: what went in and what came out, as digests."""
+"""Train a task and write a line per update: digests of its data, its values and the state after it.
+
+    python -m tools.trace --file a.txt trainer_vanilla.py --seed 0
+    python -m tools.trace --file b.txt trainer_vanilla.py --seed 0 --num_workers 2
+    diff a.txt b.txt
+
+Two runs that compute the same write the same lines. The first line that differs is the first update that does.
+"""
 
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,47 +19,52 @@ import torch
 
 from callbacks.callback import Callback
 from engine.checkpoints.state import PLAIN, digest, get_state
+from engine.options.parser import OptionParser, file_path, run_main
 from utils.errors import UserError
 from utils.seed import random_state
 
 NUM_DIGITS = 16  # of a digest: 64 bits are enough to tell a few million updates apart
 
 
+def main(argv: Sequence[str] | None = None) -> None:
+    # Imported here, so that other programs may take `Trace` without a trainer.
+    from tools.task import attached, read_command, run_tool
+
+    parser = OptionParser(prog="python -m tools.trace", description=__doc__.split("\n")[0])
+    parser.add_argument("--file", type=file_path, required=True, help="the file to append to")
+    own, task, options = read_command(parser, argv)
+    run_tool(attached(task, partial(Trace, own.file)), options)
+
+
 class Trace(Callback):
-    """Appends a JSON line for each update to a file. Two runs that compute the same write the same lines::
-
-        python trainer_vanilla.py --seed 0 --trace a.txt
-        python trainer_vanilla.py --seed 0 --trace b.txt --num_workers 2
-        diff a.txt b.txt
-
-    The first line that differs is the first update that does, and its first entry that differs says where to look:
+    """Appends a JSON line for each update to a file. The first entry that differs shows where to look:
 
     | entry | what it is |
     |---|---|
     | update, epoch, sample | the position after the update, in completed ones |
-    | data | digest of the micro-batches that went in |
-    | values | what `train_step` returned, exact: in hexadecimal |
+    | data | digest of the micro-batches |
+    | values | the values that `train_step` returned, exact: in hexadecimal |
     | networks, optimizers | digests of their states after the update |
     | random | digest of the states of all global random generators after the update |
 
-    A line is handed to the operating system at once, so that a process that is killed afterwards loses none. An update
-    that is made again after a resume gets a second line. Digests take time, on a GPU most of all: a trace is for short
+    A line is handed to the operating system at once, so that a process which is killed afterwards loses none. An update
+    that is repeated after a resume gets a second line. Digests take time, most of all on a GPU: a trace is for short
     runs.
 
     Args:
         path: the file.
 
     Raises:
-        UserError: when the file cannot be written.
+        UserError: the file cannot be written.
     """
 
     def __init__(self, path: str | Path):
         self.path = Path(path)
-        self.data = ""  # digest of what goes into the update under way
+        self.data = ""  # digest of the micro-batches of the update under way
         try:
             with open(self.path, "a+b") as file:
                 file.seek(max(file.tell() - 1, 0))
-                if file.read(1) not in (b"\n", b""):  # a line that was cut short by a kill stays one of its own
+                if file.read(1) not in (b"\n", b""):  # keep a line that a kill has cut short apart
                     file.write(b"\n")
         except OSError as error:
             raise UserError(f"Cannot write the trace {path}: {error.strerror or error}.") from None
@@ -60,6 +73,7 @@ class Trace(Callback):
         self.data = short_digest(plain(update.micro_batches))
 
     def on_update_end(self, trainer, values: Mapping[str, Any]) -> None:
+        trainer.guard.check_earlier(wait=True)  # on a GPU, an update is refused some updates later
         progress = trainer.progress
         line = {
             "update": progress.update,
@@ -76,13 +90,14 @@ class Trace(Callback):
 
 
 def short_digest(value: Any) -> str:
+    """Return the first digits of a digest."""
     return digest(value)[:NUM_DIGITS]
 
 
 def plain(batch: Any) -> Any:
-    """A batch as what `engine.checkpoints.state.digest` takes: tensors, numbers, text, lists and dictionaries.
+    """Convert a batch to tensors, numbers, text, lists and dictionaries, which `engine.checkpoints.state.digest` takes.
 
-    Data classes become dictionaries, named tuples lists. Of what else there may be, only the type counts.
+    Data classes become dictionaries, named tuples become lists. Of other objects only the type counts.
     """
     if isinstance(batch, torch.Tensor):
         return batch.to_dense() if batch.layout != torch.strided else batch
@@ -96,3 +111,7 @@ def plain(batch: Any) -> Any:
         content = plain(batch.tolist()) if batch.dtype.hasobject else batch.tobytes().hex()
         return [str(batch.dtype), list(batch.shape), content]
     return batch if type(batch) in PLAIN else type(batch).__name__
+
+
+if __name__ == "__main__":
+    run_main(main)

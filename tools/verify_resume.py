@@ -1,9 +1,11 @@
-"""Prove that a run which is killed and resumed ends with the same bits as one that is not.
+"""Check that a run which is killed and resumed ends with the same bits as one that is not interrupted.
 
-The program that is running trains anew, briefly and in fresh processes: without interruption, the same once more, with
-another number of loading processes, and at last killed with SIGKILL and resumed. What each update took in and gave
-(see tools/trace.py) and what the last checkpoint holds are compared. If they differ, the first difference tells
-where to look.
+    python -m tools.verify_resume trainer_vanilla.py --seed 0
+    python -m tools.verify_resume --kills 5 trainer_vanilla.py
+
+The task trains briefly in fresh processes: without interruption, the same again, with another number of workers, and
+finally killed with SIGKILL and resumed. A trace of all updates (see tools/trace.py) and the last checkpoint are
+compared. The first difference shows where to look.
 """
 
 import contextlib
@@ -11,7 +13,6 @@ import csv
 import itertools
 import json
 import random
-import shlex
 import shutil
 import signal
 import subprocess
@@ -26,32 +27,30 @@ from typing import Any
 
 from engine.checkpoints.file import load_checkpoint
 from engine.checkpoints.state import NOT_THE_RUN, digests
-from engine.runs.provenance import command_line
+from engine.options.parser import OptionParser, number, run_main
 from engine.runs.signals import SIGNALS, Terminated
 from utils.errors import UserError
 
 EPOCHS, BATCHES, SAVE_EVERY = 3, 8, 3
 FLAGS = {
     "n_epoch": EPOCHS, "limit_batches": BATCHES, "save_every_updates": SAVE_EVERY, "val_every": 1, "debug": False,
-    "requeue": False, "verify_resume": 0,
+    "requeue": False,
 }  # fmt: skip
-CONTRADICTING = {  # flags that its runs cannot take, and why
-    "--resume": "which begin at the beginning", "--replay": "which begin at the beginning",
-    "--find_lr": "which train", "--doctor": "which train",
-    "--kill_at": "which it kills itself", "--max_time": "which go on to their end", "--trace": "which it traces itself",
+CONTRADICTING = {  # options that its runs cannot take, and why
+    "--resume": "which begin at the beginning", "--max_time": "which go on to their end",
 }  # fmt: skip
-TIMES = ("time/", "samples_per_second")  # columns of metrics.csv that no two runs have in common
-NUM_LAST_WORDS = 15  # lines
+TIMES = ("time/", "samples_per_second")  # columns of metrics.csv that differ between any two runs
+NUM_LAST_LINES = 15  # of the output of a run that failed
 WIDTH = 100  # of the report
 
 
 # ---- runs ------------------------------------------------------------------------------------------------------------
 @dataclass
 class Run:
-    """What came of a run, with everything that is compared.
+    """The result of a run: everything that is compared.
 
     Attributes:
-        lines: of the trace, in the order in which they were written.
+        lines: of the trace, in the order of writing.
         parts: a digest of each part of the last checkpoint, and of metrics.csv.
     """
 
@@ -65,16 +64,18 @@ class Run:
 
 
 class Runs:
-    """Starts the program, and reads what it leaves in a directory of ours.
+    """Runs a task and reads the results.
 
     Args:
-        command: the program and its flags; those given here later win.
+        program: the task's.
+        options: of the task; those of the check win.
         directory: where everything goes.
         seed: of all runs.
     """
 
-    def __init__(self, command: Sequence[str], directory: Path, seed: int):
-        self.command = list(command)
+    def __init__(self, program: str, options: Sequence[str], directory: Path, seed: int):
+        self.program = program
+        self.options = list(options)
         self.directory = directory
         self.seed = seed
 
@@ -88,18 +89,21 @@ class Runs:
         """Train and be killed after each of these updates, and go on each time with the next number of workers."""
         for count, update in enumerate([*kills, None]):
             resume = ["--resume", str(self.run_dir(name))] if count else []
-            status = self.start(name, next(num_workers), *resume, *([f"--kill_at={update}"] if update else []))
+            status = self.start(name, next(num_workers), *resume, kill_at=update)
             if status == 0:
                 break  # with a fault, the end may come before the last kill
             if status != -signal.SIGKILL or update is None:
                 self.stop(name, status)
         return self.read(name)
 
-    def start(self, name: str, num_workers: int, *flags: str) -> int:
+    def start(self, name: str, num_workers: int, *flags: str, kill_at: int | None = None) -> int:
         """Run the program to its end and return its status."""
-        own = FLAGS | {"seed": self.seed, "num_workers": num_workers}
-        own |= {"output_dir": self.directory / name, "trace": self.trace(name)}
-        command = [*self.command, *(f"--{flag}={value}" for flag, value in own.items()), *flags]
+        tool = ["tools.trace", f"--file={self.trace(name)}"]
+        if kill_at:
+            tool = ["tools.kill", f"--at={kill_at}", f"--trace={self.trace(name)}"]
+        own = FLAGS | {"seed": self.seed, "num_workers": num_workers, "output_dir": self.directory / name}
+        own_flags = [f"--{flag}={value}" for flag, value in own.items()]
+        command = [sys.executable, "-m", *tool, self.program, *self.options, *own_flags, *flags]
         with open(self.output(name), "ab") as output:  # no pipe: loading processes of a killed run would keep it open
             process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT)
             try:
@@ -109,16 +113,16 @@ class Runs:
                 process.wait()
 
     def stop(self, name: str, status: int) -> None:
-        """End because a run failed by itself, with its status and its last words."""
-        lines = self.output(name).read_text(encoding="utf-8", errors="replace").splitlines()[-NUM_LAST_WORDS:]
+        """Exit with the status of a run that failed by itself, after the last lines of its output."""
+        lines = self.output(name).read_text(encoding="utf-8", errors="replace").splitlines()[-NUM_LAST_LINES:]
         how = f"with status {status}" if status >= 0 else f"by {signal.Signals(-status).name}"
-        print(f"\n--verify_resume: a run ended {how}, which ends the proof. It said:", file=sys.stderr)
+        print(f"\nverify_resume: a run ended {how}, so the check ends. Its last lines:", file=sys.stderr)
         print("\n".join(f"  {line}" for line in lines), file=sys.stderr)
         print(f"Everything is in {self.directory}", file=sys.stderr)
         sys.exit(status if status > 0 else 1)
 
     def read(self, name: str) -> Run:
-        """What is compared of a run that has ended."""
+        """Read the results of a run that has ended."""
         run_dir = self.run_dir(name)
         state = load_checkpoint(next(run_dir.glob("*_last_ckpt.pth")))
         parts = {part: text for part, text in digests(state).items() if part not in (*NOT_THE_RUN, "run")}
@@ -135,7 +139,7 @@ class Runs:
 
 
 def read_trace(path: Path) -> list[dict[str, Any]]:
-    """The lines of a trace; one that was cut short by the death of its process is left out."""
+    """Read the lines of a trace, without one that a kill has cut short."""
     lines = []
     for text in path.read_text(encoding="utf-8").splitlines():
         with contextlib.suppress(ValueError):
@@ -144,7 +148,7 @@ def read_trace(path: Path) -> list[dict[str, Any]]:
 
 
 def read_metrics(path: Path) -> dict[str, str]:
-    """The content of metrics.csv without the times, as one more part; nothing when the task does not write it."""
+    """Read metrics.csv without the times, as one more part; nothing when the task does not write it."""
     if not path.exists():
         return {}
     with open(path, newline="", encoding="utf-8") as file:
@@ -155,11 +159,11 @@ def read_metrics(path: Path) -> dict[str, str]:
 # ---- comparison ------------------------------------------------------------------------------------------------------
 @dataclass
 class Difference:
-    """The first difference between two runs: from it follow the others.
+    """The first difference between two runs; the others follow from it.
 
     Attributes:
-        kind: "data and random", "data", "random", "step" (other values or states come out though the same goes in),
-            "length" (one run makes more updates), or "end" (only the last checkpoint differs).
+        kind: "data and random", "data", "random", "step" (other values or states from the same data), "length" (one
+            run makes more updates), or "end" (only the last checkpoint differs).
         where: the update and the entries of its line in the trace, or the parts of the last checkpoint.
     """
 
@@ -168,7 +172,7 @@ class Difference:
 
 
 def compare(whole: Run, other: Run) -> Difference | None:
-    """Return the first difference of `other`, in the order in which its updates were made; None when there is none."""
+    """Return the first difference of `other`, in the order of its updates; None when there is none."""
     expected = whole.updates
     for line in other.lines:
         update = line["update"]
@@ -189,8 +193,8 @@ def differing_parts(whole: Run, other: Run) -> list[str]:
 
 
 # ---- causes ----------------------------------------------------------------------------------------------------------
-# For each comparison: what a difference means, and by its kind what may be behind it and what to do.
-REPEATED, WORKERS, KILLED = "once more", "other workers", "killed"
+# For each comparison: the meaning of a difference, and by its kind the likely cause and remedy.
+REPEATED, WORKERS, KILLED = "again", "other workers", "killed"
 MEANING = {
     REPEATED: "The same command does not give the same twice, so the resume is not to blame, and none can be exact.",
     WORKERS: "The number of loading processes (--num_workers) changes the result.",
@@ -247,7 +251,7 @@ CAUSES = {
 
 
 def explain(comparison: str, difference: Difference) -> str:
-    """What a difference means, where it shows, and what is likely behind it."""
+    """Describe a difference: its meaning, its place and its likely cause."""
     causes = CAUSES[comparison]
     cause = causes.get(difference.kind) or causes[difference.kind.split(" and ")[0]]
     return "\n".join(
@@ -256,25 +260,25 @@ def explain(comparison: str, difference: Difference) -> str:
     )
 
 
-# ---- the proof -------------------------------------------------------------------------------------------------------
+# ---- the check -------------------------------------------------------------------------------------------------------
 def prove(runs: Runs, num_kills: int, num_workers: int) -> bool:
-    """Make all runs, print what came of each, and return whether all are the same."""
+    """Make all runs, print the result of each, and return whether all are the same."""
     others = {}
-    with told("without interruption") as note:
+    with reported("without interruption") as note:
         whole = runs.train("whole", num_workers)
         note.append(f"{len(whole.updates)} updates")
     last = max(whole.updates)
     if last <= SAVE_EVERY:
         raise UserError(
-            f"--verify_resume kills after update {SAVE_EVERY}, the first that is saved, but {EPOCHS} epochs of this "
+            f"verify_resume kills after update {SAVE_EVERY}, the first that is saved, but {EPOCHS} epochs of this "
             f"run have only {last} updates: give a smaller --batch_size, more data, or a higher --max_updates."
         )
-    with told("the same once more") as note:
+    with reported("the same again") as note:
         others[REPEATED] = runs.train("again", num_workers)
         note.append(outcome(whole, others[REPEATED]))
     if not compare(whole, others[REPEATED]):
         other_number = 0 if num_workers else 2
-        with told(f"with {other_number} loading processes, not {num_workers}") as note:
+        with reported(f"with {other_number} loading processes, not {num_workers}") as note:
             others[WORKERS] = runs.train("workers", other_number)
             note.append(outcome(whole, others[WORKERS]))
         # If the number of loading processes changes the result, it would hide what a resume changes.
@@ -282,10 +286,10 @@ def prove(runs: Runs, num_kills: int, num_workers: int) -> bool:
         numbers = itertools.cycle([num_workers, 0, 1, 2]) if free else itertools.repeat(num_workers)
         dice = random.Random(runs.seed)
         kills = sorted(dice.randint(SAVE_EVERY + 1, last) for _ in range(num_kills))
-        with told(f"killed {times(num_kills)} and resumed") as note:
+        with reported(f"killed {times(num_kills)} and resumed") as note:
             others[KILLED] = run = runs.train_and_kill("killed", kills, numbers)
             note.append(f"{outcome(whole, run)}; killed after update {', '.join(map(str, kills))}")
-            note.append(f"{len(run.lines) - len(run.updates)} updates lost and made again")
+            note.append(f"{len(run.lines) - len(run.updates)} updates lost and repeated")
     print_table(whole, others)
     differences = {comparison: compare(whole, run) for comparison, run in others.items()}
     for comparison, difference in differences.items():
@@ -298,10 +302,11 @@ def prove(runs: Runs, num_kills: int, num_workers: int) -> bool:
 
 
 @contextlib.contextmanager
-def told(what: str) -> Iterator[list[str]]:
-    """Say what is going on, and afterwards how long it took and what was noted in the list."""
-    print(f"  {what:<42}", end="", flush=True)
-    started, notes = time.perf_counter(), []
+def reported(name: str) -> Iterator[list[str]]:
+    """Print the name of a step, and after it the seconds it took and the notes added to the list."""
+    print(f"  {name:<42}", end="", flush=True)
+    started = time.perf_counter()
+    notes: list[str] = []
     yield notes
     print(f"{time.perf_counter() - started:4.0f} s  {', '.join(notes)}", flush=True)
 
@@ -325,51 +330,65 @@ def print_table(whole: Run, others: dict[str, Run]) -> None:
 
 @contextlib.contextmanager
 def interruptible() -> Iterator[None]:
-    """Leave by an exception on any signal, so that the run under way is ended and the directory removed."""
+    """Turn any signal into an exception, so that the run under way is ended and the directory removed."""
 
     def leave(signum: int, frame: Any) -> None:
         raise Terminated(signum)
 
-    taken = [number for number in SIGNALS if signal.getsignal(number) is signal.SIG_DFL]  # not SIGINT, which raises
-    for number in taken:
-        signal.signal(number, leave)
+    taken = [signum for signum in SIGNALS if signal.getsignal(signum) is signal.SIG_DFL]  # not SIGINT, which raises
+    for signum in taken:
+        signal.signal(signum, leave)
     try:
         yield
     finally:
-        for number in taken:
-            signal.signal(number, signal.SIG_DFL)
+        for signum in taken:
+            signal.signal(signum, signal.SIG_DFL)
 
 
-def verify_resume(num_kills: int, seed: int, num_workers: int | str = 0, command: Sequence[str] | None = None) -> None:
-    """Prove that a program's runs are the same, killed and resumed or not, and print a report; else exit with status 1.
+def main(argv: Sequence[str] | None = None) -> None:
+    from tools.task import read_command
+
+    parser = OptionParser(prog="python -m tools.verify_resume", description=__doc__.split("\n")[0])
+    parser.add_argument("--kills", type=number(int, low=1), default=2, metavar="N", help="number of kills")
+    own, task, options = read_command(parser, argv)
+    for text in options:
+        if (flag := text.split("=")[0]) in CONTRADICTING:
+            raise UserError(f"verify_resume makes runs of its own, {CONTRADICTING[flag]}: leave {flag} out.")
+    opt = task.parse_options(options)
+    num_workers = 2 if opt.num_workers == "auto" else opt.num_workers  # "auto" could be any number
+    verify_resume(own.program, options, own.kills, opt.seed, num_workers)
+
+
+def verify_resume(program: str, options: Sequence[str], num_kills: int, seed: int, num_workers: int = 0) -> None:
+    """Check that a task's runs are the same, killed and resumed or not, and print a report.
 
     Args:
-        num_kills: how often a run is killed, each time after an update that is drawn.
+        program: the task's.
+        options: of the task.
+        num_kills: number of kills, each after an update that is drawn.
         seed: of the runs, and of the updates.
-        num_workers: loading processes of the uninterrupted run, "auto" for 2; the resumed ones use other numbers too.
-        command: the program and its flags; None for this one.
+        num_workers: workers of the uninterrupted run; the resumed ones use other numbers too.
 
     Raises:
-        UserError: when a flag contradicts the proof, or the run is too short for it.
+        UserError: the run is too short for a check.
         SystemExit: with status 1 when there is a difference, with that of a run which fails by itself.
     """
-    command = command or [sys.executable, *shlex.split(command_line())[1:]]
     if not hasattr(signal, "SIGKILL"):
-        raise UserError("--verify_resume needs the signal SIGKILL, which this system does not have.")
-    for text in command:
-        if (flag := text.split("=")[0]) in CONTRADICTING:
-            raise UserError(f"--verify_resume makes new runs of its own, {CONTRADICTING[flag]}: leave {flag} out.")
+        raise UserError("verify_resume needs the signal SIGKILL, which this system does not have.")
     directory = Path(tempfile.mkdtemp(prefix="verify_resume_"))
     try:
         print(f"{EPOCHS} epochs of at most {BATCHES} updates, a checkpoint every {SAVE_EVERY} updates, --seed {seed}:")
         with interruptible():
-            num_workers = 2 if num_workers == "auto" else num_workers  # "auto" could be any
-            is_exact = prove(Runs(command, directory, seed), num_kills, num_workers)
+            is_exact = prove(Runs(program, options, directory, seed), num_kills, num_workers)
         if not is_exact:
-            print(f"\nThe runs, their traces and what they said are in {directory}", flush=True)
+            print(f"\nThe runs, their traces and their output are in {directory}", flush=True)
     except (KeyboardInterrupt, Terminated, UserError, BrokenPipeError):
         shutil.rmtree(directory, ignore_errors=True)
         raise
     if not is_exact:
         sys.exit(1)
     shutil.rmtree(directory, ignore_errors=True)
+
+
+if __name__ == "__main__":
+    run_main(main)

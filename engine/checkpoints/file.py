@@ -1,8 +1,5 @@
 """Checkpoints that are written whole or not at all, and opened as data only.
 
-    python -m engine.checkpoints.file hash|show|verify FILE...
-    python -m engine.checkpoints.file merge FILE OUT
-
 A file is what `torch.save` writes (a zip archive), followed by a footer: 16 bytes of magic, the position of the run as
 two 64-bit numbers (completed epochs, completed updates), and the SHA-256 of all before it. `torch.load` reads such a
 file as it is; our loader also checks the digest, since torch does not check the archive's own checksums: a flipped bit
@@ -18,8 +15,6 @@ import io
 import os
 import stat
 import struct
-import sys
-import textwrap
 from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -27,9 +22,7 @@ from typing import Any, BinaryIO
 import torch
 
 from engine.checkpoints.shard_record import PARTS, Shards, put_in
-from engine.checkpoints.state import digests, leaves
 from engine.checkpoints.untrusted import open_as_data
-from engine.options.parser import OptionParser, one_of, printable, run_main
 from utils.errors import DamagedError, UserError
 from utils.files import write_atomically
 
@@ -234,123 +227,3 @@ def weights_of(state: dict[str, Any], averaged: bool = True) -> dict[str, Any]:
         return {name: weights | averages.get(name, {}) for name, weights in networks.items()}
     except (LookupError, TypeError, AttributeError):
         raise UserError("The averaged weights of the checkpoint are damaged: --no-use_average leaves them.") from None
-
-
-# ---- the command line ------------------------------------------------------------------------------------------------
-def describe(state: dict[str, Any]) -> str:
-    """Say what a checkpoint holds, in lines of at most 80 letters where words allow it."""
-    options, score = state.get("options", {}), state.get("score")
-    rows = [("holds", ", ".join(state))]
-    if "progress" in state:
-        epoch, update, sample = (f"{state['progress'][name]:,}" for name in ("epoch", "update", "sample"))
-        rows.append(("position", f"completed: {epoch} epochs, {update} updates, {sample} samples of the next epoch"))
-    for name, weights in state.get("networks", {}).items():
-        tensors = [value for _, value in leaves(weights) if torch.is_tensor(value)]
-        count = sum(tensor.numel() for tensor in tensors)
-        kind = options.get("model_type", "of unknown type")
-        rows.append(("network", f"{name} ({kind}): {count:,} numbers in {len(tensors):,} tensors, buffers included"))
-    if "averaging" in state:
-        kind = f"--ema {options.get('ema')}" if options.get("ema") is not None else "--swa_start"
-        rows.append(("average", f"of the weights, {kind}, over {state['averaging']['num_averaged']:,}"))
-    for name, optimizer in state.get("optimizers", {}).items():
-        rates = ", ".join(f"{group['lr']:g}" for group in optimizer["param_groups"])
-        count = sum(len(group["params"]) for group in optimizer["param_groups"])
-        kind = options.get("optim", "of unknown type")
-        rows.append(("optimizer", f"{name} ({kind}): learning rate {rates}, {count:,} parameter tensors"))
-    if score:
-        monitor = options.get("monitor")
-        results = score["results"]
-        shown = {monitor: results[monitor]} if monitor in results else results
-        text = ", ".join(f"{name} {value:.4f}" for name, value in shown.items())
-        rows.append(("score", f"{text} on {score['num_samples']:,} samples, after update {score['update']:,}"))
-    if "shards" in state:
-        files, directory = state["shards"]["files"].values(), state["shards"]["directory"]
-        num_bytes = sum(size for size, _ in files)
-        rows.append(("shards", f"shards/{directory}, {num_bytes:,} bytes in {len(files):,} files"))
-    if not state.get("exact", True):
-        where = "from the middle of an update, or of what follows one"
-        rows.append(("note", f"{where}: to be looked at, not to be resumed from"))
-    rows.append(("options", ", ".join(f"{name}={value}" for name, value in options.items()) or "none"))
-    return "\n".join(
-        textwrap.fill(
-            printable(text), width=80, initial_indent=f"  {label:<11}", subsequent_indent=" " * 13,
-            break_long_words=False, break_on_hyphens=False,
-        ) for label, text in rows
-    )  # fmt: skip
-
-
-def print_hash(path: str) -> None:
-    try:
-        found = digests(load_checkpoint(path))
-    except (TypeError, AssertionError) as error:
-        raise UserError(f"{path} is not filled as this template does: {error}") from None
-    print(printable(path))
-    for name, text in found.items():
-        print(f"  {printable(name):<11} {text}")
-
-
-def print_content(path: str) -> None:
-    state = load_checkpoint(path, tensors_of=())
-    try:
-        text = describe(state | with_shapes(state, path))
-    except (TypeError, ValueError, LookupError, AttributeError):
-        raise UserError(f"{path} is not filled as this template does: {', '.join(map(str, state))}") from None
-    print(f"{printable(path)}, {Path(path).stat().st_size:,} bytes\n{text}")
-
-
-def with_shapes(state: dict[str, Any], path: str) -> dict[str, Any]:
-    """The state with tensors of the right shapes, but without numbers, in the place of those that are in shards."""
-    if "shards" not in state:
-        return state
-    tensors = Shards.of(state, path).tensors
-    return put_in(state, {k: torch.empty(s.shape, dtype=s.dtype, device="meta") for k, s in tensors.items()})
-
-
-def print_integrity(path: str) -> None:
-    verify(path)
-    print(f"{printable(path)}: good")
-
-
-def merge(path: str, target: str) -> None:
-    """Write a checkpoint whose tensors are in shards as one file that has them itself."""
-    state = load_checkpoint(path, tensors_of=())
-    if "shards" not in state:
-        raise UserError(f"{path} has its tensors in itself: there is nothing to merge.")
-    if Path(target).exists():
-        raise UserError(f"{target} exists already: give another name for the merged file.")
-    save_checkpoint(read_tensors(state, path), target)
-    print(f"{printable(target)}: {Path(target).stat().st_size:,} bytes")
-
-
-COMMANDS = {"hash": print_hash, "show": print_content, "verify": print_integrity}
-
-
-def main(argv: list[str] | None = None) -> None:
-    parser = OptionParser(
-        prog="python -m engine.checkpoints.file",
-        description="hash: the SHA-256 of each part, and of all that decides how training goes on (run). "
-        "show: what a file holds. verify: whether it is what was once written. "
-        "merge: write a checkpoint in shards (--checkpoint_format sharded) as one file. "
-        "Exit status: 0 all is well, 2 a file cannot be read or is none of this template, 3 one is damaged.",
-    )
-    parser.add_argument("command", type=one_of((*COMMANDS, "merge")), metavar="hash|show|verify|merge")
-    parser.add_argument("files", nargs="+", metavar="FILE", help="a checkpoint; for merge a checkpoint and a new name")
-    argv = sys.argv[1:] if argv is None else argv
-    if not argv:
-        parser.exit(2, parser.format_usage())
-    opt, status = parser.parse_args(argv), 0
-    if opt.command == "merge":
-        if len(opt.files) != 2:
-            parser.error(f"merge needs two names: a checkpoint and the file to write; {len(opt.files)} given.")
-        return merge(*opt.files)
-    for path in opt.files:
-        try:
-            COMMANDS[opt.command](path)
-        except UserError as error:  # the other files are of interest all the same
-            print(f"{parser.prog}: error: {printable(str(error))}", file=sys.stderr)
-            status = max(status, error.status)
-    sys.exit(status)
-
-
-if __name__ == "__main__":
-    run_main(main)

@@ -28,7 +28,7 @@ def trainer(tmp_path) -> SimpleNamespace:
         stopper=EarlyStopper("max", patience=2),
         should_stop=False,
         opt=SimpleNamespace(resume=None, max_skips=10, max_updates=None, logger=["tensorboard"]),
-        guard=SimpleNamespace(num_skipped=0, stepped=[]),
+        guard=SimpleNamespace(num_skipped=0, stepped=[], check_earlier=lambda wait: None),
         train_loader=SimpleNamespace(num_samples=100, updates_per_epoch=4),
         val_loader=[],
         evaluator=SimpleNamespace(picture=lambda loader: None),

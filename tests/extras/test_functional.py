@@ -18,6 +18,7 @@ from engine.checkpoints.file import FORMAT, load_checkpoint, save_checkpoint
 from extras.functional import OPTIONS, find_lr, fit, param_groups
 from model.vanilla_model import VanillaModel
 from tests.processes import free_port, in_processes
+from tools.trace import Trace
 from trainer_vanilla import TrainerVanilla
 from utils.errors import UserError
 
@@ -289,7 +290,8 @@ def test_functions_are_called_after_updates_and_epochs_and_may_stop(settings):
 
 def test_a_few_updates_are_profiled_and_traced(settings, tmp_path):
     model, optimizer = parts()
-    run = fit(model, optimizer, None, points(), 8, num_epochs=1, profile=2, trace=tmp_path / "trace.txt", **settings)
+    how = {"profile": 2, "callbacks": [Trace(tmp_path / "trace.txt")]}
+    run = fit(model, optimizer, None, points(), 8, num_epochs=1, **how, **settings)
     assert (tmp_path / "trace.txt").read_text().count("\n") == 13 and (run.run_dir.path / "profile").is_dir()
 
 

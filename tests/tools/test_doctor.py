@@ -8,12 +8,12 @@ import torch
 from torch import nn
 
 from engine.checkpoints.state import digest
-from engine.command import run
-from engine.snapshot import Snapshot, parts_of
+from engine.snapshot import Snapshot
 from extras.gan.trainer_gan import TrainerGAN
 from tests.planted_faults import GlobalDraw, ModuleAttribute, TrainerAttribute
-from tools.doctor import OK, PROBLEM, SKIPPED, diagnose, run_check
+from tools.doctor import OK, PROBLEM, SKIPPED, diagnose, main, run_check
 from tools.doctor_checks import CHECKS, Patient, find_leak
+from tools.task import parts_of
 from trainer_seg_on_carvana import TrainerSeg
 from trainer_vanilla import TrainerVanilla
 
@@ -40,6 +40,13 @@ class Around(nn.Module):
 class SumLoss(TrainerVanilla):
     def build_criterion(self):
         return nn.CrossEntropyLoss(reduction="sum")
+
+
+class SquareRootOfMean(TrainerVanilla):
+    """A loss that is no mean over samples."""
+
+    def compute_loss(self, batch):
+        return super().compute_loss(batch).sqrt()
 
 
 class UnscaledInputs(TrainerVanilla):
@@ -167,6 +174,8 @@ def wrapped_in(wrapper):
 
 FAULTS = [  # the task, the check that must find it, and words of what it says
     (SumLoss, "first loss", "expected 2.303"),
+    (SumLoss, "micro-batches", "8 samples at once"),
+    (SquareRootOfMean, "micro-batches", "micro-batches of 6 and 2: compute_loss must return the mean"),
     (UnscaledInputs, "first loss", "are the inputs scaled"),
     (OtherLabels, "overfits", "do labels belong to inputs"),
     (SteppedElsewhere, "overfits", "does the optimizer step these weights"),
@@ -256,13 +265,15 @@ def test_an_error_of_the_task_is_a_problem(build):
     assert found["labels and shapes"] == (PROBLEM, "RuntimeError: sizes do not match")
 
 
-def test_the_doctor_as_a_user_calls_it(small, tmp_path, capsys, command):
-    flags = [*small(TrainerVanilla), "--seed", "0", "--output_dir", str(tmp_path / "runs"), "--doctor"]
-    run(TrainerVanilla, flags)
+def test_the_program_looks_at_a_task_or_a_run_and_leaves_nothing(small, tmp_path, capsys, vanilla_run, contents):
+    flags = [*small(TrainerVanilla), "--seed", "0", "--output_dir", str(tmp_path / "runs"), "--nproc", "2"]
+    main(["trainer_vanilla.py", *flags])
     assert "No problems found." in capsys.readouterr().out
     with pytest.raises(SystemExit) as end:
-        run(LabelsFromOne, flags)
+        main(["tests.tools.test_doctor:LabelsFromOne", *flags])
     assert end.value.code == 1 and "1 problem found." in capsys.readouterr().out
-    assert not (tmp_path / "runs").exists()
-    done = command("trainer_vanilla.py", *flags, "--nproc", "2")
-    assert (done.returncode, done.stderr.count("\n")) == (2, 1) and "in one process" in done.stderr
+    before = contents(vanilla_run)
+    with pytest.raises(SystemExit):
+        main(["trainer_vanilla.py", "--resume", str(vanilla_run)])
+    assert "problem  first loss" in capsys.readouterr().out  # it has learned
+    assert contents(vanilla_run) == before and not (tmp_path / "runs").exists()

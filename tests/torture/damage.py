@@ -133,7 +133,7 @@ def run(count: int = COUNT, seed: int = 0) -> Row:
         job = harness.seg_job(harness.make_cars(directory / "cars"), "UNet", "--keep", "3", "--num_workers", "0")
         whole, _ = harness.train_whole(job)
         output_dir = directory / "killed"
-        life = Life(job.command("--output_dir", output_dir, "--kill_at", 39), output_dir)
+        life = Life(job.under("tools.kill", "--at", 39).command("--output_dir", output_dir), output_dir)
         life.end()
         run_dir, copy = life.run_dir, directory / "copies" / life.run_dir.name
         num_real = min(REAL, count // 20)

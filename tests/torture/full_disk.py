@@ -95,7 +95,8 @@ def run_inside(place: Path, count: int, seed: int, is_limit: bool) -> Row:
         job = harness.seg_job(harness.make_cars(directory / "cars"), "UNet")
         whole, _ = harness.train_whole(job)
         output_dir = directory / "killed"
-        life = Life(job.command("--output_dir", output_dir, "--num_workers", 0, "--kill_at", 21), output_dir)
+        killed = job.under("tools.kill", "--at", 21)
+        life = Life(killed.command("--output_dir", output_dir, "--num_workers", 0), output_dir)
         life.end()
         size = max(path.stat().st_size for path in harness.checkpoints(life.run_dir))
         for number in range(4 * count):

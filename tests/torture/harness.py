@@ -15,7 +15,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -118,6 +118,16 @@ class Job:
 
     def command(self, *flags: Any) -> list[str]:
         return [sys.executable, *self.program, *self.data, *self.flags, *map(str, flags)]
+
+    def under(self, *tool: Any) -> "Job":
+        """The same run, by a tool that is given its task: `job.under("tools.kill", "--at", 7)`."""
+        prefix, program = (), self.program
+        if "tests.torture.switched_off" in program:
+            prefix, program = program[:3], program[3:]
+        task = program[0]
+        if task == "-m":
+            task = f"{program[1]}:Trainer{program[2].capitalize()}"
+        return replace(self, program=(*prefix, "-m", *map(str, tool), task))
 
     def resume(self, run_dir: Path, *flags: Any) -> list[str]:
         return [sys.executable, *self.program, "--resume", str(run_dir), *map(str, flags)]

@@ -23,7 +23,7 @@ PROGRAMS = {
     "evaluate": ("eval_vanilla.py", "--gpu_devices", "cpu", "--model_path"),
     "resume": ("trainer_vanilla.py", "--gpu_devices", "cpu", "--resume"),
     "start from": ("trainer_vanilla.py", "--gpu_devices", "cpu", "--debug", "--pretrained", "--model_path"),
-    "show": ("-m", "engine.checkpoints.file", "show"),
+    "show": ("-m", "tools.checkpoint", "show"),
 }
 NOTE = "each evaluated, resumed, started from (--pretrained) and shown; with a right SHA-256 and without, in turn"
 

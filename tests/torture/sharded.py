@@ -47,9 +47,9 @@ def try_order(counts: tuple[int, ...], mode: str, whole: Path, dice: random.Rand
     life = None
     for number, count in enumerate(counts):
         flags = ("--nproc", count, "--parallel", mode)
-        flags += ("--kill_at", kills[number]) if number < len(kills) else ()
+        one = job().under("tools.kill", "--at", kills[number]) if number < len(kills) else job()
         run_dir = life.run_dir if life else None
-        command = job().resume(run_dir, *flags) if life else job().command("--output_dir", directory, *SHARDED, *flags)
+        command = one.resume(run_dir, *flags) if life else one.command("--output_dir", directory, *SHARDED, *flags)
         life = Life(command, directory, run_dir)
         status, expected = life.end(), (0,) if number == len(kills) else (6, -9)
         if status not in expected:

@@ -39,7 +39,8 @@ def try_signal(
     """
     output_dir, workers = directory / "run", dice.choice((0, 1, 2))
     trace = directory / "trace.jsonl"
-    life = Life(job.command("--output_dir", output_dir, "--trace", trace, "--num_workers", workers), output_dir)
+    job = job.under("tools.trace", "--file", trace)
+    life = Life(job.command("--output_dir", output_dir, "--num_workers", workers), output_dir)
     life.wait_for_start()
     time.sleep(dice.uniform(0, seconds))
     life.send(getattr(signal, name))
@@ -57,7 +58,7 @@ def try_signal(
         faults.append(f"{len(updates)} updates were made, but {newest} are saved")
     if not updates and newest is None:
         return [*faults, *damaged], is_outside
-    faults += harness.finish(job, life.run_dir, whole, "--trace", trace, "--num_workers", dice.choice((0, 1, 2)))
+    faults += harness.finish(job, life.run_dir, whole, "--num_workers", dice.choice((0, 1, 2)))
     updates = traced(trace)
     faults += [] if updates == list(range(1, len(updates) + 1)) else ["an update was made twice, or never"]
     return [*damaged, *faults], is_outside

@@ -48,10 +48,10 @@ def resumed_differences(job: Job, directory: Path) -> list[str]:
     """
     whole, _ = harness.train_whole(job)
     output_dir = directory / f"{job.name} killed"
-    life = Life(job.command("--output_dir", output_dir, "--kill_at", KILL_AT), output_dir)
+    life = Life(job.under("tools.kill", "--at", KILL_AT).command("--output_dir", output_dir), output_dir)
     status = life.end()
     if status != -9 or not harness.newest_update(life.run_dir)[0]:
-        raise RuntimeError(f"{job.name}: --kill_at {KILL_AT} ended with {status}: {life.told()}")
+        raise RuntimeError(f"{job.name}: killed at {KILL_AT}, it ended with {status}: {life.told()}")
     resumed = Life(job.resume(life.run_dir), output_dir, life.run_dir)
     if resumed.end():
         raise RuntimeError(f"{job.name} was not resumed: {resumed.told()}")

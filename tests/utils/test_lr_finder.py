@@ -1,19 +1,14 @@
 """The range test finds where training learns, leaves everything as it was, and survives a divergence."""
 
 import itertools
-import json
 
 import numpy as np
 import pytest
 import torch
 
-from engine.checkpoints.state import digest
-from engine.command import run
 from engine.snapshot import Snapshot
-from trainer_vanilla import TrainerVanilla
 from utils.eager_optim import SGD
-from utils.errors import UserError
-from utils.lr_finder import LrCurve, describe, find_lr, loss_of
+from utils.lr_finder import LrCurve, describe, find_lr
 
 
 def quadratic(scale=1.0, start=3.0, **settings):
@@ -76,64 +71,11 @@ def test_no_suggestion_where_nothing_is_learned():
     assert never.suggestion is None
 
 
-def test_the_loss_of_a_step():
-    assert loss_of({"loss": 1.0, "loss/part": 0.5}) == 1.0 and np.isnan(loss_of({}))
-    with pytest.raises(UserError, match="returns no loss, but accuracy"):
-        loss_of({"accuracy": 1.0})
-
-
-# ---- with a trainer --------------------------------------------------------------------------------------------------
-class Diverging(TrainerVanilla):
-    """Vanilla with batch normalization and dropout, whose loss is NaN above some rate."""
-
-    before, after, rates = [], [], []
-
-    def build_networks(self):
-        (network,) = super().build_networks().values()
-        return {"model": torch.nn.Sequential(network, torch.nn.BatchNorm1d(10), torch.nn.Dropout(0.2))}
-
-    def compute_loss(self, batch):
-        rate = self.optimizer.param_groups[0]["lr"]
-        self.rates.append(rate)
-        return super().compute_loss(batch) * (torch.tensor(float("nan")) if rate > 0.5 else 1)
-
-    def state_dict(self):
-        state = super().state_dict()
-        (self.after if self.before else self.before).append(digest(state["networks"]) + digest(state["random"]))
-        return state
-
-
-def test_it_is_made_with_the_real_step_and_leaves_files_but_no_run(small, tmp_path, capsys):
-    flags = [*small(TrainerVanilla), "--seed", "0", "--output_dir", str(tmp_path), "--warmup_epoch", "1"]
-    run(Diverging, [*flags, "--find_lr", "--find_lr_range", "1e-5", "10", "--find_lr_values", "12"])
-    (directory,) = (tmp_path / "find_lr").iterdir()
-    said, log = capsys.readouterr().out, next(directory.glob("*_log.txt")).read_text()
-    for text in (said, log):
-        assert "Suggestion: --lr " in text and "3 of 3 runs ended early" in text
-    numbers = np.load(directory / "lr_finder.npz")
-    assert numbers["losses"].shape == (3, 12) and 1e-4 < numbers["suggestion"] < 0.5
-    assert (directory / "lr_finder.png").read_bytes().startswith(b"\x89PNG")
-    assert Diverging.before == Diverging.after and Diverging.rates.count(Diverging.rates[0]) == 9
-    run(Diverging, [*flags, "--resume", "auto", "--n_epoch", "1"])
-    assert "no unfinished run" in capsys.readouterr().out
-
-
-def test_it_begins_with_the_weights_of_a_run(vanilla_run, tmp_path, capsys, contents):
-    before = contents(vanilla_run)
-    few = ["--find_lr", "--find_lr_values", "10", "--find_lr_updates", "1", "--find_lr_runs", "1"]
-    run(TrainerVanilla, ["--resume", str(vanilla_run), "--output_dir", str(tmp_path), *few])
-    losses = np.load(next((tmp_path / "find_lr").glob("*/lr_finder.npz")))["losses"]
-    assert losses[0, 0] < 1.7 and contents(vanilla_run) == before  # untrained, it is 2.3
-    config = next((tmp_path / "find_lr").glob("*/config_*.json"))
-    assert "find_lr" not in json.loads(config.read_text())
-
-
-def test_two_processes_agree(command, small, tmp_path):
-    flags = [*small(TrainerVanilla), "--seed", "0", "--output_dir", tmp_path, "--find_lr", "--find_lr_values", "10"]
-    flags += ["--find_lr_range", "1e-4", "1", "--find_lr_runs", "2"]
-    done = command("trainer_vanilla.py", *flags)
-    both = command("trainer_vanilla.py", *flags, "--nproc", "2")
-    assert (done.returncode, both.returncode, both.stderr) == (0, 0, ""), both.stderr
-    assert both.stdout.count("Suggestion: --lr") == 1
-    one, two = (np.load(path)["losses"] for path in sorted((tmp_path / "find_lr").glob("*/lr_finder.npz")))
-    assert one.shape == two.shape and np.allclose(one, two, rtol=1e-3, equal_nan=True)
+@pytest.mark.parametrize(("losses", "warning"), [
+    ([2.0, 1.9, 1.5, 1.2, 1.0], "Warning: the loss still falls at 1, the highest rate"),
+    ([2.0, 1.0, 0.9, 1.2, 2.0], "Warning: the loss falls fastest at"),
+    ([2.0, 2.0, 1.5, 1.4, 2.0], ""),
+])  # fmt: skip
+def test_a_suggestion_at_an_edge_of_the_range_is_doubtful(losses, warning):
+    text = describe(LrCurve(np.geomspace(1e-4, 1, 5), np.array([losses])))
+    assert text.startswith("Suggestion") and warning in text and ("Warning" in text) == bool(warning), text

@@ -11,12 +11,13 @@ import torch
 
 from callbacks.callback import Callback
 from engine.checkpoints.checkpointer import Checkpointer
-from engine.checkpoints.file import load_checkpoint, main, options_of
+from engine.checkpoints.file import load_checkpoint, options_of
 from engine.checkpoints.shard_files import ShardWriter
 from engine.checkpoints.sharded_checkpointer import ShardedCheckpointer
 from engine.checkpoints.state import digests
 from engine.options.parser import run_main
 from eval_vanilla import EvaluatorVanilla
+from tools.checkpoint import main
 from utils.errors import DamagedError, UserError
 
 SHARDED = ("--checkpoint_format", "sharded", "--save_every_updates", 3)
@@ -333,7 +334,8 @@ def test_killed_while_writing_two_processes_go_on_with_the_same_bits(tmp_path, r
     flags = (*flags, *SHARDED, "--nproc", 2, "--parallel", "fsdp")
     done = command("trainer_vanilla.py", *flags, "--output_dir", tmp_path / "whole")
     assert done.returncode == 0, done.stderr
-    done = command(program, *flags, "--output_dir", tmp_path / "killed", "--kill_at", 11)  # 9 is still being written
+    kill = ("-m", "tools.kill", "--at", 11)  # 9 is still being written
+    done = command(*kill, program, *flags, "--output_dir", tmp_path / "killed")
     assert done.returncode == 6, done.stderr
     (whole,), (killed,) = [list((tmp_path / name).iterdir()) for name in ("whole", "killed")]
     assert sorted(path.name for path in (killed / "shards" / "9").glob("*.distcp")) == ["__0_0.distcp", "__1_0.distcp"]

@@ -1,4 +1,4 @@
-"""A resume that is exact passes the proof; each kind of planted fault is caught, and its cause is named."""
+"""A resume that is exact passes the check; each kind of planted fault is caught, and its cause is named."""
 
 import os
 import signal
@@ -9,7 +9,19 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from tools.verify_resume import KILLED, REPEATED, WORKERS, Run, Runs, compare, explain, prove, read_trace, verify_resume
+from tools.verify_resume import (
+    KILLED,
+    REPEATED,
+    WORKERS,
+    Run,
+    Runs,
+    compare,
+    explain,
+    main,
+    prove,
+    read_trace,
+    verify_resume,
+)
 from trainer_seg_on_carvana import TrainerSeg
 from trainer_vanilla import TrainerVanilla
 from utils.errors import UserError
@@ -28,7 +40,7 @@ FAULTS = {  # what the fault shows in, the first difference, and a word of the c
 PROGRAMS = {  # by name: the program, how often it is killed, and the status with which its proof ends
     "vanilla": (["trainer_vanilla.py"], 2, 0),
     "segmentation": (["trainer_seg_on_carvana.py", "--augment"], 1, 0),
-    "not repeatable": (["-m", "tests.planted_faults", "system_randomness"], 1, 1),
+    "not repeatable": (["tests.planted_faults:SystemRandomness"], 1, 1),
 }
 
 
@@ -43,7 +55,7 @@ def make_run(*lines, **parts):
 # ---- real runs -------------------------------------------------------------------------------------------------------
 @pytest.fixture(scope="module")
 def pool(root):
-    """Two at a time: each starts several processes, which spend most of their time on imports."""
+    """Two at a time: each starts several processes, which spend most of their time importing."""
     with ThreadPoolExecutor(2) as pool, pytest.MonkeyPatch.context() as patch:
         patch.chdir(root)
         patch.setenv("OMP_NUM_THREADS", "1")
@@ -56,8 +68,8 @@ def faults(pool, tmp_path_factory, small):
 
     def train(name):
         directory = tmp_path_factory.mktemp(name)
-        command = [sys.executable, "-m", "tests.planted_faults", name, *small(TrainerVanilla)]
-        runs = Runs([*command, "--batch_size", "32"], directory, seed=0)
+        task = f"tests.planted_faults:{''.join(map(str.title, name.split('_')))}"
+        runs = Runs(task, [*small(TrainerVanilla), "--batch_size", "32"], directory, seed=0)
         whole = runs.train("whole", 0)
         comparison = FAULTS[name][0]
         if comparison == KILLED:
@@ -74,8 +86,9 @@ def proofs(pool, faults, tmp_path_factory, small, command):
     def prove(name):
         directory, (program, num_kills, _) = tmp_path_factory.mktemp("proof"), PROGRAMS[name]
         flags = small(TrainerSeg if name == "segmentation" else TrainerVanilla)
-        flags = [*flags, "--verify_resume", num_kills, "--seed", "3", "--debug", "--n_epoch", "1"]
-        return command(*program, *flags, TMPDIR=str(directory), timeout=600), directory
+        flags = [*flags, "--seed", "3", "--debug", "--n_epoch", "1"]
+        tool = ["-m", "tools.verify_resume", "--kills", num_kills]
+        return command(*tool, *program, *flags, TMPDIR=str(directory), timeout=600), directory
 
     return {name: pool.submit(prove, name) for name in PROGRAMS}
 
@@ -104,7 +117,7 @@ def test_the_proof_as_a_user_runs_it(proofs, name):
     if status == 0:
         count = "once" if num_kills == 1 else f"{num_kills} times"
         assert f"The resume is exact: killed {count}, the run" in done.stdout and "differs" not in done.stdout
-        assert "updates lost and made again" in done.stdout and kept == []
+        assert "updates lost and repeated" in done.stdout and kept == []
     else:
         assert "os.urandom" in done.stdout and "The resume is exact" not in done.stdout
         assert f"are in {kept[0]}" in done.stdout
@@ -159,7 +172,7 @@ def report(monkeypatch, capsys, tmp_path):
 
         monkeypatch.setattr(Runs, "train", train)
         monkeypatch.setattr(Runs, "train_and_kill", train_and_kill)
-        asked["is_exact"] = prove(Runs(["unused"], tmp_path, seed=5), num_kills=9, num_workers=3)
+        asked["is_exact"] = prove(Runs("unused", [], tmp_path, seed=5), num_kills=9, num_workers=3)
         return capsys.readouterr().out, asked
 
     lines = [line(update) for update in range(1, 25)]
@@ -198,30 +211,29 @@ def test_a_resume_that_is_not_exact_is_told_with_its_parts(report):
 
 
 # ---- what ends it ----------------------------------------------------------------------------------------------------
-@pytest.mark.parametrize(
-    "flags",
-    [["--resume", "x"], ["--resume=auto"], ["--replay", "x"], ["--kill_at=3"], ["--trace", "x"], ["--max_time", "1h"]],
-)
-def test_what_contradicts_the_proof_is_refused_in_one_line(flags):
+@pytest.mark.parametrize("flags", [["--resume", "x"], ["--resume=auto"], ["--max_time", "1h"]])
+def test_options_that_contradict_the_check_are_refused_in_one_line(flags):
     with pytest.raises(UserError, match=rf"leave {flags[0].split('=')[0]} out"):
-        verify_resume(1, seed=0, command=[sys.executable, "trainer_vanilla.py", *flags])
+        main(["trainer_vanilla.py", *flags])
 
 
 @pytest.mark.parametrize(("last", "status"), [("sys.exit(4)", 4), ("os.abort()", 1)])
-def test_a_run_that_fails_by_itself_ends_the_proof_with_its_last_words(last, status, capfd, tmp_path, monkeypatch):
+def test_a_run_that_fails_by_itself_ends_the_check_with_its_last_lines(last, status, capfd, tmp_path, monkeypatch):
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    program = tmp_path / "unlucky.py"
+    program.write_text(f"import os, sys\nprint('out of luck', flush=True)\n{last}\n")
     with pytest.raises(SystemExit) as error:
-        verify_resume(1, 0, command=[sys.executable, "-c", f"import os, sys; print('out of luck', flush=True); {last}"])
+        verify_resume(str(program), [], 1, seed=0)
     assert error.value.code == status
-    told = capfd.readouterr().err
-    assert "  out of luck" in told and str(tmp_path) in told and len(list(tmp_path.iterdir())) == 1
+    said = capfd.readouterr().err
+    assert "  out of luck" in said and str(tmp_path) in said and len(list(tmp_path.glob("verify_resume_*"))) == 1
 
 
 def test_a_run_with_too_few_updates_is_refused(monkeypatch, tmp_path):
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     monkeypatch.setattr(Runs, "train", lambda self, name, num_workers: make_run(line(1), line(2), line(3)))
     with pytest.raises(UserError, match=r"only 3 updates: give a smaller --batch_size"):
-        verify_resume(1, seed=0, command=["unused"])
+        verify_resume("unused", [], 1, seed=0)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -230,7 +242,7 @@ def test_a_report_that_nobody_reads_ends_quietly_and_leaves_nothing(root, tmp_pa
     program = (
         "from tools import verify_resume; from engine.options.parser import run_main; "
         "verify_resume.prove = lambda *_: [print(number, flush=True) for number in range(99_999)] == []; "
-        "run_main(lambda: verify_resume.verify_resume(1, seed=0))"
+        "run_main(lambda: verify_resume.verify_resume('unused', [], 1, seed=0))"
     )
     (tmp_path / "left").mkdir()
     process = subprocess.Popen(
@@ -248,11 +260,12 @@ def test_a_report_that_nobody_reads_ends_quietly_and_leaves_nothing(root, tmp_pa
 @pytest.mark.parametrize(("signum", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_ends_the_run_under_way_too_and_leaves_nothing(root, tmp_path, signum, status):
     note = tmp_path / "child"
-    child = f"import os, time; open({str(note)!r}, 'w').write(str(os.getpid())); time.sleep(60)"
+    child = tmp_path / "child.py"
+    child.write_text(f"import os, time\nopen({str(note)!r}, 'w').write(str(os.getpid()))\ntime.sleep(60)\n")
     (tmp_path / "left").mkdir()
     program = (
-        "import sys; from tools.verify_resume import verify_resume; from engine.options.parser import run_main; "
-        f"run_main(lambda: verify_resume(1, seed=0, command=[sys.executable, '-c', {child!r}]))"
+        "from tools.verify_resume import verify_resume; from engine.options.parser import run_main; "
+        f"run_main(lambda: verify_resume({str(child)!r}, [], 1, seed=0))"
     )
     environment = os.environ | {"TMPDIR": str(tmp_path / "left")}
     process = subprocess.Popen([sys.executable, "-c", program], cwd=root, env=environment, stdout=subprocess.DEVNULL)
