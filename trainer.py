@@ -47,7 +47,7 @@ from utils.precision import Precision
 from utils.scheduler import learning_rates
 from utils.seed import preserved_random_state, seed_apart, seed_everything
 
-MOST_NAMES = 5  # of samples, in a message
+MOST_NAMES = 10  # of samples, in a message
 
 
 class TrainerBase:
@@ -387,7 +387,7 @@ class TrainerBase:
             max_skips=self.opt.max_skips,
             reads_at_once=self.opt.amp == "fp16" or is_averaged,
             sum_losses=self.distributed.sum if self.distributed.size > 1 else None,
-            describe=self.describe_update,
+            describe=self.describe_failure,
             warn=lambda message: self.run_dir.note(message, aloud=True),
         )
 
@@ -414,15 +414,16 @@ class TrainerBase:
         is_part_of_data = self.opt.train_val_sample_rate != 1
         self.run_dir.note(text, aloud=is_part_of_data)
 
-    def describe_update(self, update: Update) -> str:
-        """Name an update, the one after the last that was counted, and its samples."""
+    def describe_failure(self, update: Update, error: Exception) -> str:
+        """Say what failed in the update under way, and name its samples."""
         all_names = getattr(self.datasets["train"], "names", None) or range(len(self.datasets["train"]))
         gathered = self.distributed.gather([str(all_names[index]) for index in update.indices])
         names = [name for of_process in gathered for name in of_process]
         shown = ", ".join(names[:MOST_NAMES])
         if len(names) > MOST_NAMES:
             shown += f" and {len(names) - MOST_NAMES} more"
-        return f"Epoch {self.progress.current_epoch}, update {self.progress.update + 1} (samples {shown})"
+        where = f"Epoch {self.progress.current_epoch}, update {self.progress.update + 1}"
+        return f"{where}: {error}. Samples: {shown}."
 
     # ---- checkpoints ---------------------------------------------------------------------------------------------
     def save(self, *kinds: str) -> None:

@@ -20,6 +20,10 @@ POLICIES = ("stop", "skip")
 UNREAD = -1.0
 
 
+def default_message(update: Any, error: DivergedError) -> str:
+    return str(error)
+
+
 class NanGuard:
     """Checks each update before its step, and undoes it when the step cannot be made.
 
@@ -36,7 +40,7 @@ class NanGuard:
         policy: "stop" ends the run at a non-finite update, "skip" leaves it out.
         max_skips: number of updates that one run may leave out.
         sum_losses: sums a loss over all processes; None with one process.
-        describe: names an update for messages, and its samples.
+        describe: writes the message on an error of an update, with the names of its samples.
         warn: takes a message when an update is left out.
 
     >>> guard = NanGuard([nn.Linear(1, 1)], Progress())
@@ -54,7 +58,7 @@ class NanGuard:
         policy: str = "stop",
         max_skips: int = 10,
         sum_losses: Callable[[Tensor], Tensor] | None = None,
-        describe: Callable[[Any], str] = str,
+        describe: Callable[[Any, DivergedError], str] = default_message,
         warn: Callable[[str], Any] = print,
     ):
         assert policy in POLICIES, policy
@@ -93,9 +97,9 @@ class NanGuard:
             self.progress.is_exact = self.undo()
             if not isinstance(error, DivergedError):
                 raise
-            message = f"{self.describe(update)}: {error}"
+            message = self.describe(update, error)
             if self.stepped:
-                message += ". Another network has already stepped, so the update cannot be undone"
+                message += "\nAnother network was already stepped, so the update cannot be undone."
             if not self.may_skip():
                 raise DivergedError(message) from None
             self.warn(f"{message}\nSkipped: {self.num_skipped} of at most {self.max_skips}.")
@@ -225,7 +229,7 @@ class DeferredNanGuard(NanGuard):
         counters: Iterable[Any],
         lag: int = 8,
         sum_losses: Callable[[Tensor], Tensor] | None = None,
-        describe: Callable[[Any], str] = str,
+        describe: Callable[[Any, DivergedError], str] = default_message,
     ):
         super().__init__(modules, progress, sum_losses=sum_losses, describe=describe)
         self.optimizer = optimizer
@@ -281,7 +285,7 @@ class DeferredNanGuard(NanGuard):
             if self._wait_for(pending):
                 self._go_back(pending)
                 error = self._divergence(pending.name, pending.grad_norm, pending.loss)
-                raise DivergedError(f"{self.describe(pending.update)}: {error}")
+                raise DivergedError(self.describe(pending.update, error))
 
     def forget(self) -> None:
         """Drop the checks that are not read yet, of updates that were only tried."""
@@ -329,7 +333,7 @@ def build_guard(
     max_skips: int,
     reads_at_once: bool,
     sum_losses: Callable[[Tensor], Tensor] | None = None,
-    describe: Callable[[Any], str] = str,
+    describe: Callable[[Any, DivergedError], str] = default_message,
     warn: Callable[[str], Any] = print,
 ) -> NanGuard:
     """Build a `DeferredNanGuard` if a step can be made void on the device and the policy is to stop; else a `NanGuard`.

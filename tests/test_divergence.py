@@ -1,4 +1,4 @@
-"""A loss or gradient that is not finite: the weights stay, the run stops or skips."""
+"""A loss or gradient that is not finite: the weights stay, the run stops or skips, and the run can be resumed."""
 
 import pytest
 import torch
@@ -40,14 +40,14 @@ def test_stop_leaves_the_state_before_the_update(task, build, differences):
     before = {}
 
     class Watching(task):
-        def train_step(self, micro_batches):
+        def train_step(self, update):
             if self.progress.update + 1 == BAD_UPDATE:
                 before.update(self.state_dict())
                 before["networks"] = {"model": {k: v.clone() for k, v in self.model.state_dict().items()}}
-            return super().train_step(micro_batches)
+            return super().train_step(update)
 
     trainer = build("--log_every", "1", task=Watching)
-    with pytest.raises(DivergedError, match=rf"Epoch 2, update {BAD_UPDATE} .*: the gradient of 'model' is not finite"):
+    with pytest.raises(DivergedError, match=rf"Epoch 2, update {BAD_UPDATE}: the gradient of 'model' is not finite"):
         trainer.train()
     after = load_checkpoint(trainer.checkpointer.path("InT"))
     assert after["exact"] and after["progress"]["update"] == BAD_UPDATE - 1
@@ -81,8 +81,8 @@ def test_skipped_update_leaves_no_trace_in_the_weights(train, differences):
     """A run that skips update 10 is a run whose update 10 does nothing but move on."""
 
     class Without(NaNTrainer):
-        def train_step(self, micro_batches):
-            return {} if self.progress.update + 1 == BAD_UPDATE else super().train_step(micro_batches)
+        def train_step(self, update):
+            return {} if self.progress.update + 1 == BAD_UPDATE else super().train_step(update)
 
         bad_updates = ()
 
@@ -141,7 +141,7 @@ def test_exit_status_and_one_message(tmp_path, root, command):
     )
     done = command(script, "--debug", "--output_dir", tmp_path / "runs")
     assert done.returncode == 4 and "Traceback" not in done.stderr
-    assert "Epoch 1, update 3 (" in done.stderr and "the gradient of 'model' is not finite" in done.stderr
+    assert "Epoch 1, update 3: the gradient of 'model' is not finite" in done.stderr
     (run_dir,) = (tmp_path / "runs").iterdir()
     assert f"python -m tools.replay {run_dir}" in done.stdout
     again = command("-m", "tools.replay", run_dir, script)
@@ -159,8 +159,8 @@ class TwoNetworks(TrainerVanilla):
         evaluator.networks = {"model": self.networks["first"]}
         return evaluator
 
-    def train_step(self, micro_batches):
-        ((images, labels),) = [batch for batch, _ in self.weighted(micro_batches)]
+    def train_step(self, update):
+        ((images, labels),) = [batch for batch, _ in self.weighted(update)]
         for name, factor in (("first", 1.0), ("second", float("nan") if self.progress.update == 4 else 1.0)):
             self.optimizers[name].zero_grad()
             loss = self.criterion(self.networks[name](images), labels) * factor

@@ -60,9 +60,9 @@ def test_the_size_of_micro_batches_does_not_change_the_update(train, weights, mi
 
 def test_an_unweighted_mean_of_micro_batches_would_be_seen(train, weights):
     class Unweighted(TrainerVanilla):
-        def weighted(self, micro_batches):
-            for batch, _ in super().weighted(micro_batches):
-                yield batch, 1 / len(micro_batches)
+        def weighted(self, update):
+            for batch, _ in super().weighted(update):
+                yield batch, 1 / len(update.micro_batches)
 
     whole = weights(train(*EXACT_SUMS))
     for micro_batch_size in (7, 63):  # 64 = 9 * 7 + 1 = 63 + 1, and the last update is shorter
