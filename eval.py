@@ -114,9 +114,14 @@ class EvaluatorBase:
         """Log, and save in `self.output_dir`, results that are more than numbers; called after the test."""
 
     @classmethod
-    def eval_batch_size(cls, opt: Namespace) -> int:
-        """Return the number of samples that are predicted at once; it changes no result."""
-        return opt.eval_batch_size or 64
+    def eval_batch_size(cls, opt: Namespace, default: int = 64) -> int:
+        """Return the number of samples that are predicted at once; it changes no result.
+
+        Args:
+            opt: the options.
+            default: for options that name none. In training it is the size of the micro-batches.
+        """
+        return opt.eval_batch_size or default
 
     # ---- the loop ------------------------------------------------------------------------------------------------
     def evaluate(self, loader: Iterable, before_batch: Callable[[], Any] = lambda: None) -> dict[str, float]:

@@ -1,5 +1,6 @@
 """Evaluate a segmentation network: python eval_seg_on_carvana.py --model_path Results/Carvana/.../UNet_best_ckpt.pth"""
 
+from argparse import Namespace
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -53,8 +54,9 @@ class EvaluatorSeg(EvaluatorBase):
         )
 
     @classmethod
-    def eval_batch_size(cls, opt) -> int:
-        return 1 if opt.mode == "padding" else opt.eval_batch_size  # images of different sizes make no batch
+    def eval_batch_size(cls, opt: Namespace, default: int = 64) -> int:
+        is_own_size = opt.mode == "padding"  # images of different sizes make no batch
+        return 1 if is_own_size else super().eval_batch_size(opt, default)
 
     def build_meters(self) -> dict[str, Any]:
         metrics = build_metrics(self.opt.metrics, SEGMENTATION, self.opt.n_classes)

@@ -137,7 +137,7 @@ class TrainerBase:
 
     def build_loaders(self) -> tuple[UpdateLoader, EvalLoader]:
         """Return the loader of the training updates and the loader of the validation batches."""
-        eval_batch_size = self.opt.eval_batch_size or self.micro_batch_size
+        eval_batch_size = self.evaluator_class.eval_batch_size(self.opt, self.micro_batch_size)
         share = self.distributed.share
         return build_loaders(self.opt, self.datasets, self.micro_batch_size, eval_batch_size, self.device, share)
 

@@ -93,7 +93,7 @@ def test_auto_reads_where_to_look_from_option_files_too(stopped, build, tmp_path
     config = tmp_path / "options.json"
     config.write_text(f'{{"output_dir": "{stopped.run_dir.path.parent}"}}')
     opt = TrainerVanilla.parse_options(["--resume", "auto", "--config", str(config)])
-    assert opt.resume == str(stopped.checkpointer.path("last"))
+    assert opt.resume == str(stopped.checkpointer.path("InT"))  # of the same update as the last
 
 
 def test_finished_run_that_is_lengthened_is_unfinished_again(train):
@@ -116,9 +116,10 @@ def test_run_with_a_damaged_checkpoint_ends_with_the_same_bits(build, train, wei
     with pytest.raises(Interrupted):
         trainer.train()
     damage(trainer.checkpointer.path("last"))
+    damage(trainer.checkpointer.path("InT"))
     resumed = train("--resume", trainer.run_dir.path, callbacks=None)
     log = next(resumed.run_dir.path.glob("*_log.txt")).read_text()
-    assert "Vanilla_last_ckpt.pth is damaged" in log and "The newest good one is used" in log
+    assert "Vanilla_InT_ckpt.pth is damaged" in log and "The newest good one is used" in log
     assert "after update 8:" in log  # the last was of update 10
     assert differences(weights(resumed), weights(train("--save_every_updates", 2))) == []
 
@@ -148,7 +149,8 @@ def test_save_every_updates(train):
 
 def test_time_limit_stops_with_a_checkpoint_and_status_75(build, train, weights, differences, monkeypatch):
     trainer = build("--max_time", "10m")
-    monkeypatch.setattr(trainer.stop_signal, "_clock", lambda: 60.0 * trainer.progress.update)  # a minute per update
+    clock = lambda: 60.0 * trainer.progress.update  # noqa: E731 - a minute per update
+    monkeypatch.setattr(trainer.session.stop_signal, "_clock", clock)
     with pytest.raises(SystemExit) as caught:
         trainer.train()
     assert caught.value.code == 75
@@ -205,9 +207,9 @@ def test_auto_begins_anew_after_a_run_that_left_nothing_to_resume_from(build):
             raise Interrupted
 
     trainer = build(task=Fails)
-    with pytest.raises(Interrupted):
+    with pytest.raises(UserError, match="The first batch failed: Interrupted"):
         trainer.train()
-    assert trainer.checkpointer.path("crash").exists()
+    assert not trainer.run_dir.path.exists()
     again = auto(build, trainer.run_dir.path.parent)
     assert again.run_dir.path != trainer.run_dir.path
 
@@ -266,7 +268,7 @@ def test_signal_that_ended_the_loading_processes_is_what_ends_the_run(build):
     class LosesItsLoader(TrainerVanilla):
         def compute_loss(self, batch):
             if self.progress.update == 3:
-                self.stop_signal.signum = signal.SIGTERM
+                self.session.stop_signal.signum = signal.SIGTERM
                 raise LoadingError("A loading process was ended by SIGTERM.")
             return super().compute_loss(batch)
 

@@ -7,6 +7,7 @@ import torch
 
 from engine.devices.process_group import Distributed
 from engine.devices.setup import agree_on_options, join_processes, share_text
+from engine.options.parser import Options
 from utils.errors import UserError
 
 OPTIONS = {"gpu_devices": "cpu", "dist_timeout": 9, "parallel": "none", "amp": "no", "batch_size": 8, "seed": 3,
@@ -21,7 +22,7 @@ def join(monkeypatch):
         distributed = Distributed(rank, size)
         distributed.broadcast = lambda value: value
         monkeypatch.setattr(Distributed, "join", lambda timeout, device: distributed)
-        opt = Namespace(**OPTIONS | options)
+        opt = Options(**OPTIONS | options)
         return join_processes(opt), agree_on_options(opt, distributed)
 
     return join
