@@ -211,7 +211,7 @@ def test_auto_begins_anew_after_a_run_that_left_nothing_to_resume_from(build):
         trainer.train()
     assert not trainer.run_dir.path.exists()
     again = auto(build, trainer.run_dir.path.parent)
-    assert again.run_dir.path != trainer.run_dir.path
+    assert again.opt.resume is None
 
 
 def test_requeue_without_a_resume_is_refused(build):

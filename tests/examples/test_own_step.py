@@ -79,7 +79,8 @@ def test_what_is_not_finite_never_reaches_the_weights(build, weights, task):
     before = weights(trainer)
     with pytest.raises(DivergedError):
         trainer.train()
-    assert trainer.exact and all(torch.equal(value, before[name]) for name, value in weights(trainer).items())
+    assert trainer.progress.is_exact
+    assert all(torch.equal(value, before[name]) for name, value in weights(trainer).items())
 
 
 def test_lbfgs_refuses_what_it_cannot_have(build):

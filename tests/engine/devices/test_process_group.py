@@ -46,7 +46,7 @@ def test_one_process_does_nothing(monkeypatch):
     alone.barrier(), alone.leave(), alone.leave_word(run_dir="a")
     with alone.main_first(), alone.gradients(synchronize=False):
         pass
-    assert alone.begin_update(Update([], [], 9, sizes=[2, 3]), may_lose_samples=False) == 5
+    assert alone.begin_update(Update([], indices=[], num_samples=9, sizes=[2, 3]), may_lose_samples=False) == 5
     assert alone.to_share(tensor, 1.0) is tensor and alone.to_share(tensor, 0.25) == 0.5
     error = RuntimeError("Connection closed by peer")
     assert alone.cause_of(error) is error and alone.is_common(error)
@@ -109,10 +109,10 @@ def in_three() -> dict:
         batches = [f"{rank}{number}" for number in range([0, 3, 1][rank])]
         found["in step", is_sharded] = list(joined.in_step(batches, before)), before.count
         found["nothing", is_sharded] = list(joined.in_step([], before))
-    joined.begin_update(Update([], [], 6, sizes=[rank + 1]), may_lose_samples=False)
+    joined.begin_update(Update([], indices=[], num_samples=6, sizes=[rank + 1]), may_lose_samples=False)
     found["weight"] = float(joined.to_share(torch.tensor(1.0, dtype=torch.float64), 0.1))
     found["nan"] = float(joined.to_share(torch.tensor(float("inf")), 0.1))
-    found["unsure"] = joined.begin_update(Update([], [], 99, sizes=[rank]), may_lose_samples=True)
+    found["unsure"] = joined.begin_update(Update([], indices=[], num_samples=99, sizes=[rank]), may_lose_samples=True)
     found["rows"] = [t.tolist() for t in module.gather_tensors(torch.arange(rank))]
     found["shapes"] = [t.shape for t in module.gather_tensors(torch.ones(2, 3) if rank else torch.tensor([]))]
     buffers = nn.BatchNorm1d(1)
