@@ -13,8 +13,8 @@ from engine.checkpoints.file import load_checkpoint, options_of
 from engine.devices.process_group import earlier_run, place
 from engine.options.files import read_with_bases
 from engine.options.parser import OptionParser
-from engine.options.plugins import import_module, load_all, refuse_unrepeated, unrepeated
 from engine.options.show import as_text
+from engine.registry import import_module, load_all, refuse_unrepeated, unrepeated
 from engine.runs.run_dir import is_run_dir, unfinished_runs
 from extras.shards.store import is_url
 from model.model_entry import NETWORK_OPTIONS
@@ -181,7 +181,7 @@ def import_asked(argv: Sequence[str] | None) -> None:
 def check_own_code(
     options: Mapping[str, Any], path: str | Path, parser: OptionParser, argv: Sequence[str] | None
 ) -> None:
-    """Raise UserError when a checkpoint's options would import what the user has not named, see plugins.py."""
+    """Raise UserError when a checkpoint's options would import what the user has not named, see engine/registry.py."""
     own = vars(parser.resolve(argv))
     refuse_unrepeated(unrepeated(options, own, parser.asked, not is_run_dir(Path(path).parent)), path)
 

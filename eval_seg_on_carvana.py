@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from engine.options.parser import BoolAction, ListAction, OptionParser, file_path, list_of, number, one_of
-from engine.options.plugins import short_name
+from engine.registry import short_name
 from eval import EvaluatorBase
 from loss.weighted_sum import loss_meters, update_losses
 from utils.batch import move_to

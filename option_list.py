@@ -6,8 +6,7 @@ Durations are in epochs and may be fractions, unless an option says otherwise.
 from argparse import Action, ArgumentTypeError
 from collections.abc import Callable
 
-from callbacks.callback_entry import LOGGERS
-from data.data_entry import DEBUG_BATCHES, data_types
+from data.data_entry import DEBUG_BATCHES
 from engine.devices.wrap import MODES
 from engine.nan_guard import POLICIES
 from engine.options.mappings import mapping, setting
@@ -25,15 +24,11 @@ from engine.options.parser import (
     one_of,
     plain_text,
 )
-from engine.options.plugins import choices, module_name, one_of_or_own
-from extras.library_models import library_model
-from loss.loss_entry import loss_term, loss_types
-from model.model_entry import model_types
+from engine.registry import module_name, name_type, names
+from loss.loss_entry import loss_term
 from utils.errors import UserError, shown
 from utils.initialize import INITS
-from utils.optimizer import OPTIMIZERS, torch_optimizers
 from utils.param_groups import parse_rate
-from utils.scheduler import SCHEDULERS, torch_schedulers
 
 MAX_EPOCHS = 10**6  # of any duration
 OLD_NAMES = {"lr_decay_steps": "lr_decay_every", "save_every_steps": "save_every_updates"}  # taken, not listed
@@ -77,6 +72,11 @@ def pattern_and_norm(text: str) -> str:
     except ArgumentTypeError as error:
         raise ArgumentTypeError(f"{shown(text)}: {error}") from None
     return text
+
+
+def logger(text: str) -> str:
+    """An argparse type for the name of a logger, or none."""
+    return text if text == "none" else name_type("logger")(text)
 
 
 def decay(text: str) -> float:
@@ -126,8 +126,8 @@ def add_data_options(parser: OptionParser, task: str | None) -> None:
     """Add the options of the data."""
     group = parser.add_argument_group("data")
     add = group.add_argument
-    types = data_types(task)
-    add("--data_type", type=one_of_or_own(types), default=types[0] if types else None, metavar="NAME",
+    types = names("data", task)
+    add("--data_type", type=name_type("data", task), default=types[0] if types else None, metavar="NAME",
         help=f"{one_of_text(types)}MODULE:NAME of your own")
     add_mapping(add, "--data_args", "the data")
     add("--data_dir", type=file_path, default="./Dataset", metavar="DIR", help="where the data is, or is downloaded to")
@@ -158,17 +158,16 @@ def add_data_options(parser: OptionParser, task: str | None) -> None:
 def add_model_options(parser: OptionParser, task: str | None) -> None:
     """Add the options of the network and its loss."""
     add = parser.add_argument_group("model").add_argument
-    types = model_types(task)
-    kind, more = one_of_or_own(types), ""
+    types, more = names("model", task), ""
     if task == "classification":
-        kind, more = library_model(kind), "; or torchvision:NAME or timm:NAME, a classifier of one of these libraries"
-    add("--model_type", type=kind, default=types[0] if types else None, metavar="NAME",
+        more = "; or torchvision:NAME or timm:NAME, a classifier of one of these libraries"
+    add("--model_type", type=name_type("model", task), default=types[0] if types else None, metavar="NAME",
         help=f"{one_of_text(types, more)}MODULE:NAME of your own")
     add_mapping(add, "--model_args", "the network's class, or of several networks a mapping for each, by its name")
     add("--n_channels", type=number(int, low=1, high=4096), default=1, metavar="N", help="channels of an image")
     add("--n_classes", type=number(int, low=1, high=10**6), default=10, metavar="N", help="number of classes")
-    losses = loss_types(task)
-    add("--loss_type", type=loss_term(one_of_or_own(losses)), action=OneOrMoreAction, nargs="+",
+    losses = names("loss", task)
+    add("--loss_type", type=loss_term(name_type("loss", task)), action=OneOrMoreAction, nargs="+",
         default=losses[0] if losses else None, metavar="NAME",
         help=f"{one_of_text(losses)}MODULE:NAME of your own; or a weighted sum of several, as NAME:1.0 NAME:0.5")
     add_mapping(add, "--loss_args", "the loss, or of several losses a mapping for each, by its name")
@@ -222,9 +221,10 @@ def add_train_options(parser: OptionParser) -> None:
     add("--resume", type=file_path, default=None, metavar="PATH",
         help="a run directory or checkpoint to continue, in its directory; auto: the newest unfinished, or a new one")
     add("--pretrained", action=BoolAction, default=False, help="start from the matching weights of --model_path")
-    add("--logger", type=list_of(one_of((*LOGGERS, "none"))), action=ListAction, nargs="+", metavar="NAME",
+    add("--logger", type=list_of(logger), action=ListAction, nargs="+", metavar="NAME",
         default=["tensorboard", "csv"],
-        help=f"where the curves go: some of {', '.join(LOGGERS)}; or none. wandb is offline unless WANDB_MODE is set")
+        help=f"where the curves go: some of {', '.join(names('logger'))}; MODULE:NAME of your own; or none. wandb is "
+        "offline unless WANDB_MODE is set")
     add("--save_code", action=BoolAction, default=False,
         help="keep a copy of this project's code in the run directory")
 
@@ -238,8 +238,8 @@ def add_train_options(parser: OptionParser) -> None:
         "of the GPU holds, fewer when it runs out. Changes memory, not results")
     add("--init", type=one_of(tuple(INITS)), default="default", metavar="NAME",
         help=f"how the weights of linear layers and convolutions begin: {', '.join(INITS)}")
-    optimizers = choices("optimizer", OPTIMIZERS)
-    add("--optim", type=one_of_or_own(optimizers, torch_optimizers(), "of torch.optim"), default="adamW",
+    optimizers = names("optimizer")
+    add("--optim", type=name_type("optimizer"), default="adamW",
         metavar="NAME",
         help=f"one of {', '.join(optimizers)}; a class of torch.optim, such as Adamax; or MODULE:NAME of your own")
     add_mapping(add, "--optim_args", "the optimizer's class")
@@ -262,8 +262,8 @@ def add_schedule_options(parser: OptionParser) -> None:
     """Add the options of how the learning rate goes."""
     not_negative, epochs = number(float, low=0), number(float, above=0, high=MAX_EPOCHS)
     add = parser.add_argument_group("learning-rate schedule").add_argument
-    schedulers = choices("scheduler", SCHEDULERS)
-    add("--lr_scheduler", type=one_of_or_own(schedulers, torch_schedulers(), "of torch"), default="cosine",
+    schedulers = names("scheduler")
+    add("--lr_scheduler", type=name_type("scheduler"), default="cosine",
         metavar="NAME", help=f"one of {', '.join(schedulers)}; a class of torch.optim.lr_scheduler, such as "
         "OneCycleLR; or MODULE:NAME of your own")
     add_mapping(add, "--scheduler_args", "a scheduler's class")
@@ -338,8 +338,8 @@ def add_stop_options(parser: OptionParser) -> None:
         help="stop after an epoch whose mean training loss is below X")
 
     add = parser.add_argument_group("how often").add_argument
-    add("--callbacks", type=one_of_or_own(choices("callback", ())), nargs="+", default=None, metavar="NAME",
-        help=f"what else watches: {', '.join([*choices('callback', ()), ''])}MODULE:NAME of your own")
+    add("--callbacks", type=name_type("callback"), nargs="+", default=None, metavar="NAME",
+        help=f"what else watches: {', '.join([*names('callback'), ''])}MODULE:NAME of your own")
     add("--log_every", type=whole, default=50, metavar="N", help="updates between two entries of the log")
     add("--val_every", type=number(int, low=0), default=1, metavar="E",
         help="whole epochs between two validations; 0 for none at all: then no checkpoint is the best")

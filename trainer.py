@@ -30,7 +30,13 @@ from engine.devices.setup import agree_on_options, join_processes, place_network
 from engine.devices.wrap import buffers_kept
 from engine.epoch_log import EpochLog
 from engine.nan_guard import build_guard
-from engine.optimizers import checked_optimizers, checked_schedulers
+from engine.optimizers import (
+    checked_optimizers,
+    checked_schedulers,
+    make_clipper,
+    make_optimizers,
+    make_schedulers,
+)
 from engine.options.parser import OptionParser, saved_options
 from engine.progress import Progress
 from engine.run_state import collect_state, restore_state
@@ -42,7 +48,7 @@ from loss.terms import add_up, as_terms
 from utils.averaging import Averaging, check_can_measure
 from utils.batch import move_to
 from utils.earlystopper import EarlyStopper, direction
-from utils.freezing import Freezing
+from utils.param_groups import Freezing
 from utils.precision import Precision
 from utils.scheduler import learning_rates
 from utils.seed import preserved_random_state, seed_apart, seed_everything
@@ -82,7 +88,7 @@ class TrainerBase:
         self.train_loader, self.val_loader = self.build_loaders()
         self.schedulers = checked_schedulers(self.build_schedulers(), self.optimizers)
         self.averaging = self.build_averaging()
-        self.clipper = parts.make_clipper(opt, self.networks)
+        self.clipper = make_clipper(opt, self.networks)
         seed_apart(opt.seed, self.distributed.rank)  # else dropout would drop the same units in all processes
 
         # ---- where the run stands
@@ -151,11 +157,11 @@ class TrainerBase:
 
     def build_optimizers(self) -> dict[str, torch.optim.Optimizer]:
         """Return an optimizer for each network, by the network's name."""
-        return parts.make_optimizers(self.opt, self.networks)
+        return make_optimizers(self.opt, self.networks)
 
     def build_schedulers(self) -> dict[str, torch.optim.lr_scheduler.LRScheduler]:
         """Return a scheduler for each optimizer, by the same name. It is stepped once per update."""
-        return parts.make_schedulers(self.opt, self.optimizers, self.train_loader.updates_per_epoch)
+        return make_schedulers(self.opt, self.optimizers, self.train_loader.updates_per_epoch)
 
     def build_evaluator(self) -> EvaluatorBase:
         """Return the evaluator that validates."""

@@ -4,44 +4,41 @@ import importlib.util
 import logging
 import sys
 from argparse import Namespace
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from callbacks.callback import Callback
 from callbacks.console import Console
-from callbacks.csv_logger import CSVLogger
 from callbacks.progress_bar import ProgressBar
-from callbacks.tensorboard import TensorBoard
 from data.loader import is_in_memory
-from engine.options.arguments import NAMED, call, name_of, parameters_of, taken
-from engine.options.plugins import find_own
+from engine.registry import call, find, make, name_of, parameters_of
 from utils.advice import data_advice
 from utils.errors import UserError
 
 
 def build_default_callbacks(opt: Namespace, run_dir: Path, logger: logging.Logger) -> list[Callback]:
     """Return what watches every run, unless the task says otherwise: a bar on terminals, the log, the curves."""
+    loggers = dict.fromkeys(name for name in opt.logger if name != "none")
     return [
         *([ProgressBar(opt.n_epoch)] if sys.stderr.isatty() else []),
         Console(logger, opt.monitor, opt.n_epoch, partial(advise, vars(opt))),
-        *(LOGGERS[name](opt, run_dir) for name in LOGGERS if name in opt.logger),
+        *(make("logger", name, offered_to_loggers(opt, run_dir)) for name in loggers),
     ]
 
 
-def wandb_logger(opt: Namespace, run_dir: Path) -> Callback:
-    from callbacks.wandb_logger import WandB
-
-    return WandB(run_dir, opt.proj_name, vars(opt), opt.monitor)
-
-
-# What --logger can name: each writes the curves of a run.
-LOGGERS: dict[str, Callable[[Namespace, Path], Callback]] = {
-    "tensorboard": lambda opt, run_dir: TensorBoard(run_dir / "summary", vars(opt), opt.monitor),
-    "csv": lambda opt, run_dir: CSVLogger(run_dir / "metrics.csv"),
-    "wandb": wandb_logger,
-}
+def offered_to_loggers(opt: Namespace, run_dir: Path) -> dict[str, Any]:
+    """Return the arguments that a logger gets, if it names them among its parameters."""
+    return {
+        "run_dir": run_dir,
+        "log_dir": run_dir / "summary",
+        "path": run_dir / "metrics.csv",
+        "options": vars(opt),
+        "hparams": vars(opt),
+        "project": opt.proj_name,
+        "monitor": opt.monitor,
+    }
 
 
 def check_loggers(names: Sequence[str]) -> None:
@@ -69,19 +66,18 @@ def advise(options: Mapping[str, Any], trainer, share: float) -> str:
 
 
 def own_class(name: str) -> type[Callback]:
-    """The class that --callbacks names, ``module:name`` or registered; UserError unless it can be made without help."""
-    made = find_own("callback", name)
+    """Return the class that --callbacks names; UserError unless `logger` is the only argument that it needs."""
+    made = find("callback", name)
     if not (isinstance(made, type) and issubclass(made, Callback)):
         raise UserError(f"--callbacks {name}: {name_of(made)} is no class derived from callbacks.callback.Callback.")
-    needed = {p.name for p in parameters_of(made) if p.kind in NAMED and p.default is p.empty} - {"logger"}
+    needed = {p.name for p in parameters_of(made).values() if p.default is p.empty} - {"logger"}
     if needed:
         raise UserError(f"--callbacks {name}: it needs {', '.join(sorted(needed))}; only `logger` is given.")
     return made
 
 
 def build_own(name: str, logger: logging.Logger) -> Callback:
-    made = own_class(name)
-    return call(made, taken(made, {"logger": logger}), {}, "--callbacks")
+    return call(own_class(name), {"logger": logger}, {}, "--callbacks")
 
 
 def build_asked_for(opt: Namespace, logger: logging.Logger) -> list[Callback]:

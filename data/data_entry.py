@@ -1,7 +1,7 @@
 """Select the data by --data_type.
 
 To add a data set: write a function that returns {"train": ..., "val": ..., "test": ...} in a file of its own, and name
-it here with the tasks that it is for. One of your own that stands elsewhere needs no line here, see docs/options.md.
+it in engine/registry.py with the tasks that it is for. User-defined data needs no line there, see docs/options.md.
 
 Each part is a map-style `torch.utils.data.Dataset`. What else the template uses, if it is there:
     names       list of str, one per sample, for messages and file names; without, no leak can be noticed
@@ -28,26 +28,13 @@ from torch.utils.data import Dataset
 
 from data.loader import EvalLoader, UpdateLoader, is_in_memory
 from engine.checkpoints.file import load_file
-from engine.options.arguments import call, taken
-from engine.options.plugins import choices, find_own
+from engine.registry import BUILT_INS, call, find, taken
 from utils.errors import UserError
 
-DATA_TYPES = {
-    "FashionMNISTSample": ("classification", "generation"),
-    "FashionMNIST": ("classification", "generation"),
-    "Carvana": ("segmentation",),
-    "CarvanaShards": ("segmentation",),
-    "MultiImage": ("segmentation",),
-}
 DEBUG_BATCHES = 3  # of each part, with --debug
 PARTS = ("train", "val", "test")
 OFFERED = ("data_dir", "n_channels", "n_classes", "patch_size", "mode", "augment")  # and the split, to data of your own
 LOG_LINES = ("report", "summary", "cache_note")
-
-
-def data_types(task: str | None) -> list[str]:
-    """The names for --data_type that fit a task; all of them for None."""
-    return choices("data", [name for name, tasks in DATA_TYPES.items() if task is None or task in tasks])
 
 
 def build_datasets(opt: Namespace) -> dict[str, Dataset]:
@@ -60,8 +47,9 @@ def build_datasets(opt: Namespace) -> dict[str, Dataset]:
     }
     if opt.data_type is None:
         raise UserError("--data_type is needed: MODULE:NAME, since no data is known for this task.")
-    if make := find_own("data", opt.data_type):
-        return build_own(make, {name: getattr(opt, name) for name in OFFERED if hasattr(opt, name)} | split, opt)
+    if opt.data_type not in BUILT_INS["data"]:
+        offered = {name: getattr(opt, name) for name in OFFERED if hasattr(opt, name)} | split
+        return build_own(find("data", opt.data_type), offered, opt)
     build = partial(call, arguments=getattr(opt, "data_args", {}), option="--data_args")
     if opt.data_type == "Carvana":
         from data.Carvana import build_carvana
@@ -103,7 +91,7 @@ def build_datasets(opt: Namespace) -> dict[str, Dataset]:
         if opt.data_type == "FashionMNIST":
             return build(build_fashion_mnist, {"data_dir": opt.data_dir, **split})
         return build(build_fashion_mnist_sample, split)
-    raise NotImplementedError(f"{opt.data_type} is named in DATA_TYPES, but build_datasets has no branch for it.")
+    raise NotImplementedError(f"{opt.data_type} is named in the registry, but build_datasets has no branch for it.")
 
 
 def build_own(make: Callable, offered: dict[str, Any], opt: Namespace) -> dict[str, Dataset]:

@@ -1,21 +1,60 @@
-"""Networks, optimizers and schedulers belong together by their names."""
+"""Make the optimizers, schedulers and the clipper that the options select, for networks by name."""
 
+from argparse import Namespace
 from collections.abc import Mapping
+from typing import Any
 
 from torch import nn
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
+from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
+from engine.checkpoints.state import check_plain, set_state
+from engine.registry import call, find
+from utils.clipper import Clipper
 from utils.errors import UserError, nearest
+from utils.optimizer import OPTIMIZERS, as_lists, choose_optimizer, has_sparse_gradients, needs_closure
+from utils.param_groups import groups_of_networks, matching_parameters, parse_rate
+from utils.scheduler import SCHEDULERS, build_scheduler
+
+SCHEDULE_OPTIONS = (
+    "warmup_epoch", "warmup_multiplier", "lr_decay_epochs", "lr_decay_every", "lr_decay_rate", "lr_min",
+)  # fmt: skip
+OF_OUR_SCHEDULES = ("warmup_epoch", "lr_min", "lr_decay_epochs", "lr_decay_every")  # unset by default
+
+
+def make_optimizers(opt: Namespace, networks: Mapping[str, nn.Module]) -> dict[str, Optimizer]:
+    """Return an optimizer for each network, by the network's name."""
+    parameters = {name: network.parameters() for name, network in networks.items()}
+    if opt.freeze or opt.train_only or opt.param_lr or opt.no_decay:
+        rates = dict(map(parse_rate, opt.param_lr or ()))
+        parameters = groups_of_networks(networks, rates, opt.lr, opt.no_decay or ())
+    return {name: make_optimizer(opt, as_lists(parameters[name]), network) for name, network in networks.items()}
+
+
+def make_optimizer(opt: Namespace, parameters: list[Any], network: nn.Module) -> Optimizer:
+    """Return the optimizer of --optim; UserError when it cannot be made with its arguments."""
+    name_or_class = opt.optim if opt.optim in OPTIMIZERS else find("optimizer", opt.optim)
+    optimizer_class, settings = choose_optimizer(
+        parameters,
+        name_or_class,
+        lr=opt.lr,
+        weight_decay=opt.weight_decay,
+        momentum=opt.momentum,
+        is_sparse=has_sparse_gradients(network),
+    )
+    optimizer = call(optimizer_class, settings, opt.optim_args, "--optim_args", first=[parameters])
+    if not isinstance(optimizer, Optimizer) or needs_closure(type(optimizer)):
+        raise UserError(f"--optim {opt.optim} makes no torch.optim.Optimizer whose step() needs no arguments.")
+    return optimizer
 
 
 def checked_optimizers(
     optimizers: Mapping[str, Optimizer], networks: Mapping[str, nn.Module]
 ) -> dict[str, Optimizer]:
-    """Return the optimizers, if each is named after a network, and every network that is to learn is stepped by one.
+    """Return the optimizers, if each is named after a network, and every network with trainable parameters is stepped.
 
     Raises:
-        UserError: when a name is that of no network, or trainable parameters belong to no optimizer.
+        UserError: when there is no network of an optimizer's name, or no optimizer for trainable parameters.
     """
     for name in optimizers:
         if name not in networks:
@@ -34,9 +73,85 @@ def checked_optimizers(
     return dict(optimizers)
 
 
+class OncePerEpoch:
+    """Steps a scheduler after the last update of each epoch, while it is itself stepped after every update.
+
+    Args:
+        scheduler: steps once per epoch.
+        updates_per_epoch: at least 1.
+    """
+
+    def __init__(self, scheduler: LRScheduler, updates_per_epoch: int):
+        self.scheduler = scheduler
+        self.optimizer = scheduler.optimizer
+        self.updates_per_epoch = updates_per_epoch
+        self.num_updates = 0
+
+    def step(self) -> None:
+        self.num_updates += 1
+        if self.num_updates % self.updates_per_epoch == 0:
+            self.scheduler.step()
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"num_updates": self.num_updates, "scheduler": self.scheduler.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        set_state(self.scheduler, state["scheduler"], "The scheduler of the checkpoint")
+        self.num_updates = state["num_updates"]
+
+
+def make_schedulers(
+    opt: Namespace, optimizers: Mapping[str, Optimizer], updates_per_epoch: int
+) -> dict[str, LRScheduler | OncePerEpoch]:
+    """Return a scheduler for each optimizer, by the same name; it is stepped once per update, see --scheduler_step."""
+    by_epoch = opt.scheduler_step == "epoch"
+    steps_per_epoch = 1 if by_epoch else updates_per_epoch
+    num_steps = opt.n_epoch * steps_per_epoch
+    if opt.max_updates and opt.max_updates < opt.n_epoch * updates_per_epoch:
+        num_steps = -(-opt.max_updates // updates_per_epoch) if by_epoch else opt.max_updates
+    schedulers: dict[str, LRScheduler | OncePerEpoch] = {}
+    for name, optimizer in optimizers.items():
+        scheduler = make_scheduler(opt, optimizer, steps_per_epoch, num_steps)
+        schedulers[name] = OncePerEpoch(scheduler, updates_per_epoch) if by_epoch else scheduler
+    return schedulers
+
+
+def make_scheduler(opt: Namespace, optimizer: Optimizer, steps_per_epoch: int, num_steps: int) -> LRScheduler:
+    """Return the scheduler of --lr_scheduler, which is stepped `num_steps` times in the run.
+
+    A class of torch, or a user-defined one, is given `num_steps` as `total_steps` or `T_max` if it takes one of these.
+    Its arguments are in its state, so a resume keeps them.
+
+    Raises:
+        UserError: when it cannot be made with its arguments, ends before the run, or has a state that cannot be saved.
+    """
+    name = opt.lr_scheduler
+    if name in SCHEDULERS:
+        if opt.scheduler_args:
+            raise UserError(f"--scheduler_args is for a class of torch or of your own, not for --lr_scheduler {name}.")
+        settings = {option: getattr(opt, option) for option in SCHEDULE_OPTIONS}
+        lengths = {"num_epochs": opt.n_epoch, "updates_per_epoch": steps_per_epoch, "num_updates": num_steps}
+        return build_scheduler(optimizer, name, **lengths, **settings)
+    for option in OF_OUR_SCHEDULES:
+        if getattr(opt, option):
+            raise UserError(f"--{option} is for {', '.join(SCHEDULERS)}, not for --lr_scheduler {name}.")
+    offered = {} if "epochs" in opt.scheduler_args else {"total_steps": num_steps, "T_max": num_steps}
+    scheduler = call(find("scheduler", name), offered, opt.scheduler_args, "--scheduler_args", first=[optimizer])
+    if not isinstance(scheduler, LRScheduler) or isinstance(scheduler, ReduceLROnPlateau):
+        raise UserError(f"--lr_scheduler {name} makes no LRScheduler whose step() needs no arguments.")
+    total_steps = getattr(scheduler, "total_steps", None)
+    if isinstance(total_steps, int) and total_steps < num_steps:
+        raise UserError(f"--lr_scheduler {name} ends after {total_steps} steps, and the run makes {num_steps}.")
+    try:
+        check_plain(scheduler.state_dict(), "the state of the scheduler, ")
+    except TypeError as error:
+        raise UserError(f"--lr_scheduler {name} cannot be saved: {error}") from None
+    return scheduler
+
+
 def checked_schedulers(
-    schedulers: Mapping[str, LRScheduler], optimizers: Mapping[str, Optimizer]
-) -> dict[str, LRScheduler]:
+    schedulers: Mapping[str, LRScheduler | OncePerEpoch], optimizers: Mapping[str, Optimizer]
+) -> dict[str, LRScheduler | OncePerEpoch]:
     """Return the schedulers, if each has the name of the optimizer whose rate it sets; UserError otherwise."""
     for name, scheduler in schedulers.items():
         if scheduler.optimizer is not optimizers.get(name):
@@ -47,3 +162,16 @@ def checked_schedulers(
                 f"a scheduler has the name of its optimizer, one of {', '.join(optimizers)}."
             )
     return dict(schedulers)
+
+
+def make_clipper(opt: Namespace, networks: Mapping[str, nn.Module]) -> Clipper:
+    """Return the clipper of the gradients, with the limits of --param_clip first.
+
+    Args:
+        networks: as they are trained: FSDP replaces the parameters that a network was built with.
+    """
+    limits = []
+    for text in opt.param_clip or ():
+        pattern, _, limit = text.rpartition("=")
+        limits.append((matching_parameters(networks, pattern, "--param_clip"), float(limit)))
+    return Clipper(opt.clip, opt.clip_type, limits)

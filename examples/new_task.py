@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
-from engine.options.plugins import register_data, register_model
+from engine.registry import register_data, register_model
 from eval import EvaluatorBase
 from trainer import TrainerBase
 from utils.meter import AvgMeter

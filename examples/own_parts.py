@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset, TensorDataset
 
 from callbacks.callback import Callback
-from engine.options.plugins import register_callback, register_data, register_loss, register_model, register_optimizer
+from engine.registry import register_callback, register_data, register_loss, register_model, register_optimizer
 
 
 @register_model("small")

@@ -27,6 +27,7 @@ from callbacks.callback import Callback
 from engine.checkpoints.checkpointer import Checkpointer
 from engine.checkpoints.file import load_checkpoint, options_of
 from engine.devices.process_group import place
+from engine.optimizers import OncePerEpoch
 from engine.options.parser import NOT_SAVED, OptionParser, as_flags, number
 from eval import EvaluatorBase
 from extras.in_order import InOrder
@@ -38,7 +39,6 @@ from utils.errors import UserError, nearest, shown
 from utils.lr_finder import LrCurve
 from utils.meter import AvgMeter
 from utils.param_groups import param_groups
-from utils.scheduler import OncePerEpoch
 from utils.seed import draw_seed
 
 __all__ = ["ModelTrainer", "find_lr", "fit", "param_groups"]

@@ -1,4 +1,4 @@
-"""Losses of classification besides the cross-entropy. Each is a mean over samples."""
+"""Losses of classification. Each is a mean over the samples of a batch."""
 
 from collections.abc import Sequence
 
@@ -9,12 +9,12 @@ from torch.nn import functional as F
 from utils.errors import UserError
 
 
-class WeightedCrossEntropy(nn.Module):
-    """Cross-entropy of which each class counts as much as its weight says, and the mean over all samples.
+class CrossEntropyLoss(nn.Module):
+    """Cross-entropy, as a mean over all samples even with weights for the classes.
 
-    torch's own divides by the sum of the weights in the batch, so its mean over a batch is not that over the parts of
-    the batch, and micro-batches would change the result. Here it is. Weights that are 1 in the mean over the samples
-    leave the loss about as large as it was.
+    torch's own divides by the sum of the weights in the batch. Then the mean over a batch is not that of its
+    micro-batches, and their size would change the result. With weights that are 1 in the mean over the samples, the
+    loss is about as large as without.
 
     Args:
         n_classes: number of classes.
@@ -27,9 +27,12 @@ class WeightedCrossEntropy(nn.Module):
     """
 
     def __init__(
-        self, n_classes: int, weight: Sequence[float] | Tensor | None = None, ignore_index: int = -100,
+        self,
+        n_classes: int,
+        weight: Sequence[float] | Tensor | None = None,
+        ignore_index: int = -100,
         label_smoothing: float = 0.0,
-    ):  # fmt: skip
+    ):
         super().__init__()
         weight = None if weight is None else torch.as_tensor(weight, dtype=torch.float)  # (C,)
         if weight is not None and weight.shape != (n_classes,):
@@ -44,12 +47,14 @@ class WeightedCrossEntropy(nn.Module):
 
     def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Return the loss of logits (N, C, ...) and labels (N, ...), a scalar of at least 0."""
-        how = {"ignore_index": self.ignore_index, "label_smoothing": self.label_smoothing}
-        return F.cross_entropy(logits, labels, self.weight, reduction="none", **how).mean()
+        settings = {"ignore_index": self.ignore_index, "label_smoothing": self.label_smoothing}
+        if self.weight is None and self.ignore_index < 0:  # torch's mean is that over all samples
+            return F.cross_entropy(logits, labels, **settings)
+        return F.cross_entropy(logits, labels, self.weight, reduction="none", **settings).mean()
 
 
 class FocalLoss(nn.Module):
-    """Cross-entropy that counts a sample the less, the surer the network is of it.
+    """Cross-entropy that counts a sample less, the surer the network is of it.
 
     Source: Lin et al., "Focal Loss for Dense Object Detection", ICCV 2017.
 
@@ -73,12 +78,12 @@ class FocalLoss(nn.Module):
 
 
 class BrierLoss(nn.Module):
-    """The squared distance of the predicted probabilities from the true ones, which are 0 and 1; from 0 to 2.
+    """Squared distance of the predicted probabilities from the true ones, which are 0 and 1; from 0 to 2.
 
     Source: Brier, "Verification of Forecasts Expressed in Terms of Probability", Monthly Weather Review, 1950.
     """
 
-    def __init__(self):  # said here, since that of nn.Module seems to take anything
+    def __init__(self):  # without it, the signature is that of nn.Module, which takes anything
         super().__init__()
 
     def forward(self, logits: Tensor, labels: Tensor) -> Tensor:

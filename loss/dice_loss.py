@@ -3,9 +3,9 @@
 Source of soft Dice: Milletari, Navab and Ahmadi, "V-Net: Fully Convolutional Neural Networks for Volumetric Medical
 Image Segmentation", 3DV 2016.
 
-Both losses are computed in float32, whatever autocast does: a sum over the pixels of an image leaves the range of
-float16, and bfloat16 keeps three digits of it. And both are the mean of the losses of the single images. So the loss of
-a batch can be put together from the losses of its parts, and micro-batches give the same update as the whole batch.
+All are computed in float32, whatever autocast does: a sum over the pixels of an image leaves the range of float16, and
+bfloat16 keeps three digits of it. Each is the mean of the losses of the single images. So the loss of a batch is the
+mean over its micro-batches, which give the same update as the whole batch.
 """
 
 from collections.abc import Sequence
@@ -127,3 +127,10 @@ class CEDiceLoss(nn.Module):
         if scores.is_cuda and torch.are_deterministic_algorithms_enabled():  # for images, CUDA has no such algorithm
             return F.cross_entropy(scores.movedim(1, -1).flatten(0, -2), targets.flatten())  # (N H W, C), (N H W)
         return F.cross_entropy(scores, targets)
+
+
+class PixelCELoss(CEDiceLoss):
+    """Cross-entropy alone, as a mean over all pixels."""
+
+    def __init__(self, n_classes: int):
+        super().__init__(n_classes, ce_weight=1.0, dice_weight=0.0)

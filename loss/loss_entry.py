@@ -1,47 +1,24 @@
-"""Select the loss by --loss_type.
+"""Make the loss that --loss_type selects. A loss of the template is named in engine/registry.py.
 
-To add a loss: write it in a file of its own, and name it here with the task that it is for. A loss is a mean over the
-samples of a batch; otherwise the result would depend on the size of the micro-batches. One of your own that stands
-elsewhere needs no line here, see docs/options.md.
+A loss is a mean over the samples of a batch. Otherwise the result would depend on the size of the micro-batches.
 """
 
-import json
 from argparse import Namespace
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import nn
-
-from engine.options.arguments import call, name_of, split_arguments, taken
 from engine.options.parser import number
-from engine.options.plugins import choices, find_own, short_name
-from loss.trial import fault_of_arguments
-from loss.weighted_sum import WeightedSum
+from engine.registry import call, find, short_name, split_arguments
 from utils.errors import UserError, shown
 
-LOSS_TYPES = {
-    "CE": "classification",
-    "Focal": "classification",
-    "Brier": "classification",
-    "CEDice": "segmentation",
-    "PixelCE": "segmentation",
-    "Dice": "segmentation",
-    "BCE": "generation",  # Goodfellow et al., "Generative Adversarial Nets", NeurIPS 2014
-    "LeastSquares": "generation",  # Mao et al., "Least Squares Generative Adversarial Networks", ICCV 2017
-}
-TENSORS = ("weight", "pos_weight")  # what torch's losses take as tensors, and JSON has as lists
-OLD_NAMES = ("size_average", "reduce")  # of their reduction, of which torch warns
+if TYPE_CHECKING:
+    from torch import nn
 
-
-def loss_types(task: str | None) -> list[str]:
-    """The names for --loss_type that fit a task; all of them for None."""
-    return choices("loss", [name for name, of_task in LOSS_TYPES.items() if task in (None, of_task)])
+TENSORS = ("weight", "pos_weight")  # arguments that torch's losses take as tensors, and JSON has as lists
 
 
 def split_term(text: str) -> tuple[str, str]:
-    """The name of a loss and the text of its weight, which is "" when there is none; a name may have colons, too."""
+    """Return the name of a loss and the text of its weight, "" without one; a name may have colons, too."""
     name, _, weight = text.rpartition(":")
     try:
         float(weight)
@@ -61,7 +38,7 @@ def loss_term(kind: Callable[[str], str]) -> Callable[[str], str]:
 
 
 def split_terms(loss_type: str | Sequence[str]) -> dict[str, float]:
-    """The weights of the losses that --loss_type names.
+    """Return the weights of the losses that --loss_type names.
 
     >>> split_terms("CE"), split_terms(["PixelCE", "Dice:0.5"])
     ({'CE': 1.0}, {'PixelCE': 1.0, 'Dice': 0.5})
@@ -75,7 +52,7 @@ def split_terms(loss_type: str | Sequence[str]) -> dict[str, float]:
     return weights
 
 
-def build_criterion(opt: Namespace) -> nn.Module:
+def build_criterion(opt: Namespace) -> "nn.Module":
     """Return the loss: a module that takes (outputs, targets) and returns a scalar.
 
     --loss_args goes to the class of a single loss; of a weighted sum, it has a mapping for each loss, by its name.
@@ -83,72 +60,54 @@ def build_criterion(opt: Namespace) -> nn.Module:
     if opt.loss_type is None:
         raise UserError("--loss_type is needed: MODULE:NAME, since no loss is known for this task.")
     weights, arguments = split_terms(opt.loss_type), getattr(opt, "loss_args", {})
+    offered = {"n_classes": opt.n_classes, "label_smoothing": getattr(opt, "label_smoothing", 0.0)}
     if isinstance(opt.loss_type, str) and opt.loss_type in weights:
-        return build_loss(opt, opt.loss_type, arguments)
+        return build_loss(opt.loss_type, offered, arguments)
     if len(names := {short_name(name): name for name in weights}) < len(weights):
         raise UserError(f"--loss_type names two losses that are both called {' or '.join(names)}: rename one.")
     by_name = split_arguments(arguments, names, "--loss_args", "loss")
-    losses = {short: build_loss(opt, name, by_name[short], f"--loss_args {short}") for short, name in names.items()}
+    losses = {}
+    for short, name in names.items():
+        losses[short] = build_loss(name, offered, by_name[short], f"--loss_args {short}")
+
+    from loss.weighted_sum import WeightedSum
+
     return WeightedSum(losses, {short: weights[name] for short, name in names.items()})
 
 
-def build_loss(opt: Namespace, name: str, arguments: Mapping[str, Any], option: str = "--loss_args") -> nn.Module:
-    """Return the loss of this name, made with further arguments, and tried with them.
+def build_loss(
+    name: str, offered: Mapping[str, Any], arguments: Mapping[str, Any], option: str = "--loss_args"
+) -> "nn.Module":
+    """Return the loss of this name; UserError when it cannot be made with its arguments, or is not a mean."""
+    from torch import nn
 
-    Raises:
-        UserError: when it cannot be made with them, or is no loss to train with.
-    """
-    make, given = find_loss(opt, name, arguments)
-    criterion = call(make, given, for_torch(make, arguments, option), option)
+    component = find("loss", name)
+    if str(getattr(component, "__module__", "")).startswith("torch."):
+        arguments = with_tensors(arguments, option)
+    criterion = call(component, offered, arguments, option)
     if not isinstance(criterion, nn.Module):
-        raise UserError(f"--loss_type {name}: {name_of(make)} makes no nn.Module, but {type(criterion)}.")
-    smoothing = arguments.get("label_smoothing", 0)
-    if isinstance(smoothing, (int, float)) and not 0 <= smoothing <= 1:  # torch takes -1
-        raise UserError(f"{option}: label_smoothing is from 0 to 1, not {smoothing:g}.")
-    if arguments:
-        make_plain, plain = find_loss(opt, name, {})
-        if found := fault_of_arguments(criterion, partial(make_plain, **plain), opt.n_classes):
-            raise UserError(f"{option} {shown(json.dumps(arguments))}: {name} is no loss to train with, {found}")
+        raise UserError(f"--loss_type {name} makes no nn.Module, but {type(criterion)}.")
+    if (reduction := getattr(criterion, "reduction", "mean")) != "mean":
+        raise UserError(f"{option}: the reduction of {name} must be mean, not {shown(reduction)}: leave it out.")
+    if isinstance(criterion, (nn.CrossEntropyLoss, nn.NLLLoss)) and criterion.weight is not None:
+        raise UserError(f"{option}: {name} divides by the weights of a batch, so it is no mean over samples: take CE.")
+    smoothing = getattr(criterion, "label_smoothing", 0)
+    if not (isinstance(smoothing, (int, float)) and 0 <= smoothing <= 1):  # torch takes -1
+        raise UserError(f"{option}: label_smoothing is from 0 to 1, not {shown(smoothing)}.")
     return criterion
 
 
-def find_loss(opt: Namespace, name: str, arguments: Mapping[str, Any]) -> tuple[Callable, dict[str, Any]]:
-    """Return what makes the loss of this name, which may depend on the arguments, and what the options give it."""
-    smoothing = {"label_smoothing": getattr(opt, "label_smoothing", 0.0)}
-    if make := find_own("loss", name):
-        return make, taken(make, {"n_classes": opt.n_classes, **smoothing})
-    if name in ("CE", "Focal", "Brier"):
-        from loss.classification_loss import BrierLoss, FocalLoss, WeightedCrossEntropy
+def with_tensors(arguments: Mapping[str, Any], option: str) -> dict[str, Any]:
+    """Return arguments in which the weights of torch's losses are tensors; UserError when one is no number or list."""
+    import torch
 
-        if name == "CE" and {"weight", "ignore_index"} & arguments.keys():
-            return WeightedCrossEntropy, {"n_classes": opt.n_classes, **smoothing}
-        made = {"CE": nn.CrossEntropyLoss, "Focal": FocalLoss, "Brier": BrierLoss}[name]
-        return made, smoothing if name == "CE" else {}
-    if name in ("BCE", "LeastSquares"):
-        return nn.BCEWithLogitsLoss if name == "BCE" else nn.MSELoss, {}
-    weights = {"CEDice": (1.0, 1.0), "PixelCE": (1.0, 0.0), "Dice": (0.0, 1.0)}
-    if name in weights:
-        from loss.dice_loss import CEDiceLoss
-
-        ce_weight, dice_weight = weights[name]
-        return CEDiceLoss, {"n_classes": opt.n_classes, "ce_weight": ce_weight, "dice_weight": dice_weight}
-    raise NotImplementedError(f"{name} is named in LOSS_TYPES, but find_loss has no branch for it.")
-
-
-def for_torch(make: Callable, arguments: Mapping[str, Any], option: str) -> dict[str, Any]:
-    """The arguments, with a tensor in the place of a number or list that a loss of torch wants as one.
-
-    Raises:
-        UserError: when that is no number at least 0, and no list of such; and for names that torch has given up.
-    """
-    if not str(getattr(make, "__module__", "")).startswith("torch."):
-        return dict(arguments)
-    if old := [name for name in OLD_NAMES if name in arguments]:
-        raise UserError(f"{option}: {old[0]} is an old name of reduction, which must be the mean: leave it out.")
-    made = dict(arguments)
-    for name in (name for name in TENSORS if made.get(name) is not None):
-        numbers = made[name] if isinstance(made[name], list) else [made[name]]
-        if not all(type(number) in (int, float) and number >= 0 for number in numbers):
-            raise UserError(f"{option}: {name} is a number at least 0, or a list of such, not {shown(made[name])}.")
-        made[name] = torch.tensor(made[name], dtype=torch.float)
-    return made
+    converted = dict(arguments)
+    for name in TENSORS:
+        weights = converted.get(name)
+        if weights is None:
+            continue
+        for weight in weights if isinstance(weights, list) else [weights]:
+            if type(weight) not in (int, float) or weight < 0:
+                raise UserError(f"{option}: {name} is a number at least 0, or a list of such, not {shown(weights)}.")
+        converted[name] = torch.tensor(weights, dtype=torch.float)
+    return converted

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from data.data_entry import DATA_TYPES
 from engine.options.parser import OptionParser
+from engine.registry import BUILT_INS
 from eval_seg_on_carvana import EvaluatorSeg
 from eval_vanilla import EvaluatorVanilla
 from extras.gan.eval_gan import EvaluatorGAN
@@ -297,5 +297,5 @@ def test_an_option_that_nobody_reads_would_be_seen():
 
 
 def test_every_kind_of_data_has_a_task():
-    tasks = {task for tasks in DATA_TYPES.values() for task in tasks}
+    tasks = {task for _, *tasks in BUILT_INS["data"].values() for task in tasks}
     assert tasks == {EvaluatorVanilla.task, EvaluatorSeg.task, EvaluatorGAN.task}

@@ -6,7 +6,6 @@ import torch
 from torch import Tensor
 from torch.nn.utils import clip_grad_value_, clip_grads_with_norm_, get_total_norm
 
-from engine.checkpoints.sharded_state import is_cut
 from utils.errors import UserError, nearest
 
 CLIP_TYPES = ("norm", "value")
@@ -27,41 +26,43 @@ class Clipper:
         clip: the limit, above 0. None or 0: only measure.
         clip_type: "norm" scales all gradients together so that their norm is at most `clip`, and keeps their direction
             (Pascanu, Mikolov and Bengio 2013). "value" cuts every number of a gradient to [-clip, clip].
-        parts: pairs of parameters and the norm, above 0, that their gradients may have together: each part is scaled
-            by itself, in this order, before all are limited.
+        limits: pairs of parameters and the norm, above 0, that their gradients may have together. Each of these groups
+            is scaled by itself, in this order, before all gradients are limited.
 
     Raises:
         UserError: when `clip` is below 0, or `clip_type` is neither.
     """
 
     def __init__(
-        self, clip: float | None = None, clip_type: str = "norm",
-        parts: Iterable[tuple[Iterable[Tensor], float]] = (),
-    ):  # fmt: skip
+        self,
+        clip: float | None = None,
+        clip_type: str = "norm",
+        limits: Iterable[tuple[Iterable[Tensor], float]] = (),
+    ):
         if clip is not None and clip < 0:
             raise UserError(f"clip={clip:g} is below 0: give the largest gradient allowed, or 0 to clip nothing.")
         if clip_type not in CLIP_TYPES:
             raise UserError(f"clip_type={clip_type} is unknown{nearest(clip_type, CLIP_TYPES)}: use norm or value.")
         self.clip = clip
         self.clip_type = clip_type
-        self.parts = [({id(parameter) for parameter in parameters}, limit) for parameters, limit in parts]
+        self.limits = [({id(parameter) for parameter in parameters}, limit) for parameters, limit in limits]
 
     def __call__(self, parameters: Iterable[Tensor]) -> Tensor:
-        """Limit the gradients and return their total L2 norm before that.
+        """Limit the gradients and return their total L2 norm before clipping.
 
         Parameters without a gradient do not count. The norm is a scalar on the device of the gradients, and is not
         waited for. When it is infinite or NaN, so are gradients, and clipping cannot mend them.
         """
         parameters = [parameter for parameter in parameters if parameter.grad is not None]
         gradients = [gradient_values(parameter) for parameter in parameters]
-        if not self.clip and not self.parts:
+        if not self.clip and not self.limits:
             return measure(gradients)
         total_norm = whole_norm(gradients)
-        self.limit_parts(parameters)
+        self.limit_groups(parameters)
         if not self.clip:
             return total_norm
         if self.clip_type == "norm":
-            left = whole_norm(gradients) if self.parts else total_norm
+            left = whole_norm(gradients) if self.limits else total_norm
             clip_grads_with_norm_(parameters, self.clip, left)
             return total_norm
         dense = [parameter for parameter in parameters if not parameter.grad.is_sparse]
@@ -72,22 +73,27 @@ class Clipper:
                 gradient_values(parameter).clamp_(-self.clip, self.clip)
         return total_norm
 
-    def limit_parts(self, parameters: list[Tensor]) -> None:
-        """Scale the gradients of each part down to its norm; parameters of another optimizer are not among these."""
-        for ids, limit in self.parts:
-            if part := [parameter for parameter in parameters if id(parameter) in ids]:
-                clip_grads_with_norm_(part, limit, whole_norm([gradient_values(parameter) for parameter in part]))
+    def limit_groups(self, parameters: list[Tensor]) -> None:
+        """Scale the gradients of each group down to its limit; parameters of another optimizer are left out."""
+        for ids, limit in self.limits:
+            if group := [parameter for parameter in parameters if id(parameter) in ids]:
+                clip_grads_with_norm_(group, limit, whole_norm([gradient_values(parameter) for parameter in group]))
+
+
+def is_sharded(tensor: Tensor) -> bool:
+    """Whether it is a `DTensor` of FSDP; asked in every update, so without importing that class."""
+    return hasattr(tensor, "full_tensor")
 
 
 def measure(gradients: list[Tensor]) -> Tensor:
-    """Return the total L2 norm of gradients, a scalar: what `get_total_norm` does, to rounding.
+    """Return the total L2 norm of gradients, a scalar, equal to that of `get_total_norm` up to rounding.
 
-    On a CPU a dot product of each with itself takes half the time, which in a small network is 7 % of an update; on a
-    GPU it is the sorting by devices that takes time.
+    On a CPU a dot product of each with itself takes half the time, which in a small network is 7 % of an update. On a
+    GPU `get_total_norm` spends time on sorting the gradients by device.
     """
-    # A dot product rounds otherwise at another place in memory, and the gradients of several processes are views into
-    # buckets, which are laid out anew after the first update, and so after a resume.
-    if any(is_cut(gradient) or gradient._is_view() for gradient in gradients):
+    # A dot product rounds differently at another place in memory. The gradients of several processes are views into
+    # buckets, whose layout changes after the first update, and so after a resume: the norm would differ.
+    if any(is_sharded(gradient) or gradient._is_view() for gradient in gradients):
         return whole_norm(gradients)
     kinds = {(gradient.device.type, gradient.dtype) for gradient in gradients}
     if kinds == {("cuda", torch.float32)} and len({gradient.device for gradient in gradients}) == 1:
@@ -99,13 +105,13 @@ def measure(gradients: list[Tensor]) -> Tensor:
 
 
 def whole_norm(gradients: list[Tensor]) -> Tensor:
-    """The total L2 norm; of gradients that are cut up between processes, that of the whole."""
+    """Return the total L2 norm, of sharded gradients that of the whole."""
     total_norm = get_total_norm(gradients)
-    return total_norm.full_tensor() if is_cut(total_norm) else total_norm
+    return total_norm.full_tensor() if is_sharded(total_norm) else total_norm
 
 
 def gradient_values(parameter: Tensor) -> Tensor:
-    """Return the gradient, or of a sparse one the values that it holds, in the same memory and with the same norm."""
+    """Return the gradient, or the values of a sparse one, which share its memory and its norm."""
     if not parameter.grad.is_sparse:
         return parameter.grad
     parameter.grad = parameter.grad.coalesce()  # sum what falls on the same row, or the norm is not that of the sum

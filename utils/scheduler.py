@@ -1,32 +1,22 @@
-"""Learning rates over a run. The learning rate is a function of the number of updates made, and of nothing else.
+"""Learning-rate schedules. The learning rate is a function of the number of updates made, and of nothing else.
 
-The options count in epochs, fractions allowed; `build_scheduler` turns them into a `Plan`, which counts in updates, so
-that everything that must happen at an exact moment is decided between integers. `lr_factor` is the function itself. To
-plot a plan:
+The options count in epochs, fractions allowed. `build_scheduler` turns them into a `Plan`, which counts in updates:
+integers have no rounding error that moves a decay by an update. `lr_factor` is the function itself. To plot a plan:
 
     plan = Plan("cosine", num_updates=940, warmup_updates=94)
     plt.plot([lr_factor(update, plan) for update in range(plan.num_updates)])
 
-To add a schedule, write a function of (update, plan) and give it a name in `SCHEDULERS`. Those of torch go by the name
-of their class, see `build_torch_scheduler`.
+To add a schedule, write a function of (update, plan) and give it a name in `SCHEDULERS`.
 """
 
-import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
-from torch.optim import Optimizer, lr_scheduler
+from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
-from engine.checkpoints.state import check_plain, set_state
-from engine.options.arguments import OF_TORCH, call, taken
-from engine.options.plugins import find_own
-from engine.trial_steps import fault_of_schedule
-from utils.errors import UserError, nearest, shown
-
-SETTINGS = ("warmup_epoch", "warmup_multiplier", "lr_decay_epochs", "lr_decay_every", "lr_decay_rate", "lr_min")
+from utils.errors import UserError, nearest
 
 
 def check_range(option: str, value: float, allowed: bool, range_in_words: str) -> None:
@@ -169,7 +159,6 @@ def build_scheduler(
     lr_decay_rate: float = 0.1,
     lr_min: float = 0.0,
     num_updates: int | None = None,
-    scheduler_args: Mapping[str, Any] | None = None,
 ) -> LRScheduler:
     """Return a scheduler whose `step()` is called once after every update.
 
@@ -178,7 +167,7 @@ def build_scheduler(
     resumed with another length follows the new schedule.
 
     Args:
-        lr_scheduler: a name in `SCHEDULERS`, see the functions there; or another one, see `build_torch_scheduler`.
+        lr_scheduler: a name in `SCHEDULERS`, see the functions there.
         num_epochs: epochs of the whole run, at least 1.
         updates_per_epoch: updates of one epoch, at least 1.
         warmup_epoch: how long the rate rises in a line to lr (Goyal et al. 2017), at least 0.
@@ -189,7 +178,6 @@ def build_scheduler(
         lr_min: the lowest learning rate after the warm-up, from 0 to the rate of the first group without a name,
             or without such a group to that of the optimizer. Other groups end in the same proportion to theirs.
         num_updates: of the whole run, where it ends before the last epoch does; at least 1.
-        scheduler_args: arguments of the class, for those that are not in `SCHEDULERS`.
 
     Raises:
         UserError: when the name is unknown or an option out of range; unless exactly one of `lr_decay_epochs` and
@@ -199,15 +187,14 @@ def build_scheduler(
     check_range("updates_per_epoch", updates_per_epoch, updates_per_epoch >= 1, "at least 1")
     check_range("warmup_epoch", warmup_epoch, warmup_epoch >= 0, "at least 0")
     num_updates = num_updates or num_epochs * updates_per_epoch
-    if lr_scheduler not in SCHEDULERS:
-        refuse_ours(lr_scheduler, warmup_epoch=warmup_epoch, lr_min=lr_min, lr_decay=lr_decay_epochs or lr_decay_every)
-        return build_torch_scheduler(optimizer, lr_scheduler, num_updates, scheduler_args or {})
-    if scheduler_args:
-        raise UserError(f"scheduler_args is for a class of torch or of your own, not for lr_scheduler={lr_scheduler}.")
     plan = Plan(
-        lr_scheduler, num_updates, warmup_updates=round(warmup_epoch * updates_per_epoch),
-        warmup_multiplier=warmup_multiplier, updates_per_epoch=updates_per_epoch, lr_decay_rate=lr_decay_rate,
-    )  # fmt: skip
+        lr_scheduler,
+        num_updates,
+        warmup_updates=round(warmup_epoch * updates_per_epoch),
+        warmup_multiplier=warmup_multiplier,
+        updates_per_epoch=updates_per_epoch,
+        lr_decay_rate=lr_decay_rate,
+    )
     if lr_scheduler == "step":
         decay_updates = find_decay_updates(num_epochs, updates_per_epoch, lr_decay_epochs, lr_decay_every)
         plan = replace(plan, decay_updates=decay_updates)
@@ -229,84 +216,6 @@ def lowest_factor(optimizer: Optimizer, lr_min: float) -> float:
 def factor_function(plan: Plan) -> Callable[[int], float]:
     """Return the factor of the learning rates as a function of the update.
 
-    A function, since of an object LambdaLR would save the attributes, and a resume would bring the old ones back.
+    It is a function, because LambdaLR saves the attributes of an object, and a resume would restore the old plan.
     """
     return lambda update: lr_factor(update, plan)
-
-
-# ---- the schedulers of torch, and of your own ------------------------------------------------------------------------
-def torch_schedulers() -> dict[str, type[LRScheduler]]:
-    """The classes of `torch.optim.lr_scheduler` that can be told in text: not those that want functions, or metrics."""
-    left_out = ("LRScheduler", "LambdaLR", "MultiplicativeLR", "SequentialLR", "ChainedScheduler", "ReduceLROnPlateau")
-    classes = {name: found for name, found in vars(lr_scheduler).items() if isinstance(found, type)}
-    return {name: found for name, found in classes.items()
-            if issubclass(found, LRScheduler) and name[0] != "_" and name not in left_out}  # fmt: skip
-
-
-def build_torch_scheduler(
-    optimizer: Optimizer, name: str, num_steps: int, scheduler_args: Mapping[str, Any]
-) -> LRScheduler:
-    """Return a scheduler of torch, or of your own. What it was made with is in its state, and stays on resume.
-
-    Args:
-        optimizer: what it schedules.
-        name: a class of `torch.optim.lr_scheduler`, a registered name, or ``module:name``.
-        num_steps: how often it will be stepped; given as `total_steps` or `T_max` to a class that takes one of these.
-        scheduler_args: its arguments; these count where both say something.
-
-    Raises:
-        UserError: when the name is unknown, or the class cannot do with the arguments.
-    """
-    classes = torch_schedulers()
-    make = find_own("scheduler", name) or classes.get(name)
-    if make is None:
-        raise UserError(
-            f"lr_scheduler={name} is unknown{nearest(name, [*classes, *SCHEDULERS])}: use one of "
-            f"{', '.join(SCHEDULERS)}, or of torch: {', '.join(classes)}."
-        )
-    offered = {} if "epochs" in scheduler_args else {"total_steps": num_steps, "T_max": num_steps}
-    initial = [{key: value for key, value in group.items() if key != "params"} for group in optimizer.param_groups]
-    scheduler = call(make, taken(make, offered), scheduler_args, "--scheduler_args", first=[optimizer])
-    if not isinstance(scheduler, LRScheduler) or isinstance(scheduler, lr_scheduler.ReduceLROnPlateau):
-        raise UserError(f"lr_scheduler={name} makes no LRScheduler whose step() takes nothing, but {type(scheduler)}.")
-    again = lambda stand_in: make(stand_in, **{**taken(make, offered), **scheduler_args})  # noqa: E731 - it is that short
-    found = fault_of_schedule(again, initial, num_steps)
-    if found and (scheduler_args or str(make.__module__).startswith(OF_TORCH)):
-        raise UserError(f"lr_scheduler={name} with --scheduler_args {shown(json.dumps(scheduler_args))}: {found}")
-    try:
-        check_plain(scheduler.state_dict(), "the state of the scheduler, ")
-    except TypeError as error:
-        raise UserError(f"lr_scheduler={name} cannot be saved: {error}") from None
-    return scheduler
-
-
-def refuse_ours(lr_scheduler: str, **settings: Any) -> None:
-    """Raise UserError when a setting is given that only the schedules of this file have."""
-    if given := [name for name, value in settings.items() if value]:
-        raise UserError(f"{given[0]} belongs to {', '.join(SCHEDULERS)}, not to lr_scheduler={lr_scheduler}.")
-
-
-class OncePerEpoch:
-    """Steps a scheduler after the last update of each epoch, while it is itself stepped after every update.
-
-    Args:
-        scheduler: what is stepped.
-        updates_per_epoch: at least 1.
-    """
-
-    def __init__(self, scheduler: LRScheduler, updates_per_epoch: int):
-        self.scheduler, self.optimizer = scheduler, scheduler.optimizer
-        self.updates_per_epoch = updates_per_epoch
-        self.num_updates = 0
-
-    def step(self) -> None:
-        self.num_updates += 1
-        if self.num_updates % self.updates_per_epoch == 0:
-            self.scheduler.step()
-
-    def state_dict(self) -> dict[str, Any]:
-        return {"num_updates": self.num_updates, "scheduler": self.scheduler.state_dict()}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        set_state(self.scheduler, state["scheduler"], "The scheduler of the checkpoint")
-        self.num_updates = state["num_updates"]

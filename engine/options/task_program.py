@@ -5,8 +5,7 @@ import sys
 from pathlib import Path
 from types import ModuleType
 
-from engine.options.arguments import told
-from engine.options.plugins import import_module, is_reference, load
+from engine.registry import error_line, import_module, is_reference, load
 from utils.errors import UserError, nearest
 
 LOADED = "loaded_program"  # the name that a file is loaded under, so that it does not begin to run
@@ -55,5 +54,5 @@ def load_file(program: str) -> ModuleType:
         hint = nearest(Path(program).name, names)
         raise UserError(f"Cannot load the trainer {program}: {error.strerror or error}{hint}.") from None
     except Exception as error:
-        raise UserError(f"Cannot load the trainer {program}: {told(error)}") from error
+        raise UserError(f"Cannot load the trainer {program}: {error_line(error)}") from error
     return module

@@ -5,9 +5,12 @@ Networks", ICLR 2016, with two steps of a factor two instead of four, since the 
 outside of the networks, and -1 to 1 inside, as in the paper.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
+from engine.registry import call
 from utils.errors import UserError
 
 SPREAD = 0.02  # standard deviation of the weights at the start, section 4 of the paper
@@ -113,3 +116,35 @@ class Discriminator(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """Return a logit (N,) for each of the images (N, n_channels, size, size), 0 to 1: above 0 is real."""
         return self.layers(2 * images - 1).mean(dim=(1, 2, 3))  # of (N, 1, 1, 1); no view, which FSDP warns of
+
+
+def build_dcgan(
+    n_channels: int = 1,
+    width: int = 32,
+    latent: int = 64,
+    batch_norm: bool = True,
+    generator: dict[str, Any] | None = None,
+    discriminator: dict[str, Any] | None = None,
+) -> dict[str, nn.Module]:
+    """Return a generator and its discriminator by name.
+
+    Args:
+        n_channels, width, latent, batch_norm: see `Generator`.
+        generator, discriminator: further arguments of one network, which win.
+
+    Raises:
+        UserError: when the discriminator does not take the images of the generator.
+    """
+    shared = {"n_channels": n_channels, "width": width, "batch_norm": batch_norm}
+    networks = {
+        "generator": call(Generator, {**shared, "latent": latent}, generator or {}, "--model_args generator"),
+        "discriminator": call(Discriminator, shared, discriminator or {}, "--model_args discriminator"),
+    }
+    made, seen = networks["generator"].image, networks["discriminator"].image
+    if made != seen or made[0] != n_channels:
+        shapes = [" x ".join(map(str, shape)) for shape in (made, seen)]
+        raise UserError(
+            f"--model_args: the generator makes images of {shapes[0]}, the discriminator takes {shapes[1]}, and "
+            f"--n_channels is {n_channels}: leave n_channels and size out, or give both networks those of the data."
+        )
+    return networks

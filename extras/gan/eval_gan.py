@@ -10,11 +10,11 @@ from torch import Tensor, nn
 from data.FashionMNIST import CLASSES
 from engine.options.parser import BoolAction, OptionParser, number, one_of
 from eval import EvaluatorBase
+from extras.gan.classifier_score import ClassifierScore
 from extras.gan.DCGAN import draw_noise
-from model.model_entry import build_judge
+from model.model_entry import build_networks
 from utils.draw import captioned_grid, save_picture
 from utils.errors import UserError
-from utils.image_metrics import ClassifierScore
 from utils.meter import AvgMeter
 from utils.metrics import Accuracy
 
@@ -49,7 +49,9 @@ class EvaluatorGAN(EvaluatorBase):
                 f"--model_type {opt.model_type} makes a single network, and a GAN has a generator and a discriminator: "
                 f"take DCGAN, or an evaluator of your own that overrides build_networks."
             )
-        return {**networks, "judge": build_judge(opt)}
+        classifier = Namespace(model_type=opt.judge_type, n_channels=opt.n_channels, n_classes=opt.n_classes)
+        judge = build_networks(classifier)["model"]
+        return {**networks, "judge": judge.requires_grad_(False)}
 
     def build_meters(self) -> dict[str, Any]:
         num_classes = self.opt.n_classes

@@ -16,10 +16,10 @@ from engine.checkpoints.file import load_file
 from engine.checkpoints.pretrained import find_weights
 from engine.checkpoints.state import set_state
 from engine.devices.process_group import share_of
+from engine.optimizers import make_optimizers
 from engine.options.parser import OptionParser, file_path, number
 from extras.gan.DCGAN import draw_noise
 from extras.gan.eval_gan import EvaluatorGAN, discriminator_loss
-from parts import make_optimizers
 from trainer import TrainerBase
 from utils.batch import count_samples
 from utils.seed import mix

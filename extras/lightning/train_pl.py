@@ -15,11 +15,10 @@ from typing import Any
 
 from callbacks.callback import Callback
 from engine.devices.device import select_devices
-from engine.options.arguments import call
 from engine.options.mappings import argument, setting
 from engine.options.parser import ExtendAction, OptionParser, file_path, plain_text, run_main
-from engine.options.plugins import is_reference, load, short_name
 from engine.options.task_program import load_class
+from engine.registry import call, is_reference, load, short_name
 from trainer import TrainerBase
 from utils.errors import UserError, nearest, shown
 

@@ -10,7 +10,7 @@ from engine.checkpoints.checkpointer import Checkpointer
 from engine.epoch_log import EpochLog
 from engine.progress import Progress
 from utils.earlystopper import EarlyStopper
-from utils.freezing import Freezing
+from utils.param_groups import Freezing
 
 
 @pytest.fixture

@@ -8,11 +8,9 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from data.data_entry import (
-    DATA_TYPES,
     PARTS,
     build_datasets,
     data_notes,
-    data_types,
     group_hashes,
     refuse_seen,
     sample_groups,
@@ -48,12 +46,6 @@ class RandomCars(Cars):
 
 
 # ---- selection -------------------------------------------------------------------------------------------------------
-def test_names_fit_the_task():
-    classification, segmentation = data_types("classification"), data_types("segmentation")
-    assert sorted(classification + segmentation) == sorted(DATA_TYPES) == sorted(data_types(None))
-    assert data_types("generation") == classification and data_types("gener") == []
-
-
 def test_sample_of_the_repository_has_three_disjoint_parts():
     datasets = build_datasets(Namespace(data_type="FashionMNISTSample", n_channels=1, n_classes=10, **SPLIT))
     names = [set(sample_names(datasets[part])) for part in PARTS]

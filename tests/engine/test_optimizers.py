@@ -1,13 +1,191 @@
-"""Networks, optimizers and schedulers that do not belong together are told, in one line."""
+"""Optimizers and schedules by the options: torch's and ours, with errors in one line."""
+
+import inspect
+import io
+from argparse import Namespace
 
 import pytest
 import torch
 from torch import nn
+from torch.optim import lr_scheduler
 from torch.optim.lr_scheduler import ConstantLR
 
-from engine.optimizers import checked_optimizers, checked_schedulers
+from engine.checkpoints.state import set_state
+from engine.optimizers import (
+    checked_optimizers,
+    checked_schedulers,
+    make_optimizers,
+    make_schedulers,
+)
+from engine.registry import OF_TORCH
 from trainer_vanilla import TrainerVanilla
 from utils.errors import UserError
+from utils.optimizer import needs_closure
+
+DEFAULTS = {
+    "optim": "adamW", "lr": 0.01, "weight_decay": 0.1, "momentum": 0.9, "optim_args": {}, "freeze": None,
+    "train_only": None, "param_lr": None, "no_decay": None, "lr_scheduler": "cosine", "scheduler_args": {},
+    "scheduler_step": "update", "n_epoch": 2, "max_updates": None, "warmup_epoch": 0.0, "warmup_multiplier": 100.0,
+    "lr_decay_epochs": None, "lr_decay_every": None, "lr_decay_rate": 0.1, "lr_min": 0.0,
+}  # fmt: skip
+
+
+# ---- optimizers of torch ---------------------------------------------------------------------------------------------
+class Weight(nn.Module):
+    """A network of one weight."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(3, 4))
+
+
+def optimizer_of(network, optim, **options):
+    opt = Namespace(**{**DEFAULTS, "optim": optim, **options})
+    return make_optimizers(opt, {"model": network})["model"]
+
+
+def make_steps(optimizer, weight, count):
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(count):
+        weight.grad = torch.randn(weight.shape, generator=generator)
+        optimizer.step()
+
+
+def trained_by(optimizer_class):
+    """Return the weight after three steps of torch's own class."""
+    weight = nn.Parameter(torch.ones(3, 4))
+    offered = {"lr": 0.01, "weight_decay": 0.1, "momentum": 0.9}
+    known = inspect.signature(optimizer_class).parameters
+    optimizer = optimizer_class([weight], **{name: value for name, value in offered.items() if name in known})
+    make_steps(optimizer, weight, 3)
+    return weight
+
+
+@pytest.mark.parametrize("name", sorted(set(OF_TORCH["optimizer"][1].split()) - {"SparseAdam"}))
+def test_every_class_of_torch_steps_and_goes_on_from_its_state(name):
+    whole, part, other = (Weight() for _ in range(3))
+    make_steps(optimizer_of(whole, name), whole.weight, 3)
+    first = optimizer_of(part, name)
+    make_steps(first, part.weight, 3)
+    second = optimizer_of(other, name)
+    other.weight.data.copy_(part.weight.data)
+    buffer = io.BytesIO()
+    torch.save(first.state_dict(), buffer)
+    buffer.seek(0)
+    set_state(second, torch.load(buffer, weights_only=True), "The state")
+    make_steps(first, part.weight, 2)
+    make_steps(second, other.weight, 2)
+    assert not torch.equal(part.weight, torch.ones(3, 4)) and torch.equal(part.weight, other.weight)
+    assert torch.equal(whole.weight, trained_by(getattr(torch.optim, name)))
+
+
+def test_the_list_of_torchs_optimizers_is_complete():
+    classes = {name: value for name, value in vars(torch.optim).items() if isinstance(value, type)}
+    optimizers = {name for name, value in classes.items() if issubclass(value, torch.optim.Optimizer)} - {"Optimizer"}
+    assert {name for name in optimizers if not needs_closure(classes[name])} == set(OF_TORCH["optimizer"][1].split())
+
+
+def test_arguments_of_the_class_win():
+    group = optimizer_of(Weight(), "adamW", optim_args={"betas": [0.8, 0.9], "lr": 5.0}).param_groups[0]
+    assert tuple(group["betas"]) == (0.8, 0.9) and group["lr"] == 5.0
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "words"),
+    [
+        ("adamW", {"betes": 1}, "AdamW takes no argument 'betes'.*did you mean 'betas'"),
+        ("adamW", {"amsgrad": "no"}, "amsgrad of AdamW is of type bool"),
+        ("Adamax", {"eps": -1}, "Adamax cannot be made.*epsilon"), ("Adamx", {}, "--optim: 'Adamx' is not.*Adamax"),
+        ("torch.optim:LBFGS", {}, "needs no arguments"),
+    ],
+)  # fmt: skip
+def test_optimizers_that_cannot_be_made_are_named(name, arguments, words):
+    with pytest.raises(UserError, match=words):
+        optimizer_of(Weight(), name, optim_args=arguments)
+
+
+# ---- schedulers of torch ---------------------------------------------------------------------------------------------
+ARGUMENTS = {
+    "StepLR": {"step_size": 3}, "MultiStepLR": {"milestones": [2, 5]}, "ExponentialLR": {"gamma": 0.9},
+    "CyclicLR": {"base_lr": 0.01, "max_lr": 0.1, "cycle_momentum": False}, "OneCycleLR": {"max_lr": 0.2},
+    "CosineAnnealingWarmRestarts": {"T_0": 4}, "CosineAnnealingLR": {"eta_min": 0.001},
+}  # fmt: skip
+
+
+def plain_optimizer():
+    return torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=0.1)
+
+
+def scheduler_of(name, updates_per_epoch=6, **options):
+    opt = Namespace(**{**DEFAULTS, "lr_scheduler": name, "scheduler_args": ARGUMENTS.get(name, {}), **options})
+    return make_schedulers(opt, {"model": plain_optimizer()}, updates_per_epoch)["model"]
+
+
+def rates_of(scheduler, num_updates):
+    """Return the learning rates that the updates are made with."""
+    rates = []
+    for _ in range(num_updates):
+        rates.append(scheduler.optimizer.param_groups[0]["lr"])
+        scheduler.optimizer.step()
+        scheduler.step()
+    return rates
+
+
+@pytest.mark.parametrize("name", OF_TORCH["scheduler"][1].split())
+def test_every_scheduler_of_torch_gives_its_rates_and_goes_on_from_its_state(name):
+    length = {"OneCycleLR": {"total_steps": 12}, "CosineAnnealingLR": {"T_max": 12}}.get(name, {})
+    theirs = getattr(lr_scheduler, name)(plain_optimizer(), **ARGUMENTS.get(name, {}), **length)
+    expected = rates_of(theirs, 12)
+    assert rates_of(scheduler_of(name), 12) == expected and len(set(expected)) > 1
+
+    first, second = scheduler_of(name), scheduler_of(name)
+    rates = rates_of(first, 5)
+    buffer = io.BytesIO()
+    torch.save((first.state_dict(), first.optimizer.state_dict()), buffer)
+    buffer.seek(0)
+    state, of_optimizer = torch.load(buffer, weights_only=True)
+    second.optimizer.load_state_dict(of_optimizer)
+    set_state(second, state, "The state")
+    assert rates + rates_of(second, 7) == expected
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "words"),
+    [
+        ("StepLR", {"warmup_epoch": 1}, "--warmup_epoch is for"), ("StepLR", {"lr_min": 0.01}, "--lr_min is for"),
+        ("StepLR", {"scheduler_args": {}}, "needs the argument step_size"),
+        ("StepLR", {"scheduler_args": {"step": 3}}, "takes no argument 'step'"),
+        ("OneCycleLR", {"scheduler_args": {"max_lr": 1, "pct_start": 3}}, "OneCycleLR cannot be made.*pct_start"),
+        ("OneCycleLR", {"scheduler_args": {"max_lr": 1, "total_steps": 4}}, "ends after 4 steps.* makes 12"),
+        ("cosine", {"scheduler_args": {"gamma": 3}}, "not for --lr_scheduler cosine"),
+        ("StepLr_", {}, "did you mean 'StepLR'"),
+        ("torch.optim.lr_scheduler:ReduceLROnPlateau", {}, "makes no LRScheduler"),
+    ],
+)  # fmt: skip
+def test_schedulers_that_cannot_be_made_are_named(name, options, words):
+    with pytest.raises(UserError, match=words):
+        scheduler_of(name, **options)
+
+
+@pytest.mark.parametrize("name", ["cosine", "StepLR"])
+def test_once_per_epoch_the_rate_stays_for_an_epoch_and_goes_on_from_inside_of_one(name):
+    def build():
+        arguments = {"scheduler_args": {"step_size": 1, "gamma": 0.5}} if name == "StepLR" else {}
+        return scheduler_of(name, updates_per_epoch=4, n_epoch=3, scheduler_step="epoch", **arguments)
+
+    rates = rates_of(build(), 12)
+    assert rates[0:4] == [0.1] * 4 and rates[4:8] == [0.05] * 4 and rates[8:] == [rates[8]] * 4 and rates[8] < 0.05
+    first, second = build(), build()
+    part = rates_of(first, 6)
+    second.optimizer.load_state_dict(first.optimizer.state_dict())
+    set_state(second, first.state_dict(), "The state")
+    assert part + rates_of(second, 6) == rates
+    with pytest.raises(UserError, match="it lacks last_epoch"):
+        broken = {name: value for name, value in first.state_dict()["scheduler"].items() if name != "last_epoch"}
+        second.load_state_dict({"num_updates": 0, "scheduler": broken})
+
+
+# ---- networks, optimizers and schedulers belong together by name -----------------------------------------------------
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ from types import ModuleType
 
 import pytest
 
-from engine.options.plugins import REGISTERED
+from engine.registry import REGISTERED
 from trainer_vanilla import TrainerVanilla
 from utils.errors import UserError
 

@@ -1,23 +1,22 @@
 """Classifiers of torchvision and timm, fitted to our images."""
 
 import sys
-from argparse import ArgumentTypeError
 from types import SimpleNamespace
 
 import pytest
 import torch
 from torch import nn
 
-from engine.options.parser import one_of
-from extras.library_models import build_library_model, fit_channels, library_model
+from engine.registry import find
+from extras.library_models import fit_channels
 from model.vanilla_model import VanillaModel
 from utils.errors import UserError
 
 
-@pytest.mark.parametrize("name", ["resnet18", "mobilenet_v3_small", "squeezenet1_1"])
+@pytest.mark.parametrize("name", ["resnet18", "squeezenet1_1"])
 @pytest.mark.parametrize("n_channels", [1, 3])
 def test_a_classifier_of_torchvision_takes_our_channels_and_classes(name, n_channels):
-    network = build_library_model("torchvision", name, n_channels, n_classes=7, size=64)
+    network = find("model", f"torchvision:{name}")(n_channels, n_classes=7)
     logits = network(torch.rand(2, n_channels, 64, 64))
     assert logits.shape == (2, 7)
     logits.sum().backward()
@@ -35,28 +34,20 @@ def test_the_first_convolution_keeps_all_but_its_channels():
     assert network[0]["stem"] is stem
 
 
-@pytest.mark.parametrize(("name", "word"), [("vit_b_16", "224"), ("alexnet", "too small")])
-def test_a_classifier_that_cannot_take_small_images_says_so(name, word):
-    with pytest.raises(UserError, match=rf"torchvision:{name} cannot take images of 28 x 28 pixels .*{word}"):
-        build_library_model("torchvision", name, 1, 10, size=28)
-
-
 @pytest.mark.parametrize(
     ("text", "word"),
-    [("torchvision:resnet19", "'resnet18'"), ("torchvision:", "no classifier ''"), ("LeNot", "LeNet"),
-     ("torchvision:raft_large", "no classifier"), ("other:resnet18", "LeNet")],
+    [("torchvision:resnet19", "'resnet18'"), ("torchvision:", "no classifier ''"),
+     ("torchvision:raft_large", "no classifier"), ("other:resnet18", "no module 'other'")],
 )  # fmt: skip
 def test_an_unknown_name_is_refused(text, word):
-    with pytest.raises(ArgumentTypeError, match=word):
-        library_model(one_of(("LeNet",)))(text)
+    with pytest.raises(UserError, match=word):
+        find("model", text)
 
 
-def test_timm_is_asked_for_only_when_it_is_named(monkeypatch):
+def test_a_missing_library_is_named_with_the_command_that_installs_it(monkeypatch):
     monkeypatch.setitem(sys.modules, "timm", None)
-    kind = library_model(one_of(("LeNet",)))
-    assert kind("LeNet") == "LeNet" and kind("torchvision:resnet18") == "torchvision:resnet18"
-    with pytest.raises(ArgumentTypeError, match=r"needs the package timm.*missing"):
-        kind("timm:resnet18")
+    with pytest.raises(UserError, match=r"needs the package timm.*pip install timm"):
+        find("model", "timm:resnet18")
 
 
 def test_timm_gets_our_channels_and_classes_and_no_weights(monkeypatch):
@@ -68,8 +59,8 @@ def test_timm_gets_our_channels_and_classes_and_no_weights(monkeypatch):
 
     stand_in = SimpleNamespace(list_models=lambda: ["mlp"], create_model=create_model)
     monkeypatch.setitem(sys.modules, "timm", stand_in)
-    network = build_library_model("timm", "mlp", 1, 4, size=28)
+    network = find("model", "timm:mlp")(1, 4)
     assert network(torch.rand(2, 1, 28, 28)).shape == (2, 4)
-    assert asked == {"name": "mlp", "pretrained": False, "in_chans": 1, "num_classes": 4}
+    assert asked == {"name": "mlp", "in_chans": 1, "num_classes": 4}  # create_model() loads no weights by default
     with pytest.raises(UserError, match="timm has no classifier 'hf-hub:evil/model'"):
-        build_library_model("timm", "hf-hub:evil/model", 1, 4)
+        find("model", "timm:hf-hub:evil/model")

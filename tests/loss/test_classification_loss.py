@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from loss.classification_loss import FocalLoss, WeightedCrossEntropy
+from loss.classification_loss import CrossEntropyLoss, FocalLoss
 from utils.errors import UserError
 
 WEIGHT = [0.0, 0.5, 2.0]
@@ -19,15 +19,15 @@ def batch():
 def test_each_class_counts_as_much_as_its_weight_says(batch):
     logits, labels = batch
     each = -logits.log_softmax(dim=1)[range(6), labels]
-    torch.testing.assert_close(WeightedCrossEntropy(3, WEIGHT)(*batch), (torch.tensor(WEIGHT)[labels] * each).mean())
-    torch.testing.assert_close(WeightedCrossEntropy(3)(*batch), F.cross_entropy(*batch))
-    torch.testing.assert_close(WeightedCrossEntropy(3, ignore_index=2)(*batch), each[labels != 2].sum() / 6)
+    torch.testing.assert_close(CrossEntropyLoss(3, WEIGHT)(*batch), (torch.tensor(WEIGHT)[labels] * each).mean())
+    assert torch.equal(CrossEntropyLoss(3)(*batch), F.cross_entropy(*batch))
+    torch.testing.assert_close(CrossEntropyLoss(3, ignore_index=2)(*batch), each[labels != 2].sum() / 6)
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.3])
 def test_it_does_not_depend_on_how_a_batch_is_cut(batch, smoothing):
     logits, labels = batch
-    criterion = WeightedCrossEntropy(3, WEIGHT, ignore_index=1, label_smoothing=smoothing)
+    criterion = CrossEntropyLoss(3, WEIGHT, ignore_index=1, label_smoothing=smoothing)
     parts = [criterion(logits[rows], labels[rows]) * len(labels[rows]) / 6 for rows in (slice(0, 1), slice(1, 6))]
     torch.testing.assert_close(sum(parts), criterion(logits, labels))
 
@@ -42,7 +42,7 @@ def test_it_does_not_depend_on_how_a_batch_is_cut(batch, smoothing):
 )  # fmt: skip
 def test_arguments_that_cannot_be_are_refused(arguments, words):
     with pytest.raises(UserError, match=words):
-        WeightedCrossEntropy(3, **arguments)
+        CrossEntropyLoss(3, **arguments)
 
 
 def test_a_focal_loss_that_would_count_what_is_sure_is_refused():

@@ -116,7 +116,7 @@ def test_the_norm_of_gradients_in_a_bucket_does_not_depend_on_their_place():
 
 def test_parts_have_limits_of_their_own_and_the_rest_stays():
     first, second, third = parameters_with([3.0, 4.0], [12.0], [1.0])
-    norm = Clipper(parts=[([first], 1.0), ([second], 20.0)])([first, second, third])
+    norm = Clipper(limits=[([first], 1.0), ([second], 20.0)])([first, second, third])
     assert norm == pytest.approx((25 + 144 + 1) ** 0.5)  # before any limit
     torch.testing.assert_close(first.grad, torch.tensor([0.6, 0.8]))
     assert second.grad.tolist() == [12.0] and third.grad.tolist() == [1.0]
@@ -124,20 +124,20 @@ def test_parts_have_limits_of_their_own_and_the_rest_stays():
 
 def test_several_of_a_part_are_limited_together_and_all_after_the_parts():
     first, second, third = parameters_with([3.0], [4.0], [1.0])
-    Clipper(1.0, parts=[([first, second], 1.0)])([first, second, third])
+    Clipper(1.0, limits=[([first, second], 1.0)])([first, second, third])
     left = torch.tensor([0.6, 0.8, 1.0])
     torch.testing.assert_close(torch.cat([first.grad, second.grad, third.grad]), left / left.norm())
 
 
 def test_parts_and_a_limit_of_values():
     first, second = parameters_with([3.0, 4.0], [12.0])
-    Clipper(0.7, "value", parts=[([first], 1.0)])([first, second])
+    Clipper(0.7, "value", limits=[([first], 1.0)])([first, second])
     torch.testing.assert_close(torch.cat([first.grad, second.grad]), torch.tensor([0.6, 0.7, 0.7]))
 
 
 def test_a_part_of_another_optimizer_or_without_gradients_is_passed_over():
     first, other = parameters_with([3.0, 4.0], [12.0])
-    assert Clipper(parts=[([other], 1.0), ([nn.Parameter(torch.zeros(1))], 1.0)])([first]) == 5.0
+    assert Clipper(limits=[([other], 1.0), ([nn.Parameter(torch.zeros(1))], 1.0)])([first]) == 5.0
     assert first.grad.tolist() == [3.0, 4.0] and other.grad.tolist() == [12.0]
 
 

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from engine.snapshot import Snapshot
-from utils.eager_optim import SGD
 from utils.lr_finder import LrCurve, describe, find_lr
+from utils.optimizer import SGD
 
 
 def quadratic(scale=1.0, start=3.0, **settings):

@@ -12,7 +12,6 @@ import torchmetrics
 
 import utils.meter
 from utils.errors import UserError
-from utils.image_metrics import PSNR, SSIM
 from utils.meter import AvgMeter, Meter, dtype_on
 from utils.metrics import Accuracy, ConfusionMatrix, Dice, IoU, MeanImageDice, PrecisionRecallF1
 
@@ -165,8 +164,6 @@ METERS = {
     "dice": (lambda: Dice(1), batches_for("one logit")),
     "iou": (lambda: IoU(3), batches_for("pixels")),
     "mean image dice": (lambda: MeanImageDice(3), batches_for("pixels")),
-    "psnr": (PSNR, batches_for("image")),
-    "ssim": (SSIM, batches_for("image")),
 }
 all_meters = pytest.mark.parametrize(("build", "batches"), METERS.values(), ids=METERS.keys())
 

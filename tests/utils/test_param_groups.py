@@ -1,12 +1,23 @@
-"""Every trained parameter is in one group, with its rate and weight decay; the schedule keeps their ratios."""
+"""Parameters by pattern: found by their plain names, each in one group with its rate, or frozen to the last bit."""
 
 import pytest
 import torch
 from torch import nn
+from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 
 from engine.checkpoints.state import get_state, set_state
+from engine.devices.wrap import checkpoint_activations
+from trainer_vanilla import TrainerVanilla
 from utils.errors import UserError
-from utils.param_groups import group_table, groups_of_networks, param_groups, parse_rate
+from utils.param_groups import (
+    Freezing,
+    group_table,
+    groups_of_networks,
+    matching_parameters,
+    named_parameters,
+    param_groups,
+    parse_rate,
+)
 from utils.scheduler import build_scheduler, learning_rates
 
 
@@ -129,3 +140,128 @@ def test_a_run_keeps_its_groups_on_resume(build, train):
 def test_without_an_option_there_is_one_group_as_ever(build):
     (group,) = build().optimizer.param_groups
     assert "name" not in group and len(group["params"]) == 6
+
+
+# ---- patterns --------------------------------------------------------------------------------------------------------
+def networks() -> dict[str, nn.Module]:
+    return {"generator": nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2)), "critic": nn.Sequential(nn.Linear(2, 1))}
+
+
+def test_a_pattern_is_for_all_networks_and_with_a_name_for_one():
+    both = networks()
+    generator, critic = both["generator"], both["critic"]
+    assert matching_parameters(both, "0.*", "--freeze") == [*generator[0].parameters(), *critic[0].parameters()]
+    assert matching_parameters(both, "critic:*", "--freeze") == [*critic.parameters()]
+    assert matching_parameters(both, "[01].weight", "--freeze") == [
+        generator[0].weight,
+        generator[1].weight,
+        critic[0].weight,
+    ]
+
+
+def test_what_wrappers_put_into_names_does_not_count():
+    network = nn.Sequential(checkpoint_wrapper(nn.Linear(2, 2)), nn.Linear(2, 2))
+    assert next(iter(network.state_dict(keep_vars=True))) == "0.weight"  # torch takes it away here, but not there:
+    assert next(name for name, _ in network.named_parameters()) == "0._checkpoint_wrapped_module.weight"
+    assert [name for name, _ in named_parameters(network)] == ["0.weight", "0.bias", "1.weight", "1.bias"]
+    assert len(matching_parameters({"model": network}, "0.*", "--freeze")) == 2
+
+
+def test_a_shared_parameter_goes_by_either_name():
+    network = nn.ModuleDict({"embed": nn.Linear(3, 3), "head": nn.Linear(3, 3)})
+    network["head"].weight = network["embed"].weight
+    for pattern in ("embed.weight", "head.weight"):
+        assert matching_parameters({"model": network}, pattern, "--freeze") == [network["embed"].weight]
+    assert len(matching_parameters({"model": network}, "*", "--freeze")) == 3
+
+
+@pytest.mark.parametrize(
+    ("pattern", "told"),
+    [("0.wieght", r"did you mean '0\.weight'.*There are 0\.weight, 0\.bias"), ("x*", "'x\\*' matches no parameter"),
+     ("discriminator:0.*", "no network 'discriminator', only generator, critic"), ("critic:1.*", "matches no")],
+)  # fmt: skip
+def test_a_pattern_that_matches_nothing_is_named_with_names_that_there_are(pattern, told):
+    with pytest.raises(UserError, match=f"--freeze .*{told}"):
+        matching_parameters(networks(), pattern, "--freeze")
+
+
+def test_of_many_names_some_are_shown():
+    network = nn.Sequential(*(nn.Linear(1, 1) for _ in range(20)))
+    with pytest.raises(UserError, match=r"3\.bias and 32 more"):
+        matching_parameters({"model": network}, "encoder*", "--freeze")
+
+
+# ---- freezing --------------------------------------------------------------------------------------------------------
+class WithNorm(TrainerVanilla):
+    """Vanilla between batch normalization: "0" of the image's pixels, "3" of the logits."""
+
+    def build_networks(self):
+        (network,) = super().build_networks().values()
+        return {"model": nn.Sequential(nn.BatchNorm2d(1), network, nn.Dropout(0.1), nn.BatchNorm1d(10))}
+
+
+def small() -> nn.Sequential:
+    body = nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3, affine=False))
+    return nn.Sequential(body, nn.BatchNorm1d(3), nn.Linear(3, 2), nn.BatchNorm1d(2, affine=False))
+
+
+def test_normalization_stays_in_eval_mode_when_it_or_what_is_around_it_is_frozen():
+    network = small()
+    freezing = Freezing({"model": network}, freeze=["0.*", "1.weight"])
+    freezing.set_train_mode({"model": network})
+    assert freezing.in_eval_mode == {"model": ["0.1"]}
+    assert [m.training for m in (network[0][0], network[0][1], network[1], network[3])] == [True, False, True, True]
+    freezing = Freezing({"model": network}, freeze=["1.bias"])
+    assert freezing.in_eval_mode == {"model": ["0.1", "1"]}
+
+
+def test_it_is_found_again_in_networks_that_were_wrapped_or_exchanged():
+    network = checkpoint_activations(small())
+    freezing = Freezing({"model": network}, freeze=["0.*"])
+    network.eval()
+    freezing.set_train_mode({"model": nn.SyncBatchNorm.convert_sync_batchnorm(network)})
+    kinds = [(type(m).__name__, m.training) for m in network.modules() if isinstance(m, nn.SyncBatchNorm)]
+    assert kinds == [("SyncBatchNorm", False), ("SyncBatchNorm", True), ("SyncBatchNorm", True)]
+    assert "in eval mode stay 0.1" in freezing.note({"model": network})
+
+
+def test_train_only_freezes_the_rest_and_freeze_takes_of_it():
+    network = small()
+    Freezing({"model": network}, train_only=["2.*", "1.*"], freeze=["1.bias"])
+    trained = [name for name, parameter in network.named_parameters() if parameter.requires_grad]
+    assert trained == ["1.weight", "2.weight", "2.bias"]
+
+
+def test_without_patterns_nothing_is_touched_not_even_what_a_task_has_frozen():
+    network = small()
+    network[0].requires_grad_(False)
+    freezing = Freezing({"model": network})
+    freezing.set_train_mode({"model": network})
+    assert all(module.training for module in network.modules()) and freezing.note({"model": network}) == ""
+
+
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [({"freeze": ["*"]}, r"--freeze \*: nothing is left"),
+     ({"freeze": ["2.*"], "train_only": ["2.*"]}, "and --train_only"),
+     ({"train_only": ["a:*"]}, "in the network 'b'"), ({"train_only": ["nothing"]}, "matches no parameter")],
+)  # fmt: skip
+def test_when_nothing_is_left_to_be_trained_that_is_an_error(settings, told):
+    names = ("a", "b") if "'b'" in told else ("model",)
+    with pytest.raises(UserError, match=told):
+        Freezing({name: small() for name in names}, **settings)
+
+
+def test_a_run_leaves_what_is_frozen_as_it_was_and_out_of_the_optimizer(train, build, weights):
+    flags = ("--freeze", "0.*", "1.layers.0.*", "--optim", "sgd", "--weight_decay", 0.1)
+    before, trainer = weights(build(*flags, task=WithNorm)), train(*flags, task=WithNorm)
+    after = weights(trainer)
+    same = [name for name in before if torch.equal(before[name], after[name])]
+    assert same == [*(f"0.{name}" for name in ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")),
+                    "1.layers.0.weight", "1.layers.0.bias"]  # fmt: skip
+    assert sum(len(group["params"]) for group in trainer.optimizer.param_groups) == 6
+
+
+def test_if_it_were_trained_its_statistics_would_move(train, build, weights):
+    before, after = weights(build(task=WithNorm)), weights(train(task=WithNorm))
+    assert not torch.equal(before["0.running_mean"], after["0.running_mean"])

@@ -9,10 +9,8 @@ import torch
 from torch import nn
 from torch.optim import lr_scheduler as torch_schedulers
 
-from engine.checkpoints.state import set_state
-from utils import scheduler as own_schedulers
 from utils.errors import UserError
-from utils.scheduler import SCHEDULERS, OncePerEpoch, Plan, build_scheduler, lr_factor
+from utils.scheduler import SCHEDULERS, Plan, build_scheduler, lr_factor
 
 AWKWARD = [1, 7, 94, 938]  # updates per epoch
 
@@ -217,77 +215,3 @@ def test_option_out_of_range_is_refused(option, value):
 def test_decays_without_the_step_schedule_are_an_error_and_not_ignored(options):
     with pytest.raises(UserError, match="lr_scheduler=step, not to cosine"):
         rates_of("cosine", 2, 5, **options)
-
-
-# ---- the schedules of torch ------------------------------------------------------------------------------------------
-ARGUMENTS = {
-    "StepLR": {"step_size": 3}, "MultiStepLR": {"milestones": [2, 5]}, "ExponentialLR": {"gamma": 0.9},
-    "CyclicLR": {"base_lr": 0.01, "max_lr": 0.1, "cycle_momentum": False}, "OneCycleLR": {"max_lr": 0.2},
-    "CosineAnnealingWarmRestarts": {"T_0": 4}, "CosineAnnealingLR": {"eta_min": 0.001},
-}  # fmt: skip
-
-
-def of_torch(name, optimizer=None, **arguments):
-    return build_scheduler(
-        optimizer or build_optimizer(), name, num_epochs=2, updates_per_epoch=6,
-        scheduler_args={**ARGUMENTS.get(name, {}), **arguments},
-    )  # fmt: skip
-
-
-@pytest.mark.parametrize("name", own_schedulers.torch_schedulers())
-def test_every_class_of_torch_gives_its_rates_and_goes_on_from_its_state(name):
-    given = {"OneCycleLR": {"total_steps": 12}, "CosineAnnealingLR": {"T_max": 12}}.get(name, {})
-    expected = run(getattr(torch_schedulers, name)(build_optimizer(), **ARGUMENTS.get(name, {}), **given), 12)
-    assert run(of_torch(name), 12) == expected and len(set(expected)) > 1
-
-    first, second = of_torch(name), of_torch(name)
-    rates = run(first, 5)
-    buffer = io.BytesIO()
-    torch.save((first.state_dict(), first.optimizer.state_dict()), buffer)
-    buffer.seek(0)
-    state, of_optimizer = torch.load(buffer, weights_only=True)
-    second.optimizer.load_state_dict(of_optimizer)
-    set_state(second, state, "The state")
-    assert rates + run(second, 7) == expected
-
-
-def test_the_schedules_of_torch_that_need_more_than_text_are_left_out():
-    assert not set(own_schedulers.torch_schedulers()) & {"LambdaLR", "ReduceLROnPlateau", "SequentialLR", "LRScheduler"}
-    with pytest.raises(UserError, match=r"unknown .*did you mean 'StepLR'"):
-        of_torch("StepLr_")
-    with pytest.raises(UserError, match="makes no LRScheduler"):
-        of_torch("torch.optim.lr_scheduler:ReduceLROnPlateau")
-
-
-@pytest.mark.parametrize(
-    ("name", "options", "words"),
-    [
-        ("StepLR", {"warmup_epoch": 1}, "warmup_epoch belongs to"), ("StepLR", {"lr_min": 0.01}, "lr_min belongs to"),
-        ("StepLR", {"scheduler_args": {}}, "needs the argument step_size"),
-        ("StepLR", {"scheduler_args": {"step": 3}}, "takes no argument 'step'"),
-        ("OneCycleLR", {"scheduler_args": {"max_lr": 1, "pct_start": 3}}, "OneCycleLR cannot be made.*pct_start"),
-        ("cosine", {"scheduler_args": {"gamma": 3}}, "not for lr_scheduler=cosine"),
-    ],
-)  # fmt: skip
-def test_arguments_of_a_schedule_that_do_not_fit_are_told(name, options, words):
-    with pytest.raises(UserError, match=words):
-        build_scheduler(build_optimizer(), name, num_epochs=1, updates_per_epoch=3, **options)
-
-
-@pytest.mark.parametrize("name", ["cosine", "StepLR"])
-def test_once_per_epoch_the_rate_stays_for_an_epoch_and_goes_on_from_inside_of_one(name):
-    def build():
-        arguments = {"scheduler_args": {"step_size": 1, "gamma": 0.5}} if name == "StepLR" else {}
-        scheduler = build_scheduler(build_optimizer(), name, num_epochs=3, updates_per_epoch=1, **arguments)
-        return OncePerEpoch(scheduler, updates_per_epoch=4)
-
-    rates = run(build(), 12)
-    assert rates[0:4] == [0.1] * 4 and rates[4:8] == [0.05] * 4 and rates[8:] == [rates[8]] * 4 and rates[8] < 0.05
-    first, second = build(), build()
-    part = run(first, 6)
-    second.optimizer.load_state_dict(first.optimizer.state_dict())
-    set_state(second, first.state_dict(), "The state")
-    assert part + run(second, 6) == rates
-    with pytest.raises(UserError, match="it lacks last_epoch"):
-        broken = {name: value for name, value in first.state_dict()["scheduler"].items() if name != "last_epoch"}
-        second.load_state_dict({"num_updates": 0, "scheduler": broken})

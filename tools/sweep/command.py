@@ -27,8 +27,8 @@ from engine.options.parser import (
     number,
     run_main,
 )
-from engine.options.plugins import is_reference, reference_in
 from engine.options.task_program import load_class
+from engine.registry import is_reference, reference_in
 from engine.runs.lock import DirectoryLock, is_locked
 from tools.sweep.plan import (
     MAX_TRIALS,

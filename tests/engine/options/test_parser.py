@@ -12,7 +12,6 @@ from pathlib import Path
 import pytest
 import yaml
 
-from data.data_entry import data_types
 from engine.options.files import read_options
 from engine.options.parser import (
     NOT_SAVED,
@@ -33,14 +32,11 @@ from engine.options.parser import (
     run_main,
     saved_options,
 )
-from loss.loss_entry import loss_types
-from model.model_entry import model_types
+from engine.registry import names
 from trainer_seg_on_carvana import TrainerSeg
 from trainer_vanilla import TrainerVanilla
 from utils.errors import UserError
 from utils.files import write_json
-from utils.optimizer import OPTIMIZERS
-from utils.scheduler import SCHEDULERS
 
 DEFAULTS = {
     "lr": 1e-3, "seed": None, "batch_size": 64, "viz": True, "debug": False, "optim": "adamW", "decay": None,
@@ -432,7 +428,7 @@ CANDIDATES = (
     *("json", '{"a": 1}', "callbacks.callback:Callback", "epoch"),
     *("7", "64", "90s", "skip", "cpu", "0.5", "1.5", "bf16", "value", "min", "max", "dp", "padding", "transposed"),
     *("sharded", "kaiming", "csv", "f1", "iou", "bias=1e-3"),
-    *(*OPTIMIZERS, *SCHEDULERS, *data_types(None), *model_types(None), *loss_types(None)),
+    *(name for kind in ("optimizer", "scheduler", "data", "model", "loss") for name in names(kind)),
 )
 
 

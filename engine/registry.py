@@ -1,0 +1,470 @@
+"""One registry for everything that an option names: data, networks, losses, optimizers, metrics, callbacks, ...
+
+A name is one of the template's own (`BUILT_INS`), one that is registered with a decorator, or ``MODULE:NAME``:
+
+    @register_model("mynet")        # in my_module.py; then --import my_module --model_type mynet
+    class MyNet(nn.Module): ...
+
+Nothing is imported until it is made, so that a parser can list all names without torch. User code is imported only
+because a person has named it, on the command line, in an option file or in the task. A checkpoint alone cannot name it,
+see `unrepeated`.
+"""
+
+import importlib
+import inspect
+import json
+import re
+import shlex
+import sys
+import traceback
+from argparse import ArgumentTypeError
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from utils.errors import UserError, nearest, shown
+
+# Each kind with the option that selects a component, and the option with its arguments.
+KINDS = {
+    "data": ("data_type", "data_args"),
+    "model": ("model_type", "model_args"),
+    "loss": ("loss_type", "loss_args"),
+    "optimizer": ("optim", "optim_args"),
+    "scheduler": ("lr_scheduler", "scheduler_args"),
+    "metric": ("metrics", "metric_args"),
+    "callback": ("callbacks", None),
+    "logger": ("logger", None),
+}
+
+# To add a component to the template: write it in a file of its own, and name it here with the tasks that it is for.
+# Without a task, it is for all of them.
+BUILT_INS: dict[str, dict[str, tuple[str, ...]]] = {
+    "data": {
+        "FashionMNISTSample": ("data.FashionMNIST:build_fashion_mnist_sample", "classification", "generation"),
+        "FashionMNIST": ("data.FashionMNIST:build_fashion_mnist", "classification", "generation"),
+        "Carvana": ("data.Carvana:build_carvana", "segmentation"),
+        "CarvanaShards": ("extras.shards.dataset:build_carvana_shards", "segmentation"),
+        "MultiImage": ("extras.multi_image:build_multi_image", "segmentation"),
+    },
+    "model": {
+        "Vanilla": ("model.vanilla_model:VanillaModel", "classification"),
+        "LeNet": ("model.LeNet:LeNet", "classification"),
+        "ResNet18": ("model.ResNet:ResNet18", "classification"),
+        "UNet": ("model.UNet:UNet", "segmentation"),
+        "UNetpp": ("model.UNetpp:UNetpp", "segmentation"),
+        "DCGAN": ("extras.gan.DCGAN:build_dcgan", "generation"),
+    },
+    "loss": {
+        "CE": ("loss.classification_loss:CrossEntropyLoss", "classification"),
+        "Focal": ("loss.classification_loss:FocalLoss", "classification"),
+        "Brier": ("loss.classification_loss:BrierLoss", "classification"),
+        "CEDice": ("loss.dice_loss:CEDiceLoss", "segmentation"),
+        "PixelCE": ("loss.dice_loss:PixelCELoss", "segmentation"),
+        "Dice": ("loss.dice_loss:DiceLoss", "segmentation"),
+        "BCE": ("torch.nn:BCEWithLogitsLoss", "generation"),  # Goodfellow et al., NeurIPS 2014
+        "LeastSquares": ("torch.nn:MSELoss", "generation"),  # Mao et al., ICCV 2017
+    },
+    "optimizer": {
+        "adam": ("utils.optimizer:Adam",),
+        "adamW": ("utils.optimizer:AdamW",),
+        "nadam": ("utils.optimizer:NAdam",),
+        "radam": ("utils.optimizer:RAdam",),
+        "sgd": ("utils.optimizer:SGD",),
+        "nesterov": ("utils.optimizer:Nesterov",),
+        "rmsprop": ("utils.optimizer:RMSprop",),
+        "adagrad": ("utils.optimizer:Adagrad",),
+    },
+    "scheduler": {
+        name: (f"utils.scheduler:{name}",) for name in ("constant", "step", "cosine", "linear", "exponential")
+    },
+    "metric": {
+        "accuracy": ("utils.metrics:Accuracy", "classification"),
+        "precision": ("utils.metrics:Precision", "classification"),
+        "recall": ("utils.metrics:Recall", "classification"),
+        "f1": ("utils.metrics:F1", "classification"),
+        "dice": ("utils.metrics:Dice", "segmentation"),
+        "iou": ("utils.metrics:IoU", "segmentation"),
+        "mean_image_dice": ("utils.metrics:MeanImageDice", "segmentation"),
+    },
+    "callback": {},
+    "logger": {
+        "tensorboard": ("callbacks.tensorboard:TensorBoard",),
+        "csv": ("callbacks.csv_logger:CSVLogger",),
+        "wandb": ("callbacks.wandb_logger:WandB",),
+    },
+}  # fmt: skip
+
+# Names of torch that need no module before them. Optimizers whose step needs a closure are left out: the loop gives
+# none. So are schedulers that take functions, other schedulers or a metric.
+OF_TORCH = {
+    "optimizer": ("torch.optim", "ASGD Adadelta Adafactor Adagrad Adam AdamW Adamax Muon NAdam RAdam RMSprop Rprop SGD "
+                  "SparseAdam"),
+    "scheduler": ("torch.optim.lr_scheduler", "ConstantLR CosineAnnealingLR CosineAnnealingWarmRestarts CyclicLR "
+                  "ExponentialLR LinearLR MultiStepLR OneCycleLR PolynomialLR StepLR"),
+}  # fmt: skip
+LIBRARIES = {"torchvision": "extras.library_models:from_torchvision", "timm": "extras.library_models:from_timm"}
+TRUSTED = ("torchmetrics",)  # a checkpoint may name its metrics
+
+MODULE = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*")
+REFERENCE = re.compile(rf"(?P<module>{MODULE.pattern}):(?P<name>[^\W\d]\w*)")
+NAMED = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+BAD_VALUES = (TypeError, ValueError, LookupError, ArithmeticError, RuntimeError, AttributeError)
+PLAIN = {"int": (int,), "float": (int, float), "bool": (bool,), "str": (str,)}  # the types of values, by annotation
+REGISTERED: dict[str, dict[str, Callable]] = {kind: {} for kind in KINDS}
+
+
+# ---- names -----------------------------------------------------------------------------------------------------------
+def names(kind: str, task: str | None = None) -> list[str]:
+    """Return the names of a kind that fit a task (all of them for None), registered ones last.
+
+    >>> names("model", "segmentation")
+    ['UNet', 'UNetpp']
+    """
+    fitting = [name for name, (_, *tasks) in BUILT_INS[kind].items() if not (task and tasks) or task in tasks]
+    return [*fitting, *REGISTERED[kind]]
+
+
+def is_reference(text: Any) -> bool:
+    """Whether a text is ``MODULE:NAME``.
+
+    >>> is_reference("my_package.nets:MyNet"), is_reference("ce:0.5"), is_reference("torchvision:resnet18")
+    (True, False, False)
+    """
+    match = REFERENCE.fullmatch(text) if isinstance(text, str) and len(text) <= 200 else None
+    return bool(match) and match["module"] not in LIBRARIES
+
+
+def reference_in(text: Any) -> str | None:
+    """Return the ``MODULE:NAME`` that a text is, or begins with: a loss may have a weight behind it.
+
+    >>> reference_in("my_losses:Focal:0.5"), reference_in("my_losses:Focal"), reference_in("Dice:0.5")
+    ('my_losses:Focal', 'my_losses:Focal', None)
+    """
+    first = ":".join(text.split(":")[:2]) if isinstance(text, str) else None
+    return first if is_reference(first) else None
+
+
+def short_name(text: str) -> str:
+    """Return the part behind the colon, for the names of files and values."""
+    return text.rpartition(":")[2]
+
+
+def module_name(text: str) -> str:
+    """An argparse type for the name of a module."""
+    if not MODULE.fullmatch(text) or len(text) > 200:
+        raise ArgumentTypeError(f"{shown(text)} is not the name of a module, such as my_package.my_module")
+    return text
+
+
+def name_type(kind: str, task: str | None = None) -> Callable[[str], str]:
+    """Return an argparse type for the name of a component."""
+    known = names(kind, task)
+    of_torch = OF_TORCH[kind][1].split() if kind in OF_TORCH else []
+    libraries = [f"{library}:NAME" for library in LIBRARIES if kind == "model" and task == "classification"]
+
+    def convert(text: str) -> str:
+        is_of_library = f"{text.partition(':')[0]}:NAME" in libraries
+        if text not in known and text not in of_torch and not is_of_library and not is_reference(text):
+            ways = [*libraries, "MODULE:NAME of your own"]
+            if of_torch:
+                ways.insert(0, f"of {OF_TORCH[kind][0]}: {', '.join(of_torch)}")
+            if known:
+                ways.insert(0, f"one of {', '.join(known)}")
+            raise ArgumentTypeError(f"{shown(text)} is not {'; or '.join(ways)}{nearest(text[:60], of_torch + known)}")
+        return text
+
+    return convert
+
+
+# ---- register --------------------------------------------------------------------------------------------------------
+def register(kind: str, name: str) -> Callable:
+    """Return a decorator that makes `name` a choice of the option that selects a `kind`.
+
+    Raises:
+        ValueError: when the name has other letters than a name may have, or belongs to another component.
+    """
+    if not re.fullmatch(r"\w[\w.-]*", name) or len(name) > 100:
+        raise ValueError(f"register_{kind}({name!r}): a name has letters, digits, _ . and -, at most 100")
+    if name in BUILT_INS[kind]:
+        raise ValueError(f"register_{kind}({name!r}): the template has a {kind} of this name, choose another")
+
+    def decorate(component: Callable) -> Callable:
+        before = REGISTERED[kind].get(name, component)
+        if (before.__module__, before.__qualname__) != (component.__module__, component.__qualname__):
+            raise ValueError(f"register_{kind}({name!r}): {before.__module__}.{before.__qualname__} has this name")
+        REGISTERED[kind][name] = component
+        return component
+
+    return decorate
+
+
+register_data = partial(register, "data")  # a function that returns all parts, or a Dataset that takes `part`
+register_model = partial(register, "model")
+register_loss = partial(register, "loss")
+register_optimizer = partial(register, "optimizer")
+register_scheduler = partial(register, "scheduler")
+register_metric = partial(register, "metric")
+register_callback = partial(register, "callback")
+register_logger = partial(register, "logger")
+
+
+# ---- import ----------------------------------------------------------------------------------------------------------
+def import_module(name: str, source: str) -> Any:
+    """Import a module from the Python path, then from the current directory.
+
+    Args:
+        name: the module.
+        source: the option that names it, for messages.
+
+    Raises:
+        UserError: when there is none, or importing it raises.
+    """
+    if (here := str(Path.cwd())) not in sys.path:
+        sys.path.append(here)  # last, so that no file here replaces a package
+    try:
+        return importlib.import_module(name)
+    except UserError:
+        raise
+    except Exception as error:
+        missing = error.name if isinstance(error, ModuleNotFoundError) else None
+        package = name.partition(".")[0]
+        if missing == package and package in (*LIBRARIES, *TRUSTED):
+            raise UserError(f"{source} needs the package {package}, which is missing: pip install {package}") from None
+        if missing and f"{name}.".startswith(f"{missing}."):
+            raise UserError(f"{source}: there is no module {missing!r} on the Python path or in {here}.") from None
+        raise UserError(f"{source}: the module {name} cannot be imported: {error_line(error)}") from error
+
+
+def load(reference: str, option: str) -> Callable:
+    """Import the class or function that a ``MODULE:NAME`` names; UserError when there is none."""
+    match, source = REFERENCE.fullmatch(reference), f"--{option} {reference}"
+    module = import_module(match["module"], source)
+    if not hasattr(module, match["name"]):
+        known = [name for name, value in vars(module).items() if callable(value) and not name.startswith("_")]
+        listed = f"; it has {', '.join(known[:20])}" if known else ""
+        hint = nearest(match["name"], known)
+        raise UserError(f"{source}: the module {module.__name__} has no {match['name']!r}{hint}{listed}.")
+    component = getattr(module, match["name"])
+    if not callable(component):
+        raise UserError(f"{source} is neither a class nor a function, but of type {type(component).__name__}.")
+    return component
+
+
+def find(kind: str, name: str) -> Callable:
+    """Import the class or function that a name of `kind` stands for; UserError when there is none."""
+    option = KINDS[kind][0]
+    if name in REGISTERED[kind]:
+        return REGISTERED[kind][name]
+    if name in BUILT_INS[kind]:
+        return load(BUILT_INS[kind][name][0], option)
+    library, _, rest = name.partition(":")
+    if kind == "model" and library in LIBRARIES:
+        return load(LIBRARIES[library], option)(rest)
+    try:
+        name_type(kind)(name)
+    except ArgumentTypeError as error:
+        raise UserError(f"--{option}: {error}") from None
+    return load(name if is_reference(name) else f"{OF_TORCH[kind][0]}:{name}", option)
+
+
+def is_user_code(kind: str, name: Any) -> bool:
+    """Whether a name stands for code outside of the template, which a checkpoint must not name alone."""
+    reference = reference_in(name)
+    return bool(reference) and reference.partition(":")[0].partition(".")[0] not in TRUSTED
+
+
+def load_all(values: Mapping[str, Any]) -> None:
+    """Import everything that resolved options name as ``MODULE:NAME``, so that errors come before a run is made."""
+    for kind, (option, _) in KINDS.items():
+        for reference in filter(None, map(reference_in, as_list(values.get(option)))):
+            find(kind, reference)
+
+
+# ---- make ------------------------------------------------------------------------------------------------------------
+def make(kind: str, spec: str | Mapping[str, Any], offered: Mapping[str, Any] | None = None, option: str = "") -> Any:
+    """Make a component from ``{"name": ..., "args": {...}}``, for components that are made of others.
+
+    A class that takes another component as an argument gets its mapping, and makes it with this function:
+
+    >>> from torch import nn
+    >>> class Halved(nn.Module):
+    ...     def __init__(self, inner):
+    ...         super().__init__()
+    ...         self.inner = make("loss", inner)
+    ...     def forward(self, outputs, targets):
+    ...         return self.inner(outputs, targets) / 2
+    >>> _ = register_loss("halved")(Halved)
+    >>> make("loss", {"name": "halved", "args": {"inner": {"name": "Focal", "args": {"gamma": 1.0}}}}).inner.gamma
+    1.0
+
+    Args:
+        kind: a key of `KINDS`.
+        spec: the mapping, of which "args" may be left out; or the name alone.
+        offered: further arguments, of which the component gets those that it names.
+        option: the option of the arguments, for messages; by default that of the kind.
+
+    Raises:
+        UserError: when the name is unknown, or the component cannot be made with its arguments.
+    """
+    spec = {"name": spec} if isinstance(spec, str) else spec
+    arguments = spec.get("args", {}) if isinstance(spec, Mapping) else None
+    if not isinstance(arguments, Mapping) or not isinstance(spec.get("name"), str) or set(spec) - {"name", "args"}:
+        raise UserError(f'A {kind} is given as {{"name": ..., "args": {{...}}}}, not as {shown(json.dumps(spec))}.')
+    option = option or f"--{KINDS[kind][1] or KINDS[kind][0]}"
+    return call(find(kind, spec["name"]), offered or {}, arguments, option)
+
+
+def parameters_of(component: Callable) -> dict[str, inspect.Parameter]:
+    """Return the parameters of a class or function that can be given by name; UserError when it does not tell them."""
+    try:
+        parameters = inspect.signature(component).parameters
+    except (TypeError, ValueError):
+        raise UserError(f"{name_of(component)} does not say what it takes: wrap it in a function.") from None
+    return {name: parameter for name, parameter in parameters.items() if parameter.kind in NAMED}
+
+
+def taken(component: Callable, offered: Mapping[str, Any]) -> dict[str, Any]:
+    """Return those of `offered` that a class or function names among its parameters; ``**kwargs`` takes none of them.
+
+    >>> taken(lambda width, **more: None, {"width": 64, "depth": 3})
+    {'width': 64}
+    """
+    return {name: value for name, value in offered.items() if name in parameters_of(component)}
+
+
+def call(
+    component: Callable,
+    offered: Mapping[str, Any],
+    arguments: Mapping[str, Any],
+    option: str,
+    first: Sequence[Any] = (),
+) -> Any:
+    """Call a class or function, with errors in one line that names the option.
+
+    Args:
+        component: the class or function.
+        offered: arguments of the template, of which it gets those that it names.
+        arguments: those that a person has given by `option`; they win over `offered`.
+        option: for messages.
+        first: positional arguments.
+
+    Raises:
+        UserError: when it does not take one of the arguments, needs another, or raises because of a value.
+    """
+    parameters = dict(list(parameters_of(component).items())[len(first) :])
+    takes_all = any(p.kind is p.VAR_KEYWORD for p in inspect.signature(component).parameters.values())
+    for name, value in arguments.items():
+        if name in parameters:
+            check_type(component, parameters[name], value, option)
+        elif not takes_all:
+            raise UserError(
+                f"{option}: {name_of(component)} takes no argument {shown(name)}{nearest(name[:60], parameters)}; "
+                f"it takes {', '.join(parameters) or 'none'}."
+            )
+    given = {name: value for name, value in offered.items() if name in parameters} | dict(arguments)
+    needed = [name for name, p in parameters.items() if p.default is p.empty and name not in given]
+    if needed:
+        raise UserError(f"{name_of(component)} needs the argument {', '.join(needed)}: give it by {option}.")
+    try:
+        return component(*first, **given)
+    except UserError:
+        raise
+    except BAD_VALUES as error:
+        values = f" with {option} {shown(json.dumps(dict(arguments), default=str))}" if arguments else ""
+        raise UserError(f"{name_of(component)} cannot be made{values}: {error_line(error)}") from error
+
+
+def check_type(component: Callable, parameter: inspect.Parameter, value: Any, option: str) -> None:
+    """Raise UserError when a parameter is annotated with a plain type and the value has another one."""
+    annotation = getattr(parameter.annotation, "__name__", parameter.annotation)  # the text "int" is one, too
+    is_none = value is None and parameter.default is None
+    if annotation in PLAIN and type(value) not in PLAIN[annotation] and not is_none:
+        given = shown(json.dumps(value))
+        raise UserError(f"{option}: {parameter.name} of {name_of(component)} is of type {annotation}, not {given}.")
+
+
+def split_arguments(arguments: Mapping[str, Any], parts: Iterable[str], option: str, kind: str) -> dict[str, dict]:
+    """Return the arguments of each of several components, from a mapping with a mapping for each.
+
+    >>> split_arguments({"Dice": {"smooth": 2}}, ["CE", "Dice"], "--loss_args", "loss")
+    {'CE': {}, 'Dice': {'smooth': 2}}
+    """
+    known = list(parts)
+    for name, own in arguments.items():
+        if name not in known:
+            raise UserError(
+                f"{option}: there is no {kind} {shown(name)}{nearest(name[:60], known)}; there are {', '.join(known)}, "
+                f'each with its own arguments, as {{"{known[0]}": {{...}}}}.'
+            )
+        if not isinstance(own, dict):
+            raise UserError(
+                f"{option}: {name} takes a mapping of its arguments, as {{{json.dumps(name)}: {{...}}}}, not "
+                f"{shown(json.dumps(own))}."
+            )
+    return {name: dict(arguments.get(name, {})) for name in known}
+
+
+def name_of(component: Callable) -> str:
+    return getattr(component, "__name__", None) or type(component).__name__
+
+
+def error_line(error: BaseException) -> str:
+    """Return an exception in one line, with the file and line that raised it."""
+    frame = traceback.extract_tb(error.__traceback__)[-1]
+    text = " ".join(str(error).split())[:300]
+    return f"{type(error).__name__}: {text} ({frame.filename}:{frame.lineno})"
+
+
+# ---- code that a checkpoint names ------------------------------------------------------------------------------------
+def as_list(value: Any) -> list:
+    return list(value) if isinstance(value, (list, tuple)) else [value]
+
+
+def texts_in(value: Any) -> Iterator[str]:
+    """Yield the texts in nested lists and mappings."""
+    if isinstance(value, str):
+        yield value
+    for entry in value.values() if isinstance(value, dict) else value if isinstance(value, (list, tuple)) else ():
+        yield from texts_in(entry)
+
+
+def unrepeated(saved: Mapping[str, Any], own: Mapping[str, Any], asked: Iterable[str], is_foreign: bool) -> list[str]:
+    """Return the flags that a person must repeat, because a checkpoint names user code in them and nobody else does.
+
+    Args:
+        saved: the options of the checkpoint.
+        own: the options without it.
+        asked: the names of the options that the command line and the option files give.
+        is_foreign: whether the checkpoint is outside of its run's directory. Then the arguments of user code must be
+            repeated as well, because one may be a path to write to.
+    """
+    flags: list[str] = []
+
+    def repeat(option: str) -> None:
+        if option in saved and option not in asked and saved[option] != own.get(option):
+            value = saved[option]
+            texts = [json.dumps(value)] if isinstance(value, dict) else map(str, as_list(value))
+            flags.append(" ".join([f"--{option}", *map(shlex.quote, texts)]))
+
+    if saved.get("import"):
+        repeat("import")
+    for kind, (option, arguments) in KINDS.items():
+        if any(is_user_code(kind, text) for text in as_list(saved.get(option))):
+            repeat(option)
+        if not arguments or not saved.get(arguments):
+            continue
+        final = as_list(own.get(option) if option in asked else saved.get(option))
+        is_users = any(reference_in(text) or text in REGISTERED[kind] for text in texts_in(final))
+        if (is_foreign and is_users) or any(map(reference_in, texts_in(saved[arguments]))):
+            repeat(arguments)
+    return flags
+
+
+def refuse_unrepeated(flags: Sequence[str], path: str | Path) -> None:
+    """Raise UserError when `unrepeated` has found something."""
+    if flags:
+        raise UserError(
+            f"The checkpoint {path} names user code, which is imported only when you name it yourself. "
+            f"If you trust it, repeat: {' '.join(flags)[:500]}"
+        )
