@@ -83,11 +83,7 @@ def build_datasets(opt: Namespace) -> dict[str, Dataset]:
     if opt.data_type in ("FashionMNIST", "FashionMNISTSample"):
         from data.FashionMNIST import build_fashion_mnist, build_fashion_mnist_sample
 
-        if opt.n_channels != 1 or opt.n_classes < 10:
-            raise UserError(
-                f"{opt.data_type} has 1 channel and 10 classes, which --n_channels {opt.n_channels} --n_classes "
-                f"{opt.n_classes} does not fit."
-            )
+        split |= {"n_channels": opt.n_channels, "n_classes": opt.n_classes}
         if opt.data_type == "FashionMNIST":
             return build(build_fashion_mnist, {"data_dir": opt.data_dir, **split})
         return build(build_fashion_mnist_sample, split)

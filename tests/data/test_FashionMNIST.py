@@ -1,17 +1,10 @@
 """Reading, finding, downloading and cutting FashionMNIST, on made-up files and on the sample."""
 
-import errno
 import gzip
-import hashlib
 import http.client
-import multiprocessing
-import os
 import pickle
 import socket
 import struct
-import threading
-import time
-import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +16,7 @@ from torch.utils.data import DataLoader
 from data import FashionMNIST as module
 from data.FashionMNIST import (
     CLASSES,
+    FILES,
     SAMPLE_DIR,
     FashionMNIST,
     already_batched,
@@ -33,7 +27,7 @@ from data.FashionMNIST import (
 )
 from utils.errors import UserError
 
-TRAIN_IMAGES, TRAIN_LABELS, TEST_IMAGES, TEST_LABELS = module.SHA256
+TRAIN_IMAGES, TRAIN_LABELS, TEST_IMAGES, TEST_LABELS = FILES
 
 
 def idx(array):
@@ -53,11 +47,8 @@ def made_up_contents(num_train=200, num_test=50):
 
 
 @pytest.fixture
-def contents(monkeypatch):
-    """Made-up files that count as the original ones."""
-    contents = made_up_contents()
-    monkeypatch.setattr(module, "SHA256", {name: hashlib.sha256(data).hexdigest() for name, data in contents.items()})
-    return contents
+def contents():
+    return made_up_contents()
 
 
 def put(directory, contents, is_gzip=False):
@@ -73,9 +64,8 @@ def put(directory, contents, is_gzip=False):
 @pytest.mark.parametrize("shape", [(7,), (2, 28, 28), (2, 3, 4, 5)])
 def test_read_idx_gives_what_was_written_plain_or_gzipped(tmp_path, shape):
     array = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
-    for name, data in (("plain", idx(array)), ("packed.gz", gzip.compress(idx(array)))):
-        (tmp_path / name).write_bytes(data)
-        (tmp_path / f"{name}.misnamed").write_bytes(data)
+    (tmp_path / "plain").write_bytes(idx(array))
+    (tmp_path / "packed.misnamed").write_bytes(gzip.compress(idx(array)))
     for path in tmp_path.iterdir():
         tensor = read_idx(path)
         assert tensor.dtype == torch.uint8
@@ -85,30 +75,27 @@ def test_read_idx_gives_what_was_written_plain_or_gzipped(tmp_path, shape):
 GOOD = idx(np.zeros((3, 28, 28), np.uint8))
 PACKED = gzip.compress(idx(np.random.default_rng(0).integers(0, 256, (3, 28, 28), dtype=np.uint8)))
 BAD_FILES = {
-    "empty": (b"", "is empty"),
-    "empty inside the gzip": (gzip.compress(b""), "is empty"),
-    "picture": (b"\x89PNG\r\n\x1a\n" + bytes(40), "not an IDX file"),
-    "web page": (b"<!DOCTYPE html><html>", "not an IDX file"),
-    "floats": (b"\0\0\x0d\x01" + struct.pack(">If", 1, 1.0), "not an IDX file"),
-    "no dimension": (b"\0\0\x08\0", "not an IDX file"),
-    "ends in the header": (GOOD[:10], "is truncated"),
-    "one byte short": (GOOD[:-1], "is truncated"),
-    "one byte long": (GOOD + b"\0", "is too long"),
-    "no samples": (idx(np.zeros((0, 28, 28), np.uint8)), "holds no samples"),
-    "gzip breaks off": (PACKED[:-100], "is truncated"),
-    "gzip checksum": (PACKED[:-8] + bytes(4) + PACKED[-4:], "cannot be read"),
-    "gzip garbage": (PACKED[:10] + b"\xff" * 200, "cannot be read"),
-    "absurd header": (b"\0\0\x08\x03" + b"\xff" * 12 + bytes(100), "at most"),
+    "empty": b"",
+    "empty inside the gzip": gzip.compress(b""),
+    "picture": b"\x89PNG\r\n\x1a\n" + bytes(40),
+    "floats": b"\0\0\x0d\x01" + struct.pack(">If", 1, 1.0),
+    "no dimension": b"\0\0\x08\0",
+    "ends in the header": GOOD[:10],
+    "one byte short": GOOD[:-1],
+    "one byte long": GOOD + b"\0",
+    "no samples": idx(np.zeros((0, 28, 28), np.uint8)),
+    "gzip breaks off": PACKED[:-100],
+    "gzip checksum": PACKED[:-8] + bytes(4) + PACKED[-4:],
+    "gzip garbage": PACKED[:10] + b"\xff" * 200,
+    "absurd header": b"\0\0\x08\x03" + b"\xff" * 12 + bytes(100),
 }
 
 
 @pytest.mark.parametrize("kind", BAD_FILES)
-def test_unfit_file_is_an_error_that_names_it(tmp_path, kind):
-    data, message = BAD_FILES[kind]
-    (tmp_path / "some-file").write_bytes(data)
-    with pytest.raises(UserError, match=message) as caught:
+def test_unfit_file_is_one_line_that_names_it(tmp_path, kind):
+    (tmp_path / "some-file").write_bytes(BAD_FILES[kind])
+    with pytest.raises(UserError, match=r"some-file is not an IDX file of unsigned bytes: .+\. Remove it") as caught:
         read_idx(tmp_path / "some-file")
-    assert str(tmp_path / "some-file") in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
@@ -116,32 +103,6 @@ def test_missing_file_and_directory_are_errors(tmp_path):
     for path in (tmp_path / "nothing", tmp_path):
         with pytest.raises(UserError, match=path.name):
             read_idx(path)
-
-
-@pytest.mark.parametrize("num_stated, num_there", [(10**9, 100), (100, 30 * 2**20)])
-def test_memory_is_bounded_by_the_header_and_by_the_data(tmp_path, num_stated, num_there):
-    header = b"\0\0\x08\x01" + struct.pack(">I", num_stated)
-    (tmp_path / "liar.gz").write_bytes(gzip.compress(header + bytes(num_there), 1))
-    tracemalloc.start()
-    with pytest.raises(UserError, match=r"truncated|too long"):
-        read_idx(tmp_path / "liar.gz")
-    peak = tracemalloc.get_traced_memory()[1]
-    tracemalloc.stop()
-    assert peak < 8 * 2**20
-
-
-def test_digest_is_of_the_decompressed_content(tmp_path):
-    digest = hashlib.sha256(GOOD).hexdigest()
-    for level in (1, 9):
-        (tmp_path / "file.gz").write_bytes(gzip.compress(GOOD, level))
-        read_idx(tmp_path / "file.gz", digest)
-    (tmp_path / "file.gz").write_bytes(gzip.compress(GOOD[:-1] + b"\x01"))
-    with pytest.raises(UserError, match=r"file\.gz is not the original"):
-        read_idx(tmp_path / "file.gz", digest)
-    # The same elements under another header:
-    (tmp_path / "file.gz").write_bytes(gzip.compress(idx(np.zeros((28, 3, 28), np.uint8))))
-    with pytest.raises(UserError, match="not the original"):
-        read_idx(tmp_path / "file.gz", digest)
 
 
 # --- find_or_download
@@ -152,7 +113,7 @@ def test_digest_is_of_the_decompressed_content(tmp_path):
 def test_files_are_found_in_both_layouts_plain_or_gzipped(tmp_path, contents, layout, is_gzip):
     put(tmp_path / layout, contents, is_gzip)
     paths = find_or_download(tmp_path)
-    assert list(paths) == list(module.SHA256)
+    assert list(paths) == list(FILES)
     assert all(path.parent == tmp_path / layout for path in paths.values())
     assert len(build_fashion_mnist(tmp_path)["test"]) == 50
 
@@ -163,43 +124,16 @@ def test_plain_file_is_taken_before_the_gzipped_one(tmp_path, contents):
     assert {path.suffix for path in find_or_download(tmp_path).values()} == {""}
 
 
-def test_half_present_files_are_an_error_that_lists_the_missing(tmp_path, contents):
-    put(tmp_path, {TRAIN_IMAGES: contents[TRAIN_IMAGES], TEST_LABELS: contents[TEST_LABELS]})
-    with pytest.raises(UserError) as caught:
-        find_or_download(tmp_path)
-    assert f"missing: {TRAIN_LABELS}, {TEST_IMAGES}" in str(caught.value)
-    assert str(tmp_path) in str(caught.value)
-
-
-def test_whole_set_is_found_beside_a_half_present_one(tmp_path, contents):
-    put(tmp_path / "FashionMNIST" / "raw", {TRAIN_IMAGES: contents[TRAIN_IMAGES]})
-    put(tmp_path, contents)
-    assert find_or_download(tmp_path)[TRAIN_IMAGES].parent == tmp_path
-
-
-def test_changed_file_is_an_error_that_names_it(tmp_path, contents):
-    put(tmp_path, contents)
-    (tmp_path / TEST_LABELS).write_bytes(contents[TEST_LABELS][:-1] + b"\x03")
-    with pytest.raises(UserError, match=f"{TEST_LABELS} is not the original"):
-        build_fashion_mnist(tmp_path)
-
-
 def fake_torchvision(monkeypatch, contents, error=None):
     """Put a data set in torchvision's place that writes these files, then fails with `error`."""
 
     def download(root, download):
-        assert download
-        for is_gzip in (False, True):
-            put(Path(root) / "FashionMNIST" / "raw", contents, is_gzip)
+        assert download and 0 < socket.getdefaulttimeout() <= 60
+        put(Path(root) / "FashionMNIST" / "raw", contents)
         if error is not None:
             raise error
 
     monkeypatch.setattr(torchvision.datasets, "FashionMNIST", download)
-
-
-def left(directory):
-    """The names in a directory, without that of the lock file."""
-    return sorted(path.name for path in directory.iterdir() if path.name != ".FashionMNIST.lock")
 
 
 def test_download_ends_in_the_layout_of_torchvision(tmp_path, contents, monkeypatch):
@@ -207,7 +141,6 @@ def test_download_ends_in_the_layout_of_torchvision(tmp_path, contents, monkeypa
     paths = find_or_download(tmp_path / "new" / "directory")
     raw = tmp_path / "new" / "directory" / "FashionMNIST" / "raw"
     assert sorted(raw.iterdir()) == sorted(paths.values())
-    assert left(tmp_path / "new" / "directory") == ["FashionMNIST"]
     fake_torchvision(monkeypatch, {}, RuntimeError("nothing is downloaded twice"))
     assert find_or_download(tmp_path / "new" / "directory") == paths
 
@@ -218,6 +151,7 @@ def test_download_ends_in_the_layout_of_torchvision(tmp_path, contents, monkeypa
         RuntimeError("Error downloading train-images:\nTried http://one, got:\nno route\n"),
         OSError(28, "no route to the mirror, or no room"),
         http.client.IncompleteRead(b""),
+        TimeoutError("timed out"),
     ],
 )
 def test_failed_download_is_one_error_that_names_the_way_out(tmp_path, contents, monkeypatch, capfd, error):
@@ -225,119 +159,19 @@ def test_failed_download_is_one_error_that_names_the_way_out(tmp_path, contents,
     with pytest.raises(UserError) as caught:
         find_or_download(tmp_path)
     message = str(caught.value)
-    assert "--data_type FashionMNISTSample" in message and str(tmp_path) in message
+    assert "--data_type FashionMNISTSample" in message and f"missing: {TEST_LABELS}" in message
     assert message.count("\n") <= 1
     assert caught.value.__cause__ is None and caught.value.__suppress_context__
     assert capfd.readouterr() == ("", "")
-    assert left(tmp_path) == []  # the partial files are gone
     assert socket.getdefaulttimeout() is None
-
-
-def test_interrupted_download_leaves_nothing_to_trust(tmp_path, contents, monkeypatch):
-    fake_torchvision(monkeypatch, contents, KeyboardInterrupt())
-    with pytest.raises(KeyboardInterrupt):
-        find_or_download(tmp_path)
-    assert left(tmp_path) == []
-
-
-def test_download_does_not_wait_for_ever(tmp_path, monkeypatch):
-    def download(root, download):
-        assert 0 < socket.getdefaulttimeout() <= 60
-        raise TimeoutError("timed out")
-
-    monkeypatch.setattr(torchvision.datasets, "FashionMNIST", download)
-    with pytest.raises(UserError, match="timed out"):
-        find_or_download(tmp_path)
-
-
-@pytest.mark.parametrize("name", [TRAIN_IMAGES, TEST_LABELS])
-def test_download_of_other_files_is_refused_before_anything_is_in_place(tmp_path, contents, monkeypatch, name):
-    fake_torchvision(monkeypatch, contents | {name: contents[name][:-1] + b"\x03"})
-    for _ in range(2):
-        with pytest.raises(UserError, match=f"download of {name} is not the original") as caught:
-            find_or_download(tmp_path)
-        assert "\n" not in str(caught.value) and str(tmp_path) not in str(caught.value)  # the file is gone
-        assert left(tmp_path) == []
     fake_torchvision(monkeypatch, contents)
     assert len(find_or_download(tmp_path)) == 4
 
 
-def test_what_a_killed_download_left_is_swept(tmp_path, contents, monkeypatch):
-    put(tmp_path / ".download_abc" / "FashionMNIST" / "raw", contents)
-    (tmp_path / "mine").touch()
-    (tmp_path / "FashionMNIST" / "raw").mkdir(parents=True)
-    fake_torchvision(monkeypatch, contents)
-    assert len(find_or_download(tmp_path)) == 4
-    assert left(tmp_path) == ["FashionMNIST", "mine"]
-    (tmp_path / ".download_def").mkdir()
-    find_or_download(tmp_path)  # nothing is downloaded, so another process may be at it
-    assert (tmp_path / ".download_def").exists()
-
-
-def test_nothing_is_swept_where_there_are_no_locks(tmp_path, contents, monkeypatch):
-    def no_locks(*arguments):
-        raise OSError(errno.ENOLCK, "No locks available")
-
-    monkeypatch.setattr(os, "lockf", no_locks)
-    (tmp_path / ".download_abc").mkdir()  # perhaps of a process that is at work
-    fake_torchvision(monkeypatch, contents)
-    assert len(find_or_download(tmp_path)) == 4
-    assert left(tmp_path) == [".download_abc", "FashionMNIST"]
-
-
-def test_files_of_others_are_not_touched(tmp_path, contents, monkeypatch):
-    put(tmp_path / "FashionMNIST" / "raw", {"notes": b"mine"})
-    fake_torchvision(monkeypatch, {}, RuntimeError("nothing is downloaded in vain"))
-    with pytest.raises(UserError, match="notes is there"):
-        find_or_download(tmp_path)
-    assert (tmp_path / "FashionMNIST" / "raw" / "notes").read_bytes() == b"mine"
-
-
-def test_place_that_cannot_be_written_is_one_error(contents):
+def test_place_that_cannot_be_written_is_one_error(tmp_path):
+    (tmp_path / "file").touch()
     with pytest.raises(UserError, match="--data_type FashionMNISTSample"):
-        find_or_download("/proc/self")  # nobody can make a file there
-
-
-def slow_torchvision(monkeypatch, contents, count, seconds):
-    """Put a data set in torchvision's place that takes a while, and adds a line to a file for each download."""
-
-    def download(root, download):
-        with open(count, "a") as file:
-            file.write(f"{os.getpid()}\n")
-        put(Path(root) / "FashionMNIST" / "raw", dict(list(contents.items())[:2]))
-        time.sleep(seconds)
-        put(Path(root) / "FashionMNIST" / "raw", contents)
-
-    monkeypatch.setattr(torchvision.datasets, "FashionMNIST", download)
-
-
-def test_processes_that_start_at_once_download_once(tmp_path, contents, monkeypatch):
-    slow_torchvision(monkeypatch, contents, tmp_path / "count", seconds=0.5)
-    context = multiprocessing.get_context("fork")
-    processes = [context.Process(target=find_or_download, args=[tmp_path / "data"]) for _ in range(4)]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join()
-    assert [process.exitcode for process in processes] == [0] * 4
-    assert len((tmp_path / "count").read_text().split()) == 1
-    assert left(tmp_path / "data") == ["FashionMNIST"]
-
-
-def test_download_that_is_killed_makes_way_for_the_one_that_waits(tmp_path, contents, monkeypatch):
-    slow_torchvision(monkeypatch, contents, tmp_path / "count", seconds=60)
-    process = multiprocessing.get_context("fork").Process(target=find_or_download, args=[tmp_path / "data"])
-    process.start()
-    deadline = time.monotonic() + 20
-    while not list(tmp_path.glob("data/.download_*/FashionMNIST/raw/*")) and time.monotonic() < deadline:
-        time.sleep(0.01)
-    threading.Timer(0.3, process.kill).start()
-    slow_torchvision(monkeypatch, contents, tmp_path / "count", seconds=0)
-    assert len(find_or_download(tmp_path / "data")) == 4
-    process.join()
-    assert process.exitcode == -9
-    assert len((tmp_path / "count").read_text().split()) == 2
-    assert left(tmp_path / "data") == ["FashionMNIST"]
+        find_or_download(tmp_path / "file" / "data")
 
 
 # --- the data set
@@ -482,19 +316,24 @@ def test_impossible_amount_is_an_error(tmp_path, contents, options, message):
     [
         (TRAIN_IMAGES, np.zeros((200, 32, 32), np.uint8), "28 x 28"),
         (TRAIN_IMAGES, np.zeros(200, np.uint8), "28 x 28"),
-        (TRAIN_LABELS, np.zeros(199, np.uint8), "for 200 pictures"),
-        (TRAIN_LABELS, np.full(200, 10, np.uint8), "label 10"),
+        (TRAIN_LABELS, np.zeros(199, np.uint8), "of 200 pictures"),
+        (TRAIN_LABELS, np.full(200, 10, np.uint8), "label from 0 to 9"),
     ],
 )
-def test_files_that_do_not_fit_together_are_an_error(tmp_path, contents, monkeypatch, name, array, message):
+def test_files_that_do_not_fit_together_are_an_error(tmp_path, contents, name, array, message):
     put(tmp_path, {**contents, name: idx(array)})
-    monkeypatch.setitem(module.SHA256, name, hashlib.sha256(idx(array)).hexdigest())
     with pytest.raises(UserError, match=message) as caught:
         build_fashion_mnist(tmp_path)
     assert name in str(caught.value)
 
 
-def test_incomplete_sample_is_an_error(tmp_path, monkeypatch):
-    monkeypatch.setattr(module, "SAMPLE_DIR", tmp_path)
+def test_incomplete_sample_is_an_error(monkeypatch):
+    monkeypatch.setattr(module, "find_files", lambda directory: {})
     with pytest.raises(UserError, match="lacks"):
         build_fashion_mnist_sample()
+
+
+@pytest.mark.parametrize("shape", [{"n_channels": 3}, {"n_classes": 2}])
+def test_a_network_that_does_not_fit_is_refused(shape):
+    with pytest.raises(UserError, match="has 1 channel and 10 classes"):
+        build_fashion_mnist_sample(**shape)

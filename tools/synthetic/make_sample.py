@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from data.FashionMNIST import CLASSES, SHA256, find_files, load_part
+from data.FashionMNIST import CLASSES, FILES, find_files, load_part
 from engine.options.parser import OptionParser, file_path, number
 from utils.errors import UserError
 
@@ -58,14 +58,14 @@ def make_sample(
     if seed < 0:
         raise UserError(f"--seed {seed} is negative; give 0 or above.")
     paths = find_files(source)
-    missing = [name for name in SHA256 if name not in paths]
+    missing = [name for name in FILES if name not in paths]
     if missing:
         raise UserError(f"{source} lacks {', '.join(missing)} (plain or .gz).")
     if output.resolve() == source.resolve():
         raise UserError(f"--output {output} is the source itself, which the sample would overwrite. Give another one.")
     generator, parts = np.random.default_rng(seed), []
     for prefix, num_per_class in (("train", train_per_class), ("t10k", test_per_class)):
-        images, labels = load_part(paths, prefix, digests={})
+        images, labels = load_part(paths, prefix)
         parts.append((prefix, images, labels, choose(labels, num_per_class, generator)))
     output.mkdir(parents=True, exist_ok=True)
     for prefix, images, labels, chosen in parts:

@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 import torch
 
-from data.FashionMNIST import SAMPLE_DIR, SHA256, read_idx
+from data.FashionMNIST import FILES, SAMPLE_DIR, read_idx
 from tools.synthetic.make_sample import main, make_sample, write_idx
 from utils.errors import UserError
 
-TRAIN_IMAGES, TRAIN_LABELS, TEST_IMAGES, TEST_LABELS = SHA256
+TRAIN_IMAGES, TRAIN_LABELS, TEST_IMAGES, TEST_LABELS = FILES
 
 
 @pytest.fixture
@@ -43,7 +43,7 @@ def test_sample_repeats_byte_for_byte(tmp_path, source):
     for name, seed in (("one", 0), ("two", 0), ("other", 1)):
         make_sample(source, tmp_path / name, train_per_class=5, test_per_class=2, seed=seed)
     assert written(tmp_path / "one") == written(tmp_path / "two")
-    assert sorted(written(tmp_path / "one")) == sorted(f"{name}.gz" for name in SHA256)
+    assert sorted(written(tmp_path / "one")) == sorted(f"{name}.gz" for name in FILES)
     assert written(tmp_path / "one")[f"{TRAIN_IMAGES}.gz"] != written(tmp_path / "other")[f"{TRAIN_IMAGES}.gz"]
 
 
