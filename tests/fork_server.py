@@ -25,7 +25,8 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 PRELOADED = (
     "trainer_vanilla", "trainer_seg_on_carvana", "tests.small_tasks",
-    "torch.distributed.fsdp", "torch.utils.tensorboard", "torchvision", "torchmetrics",
+    "torch.distributed.fsdp", "torch.distributed.launcher.api", "torch.utils.tensorboard",
+    "torchvision", "torchmetrics",
 )  # fmt: skip
 LOCK = threading.Lock()  # multiprocessing reads the exit status of every process when one is started
 
@@ -83,6 +84,9 @@ class Program:
 
     def kill(self) -> None:
         self.send_signal(signal.SIGKILL)
+
+    def terminate(self) -> None:
+        self.send_signal(signal.SIGTERM)
 
     def read(self) -> tuple[str, str]:
         """Return the text of standard output and of standard error so far."""

@@ -3,8 +3,6 @@ import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
 import time
 
 import pytest
@@ -14,6 +12,7 @@ from torch.nn import functional as F
 from callbacks.callback import Callback
 from engine.checkpoints.file import load_checkpoint, save_checkpoint
 from eval_vanilla import EvaluatorVanilla
+from tests import fork_server
 from trainer_seg_on_carvana import TrainerSeg
 from trainer_vanilla import TrainerVanilla
 from utils.errors import UserError
@@ -341,13 +340,10 @@ def test_a_pretrained_run_resumes_without_the_file_it_started_from(vanilla_run, 
 
 
 # ---- signals, in a process of its own --------------------------------------------------------------------------------
-def start_and_stop(root, output_dir, signum, *flags, whole_group=False):
+def start_and_stop(output_dir, signum, *flags, whole_group=False):
     """Train in a subprocess, send a signal after the first epoch, and return its end and its run directory."""
-    process = subprocess.Popen(
-        [sys.executable, "trainer_vanilla.py", "--output_dir", str(output_dir), *flags],
-        cwd=root, env=os.environ | {"OMP_NUM_THREADS": "1"}, text=True, start_new_session=True,
-        stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
-    )  # fmt: skip
+    words = ["trainer_vanilla.py", "--output_dir", output_dir, *flags]
+    process = fork_server.Program(words, new_session=True)
     deadline = time.monotonic() + 60
     while not list(output_dir.glob("*/metrics.csv")) and time.monotonic() < deadline and process.poll() is None:
         time.sleep(0.02)
@@ -358,10 +354,10 @@ def start_and_stop(root, output_dir, signum, *flags, whole_group=False):
 
 
 @pytest.mark.parametrize(("signum", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_signal_ends_with_its_status_and_a_checkpoint(root, small, train, tmp_path, assert_same_end, signum, status):
+def test_a_signal_ends_with_its_status_and_a_checkpoint(small, train, tmp_path, assert_same_end, signum, status):
     # Without validations, so that it is the loop over the updates that stops.
     flags = [*small(TrainerVanilla), "--n_epoch", "25", "--val_every", "25", "--seed", "0"]
-    code, stderr, run_dir = start_and_stop(root, tmp_path / "stopped", signum, *flags)
+    code, stderr, run_dir = start_and_stop(tmp_path / "stopped", signum, *flags)
     assert (code, stderr) == (status, "")
     state = load_checkpoint(run_dir / "Vanilla_InT_ckpt.pth")
     assert state["exact"] and 8 <= state["progress"]["update"] < 200
@@ -377,9 +373,9 @@ def test_a_signal_ends_with_its_status_and_a_checkpoint(root, small, train, tmp_
         (signal.SIGTERM, 143),
     ],
 )
-def test_a_signal_to_the_loading_processes_too_ends_alike(root, small, tmp_path, signum, status):
+def test_a_signal_to_the_loading_processes_too_ends_alike(small, tmp_path, signum, status):
     # Ctrl-C and job schedulers signal a whole group of processes.
     flags = [*small(TrainerVanilla), "--n_epoch", "200", "--num_workers", "2"]
-    code, stderr, run_dir = start_and_stop(root, tmp_path / "stopped", signum, *flags, whole_group=True)
+    code, stderr, run_dir = start_and_stop(tmp_path / "stopped", signum, *flags, whole_group=True)
     assert (code, stderr) == (status, "")
     assert load_checkpoint(run_dir / "Vanilla_InT_ckpt.pth")["exact"]

@@ -1,6 +1,6 @@
 """A file system without enough space while a run writes: the old checkpoint is intact, and the run goes on later.
 
-python -m tests.torture.full_disk --count 20
+python -m tests.torture.full_disk --count 12
 
 On Linux with `unshare`, the file system is a tmpfs of a few megabytes that only this script's processes see, with a
 file in it that leaves so many bytes free. Elsewhere the size of a file is limited instead (`ulimit -f`).
@@ -17,7 +17,7 @@ from tests.torture import harness
 from tests.torture.harness import End, Job, Life, Row
 
 WHAT = "a small full file system while a run saves: old checkpoint intact, bytes named, later resumed"
-COUNT, QUICK = 20, 2
+COUNT, QUICK = 12, 2
 SIZE = 16 * 2**20  # bytes of the small file system
 UNSHARE = ("unshare", "--user", "--map-root-user", "--mount")
 INSIDE = "--inside"

@@ -21,6 +21,7 @@ from typing import Any
 
 from engine.checkpoints.file import load_checkpoint, verify
 from engine.checkpoints.state import NOT_THE_RUN, digests
+from tests import fork_server
 from utils.errors import UserError
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -161,6 +162,23 @@ def make_cars(directory: Path) -> Path:
     return directory
 
 
+def start(words: list[str], variables: dict[str, str]) -> tuple[Path, Any]:
+    """Start a command; return the file that its standard error goes to, and the process.
+
+    A command of this Python is forked off a process that has imported torch.
+    """
+    if words[0] == sys.executable:
+        program = fork_server.Program(words[1:], ROOT, variables, new_session=True)
+        return program.paths[1], program
+    file = Path(tempfile.mkstemp(prefix="torture_")[1])  # no pipe, which a loading process may keep open
+    with open(file, "w", encoding="utf-8") as errors:
+        process = subprocess.Popen(
+            words, cwd=ROOT, env=variables, start_new_session=True, stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL, stderr=errors,
+        )  # fmt: skip
+    return file, process
+
+
 class Life:
     """One process of a run, from its start to its end.
 
@@ -176,11 +194,9 @@ class Life:
         self.starts_before = self.log().count(STARTED)
         self.resumes_before = len(resumed_updates(self.log()))
         self.began = time.monotonic()
-        self.errors = tempfile.TemporaryFile("w+")  # noqa: SIM115 (no pipe, which a loading process may keep open)
-        self.process = subprocess.Popen(
-            list(map(str, command)), cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"} | environment,
-            stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=self.errors, start_new_session=True,
-        )  # fmt: skip
+        words = [str(word) for word in command]
+        variables = os.environ | {"OMP_NUM_THREADS": "1"} | environment
+        self.errors, self.process = start(words, variables)
 
     @property
     def run_dir(self) -> Path | None:
@@ -231,8 +247,7 @@ class Life:
         return self.end() == -signal.SIGKILL
 
     def stderr(self) -> str:
-        self.errors.seek(0)
-        return self.errors.read()
+        return self.errors.read_text(encoding="utf-8", errors="replace")
 
     def told(self) -> str:
         """The last lines of what the process wrote to stderr, for a message."""

@@ -46,7 +46,7 @@ def kill(life: Life, dice: random.Random, seconds: float) -> str | None:
     """
     kind = dice.random()
     if kind < STARTING:
-        time.sleep(dice.uniform(0, 3))
+        time.sleep(dice.uniform(0, 1))
         return "starting" if life.kill() else None
     if not life.wait_for_start():
         return None

@@ -1,6 +1,6 @@
 """A signal to one process of two: both stop after the same update, saved, and the resumed run ends the same.
 
-python -m tests.torture.one_signal --count 20
+python -m tests.torture.one_signal --count 8
 """
 
 import signal
@@ -13,7 +13,7 @@ from tests.torture.sigterm import STATUS, num_updates, traced
 
 WHAT = "SIGTERM to one process of two: both stop at the same update, with a checkpoint"
 PAGE = "distributed"
-COUNT, QUICK = 20, 2
+COUNT, QUICK = 8, 2
 ATTEMPTS = 5  # at a try whose run was over before the signal
 MOST_SECONDS = 20  # until all have ended
 NOTE = (

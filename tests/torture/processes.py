@@ -1,7 +1,7 @@
 """What happens to one of two processes happens to both, and costs nothing: kills, and signals.
 
-python -m tests.torture.restarts --count 20
-python -m tests.torture.one_signal --count 20
+python -m tests.torture.restarts --count 8
+python -m tests.torture.one_signal --count 8
 """
 
 import contextlib

@@ -1,6 +1,6 @@
 """SIGKILL to one process of two: the launcher starts both again, and the end is the same, bit for bit.
 
-python -m tests.torture.restarts --count 20
+python -m tests.torture.restarts --count 8
 """
 
 import signal
@@ -11,7 +11,7 @@ from tests.torture.processes import hit_at_random, jobs
 
 WHAT = "SIGKILL of one process of two, started again by the launcher (`--max_restarts`): same digests"
 PAGE = "distributed"
-COUNT, QUICK = 20, 2
+COUNT, QUICK = 8, 2
 ATTEMPTS = 5  # at a try whose run was over before the kill
 NOTE = "rank and moment drawn; ddp and fsdp in turn, with dropout, and micro-batches of 3 in shares of 8 and 6"
 

@@ -1,6 +1,6 @@
 """Checkpoints in shards, killed and resumed with other numbers of processes: complete, and right to rounding.
 
-python -m tests.torture.sharded --count 6
+python -m tests.torture.sharded --count 3
 """
 
 import random
@@ -14,7 +14,7 @@ from tests.torture import harness
 from tests.torture.harness import Life, Row
 
 WHAT = "checkpoints in shards, killed and resumed with another number of processes"
-COUNT, QUICK = 6, 1
+COUNT, QUICK = 3, 1
 ORDERS = ((2, 1, 3), (3, 2, 1), (1, 3, 2))  # processes of each of the three lives
 CLOSE = 1e-5
 UPDATES = 32  # of a run: 510 samples in two epochs, 32 an update
