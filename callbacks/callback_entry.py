@@ -1,5 +1,6 @@
 """Select the callbacks of a run."""
 
+import importlib
 import importlib.util
 import logging
 import sys
@@ -80,23 +81,23 @@ def build_own(name: str, logger: logging.Logger) -> Callback:
     return call(own_class(name), {"logger": logger}, {}, "--callbacks")
 
 
+# The callback of an option, imported when the option is given.
+OF_OPTIONS = {
+    "stop_below": "extras.callbacks.stop_below:StopBelow",
+    "save_code": "extras.callbacks.save_code:SaveCode",
+    "profile": "extras.callbacks.profiler:Profiler",
+    "requeue": "extras.callbacks.requeue:Requeue",
+}
+
+
 def build_asked_for(opt: Namespace, logger: logging.Logger) -> list[Callback]:
-    """Return those of --callbacks, and one for each option such as --stop_below and --profile."""
+    """Return the callbacks of --callbacks, and one for each option such as --stop_below and --profile."""
     callbacks: list[Callback] = [build_own(name, logger) for name in opt.callbacks or []]
-    if opt.stop_below is not None:
-        from callbacks.stop_below import StopBelow
-
-        callbacks.append(StopBelow(opt.stop_below, logger))
-    if opt.save_code:
-        from callbacks.save_code import SaveCode
-
-        callbacks.append(SaveCode(logger))
-    if opt.profile:
-        from callbacks.profiler import Profiler
-
-        callbacks.append(Profiler(opt.profile, logger))
-    if opt.requeue:
-        from callbacks.requeue import Requeue
-
-        callbacks.append(Requeue(logger))
+    for option, reference in OF_OPTIONS.items():
+        value = getattr(opt, option)
+        if value is None or value is False:
+            continue
+        module, _, name = reference.partition(":")
+        made = getattr(importlib.import_module(module), name)
+        callbacks.append(made(logger) if value is True else made(value, logger))
     return callbacks

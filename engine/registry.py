@@ -91,7 +91,7 @@ BUILT_INS: dict[str, dict[str, tuple[str, ...]]] = {
     "logger": {
         "tensorboard": ("callbacks.tensorboard:TensorBoard",),
         "csv": ("callbacks.csv_logger:CSVLogger",),
-        "wandb": ("callbacks.wandb_logger:WandB",),
+        "wandb": ("extras.callbacks.wandb_logger:WandB",),
     },
 }  # fmt: skip
 

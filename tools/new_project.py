@@ -13,7 +13,7 @@ import tempfile
 from pathlib import Path
 
 from engine.options.parser import OptionParser, file_path, run_main
-from engine.runs.source_copy import DATA, ROOT, ask_git
+from tools.source_copy import DATA, ROOT, ask_git
 from utils.errors import UserError
 
 

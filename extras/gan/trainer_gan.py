@@ -10,7 +10,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from callbacks.callback import Callback
-from callbacks.pictures import Pictures
 from data.loader import Update
 from engine.checkpoints.file import load_file
 from engine.checkpoints.pretrained import find_weights
@@ -18,6 +17,7 @@ from engine.checkpoints.state import set_state
 from engine.devices.process_group import share_of
 from engine.optimizers import make_optimizers
 from engine.options.parser import OptionParser, file_path, number
+from extras.callbacks.pictures import Pictures
 from extras.gan.DCGAN import draw_noise
 from extras.gan.eval_gan import EvaluatorGAN, discriminator_loss
 from trainer import TrainerBase

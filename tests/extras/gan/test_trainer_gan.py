@@ -7,8 +7,8 @@ import torch
 from PIL import Image
 
 from callbacks.callback import Callback
-from callbacks.pictures import Pictures
 from engine.checkpoints.file import load_checkpoint
+from extras.callbacks.pictures import Pictures
 from extras.gan import trainer_gan
 from extras.gan.DCGAN import draw_noise
 from extras.gan.eval_gan import EvaluatorGAN

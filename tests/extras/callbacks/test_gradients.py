@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from utils.gradients import gradient_norms
+from extras.callbacks.gradients import gradient_norms
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ import types
 import pytest
 
 from callbacks.callback_entry import check_loggers
-from callbacks.wandb_logger import WandB
+from extras.callbacks.wandb_logger import WandB
 from utils.errors import UserError
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from utils.files import write_atomically
 
-ROOT = Path(__file__).resolve().parent.parent.parent
+ROOT = Path(__file__).resolve().parent.parent
 DATA = ("Results", "Dataset", "test_viz")  # directories of the project with nothing in them that is code
 MAX_FILE, MAX_ALL = 2**20, 2**25  # bytes
 DIFF = "uncommitted.diff"  # in the archive: what differs from the commit that provenance.json names

@@ -5,7 +5,7 @@ import signal
 
 from callbacks.callback import Callback
 from engine.runs.signals import Terminated, TimeIsUp
-from utils.slurm import requeue
+from extras.callbacks.slurm import requeue
 
 
 class Requeue(Callback):

@@ -5,7 +5,7 @@ import tarfile
 
 import pytest
 
-from engine.runs.source_copy import DIFF, ROOT, copy_source
+from tools.source_copy import DIFF, ROOT, copy_source
 
 
 def names_of(path):
@@ -68,6 +68,6 @@ def test_all_files_together_stay_within_the_bound(project, tmp_path):
 
 def test_this_project_is_copied_whole(tmp_path):
     copy_source(tmp_path / "code.tar.gz", ROOT)
-    assert {"trainer.py", "engine/runs/source_copy.py"} <= set(names_of(tmp_path / "code.tar.gz"))
+    assert {"trainer.py", "tools/source_copy.py"} <= set(names_of(tmp_path / "code.tar.gz"))
     assert not any(name.startswith("Results/") for name in names_of(tmp_path / "code.tar.gz"))
     assert (tmp_path / "code.tar.gz").stat().st_size < 10 * 2**20

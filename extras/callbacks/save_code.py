@@ -3,7 +3,7 @@
 import logging
 
 from callbacks.callback import Callback
-from engine.runs.source_copy import copy_source
+from tools.source_copy import copy_source
 
 
 class SaveCode(Callback):

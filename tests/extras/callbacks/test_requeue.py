@@ -6,8 +6,8 @@ import signal
 import pytest
 
 from callbacks import requeue as module
-from callbacks.requeue import Requeue
 from engine.runs.signals import Terminated, TimeIsUp
+from extras.callbacks.requeue import Requeue
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ import re
 import pytest
 
 from callbacks.callback import Callback
-from callbacks.profiler import WARM_UP, format_operators
+from extras.callbacks.profiler import WARM_UP, format_operators
 from trainer_vanilla import TrainerVanilla
 
 MANY = ("--batch_size", "32")  # 16 updates an epoch

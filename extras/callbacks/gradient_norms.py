@@ -12,8 +12,8 @@ from typing import Any
 import torch
 
 from callbacks.callback import Callback
+from extras.callbacks.gradients import gradient_norms
 from utils.errors import UserError
-from utils.gradients import gradient_norms
 
 
 class GradientNorms(Callback):
@@ -24,7 +24,7 @@ class GradientNorms(Callback):
 
     Args:
         run_dir: of the run.
-        depth: see `utils.gradients.gradient_norms`.
+        depth: see `extras.callbacks.gradients.gradient_norms`.
         tensorboard: whether to write events, too.
     """
 

@@ -6,7 +6,7 @@ import math
 import pytest
 
 from callbacks.callback import Callback
-from callbacks.gradient_norms import GradientNorms
+from extras.callbacks.gradient_norms import GradientNorms
 from utils.errors import UserError
 
 
