@@ -107,7 +107,8 @@ class TrainerBase:
         self.checkpointer = parts.make_checkpointer(opt, self.run_dir.path, updates_per_epoch, self.distributed)
         self.callbacks = CallbackList([])
         if self.distributed.is_main:
-            self.callbacks = CallbackList([*self.build_callbacks(), *build_asked_for(opt, self.logger)])
+            watching = [*self.build_callbacks(), *build_asked_for(opt, self.logger)]
+            self.callbacks = CallbackList(watching, is_checked=opt.debug or None)
         self.introduce(device_note, *pretrained_notes)
 
     # ---- the task: override --------------------------------------------------------------------------------------

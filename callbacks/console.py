@@ -1,4 +1,4 @@
-"""What the log tells of a run: a line per epoch, and now and then one in between where no progress bar is drawn."""
+"""Log a line per epoch, and lines in between where no progress bar is drawn."""
 
 import logging
 import math
@@ -17,8 +17,8 @@ from utils.files import NO_SPACE, StorageError
 from utils.param_groups import group_table
 
 SECONDS_BETWEEN_LINES = 10.0
-LEAST_WAIT = 1.0  # seconds of waiting for data in an epoch, below which nothing is advised
-MORE_SKIPS = 10  # than there were, is what is proposed when they are used up
+LEAST_WAIT = 1.0  # seconds of waiting for data in an epoch, below which no advice is given
+MORE_SKIPS = 10  # added to --max_skips in the proposed command, when they are used up
 REASONS = {
     KeyboardInterrupt: "Ctrl-C",
     TimeIsUp: "the time limit",
@@ -29,7 +29,7 @@ REASONS = {
 
 
 def reason_of(error: BaseException) -> str:
-    """Say in words what a run was stopped by; the name of its class for any error that is not expected."""
+    """Name what stopped a run; the class of any error that is not expected."""
     if isinstance(error, Terminated):
         return f"the signal {signal.Signals(error.signum).name}"
     if isinstance(error, OSError) and error.errno in NO_SPACE:
@@ -38,16 +38,16 @@ def reason_of(error: BaseException) -> str:
 
 
 class Console(Callback):
-    """Shows epoch, loss, learning rate, samples per second, the time that is left, and where that of the epoch went.
+    """Logs epoch, loss, learning rate, samples per second, the time left, and how the time of the epoch was spent.
 
-    After the first epoch of a process it also tells what the training holds in memory.
+    After the first epoch of a process it also logs the memory of parameters, gradients and optimizer state.
 
     Args:
-        logger: takes the lines, and so the log file has them too.
+        logger: writes to the terminal and to the log file.
         monitor: the metric that chooses the best checkpoint.
         num_epochs: epochs of the whole run.
-        advise: given the trainer and the share of an epoch that was spent on waiting for data, 0 to 1, returns what
-            to change, or "". It is told once, and again when it is another.
+        advise: returns a hint, or "", given the trainer and the share of an epoch that was spent waiting for data, 0 to
+            1. A hint is logged once, and again when it changes.
     """
 
     def __init__(
@@ -59,11 +59,11 @@ class Console(Callback):
         self.num_epochs = num_epochs
         self.last_line = time.perf_counter()
         self.advise = advise
-        self.advice = ""  # the last that was given
-        self.started = (0.0, 0)  # (time, update) where this process began, for the time left
+        self.advice = ""  # the last one logged
+        self.started = (0.0, 0)  # (time, update) at the start of this process, for the time left
         self.epoch_began: float | None = None
-        self.told_memory = False
-        self.saved = (0.0, 0.0)  # seconds of saving until the epoch began, and until its first update
+        self.logged_memory = False
+        self.saved = (0.0, 0.0)  # seconds of saving, up to the start of the epoch and up to its first update
 
     def on_train_start(self, trainer) -> None:
         self.started = (time.perf_counter(), trainer.progress.update)
@@ -75,7 +75,7 @@ class Console(Callback):
             self.logger.info(f"Resumed {trainer.opt.resume} after update {trainer.progress.update:,}: {where}.")
 
     def on_epoch_start(self, trainer) -> None:
-        if self.epoch_began is None:  # what an earlier process spent on this epoch belongs to it
+        if self.epoch_began is None:  # include the time that an earlier process spent on this epoch
             self.epoch_began = time.perf_counter() - trainer.epoch_log.seconds["train"]
         self.saved = (self.saved[0], trainer.checkpointer.seconds)
 
@@ -102,8 +102,8 @@ class Console(Callback):
             f"{row['samples_per_second']:,.0f} samples/s, {self.time_left(trainer)} left{' (best)' if improved else ''}"
             f"; time: {shares_text(shares)}"
         )
-        if not self.told_memory:
-            self.told_memory = True
+        if not self.logged_memory:
+            self.logged_memory = True
             bytes_of = memory_of(trainer.networks.values(), trainer.optimizers.values())
             self.logger.info(memory_text(bytes_of, trainer.device))
         advice = self.advise(trainer, shares["data"]) if row["time/data_wait"] >= LEAST_WAIT else ""
@@ -112,13 +112,15 @@ class Console(Callback):
             self.logger.warning(advice)
 
     def shares(self, trainer, row: Mapping[str, float]) -> dict[str, float]:
-        """What part of the time since the last epoch went to what; the saving after that one is in it."""
-        now, saved = time.perf_counter(), trainer.checkpointer.seconds
+        """Return the shares of the time since the last epoch, the saving after that one included."""
+        now = time.perf_counter()
+        saved = trainer.checkpointer.seconds
         shares = time_shares(
             now - self.epoch_began, row["time/train"], row["time/data_wait"], row.get("time/val", 0.0),
             saving=saved - self.saved[0], saving_in_train=saved - self.saved[1],
         )  # fmt: skip
-        self.epoch_began, self.saved = now, (saved, saved)
+        self.epoch_began = now
+        self.saved = (saved, saved)
         return shares
 
     def on_train_end(self, trainer) -> None:
@@ -126,9 +128,9 @@ class Console(Callback):
         if stopper.should_stop:
             self.logger.info(f"Early stop: {stopper.num_bad} validations without a better {self.monitor}.")
         elif trainer.should_stop and trainer.progress.epoch < self.num_epochs:
-            self.logger.info("Stopped as a callback asked for.")
+            self.logger.info("Stopped by a callback.")
         elif trainer.opt.resume and trainer.progress.update == self.started[1]:
-            self.logger.info("Nothing was left to do: to train on, give a higher --n_epoch (or --max_updates).")
+            self.logger.info("Nothing was left to do: to continue, give a higher --n_epoch (or --max_updates).")
         was_validated = math.isfinite(stopper.best)
         best = f" Best val/{self.monitor}: {stopper.best:.4f}" if was_validated else ""
         self.logger.info(f"Finished after {trainer.progress.update:,} updates.{best}")
@@ -152,7 +154,7 @@ class Console(Callback):
                 self.logger.info(f"To look into the update: python -m tools.replay {trainer.run_dir.path}")
 
     def time_left(self, trainer) -> str:
-        """The time to the end at the speed so far, as h:mm:ss."""
+        """Return the time to the end at the speed so far, as h:mm:ss."""
         began, first = self.started
         done = trainer.progress.update - first
         whole = self.num_epochs * trainer.train_loader.updates_per_epoch

@@ -1,4 +1,4 @@
-"""One row per epoch in a CSV file."""
+"""Write a row per epoch to a CSV file."""
 
 import csv
 import io
@@ -11,10 +11,10 @@ from utils.files import write_atomically
 
 
 class CSVLogger(Callback):
-    """Keeps `path` at one row per completed epoch.
+    """Keeps one row per completed epoch in `path`.
 
-    The whole file is written anew each time: it is small, a column that first appears later (a validation every third
-    epoch) gets its place, and rows that a crash left beyond the checkpoint disappear on resume.
+    The whole file is rewritten each time, because a column may first appear later (a validation every third epoch), and
+    on resume the rows after the checkpoint must go.
     """
 
     def __init__(self, path: str | Path):
@@ -28,7 +28,7 @@ class CSVLogger(Callback):
             self.rows = [row for row in self.read() if int(row["epoch"]) <= trainer.progress.epoch]
         except (OSError, ValueError, LookupError, TypeError, csv.Error) as error:
             raise UserError(
-                f"{self.path} is not what a run has written: {error}. Mend it or move it away, and resume again."
+                f"{self.path} is not a file of a run: {error}. Mend it or move it away, and resume again."
             ) from None
         self.write()
 
@@ -37,10 +37,11 @@ class CSVLogger(Callback):
         self.write()
 
     def read(self) -> list[dict]:
-        """The rows of the file, by the names of its columns."""
+        """Read the rows of the file, as dictionaries by column."""
         with open(self.path, newline="", encoding="utf-8") as file:
             reader = csv.DictReader(file)
-            columns, rows = reader.fieldnames, list(reader)
+            rows = list(reader)
+            columns = reader.fieldnames
         if columns and "epoch" not in columns:
             raise ValueError("it has no column 'epoch'")
         if any(None in row for row in rows):
@@ -48,6 +49,7 @@ class CSVLogger(Callback):
         return rows
 
     def write(self) -> None:
+        """Write all rows; a cell without a value stays empty."""
         columns = list(dict.fromkeys(key for row in self.rows for key in row))
         file = io.StringIO(newline="")
         writer = csv.DictWriter(file, columns, restval="")

@@ -1,4 +1,4 @@
-"""A progress bar for a person at a terminal."""
+"""Draw a progress bar on a terminal."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -7,9 +7,9 @@ from callbacks.callback import Callback
 
 
 class ProgressBar(Callback):
-    """Shows where the epoch stands, samples per second, the time left in it, the loss and the learning rate.
+    """Shows the position in the epoch, samples per second, the time left in it, the loss and the learning rate.
 
-    It moves ten times a second, and reads the loss only when it is logged: reading it makes a GPU wait.
+    It moves ten times a second. It shows the loss of the last log entry, because reading a loss makes a GPU wait.
 
     Args:
         num_epochs: epochs of the whole run.
@@ -50,6 +50,7 @@ class ProgressBar(Callback):
         self.close()
 
     def close(self) -> None:
+        """Remove the bar from the terminal."""
         if self.bar is not None:
             self.bar.close()
             self.bar = None

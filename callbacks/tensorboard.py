@@ -1,4 +1,4 @@
-"""Curves, pictures and hyper-parameters for TensorBoard."""
+"""Write curves, pictures and hyper-parameters for TensorBoard."""
 
 import contextlib
 from collections.abc import Mapping
@@ -14,22 +14,22 @@ class TensorBoard(Callback):
     The horizontal axis is always the number of completed updates.
 
     Args:
-        log_dir: where the event files go.
+        log_dir: directory of the event files.
         hparams: the options of the run, for TensorBoard's table of hyper-parameters.
-        monitor: the metric shown in that table.
+        monitor: the metric in that table.
     """
 
     def __init__(self, log_dir: str | Path, hparams: Mapping[str, Any], monitor: str):
         self.log_dir = Path(log_dir)
         self.hparams = {name: value for name, value in hparams.items() if isinstance(value, (bool, int, float, str))}
         self.monitor = monitor
-        self.purge_step = 0  # the first update whose events are struck out
+        self.purge_step = 0  # TensorBoard ignores earlier events from this update on
         self._writer = None
         self.last_log: dict[str, Any] = {"update": 0, "values": {}}
 
     @property
     def writer(self):
-        """What writes, made for the first event: so a new run makes its first updates before this import, not after."""
+        """The writer of event files, made for the first event: importing it would delay the first update."""
         if self._writer is None:
             from torch.utils.tensorboard import SummaryWriter
 
@@ -37,11 +37,12 @@ class TensorBoard(Callback):
         return self._writer
 
     def on_train_start(self, trainer) -> None:
-        # Events after the checkpoint that is resumed are struck out, so no update stands there twice. In the middle of
-        # an epoch so are those of the last update: a validation that a process made before it was killed comes again.
-        update, is_in_epoch = trainer.progress.update, trainer.progress.sample > 0
+        # Purge events after the checkpoint, so that no update appears twice. Within an epoch, purge those of the last
+        # update too: a validation just before a kill will be repeated.
+        update = trainer.progress.update
+        is_in_epoch = trainer.progress.sample > 0
         self.purge_step = update if is_in_epoch else update + 1
-        if self.log_dir.exists():  # else there is nothing to strike out yet
+        if self.log_dir.exists():
             self.writer.flush()
         if is_in_epoch and self.last_log["update"] == update:
             self.write_log()
@@ -52,6 +53,7 @@ class TensorBoard(Callback):
         self.write_log()
 
     def write_log(self) -> None:
+        """Write the values of the last logged update."""
         for name, value in self.last_log["values"].items():
             tag = name if name.split("/")[0] == "lr" else f"train/{name}"
             self.writer.add_scalar(tag, value, self.last_log["update"])
@@ -65,20 +67,20 @@ class TensorBoard(Callback):
         self.writer.flush()
 
     def on_save(self, trainer) -> None:
-        self.writer.flush()  # a run that is killed and resumed from this checkpoint has no gap
+        self.writer.flush()  # else a run resumed from this checkpoint would have a gap
 
     def on_train_end(self, trainer) -> None:
         from torch.utils.tensorboard.summary import hparams
 
         for summary in hparams(self.hparams, {f"best/{self.monitor}": trainer.stopper.best}):
             self.writer.file_writer.add_summary(summary)
-        # After the last update, so that it is struck out with what comes then when a finished run is lengthened.
+        # After the last update, so that it is purged when a finished run is continued.
         self.writer.add_scalar(f"best/{self.monitor}", trainer.stopper.best, trainer.progress.update + 1)
         self.writer.close()
 
     def on_exception(self, trainer, error: BaseException) -> None:
         if self._writer is not None:
-            with contextlib.suppress(OSError):  # a full disk may be what the exception is about
+            with contextlib.suppress(OSError):  # the exception may be about a full disk
                 self._writer.close()
 
     def state_dict(self) -> dict[str, Any]:

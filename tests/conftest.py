@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 
-from callbacks.callback import Callback
+from callbacks.callback import Callback, CallbackList
 from callbacks.csv_logger import CSVLogger
 from tests import fork_server
 from tools.synthetic.make_carvana_like import make_carvana_like
@@ -50,6 +50,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         if room in DIRECTORIES and item.path.name not in CORE:
             item.add_marker(DIRECTORIES[room])
 
+
+CallbackList.is_checked = True  # a callback that changes the training fails, as with --debug
 
 torch.set_num_threads(1)  # the networks are too small for more, and several tests may run side by side
 

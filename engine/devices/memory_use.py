@@ -1,6 +1,6 @@
-"""What the training of networks holds in the memory of this process, apart from activations.
+"""Measure the memory of parameters, gradients and optimizer state in this process.
 
-Of a network that is cut up between processes (FSDP) it is this process's part.
+Of a sharded network (FSDP) it is the shard of this process.
 """
 
 from collections.abc import Iterable
@@ -14,16 +14,16 @@ from utils.batch import iterate_tensors
 
 
 def memory_of(networks: Iterable[nn.Module], optimizers: Iterable[Optimizer]) -> dict[str, int]:
-    """Return the bytes of "parameters", "gradients" and "optimizer state"; what is shared counts once.
+    """Return the bytes of "parameters", "gradients" and "optimizer state"; a shared tensor counts once.
 
-    There are gradients after a backward pass, and most optimizers make their state in the first step.
+    Gradients exist after a backward pass; most optimizers make their state in the first step.
 
     >>> network = nn.Linear(4, 2)
     >>> memory_of([network], [torch.optim.AdamW(network.parameters())])
     {'parameters': 40, 'gradients': 0, 'optimizer state': 0}
     """
     optimizers = list(optimizers)
-    # Those of the optimizers first: between a forward and a backward pass FSDP puts whole ones in their place.
+    # The optimizers have the shards: between a forward and a backward pass FSDP puts whole parameters into the modules.
     trained = [p for optimizer in optimizers for group in optimizer.param_groups for p in group["params"]]
     frozen = [p for network in networks for p in network.parameters() if not p.requires_grad]
     parameters = list({id(p): p for p in (*trained, *frozen)}.values())
@@ -37,12 +37,12 @@ def memory_of(networks: Iterable[nn.Module], optimizers: Iterable[Optimizer]) ->
 
 
 def stored(tensor: Tensor) -> tuple[Tensor, ...]:
-    """The tensors that are in memory: of a sparse one its indices and values."""
+    """Return the tensors in memory: of a sparse one its indices and values."""
     return (tensor._indices(), tensor._values()) if tensor.is_sparse else (tensor,)
 
 
 def memory_text(bytes_of: dict[str, int], device: torch.device) -> str:
-    """Say in words, for the log, what `memory_of` returned; on a GPU also the most that was in use on it at a time.
+    """Format the result of `memory_of` for the log; on a GPU with the peak of its memory.
 
     >>> memory_text({"parameters": 2_678_824, "gradients": 0}, torch.device("cpu"))
     'Memory of a process: parameters 2.7 MB, gradients 0.0 MB'

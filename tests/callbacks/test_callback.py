@@ -8,6 +8,8 @@ import pytest
 import torch
 
 from callbacks.callback import Callback, CallbackList
+from engine.checkpoints.state import digest
+from trainer_vanilla import TrainerVanilla
 from utils.files import StorageError
 
 ARGUMENTS = {"on_update_start": (None,), "on_update_end": ({},), "on_log": ({},), "on_validation_end": ({},),
@@ -84,14 +86,16 @@ def test_base_class_does_nothing_at_any_hook(trainer):
         getattr(Callback(), hook)(trainer, *ARGUMENTS.get(hook, ()))
 
 
-def test_hook_that_nobody_overrides_costs_nothing(trainer, monkeypatch):
+def test_the_state_is_compared_only_when_asked(trainer, monkeypatch):
     def fail(trainer):
-        raise AssertionError("watched")
+        raise AssertionError("compared")
 
-    monkeypatch.setattr(CallbackList, "_watched", staticmethod(fail))
-    CallbackList([Callback()]).call("on_update_end", trainer, {})
-    with pytest.raises(AssertionError, match="watched"):
-        CallbackList([watching("on_update_end", lambda trainer: None)]).call("on_update_end", trainer, {})
+    monkeypatch.setattr("callbacks.callback.fingerprint", fail)
+    CallbackList([Callback()], is_checked=True).call("on_update_end", trainer, {})  # no hook, no cost
+    listening = [watching("on_update_end", lambda trainer: None)]
+    CallbackList(listening, is_checked=False).call("on_update_end", trainer, {})
+    with pytest.raises(AssertionError, match="compared"):
+        CallbackList(listening, is_checked=True).call("on_update_end", trainer, {})
 
 
 # ---- the contract ----------------------------------------------------------------------------------------------------
@@ -251,3 +255,18 @@ def test_full_disk_in_a_callback_is_an_error_for_people_that_names_it(trainer):
 
     with pytest.raises(StorageError, match=r"^Writes\.on_log cannot write: No space left on device"):
         CallbackList([Writes()]).call("on_log", trainer, {})
+
+
+def test_a_run_without_callbacks_ends_with_the_same_weights(build, tmp_path):
+    class Bare(TrainerVanilla):
+        def build_callbacks(self):
+            return []
+
+    flags = ("--n_epoch", 2, "--log_every", 2)
+    watched = build(*flags, "--stop_below", -1, "--profile", 2, "--logger", "csv", "tensorboard", callbacks=None)
+    bare = build(*flags, task=Bare, callbacks=None)
+    for trainer in (watched, bare):
+        trainer.train()
+    parts = ("networks", "optimizers", "random")
+    (one, other) = ({part: digest(trainer.state_dict()[part]) for part in parts} for trainer in (watched, bare))
+    assert one == other and len(watched.callbacks.callbacks) >= 5 and not bare.callbacks.callbacks

@@ -195,7 +195,7 @@ def test_a_run_that_had_ended_says_so(watch, trainer, lines):
     trainer.progress.epoch, trainer.progress.update = 3, 12
     watch.on_train_start(trainer)
     watch.on_train_end(trainer)
-    assert any(line.startswith("Nothing was left to do: to train on, give a higher --n_epoch") for line in lines())
+    assert any(line.startswith("Nothing was left to do: to continue, give a higher --n_epoch") for line in lines())
     trainer.progress.update = 13
     watch.on_train_end(trainer)
     assert not any(line.startswith("Nothing") for line in lines())
@@ -204,7 +204,7 @@ def test_a_run_that_had_ended_says_so(watch, trainer, lines):
 def test_end_says_why_it_is_early(watch, trainer, lines):
     trainer.progress.epoch, trainer.should_stop = 2, True
     watch.on_train_end(trainer)
-    assert lines()[:2] == ["Stopped as a callback asked for.", "Finished after 0 updates."]
+    assert lines()[:2] == ["Stopped by a callback.", "Finished after 0 updates."]
     for accuracy in (0.75, 0.7, 0.7):
         trainer.stopper.update(accuracy)
     watch.on_train_end(trainer)

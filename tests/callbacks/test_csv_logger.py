@@ -92,7 +92,7 @@ def test_numbers_keep_six_significant_digits(trainer, tmp_path, value, text):
 def test_file_that_is_none_of_ours_is_named_and_stays(trainer, tmp_path, content, reason):
     path = tmp_path / "metrics.csv"
     path.write_bytes(content)
-    with pytest.raises(UserError, match=f"^{path} is not what a run has written: .*{reason}.* resume again") as caught:
+    with pytest.raises(UserError, match=f"^{path} is not a file of a run: .*{reason}.* resume again") as caught:
         CSVLogger(path).on_train_start(trainer)
     assert "\n" not in str(caught.value) and path.read_bytes() == content
 

@@ -5,8 +5,8 @@ import signal
 
 import pytest
 
-from callbacks import requeue as module
 from engine.runs.signals import Terminated, TimeIsUp
+from extras.callbacks import requeue as module
 from extras.callbacks.requeue import Requeue
 
 

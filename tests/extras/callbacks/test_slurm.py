@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from extras.callbacks import slurm
 from extras.callbacks.slurm import job_id, requeue
-from utils import slurm
 
 VARIABLES = ("SLURM_JOB_ID", "SLURM_ARRAY_JOB_ID", "SLURM_ARRAY_TASK_ID")
 
