@@ -39,7 +39,7 @@ MAY_CHANGE = (
     "parallel", "compile", "channels_last", "deterministic", "log_every", "save_every", "save_every_updates", "keep",
     "max_time", "nan_policy", "max_skips", "cache", "cache_dir", "shard_cache_dir", "shard_cache_gb", "nproc",
     "dist_timeout", "max_restarts", "activation_checkpointing", "checkpoint_format", "metrics", "logger", "save_code",
-    "callbacks", "import", "max_updates", "stop_below",
+    "metric_args", "callbacks", "import", "max_updates", "stop_below",
 )  # fmt: skip
 
 

@@ -8,13 +8,14 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor
 
+from engine.metric_entry import build_metrics, metric_name
+from engine.options.mappings import mapping
 from engine.options.parser import BoolAction, ListAction, OptionParser, file_path, list_of, number, one_of
-from engine.registry import short_name
+from engine.registry import names, short_name
 from eval import EvaluatorBase
 from loss.weighted_sum import loss_meters, update_losses
 from utils.batch import move_to
 from utils.draw import contact_sheet, save_picture
-from utils.metric_names import SEGMENTATION, build_metrics, metric_name
 
 
 class EvaluatorSeg(EvaluatorBase):
@@ -29,8 +30,12 @@ class EvaluatorSeg(EvaluatorBase):
             help="side of the square that is trained on, in pixels")
         add("--mode", type=one_of(("direct", "padding")), default="direct", metavar="MODE",
             help="validation and test: direct resizes to --patch_size, padding keeps the image's own size")
-        add("--metrics", type=list_of(metric_name(SEGMENTATION)), action=ListAction, nargs="+",
-            default=[*SEGMENTATION], metavar="NAME", help=f"what to measure: {', '.join(SEGMENTATION)}")
+        add("--metrics", type=list_of(metric_name("segmentation")), action=ListAction, nargs="+",
+            default=["dice", "iou", "mean_image_dice"], metavar="NAME",
+            help=f"metrics: {', '.join(names('metric', 'segmentation'))}; or MODULE:NAME, such as "
+            "torchmetrics.classification:MulticlassJaccardIndex")
+        add("--metric_args", type=mapping, default={}, metavar="JSON",
+            help="further arguments of the metrics, a mapping for each, by its name")
         add("--width", type=number(int, low=1, high=4096), default=None, metavar="N",
             help="channels of the first level (default: the paper's)")
         add("--up", type=one_of(("bilinear", "transposed")), default="bilinear", metavar="HOW",
@@ -59,14 +64,14 @@ class EvaluatorSeg(EvaluatorBase):
         return 1 if is_own_size else super().eval_batch_size(opt, default)
 
     def build_meters(self) -> dict[str, Any]:
-        metrics = build_metrics(self.opt.metrics, SEGMENTATION, self.opt.n_classes)
+        metrics = build_metrics(self.opt.metrics, self.opt.n_classes, self.opt.metric_args)
         return {**loss_meters(self.criterion), **metrics}
 
     def eval_step(self, batch: Any) -> None:
         images, masks = batch  # (N, C, H, W), (N, H, W)
         logits = self.predict(images)  # (N, n_classes, H, W)
         update_losses(self.meters, self.criterion(logits, masks), n=len(masks))
-        for name in dict.fromkeys(self.opt.metrics):
+        for name in set(map(short_name, self.opt.metrics)):
             self.meters[name].update(logits, masks)
 
     def predict(self, images: Tensor) -> Tensor:

@@ -6,12 +6,14 @@ from typing import Any
 import torch
 
 from data.FashionMNIST import CLASSES
+from engine.metric_entry import build_metrics, metric_name
+from engine.options.mappings import mapping
 from engine.options.parser import ListAction, OptionParser, list_of, number
+from engine.registry import names, short_name
 from eval import EvaluatorBase
 from loss.weighted_sum import loss_meters, update_losses
 from utils.batch import move_to
 from utils.draw import captioned_grid, save_confusion_matrix
-from utils.metric_names import CLASSIFICATION, build_metrics, metric_name
 from utils.metrics import ConfusionMatrix
 
 NUM_PRINTED = 50
@@ -29,8 +31,12 @@ class EvaluatorVanilla(EvaluatorBase):
         add = parser.add_argument_group("classification").add_argument
         add("--label_smoothing", type=number(float, low=0, high=1), default=0.1, metavar="X",
             help="share of each label that is spread evenly over all classes, in the loss CE")
-        add("--metrics", type=list_of(metric_name(CLASSIFICATION)), action=ListAction, nargs="+", default=["accuracy"],
-            metavar="NAME", help=f"what to measure: {', '.join(CLASSIFICATION)}, top2, top3, ...")
+        add("--metrics", type=list_of(metric_name("classification")), action=ListAction, nargs="+",
+            default=["accuracy"], metavar="NAME",
+            help=f"metrics: {', '.join(names('metric', 'classification'))}, top2, top3, ...; or "
+            "MODULE:NAME, such as torchmetrics.classification:MulticlassAUROC")
+        add("--metric_args", type=mapping, default={}, metavar="JSON",
+            help="further arguments of the metrics, a mapping for each, by its name")
 
     @property
     def classes(self) -> list[str]:
@@ -41,7 +47,7 @@ class EvaluatorVanilla(EvaluatorBase):
     def build_meters(self) -> dict[str, Any]:
         return {
             **loss_meters(self.criterion),
-            **build_metrics(self.opt.metrics, CLASSIFICATION, self.opt.n_classes),
+            **build_metrics(self.opt.metrics, self.opt.n_classes, self.opt.metric_args),
             "confusion": ConfusionMatrix(self.opt.n_classes),
         }
 
@@ -49,7 +55,7 @@ class EvaluatorVanilla(EvaluatorBase):
         images, labels = batch  # (N, 1, 28, 28), (N,)
         logits = self.model(images)  # (N, 10)
         update_losses(self.meters, self.criterion(logits, labels), n=len(labels))
-        for name in dict.fromkeys((*self.opt.metrics, "confusion")):  # none twice
+        for name in {*map(short_name, self.opt.metrics), "confusion"}:
             self.meters[name].update(logits, labels)
 
     def draw(self, batch: Any) -> torch.Tensor:

@@ -157,8 +157,8 @@ def module_name(text: str) -> str:
     return text
 
 
-def name_type(kind: str, task: str | None = None) -> Callable[[str], str]:
-    """Return an argparse type for the name of a component."""
+def name_type(kind: str, task: str | None = None, more: Iterable[str] = ()) -> Callable[[str], str]:
+    """Return an argparse type for the name of a component; `more` describes what else there is, for the message."""
     known = names(kind, task)
     of_torch = OF_TORCH[kind][1].split() if kind in OF_TORCH else []
     libraries = [f"{library}:NAME" for library in LIBRARIES if kind == "model" and task == "classification"]
@@ -166,7 +166,7 @@ def name_type(kind: str, task: str | None = None) -> Callable[[str], str]:
     def convert(text: str) -> str:
         is_of_library = f"{text.partition(':')[0]}:NAME" in libraries
         if text not in known and text not in of_torch and not is_of_library and not is_reference(text):
-            ways = [*libraries, "MODULE:NAME of your own"]
+            ways = [*more, *libraries, "MODULE:NAME of your own"]
             if of_torch:
                 ways.insert(0, f"of {OF_TORCH[kind][0]}: {', '.join(of_torch)}")
             if known:

@@ -1,19 +1,17 @@
-"""Meters: what adds up batch by batch and is read at the end of an epoch."""
+"""Meters: sums and lists that are updated with each batch and read at the end of an epoch."""
 
 from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
 
-from utils.errors import UserError
-
 
 class Meter:
-    """Takes one batch at a time (`update`), gives one answer for all of them (`compute`), and starts again (`reset`).
+    """Accumulates batches (`update`), returns one value for all of them (`compute`), and starts again (`reset`).
 
-    A subclass declares in `__init__` what it accumulates, and writes `update` and `compute`. Moving between devices,
-    saving and loading then come for free. There are two kinds of state: a sum, which `update` replaces by a larger
-    one, and rows, a list to which `update` appends one tensor of shape (n, ...) per batch.
+    A subclass declares its state in `__init__`, and defines `update` and `compute`. The base moves it between devices,
+    saves and loads it. There are two kinds of state: a sum, which `update` replaces by a larger one, and rows, a list
+    to which `update` appends one tensor of shape (n, ...) per batch.
 
     Three habits keep a meter cheap and exact. `update` never reads a number back from the device (no `.item()`), so
     the device does not wait for it. Sums are replaced rather than changed in place, so that a meter may be reset under
@@ -36,7 +34,7 @@ class Meter:
 
     def __init__(self) -> None:
         self.device = torch.device("cpu")
-        self._initial: dict[str, Tensor] = {}  # what reset() returns to, by the name of the attribute
+        self._initial: dict[str, Tensor] = {}  # the state after reset(), by the name of the attribute
         self._row_names: set[str] = set()
 
     def declare_sum(self, name: str, shape: tuple[int, ...], dtype: torch.dtype) -> None:
@@ -47,7 +45,7 @@ class Meter:
     def declare_rows(self, name: str, row_shape: tuple[int, ...], dtype: torch.dtype) -> None:
         """Make the attribute `name`: a list of tensors (n, *row_shape).
 
-        Its first entry has no rows (n = 0), so that ``torch.cat`` works before anything was seen.
+        Its first entry has no rows (n = 0), so that ``torch.cat`` works before the first update.
         """
         self._row_names.add(name)
         self._initial[name] = torch.zeros((0, *row_shape), dtype=dtype)
@@ -58,11 +56,11 @@ class Meter:
         raise NotImplementedError
 
     def compute(self):
-        """Return the answer for everything since the last `reset`; NaN when that is nothing."""
+        """Return the value for all batches since the last `reset`; NaN without any."""
         raise NotImplementedError
 
     def reset(self) -> None:
-        """Forget everything that was seen. The device stays."""
+        """Return to the initial state, on the same device."""
         for name, initial in self._initial.items():
             self._assign(name, initial)
 
@@ -84,17 +82,17 @@ class Meter:
         """Continue, bit for bit, from what `state_dict` returned. The meter stays on its own device.
 
         Raises:
-            UserError: when the names or shapes are those of another meter.
+            ValueError: when the names or shapes are those of another meter.
         """
         if state.keys() != self._initial.keys():
-            raise UserError(
+            raise ValueError(
                 f"{type(self).__name__} cannot load the saved state {sorted(state)}: it needs {sorted(self._initial)}. "
                 "Resume with the meters that the state was saved with."
             )
         for name, value in state.items():
             first = 1 if name in self._row_names else 0  # the number of rows is free
             if value.shape[first:] != self._initial[name].shape[first:]:
-                raise UserError(
+                raise ValueError(
                     f"{type(self).__name__} cannot load '{name}' of shape {tuple(value.shape)}, which does not match "
                     f"{tuple(self._initial[name].shape)}. Give the meter the arguments that it was saved with."
                 )
@@ -102,7 +100,7 @@ class Meter:
             self._assign(name, value)
 
     def merge(self, states: Sequence[Mapping[str, Tensor]]) -> None:
-        """Become what one meter would be that had seen all that the meters with these states saw, in their order."""
+        """Join the states of several meters, in their order, as if this meter had seen all of their batches."""
         join = {name: torch.cat if name in self._row_names else sum for name in self._initial}
         self.load_state_dict({name: join[name]([state[name] for state in states]) for name in self._initial})
 
@@ -118,9 +116,9 @@ def dtype_on(device: torch.device, dtype: torch.dtype) -> torch.dtype:
 
 
 class AvgMeter(Meter):
-    """The mean over samples of a value that arrives as a mean over each batch, a loss for example.
+    """The mean over samples of a value that is given as a mean over each batch, such as a loss.
 
-    Each batch counts by its number of samples, so a small last batch does not count too much. The sum is kept in
+    Each batch is weighted by its number of samples, so a small last batch does not count too much. The sum is kept in
     float64 (float32 on MPS), whatever the precision of the values.
 
     >>> meter = AvgMeter()

@@ -1,7 +1,7 @@
-"""Metrics of classification and segmentation, and how sure they are. Those of images are in utils/image_metrics.py.
+"""Metrics of classification and segmentation, and intervals for them. For other metrics there is torchmetrics.
 
-Every metric is a meter (utils/meter.py): `update` with each batch, `compute` at the end. Before anything was seen the
-answer is NaN. Predictions are logits unless it is said otherwise, and must be on the device of the meter.
+Every metric is a meter (utils/meter.py): `update` with each batch, `compute` at the end, which is NaN without a batch.
+Predictions are logits unless stated otherwise, and must be on the device of the meter.
 """
 
 import math
@@ -10,7 +10,6 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from utils.errors import UserError, nearest
 from utils.meter import Meter
 
 
@@ -32,27 +31,26 @@ def bootstrap_interval(
 ) -> tuple[float, float]:
     """Return the percentile bootstrap interval (low, high) of a statistic of N independent samples.
 
-    The N samples are drawn N times with replacement, which gives a data set that might have been; the statistic is
-    computed again; and the interval holds the middle `confidence` of `num_resamples` such answers. It says how much
-    the answer depends on which samples happened to be in the set. It does not say how much another training seed
-    would change it. When all samples are equal (all correct, or N == 1) the interval has no width: the
-    bootstrap knows no error that it has not seen.
+    The N samples are drawn N times with replacement, and the statistic is computed of this resample. The interval holds
+    the middle `confidence` of `num_resamples` such values. It measures how much the value depends on the samples in the
+    set, not how much another training seed would change it. When all samples are equal (all correct, or N == 1), the
+    interval has no width: the resamples cannot contain an error that is not in the set.
 
     Source: Efron and Tibshirani, An Introduction to the Bootstrap, 1993, chapter 13.
 
     Args:
-        per_sample: what each sample adds, (N, ...): 1 or 0 for correct or wrong, or a row of counts.
+        per_sample: the contribution of each sample, (N, ...): 1 or 0 for correct or wrong, or a row of counts.
         statistic: a function of ``sums``, the sums of `per_sample` over each resample, float64 (num_resamples, ...),
             and of N, that returns (num_resamples,).
         num_resamples: at least 1; the ends of the interval want about 1000.
         confidence: above 0 and below 1.
-        seed: of the resampling alone; the global generators are left as they are.
+        seed: of the resampling alone, which does not use the global generators.
 
     Returns:
         The two ends, in the unit of the statistic; (NaN, NaN) when N == 0.
 
     Raises:
-        UserError: when `num_resamples` or `confidence` is out of its range.
+        ValueError: when `num_resamples` or `confidence` is out of its range.
 
     >>> correct = torch.tensor([True] * 80 + [False] * 20)
     >>> low, high = bootstrap_interval(correct, lambda sums, n: sums / n)
@@ -60,9 +58,9 @@ def bootstrap_interval(
     True
     """
     if num_resamples < 1:
-        raise UserError(f"num_resamples {num_resamples} is not allowed: give 1 or more, such as 1000.")
+        raise ValueError(f"num_resamples {num_resamples} is not allowed: give 1 or more, such as 1000.")
     if not 0 < confidence < 1:
-        raise UserError(f"confidence {confidence} is not allowed: give a number above 0 and below 1, such as 0.95.")
+        raise ValueError(f"confidence {confidence} is not allowed: give a number above 0 and below 1, such as 0.95.")
     num_samples = len(per_sample)
     if num_samples == 0:
         return math.nan, math.nan
@@ -80,7 +78,7 @@ def bootstrap_interval(
 
 
 def mean_of_samples(sums: Tensor, num_samples: int) -> Tensor:
-    """The statistic of `bootstrap_interval` for a plain mean."""
+    """Return the mean, as a statistic for `bootstrap_interval`."""
     return sums / num_samples
 
 
@@ -96,13 +94,13 @@ class Accuracy(Meter):
     def __init__(self, top_k: int = 1) -> None:
         super().__init__()
         if top_k < 1:
-            raise UserError(f"top_k {top_k} is not allowed: give 1 or more.")
+            raise ValueError(f"top_k {top_k} is not allowed: give 1 or more.")
         self.top_k = top_k
         self.declare_rows("correct", (), torch.bool)
 
     def update(self, logits: Tensor, labels: Tensor) -> None:
         """Add logits (N, C) and the true classes (N,). C must be at least `top_k`."""
-        # Without this check a shape such as (N, 1) would be broadcast, and counted wrong in silence.
+        # Without this check a shape such as (N, 1) would be broadcast, and counted wrong without an error.
         assert labels.shape == logits.shape[:1], f"labels {tuple(labels.shape)} for logits {tuple(logits.shape)}"
         if self.top_k == 1:
             correct = predicted_classes(logits) == labels  # (N,)
@@ -120,7 +118,7 @@ class Accuracy(Meter):
 
 
 class ConfusionMatrix(Meter):
-    """How often each actual class (row) was predicted as each class (column): counts, int64 (C, C).
+    """Counts of each actual class (row) predicted as each class (column), int64 (C, C).
 
     >>> meter = ConfusionMatrix(num_classes=2)
     >>> meter.update(torch.tensor([0, 1, 1]), torch.tensor([0, 0, 1]))
@@ -131,7 +129,7 @@ class ConfusionMatrix(Meter):
     def __init__(self, num_classes: int) -> None:
         super().__init__()
         if num_classes < 2:
-            raise UserError(f"num_classes {num_classes} is not allowed: give 2 or more (yes and no are 2 classes).")
+            raise ValueError(f"num_classes {num_classes} is not allowed: give 2 or more (yes and no are 2 classes).")
         self.num_classes = num_classes
         self.declare_sum("matrix", (num_classes, num_classes), torch.int64)
 
@@ -153,11 +151,11 @@ class ConfusionMatrix(Meter):
         self.matrix = self.matrix + counts.view_as(self.matrix)
 
     def compute(self) -> Tensor:
-        """Return the matrix, int64 (C, C); zeros before anything was seen."""
+        """Return the matrix, int64 (C, C); zeros before the first update."""
         return self.matrix.clone()
 
     def per_class_accuracy(self) -> Tensor:
-        """Return the share of each actual class that was found (its recall), float64 (C,); NaN for an absent class."""
+        """Return the recall of each class, float64 (C,); NaN for an absent class."""
         matrix = self.matrix.cpu().double()
         return matrix.diagonal() / matrix.sum(dim=1)
 
@@ -179,9 +177,7 @@ class PrecisionRecallF1(ConfusionMatrix):
     def __init__(self, num_classes: int, average: str = "macro") -> None:
         super().__init__(num_classes)
         if average not in ("macro", "micro"):
-            raise UserError(
-                f"average '{average}' is unknown{nearest(average, ['macro', 'micro'])}: give 'macro' or 'micro'."
-            )
+            raise ValueError(f"average {average!r} is unknown: give 'macro' or 'micro'.")
         self.average = average
 
     def compute(self) -> dict[str, float]:
@@ -192,7 +188,7 @@ class PrecisionRecallF1(ConfusionMatrix):
             correct, predicted, actual = (count.sum(dim=0, keepdim=True) for count in (correct, predicted, actual))
         present = predicted + actual > 0
         correct, predicted, actual = correct[present], predicted[present], actual[present]
-        # Where a count is 0, `correct` is 0 too, and 0 / 1 is the 0 that is wanted.
+        # Where a count is 0, `correct` is 0 too, and 0 / 1 is 0.
         precision = correct / predicted.clamp(min=1)
         recall = correct / actual.clamp(min=1)
         f1 = 2 * correct / (predicted + actual)
@@ -225,8 +221,8 @@ class Overlap(Meter):
 
     The counts of the whole set are pooled before the ratio is taken, so every pixel weighs the same and a large
     object weighs more than a small one. The score is the mean over the C' foreground classes. A class that appears in
-    neither the predictions nor the masks of the whole set is left out of the mean, as there is nothing to judge. When
-    that is so for every class, the score is 1: nothing was to be found, and nothing was.
+    neither the predictions nor the masks of the whole set is left out of the mean. When that is so for every class, the
+    score is 1: nothing was to be found, and nothing was predicted.
 
     Args:
         num_classes: 1 for one logit per pixel (foreground where it is above 0); C >= 2 for the largest of C logits,
@@ -236,7 +232,7 @@ class Overlap(Meter):
     def __init__(self, num_classes: int) -> None:
         super().__init__()
         if num_classes < 1:
-            raise UserError(f"num_classes {num_classes} is not allowed: give 1 (one logit per pixel) or more.")
+            raise ValueError(f"num_classes {num_classes} is not allowed: give 1 (one logit per pixel) or more.")
         self.num_classes = num_classes
         self.foreground = [1] if num_classes == 1 else list(range(1, num_classes))
         # For each image and foreground class: the pixels in both, the predicted ones, the actual ones.
@@ -246,7 +242,7 @@ class Overlap(Meter):
         """Add logits (N, num_classes, H, W) and masks (N, H, W) of class indices."""
         assert logits.shape[1] == self.num_classes, f"{logits.shape[1]} logits, but num_classes is {self.num_classes}"
         classes = predicted_classes(logits)  # (N, H, W)
-        # Without this check masks of shape (N, 1, H, W) would be broadcast, and counted wrong in silence.
+        # Without this check masks of shape (N, 1, H, W) would be broadcast, and counted wrong without an error.
         assert masks.shape == classes.shape, f"masks {tuple(masks.shape)} for logits {tuple(logits.shape)}"
         per_class = []
         for k in self.foreground:

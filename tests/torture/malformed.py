@@ -136,7 +136,7 @@ TEST = {
 VANILLA = {
     "data_type": Choice(("FashionMNISTSample", "FashionMNIST")), "model_type": Choice(("Vanilla", "LeNet", "ResNet18")),
     "loss_type": Choice(("CE", "Focal", "Brier")), "label_smoothing": SHARE,
-    "metrics": Choice(("accuracy", "precision", "recall", "f1"), is_list=True),
+    "metrics": Choice(("accuracy", "precision", "recall", "f1"), is_list=True), "metric_args": ARGUMENTS,
 }  # fmt: skip
 SEG = {
     "data_type": Choice(("Carvana", "CarvanaShards")), "model_type": Choice(("UNet", "UNetpp")),
@@ -144,7 +144,7 @@ SEG = {
     "patch_size": Number(True, low=16, high=2**15), "width": Number(True, low=1, high=4096),
     "mode": Choice(("direct", "padding")), "up": Choice(("bilinear", "transposed")), "cache": BOOL, "cache_dir": PATH,
     "shard_cache_dir": PATH, "shard_cache_gb": Number(above=0, high=1e6),
-    "metrics": Choice(("dice", "iou", "mean_image_dice"), is_list=True),
+    "metrics": Choice(("dice", "iou", "mean_image_dice"), is_list=True), "metric_args": ARGUMENTS,
 }  # fmt: skip
 GAN = {
     "data_type": Choice(("FashionMNISTSample", "FashionMNIST")), "model_type": Choice(("DCGAN",)),

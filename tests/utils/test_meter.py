@@ -11,7 +11,6 @@ import torch
 import torchmetrics
 
 import utils.meter
-from utils.errors import UserError
 from utils.meter import AvgMeter, Meter, dtype_on
 from utils.metrics import Accuracy, ConfusionMatrix, Dice, IoU, MeanImageDice, PrecisionRecallF1
 
@@ -96,7 +95,7 @@ def test_a_loaded_state_is_a_copy():
 
 
 def test_loading_the_state_of_another_meter_is_refused_by_name():
-    with pytest.raises(UserError, match=r"SumAndRows cannot load .*'count', 'total'.*'rows', 'total'"):
+    with pytest.raises(ValueError, match=r"SumAndRows cannot load .*'count', 'total'.*'rows', 'total'"):
         SumAndRows().load_state_dict(AvgMeter().state_dict())
 
 
@@ -106,7 +105,7 @@ def test_loading_another_shape_is_refused_and_changes_nothing(name):
     meter.update(batches()[0])
     state, before = meter.state_dict(), meter.state_dict()
     state[name] = SumAndRows(width=3).state_dict()[name]
-    with pytest.raises(UserError, match=name):
+    with pytest.raises(ValueError, match=name):
         meter.load_state_dict(state)
     for key in before:
         assert torch.equal(meter.state_dict()[key], before[key])

@@ -1,16 +1,19 @@
 """Metrics by name, alone and in a run."""
 
 import csv
+import sys
 from argparse import ArgumentTypeError
 
 import pytest
 import torch
 
+from engine.metric_entry import build_metrics, metric_name
 from eval_vanilla import EvaluatorVanilla
 from trainer_seg_on_carvana import TrainerSeg
 from utils.errors import UserError
-from utils.metric_names import CLASSIFICATION, SEGMENTATION, build_metrics, metric_name
 from utils.metrics import Accuracy, PrecisionRecallF1
+
+AUROC = "torchmetrics.classification:MulticlassAUROC"
 
 
 def rows_of(trainer) -> list[dict[str, str]]:
@@ -18,10 +21,10 @@ def rows_of(trainer) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def test_names_make_the_meters_that_they_say():
+def test_names_make_the_metrics_that_they_say():
     torch.manual_seed(0)
     logits, labels = torch.randn(60, 5), torch.randint(5, (60,))
-    meters = build_metrics(["accuracy", "precision", "recall", "f1", "top2"], CLASSIFICATION, 5)
+    meters = build_metrics(["accuracy", "precision", "recall", "f1", "top2"], 5)
     together, top2 = PrecisionRecallF1(5), Accuracy(top_k=2)
     for meter in (*meters.values(), together, top2):
         meter.update(logits, labels)
@@ -31,21 +34,60 @@ def test_names_make_the_meters_that_they_say():
 
 
 @pytest.mark.parametrize(
-    ("known", "text", "word"),
+    ("task", "text", "word"),
     [
-        (CLASSIFICATION, "acuracy", "'accuracy'"), (CLASSIFICATION, "dice", "topK"), (CLASSIFICATION, "top0", "topK"),
-        (CLASSIFICATION, "topfive", "topK"), (CLASSIFICATION, "", "use one"), (SEGMENTATION, "dise", "'dice'"),
-        (SEGMENTATION, "top5", "use one"), (CLASSIFICATION, "top5 ", "topK"),
+        ("classification", "acuracy", "'accuracy'"), ("classification", "dice", "topK"),
+        ("classification", "top0", "topK"), ("classification", "", "accuracy, precision"),
+        ("segmentation", "dise", "'dice'"), ("segmentation", "top5", "mean_image_dice; or MODULE:NAME"),
     ],
 )  # fmt: skip
-def test_an_unknown_name_is_refused_with_the_nearest(known, text, word):
+def test_an_unknown_name_is_refused_with_the_nearest(task, text, word):
     with pytest.raises(ArgumentTypeError, match=word):
-        metric_name(known)(text)
+        metric_name(task)(text)
 
 
-def test_more_places_than_classes_are_refused():
-    with pytest.raises(UserError, match="top6 needs at least 6 classes: there are 5"):
-        build_metrics(["top6"], CLASSIFICATION, 5)
+def test_metrics_of_torchmetrics_get_the_number_of_classes_and_arguments():
+    arguments = {"MulticlassAUROC": {"average": "weighted"}, "PeakSignalNoiseRatio": {"data_range": 2.0}}
+    metrics = build_metrics(["f1", AUROC, "torchmetrics.image:PeakSignalNoiseRatio"], 5, arguments)
+    assert list(metrics) == ["f1", "MulticlassAUROC", "PeakSignalNoiseRatio"]
+    assert metrics["MulticlassAUROC"].num_classes == 5 and metrics["MulticlassAUROC"].average == "weighted"
+    metrics["PeakSignalNoiseRatio"].update(torch.full((1, 1, 4, 4), 0.6), torch.full((1, 1, 4, 4), 0.5))
+    assert float(metrics["PeakSignalNoiseRatio"].compute()) == pytest.approx(26.0206)
+
+
+@pytest.mark.parametrize(
+    ("names", "arguments", "words"),
+    [
+        (["top6"], {}, "top6 needs at least 6 classes: there are 5"),
+        ([AUROC], {"AUROC": {}}, "there is no metric 'AUROC'; there are MulticlassAUROC"),
+        ([AUROC], {"MulticlassAUROC": {"average": "most"}}, "--metric_args MulticlassAUROC.*most"),
+        (["f1"], {"f1": {"averag": "micro"}}, "F1 takes no argument 'averag'.*did you mean 'average'"),
+        (["f1"], {"f1": {"average": "mikro"}}, "F1 cannot be made.*'mikro' is unknown"),
+        (["torchmetrics.classification:MulticlassAROC"], {}, "did you mean 'MulticlassAUROC'"),
+        (["os:getcwd"], {}, r"makes no metric: it has no method update\(\)"),
+        (["accuracy", f"{__name__}:accuracy"], {}, "both called accuracy"),
+    ],
+)  # fmt: skip
+def test_metrics_that_cannot_be_made_are_named(names, arguments, words):
+    with pytest.raises(UserError, match=words) as error:
+        build_metrics(names, 5, arguments)
+    assert "\n" not in str(error.value)
+
+
+def test_torchmetrics_is_imported_only_when_it_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "torchmetrics", None)
+    assert list(build_metrics(["accuracy"], 5)) == ["accuracy"] and metric_name("classification")(AUROC) == AUROC
+    with pytest.raises(UserError, match="pip install torchmetrics"):
+        build_metrics(["torchmetrics:Accuracy"], 5)
+
+
+def test_a_run_measures_and_monitors_a_metric_of_torchmetrics_and_so_does_its_evaluation(train, tmp_path):
+    trainer = train("--metrics", "accuracy", AUROC, "--monitor", "MulticlassAUROC", "--n_epoch", 1)
+    (row,) = rows_of(trainer)
+    assert trainer.stopper.best == pytest.approx(float(row["val/MulticlassAUROC"]), abs=1e-5)
+    argv = ["--model_path", str(trainer.checkpointer.path("best")), "--save_path", str(tmp_path), "--split", "val"]
+    evaluator = EvaluatorVanilla.run_test(EvaluatorVanilla.parse_options(argv))
+    assert "The score agrees with" in (evaluator.output_dir / "eval_log.txt").read_text()
 
 
 def test_a_run_measures_logs_and_monitors_what_is_named(train, tmp_path):
