@@ -252,7 +252,7 @@ def build_carvana(
     split_seed: int = 0,
     mode: str = "direct",
     augment: bool = False,
-    max_bad_samples: int = 0,
+    skip_bad_samples: int = 0,
     cache: bool = True,
     cache_dir: str | Path | None = None,
 ) -> dict[str, CarvanaDataset]:
@@ -266,7 +266,7 @@ def build_carvana(
         train_val_sample_rate, test_sample_rate, val_split, split_seed: see `data.split.split_by_group`.
         mode: "direct" resizes the images of all parts; "padding" leaves those of val and test at their own size.
         augment: whether to augment the training images, see `augment_pair`.
-        max_bad_samples: how many masks may be bad, for loaders that leave them out.
+        skip_bad_samples: how many masks may be bad, for loaders that skip them.
         cache, cache_dir: see `CarvanaDataset`.
 
     Raises:
@@ -276,7 +276,7 @@ def build_carvana(
     pairs = find_pairs(data_dir)
     cars = pairs.cars()
     parts = split_by_group(cars, train_val_sample_rate, test_sample_rate, val_split, split_seed)
-    class_map, report = scan_masks(MaskPaths(pairs), n_classes, max_bad=max_bad_samples)
+    class_map, report = scan_masks(MaskPaths(pairs), n_classes, max_bad=skip_bad_samples)
     using = ", ".join(f"{len(indices):,} for {part}" for part, indices in parts.items())
     summary = f"{len(pairs):,} images of {len(set(cars)):,} cars; using {using}"
     if sum(map(len, parts.values())) < len(pairs):

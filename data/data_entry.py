@@ -19,8 +19,6 @@ Each part is a map-style `torch.utils.data.Dataset`. What else the template uses
 
 import hashlib
 from argparse import Namespace
-from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import torch
@@ -28,91 +26,48 @@ from torch.utils.data import Dataset
 
 from data.loader import EvalLoader, UpdateLoader, is_in_memory
 from engine.checkpoints.file import load_file
-from engine.registry import BUILT_INS, call, find, taken
+from engine.registry import call, find, taken
 from utils.errors import UserError
 
 DEBUG_BATCHES = 3  # of each part, with --debug
 PARTS = ("train", "val", "test")
-OFFERED = ("data_dir", "n_channels", "n_classes", "patch_size", "mode", "augment")  # and the split, to data of your own
+# The options that the function or class of a data set gets if it has parameters of these names.
+OFFERED = (
+    "data_dir", "n_channels", "n_classes", "patch_size", "mode", "augment", "skip_bad_samples", "cache_dir",
+    "train_val_sample_rate", "test_sample_rate", "val_split", "split_seed",
+    "shuffle_shards", "shard_cache_dir", "shard_cache_gb",
+)  # fmt: skip
 LOG_LINES = ("report", "summary", "cache_note")
 
 
 def build_datasets(opt: Namespace) -> dict[str, Dataset]:
-    """Return the data sets of the three parts, disjoint and none of them empty. --data_args goes to what makes them."""
-    split = {
-        "train_val_sample_rate": opt.train_val_sample_rate,
-        "test_sample_rate": opt.test_sample_rate,
-        "val_split": opt.val_split,
-        "split_seed": opt.split_seed,
-    }
+    """Return the data sets of the three parts, disjoint and none of them empty.
+
+    --data_type names a function that returns {"train": ..., "val": ..., "test": ...}, or the class of a data set, which
+    is made once for each part, named by its parameter `part`. Both get the options in `OFFERED` that they name, and
+    --data_args.
+    """
     if opt.data_type is None:
         raise UserError("--data_type is needed: MODULE:NAME, since no data is known for this task.")
-    if opt.data_type not in BUILT_INS["data"]:
-        offered = {name: getattr(opt, name) for name in OFFERED if hasattr(opt, name)} | split
-        return build_own(find("data", opt.data_type), offered, opt)
-    build = partial(call, arguments=getattr(opt, "data_args", {}), option="--data_args")
-    if opt.data_type == "Carvana":
-        from data.Carvana import build_carvana
-
-        return build(build_carvana, {
-            "data_dir": opt.data_dir, "patch_size": opt.patch_size, "n_channels": opt.n_channels,
-            "n_classes": opt.n_classes, "mode": opt.mode, "max_bad_samples": getattr(opt, "skip_bad_samples", 0),
-            "augment": getattr(opt, "augment", False),  # an option of training only
-            "cache": opt.cache and not (opt.debug or opt.limit_batches),  # a few batches are no reason to decode all
-            "cache_dir": opt.cache_dir, **split,
-        })  # fmt: skip
-    if opt.data_type == "CarvanaShards":
-        from extras.shards.dataset import build_carvana_shards
-
-        if opt.cache_dir:
-            raise UserError("--cache_dir is for --data_type Carvana; shards have --shard_cache_dir.")
-        return build(build_carvana_shards, {
-            "data_dir": opt.data_dir, "patch_size": opt.patch_size, "n_channels": opt.n_channels,
-            "n_classes": opt.n_classes, "mode": opt.mode,
-            "augment": getattr(opt, "augment", False), "window": getattr(opt, "shuffle_shards", 1),  # of training only
-            "cache_dir": opt.shard_cache_dir, "cache_gb": opt.shard_cache_gb, **split,
-        })  # fmt: skip
-    if opt.data_type == "MultiImage":
-        from extras.multi_image import build_multi_image
-
-        return build(build_multi_image, {
-            "data_dir": opt.data_dir, "patch_size": opt.patch_size, "n_channels": opt.n_channels,
-            "n_classes": opt.n_classes, "mode": opt.mode, "max_bad_samples": getattr(opt, "skip_bad_samples", 0),
-            "augment": getattr(opt, "augment", False), **split,
-        })  # fmt: skip
-    if opt.data_type in ("FashionMNIST", "FashionMNISTSample"):
-        from data.FashionMNIST import build_fashion_mnist, build_fashion_mnist_sample
-
-        split |= {"n_channels": opt.n_channels, "n_classes": opt.n_classes}
-        if opt.data_type == "FashionMNIST":
-            return build(build_fashion_mnist, {"data_dir": opt.data_dir, **split})
-        return build(build_fashion_mnist_sample, split)
-    raise NotImplementedError(f"{opt.data_type} is named in the registry, but build_datasets has no branch for it.")
-
-
-def build_own(make: Callable, offered: dict[str, Any], opt: Namespace) -> dict[str, Dataset]:
-    """Return the data sets of somebody's own.
-
-    Args:
-        make: a function that returns {"train": ..., "val": ..., "test": ...}; or the class of a data set, of which one
-            is made for each part, named by its argument `part`.
-        offered: the options that it gets if it names them among its parameters.
-        opt: the options.
-    """
-    what, given = f"--data_type {opt.data_type}", taken(make, offered)
+    make = find("data", opt.data_type)
+    offered = {name: getattr(opt, name) for name in OFFERED if hasattr(opt, name)}
+    is_short = getattr(opt, "debug", False) or getattr(opt, "limit_batches", None)
+    offered["cache"] = getattr(opt, "cache", False) and not is_short  # a few batches are no reason to decode all images
+    arguments = getattr(opt, "data_args", {})
+    option = f"--data_type {opt.data_type}"
     if isinstance(make, type) and issubclass(make, Dataset):
         if not taken(make, {"part": None}):
-            raise UserError(f"{what}: a data set's class must take `part`, which is one of {', '.join(PARTS)}.")
-        datasets = {part: call(make, {**given, "part": part}, opt.data_args, "--data_args") for part in PARTS}
+            raise UserError(f"{option}: a data set's class must take `part`, which is one of {', '.join(PARTS)}.")
+        datasets = {part: call(make, offered | {"part": part}, arguments, "--data_args") for part in PARTS}
     else:
-        datasets = call(make, given, opt.data_args, "--data_args")
+        datasets = call(make, offered, arguments, "--data_args")
     if not isinstance(datasets, dict) or set(datasets) != set(PARTS):
-        raise UserError(f"{what}: it must return a dictionary of three data sets, {', '.join(PARTS)}.")
+        raise UserError(f"{option}: it must return a dictionary of three data sets, {', '.join(PARTS)}.")
     for part, dataset in datasets.items():
         if not hasattr(dataset, "__getitem__") or not hasattr(dataset, "__len__"):
-            raise UserError(f"{what}: the {part} part is no data set with __getitem__ and __len__: {type(dataset)}.")
+            raise UserError(f"{option}: the {part} part is no data set with __getitem__ and __len__: {type(dataset)}.")
         if not len(dataset):
-            raise UserError(f"{what}: the {part} part is empty.")
+            raise UserError(f"{option}: the {part} part is empty.")
     return {part: datasets[part] for part in PARTS}
 
 

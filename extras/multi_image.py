@@ -297,7 +297,7 @@ def build_multi_image(
     dirs: Sequence[str], *, data_dir: str | Path = "", kinds: str | Sequence[str] = ("image", "mask"),
     name_ends: Sequence[str] | None = None, group_until: str | None = None, draft: bool = False, upright: bool = False,
     patch_size: int | None = None, n_channels: int = 3, n_classes: int = 2, mode: str = "direct",
-    augment: bool = False, max_bad_samples: int = 0, train_val_sample_rate: float = 1.0, test_sample_rate: float = 0.1,
+    augment: bool = False, skip_bad_samples: int = 0, train_val_sample_rate: float = 1.0, test_sample_rate: float = 0.1,
     val_split: float = 0.15, split_seed: int = 0,
 ) -> dict[str, MultiImageDataset]:  # fmt: skip
     """Return the data sets `train`, `val` and `test`, with no group in two of them. For --data_type MultiImage.
@@ -313,7 +313,7 @@ def build_multi_image(
         n_classes: the most values that may occur in masks.
         mode: "direct" resizes the images of all parts; "padding" leaves those of val and test at their own size.
         augment: whether to augment the training images, see `augment_jointly`.
-        max_bad_samples: how many masks may be bad, for loaders that leave them out.
+        skip_bad_samples: how many masks may be bad, for loaders that skip them.
         train_val_sample_rate, test_sample_rate, val_split, split_seed: see `data.split.split_by_group`.
 
     Raises:
@@ -328,7 +328,7 @@ def build_multi_image(
     if {"image", "mask"} <= set(whole.kinds):
         whole.check = partial(check_sizes, kinds=whole.kinds, upright=upright)
     parts = split_by_group(whole.groups, train_val_sample_rate, test_sample_rate, val_split, split_seed)
-    maps = scan_masks_of(whole, n_classes, max_bad_samples)
+    maps = scan_masks_of(whole, n_classes, skip_bad_samples)
     using = ", ".join(f"{len(indices):,} for {part}" for part, indices in parts.items())
     whole.summary = f"{len(whole):,} samples of {len(dirs)} images, in {len(set(whole.groups)):,} groups; using {using}"
     datasets = {}

@@ -143,25 +143,40 @@ class CarvanaShards(CarvanaDataset):
 
 
 def build_carvana_shards(
-    data_dir: str | Path, *, patch_size: int = 256, n_channels: int = 3, n_classes: int = 2, mode: str = "direct",
-    augment: bool = False, window: int = 4, cache_dir: str | Path = "./shard_cache", cache_gb: float = 10.0,
-    **cut: float,
-) -> dict[str, CarvanaShards]:  # fmt: skip
+    data_dir: str | Path,
+    *,
+    patch_size: int = 256,
+    n_channels: int = 3,
+    n_classes: int = 2,
+    mode: str = "direct",
+    augment: bool = False,
+    shuffle_shards: int = 1,
+    shard_cache_dir: str | Path = "./shard_cache",
+    shard_cache_gb: float = 10.0,
+    cache_dir: str | Path | None = None,
+    train_val_sample_rate: float,
+    test_sample_rate: float,
+    val_split: float,
+    split_seed: int,
+) -> dict[str, CarvanaShards]:
     """Return the data sets `train`, `val` and `test`, as the shards were cut.
 
     Args:
         data_dir: the directory of the shards, or a URL of it.
         patch_size, n_channels, n_classes, mode, augment: see `data.Carvana.build_carvana`.
-        window: how many shards an epoch of training mixes at a time.
-        cache_dir, cache_gb: where to keep fetched shards, and how many gigabytes (10**9 bytes) of them.
-        cut: train_val_sample_rate, test_sample_rate, val_split, split_seed; must be those that the shards were cut by.
+        shuffle_shards: how many shards an epoch of training mixes at a time.
+        shard_cache_dir, shard_cache_gb: where to keep fetched shards, and how many gigabytes (10**9 bytes) of them.
+        cache_dir: must be None: decoded images of shards are not cached.
+        train_val_sample_rate, test_sample_rate, val_split, split_seed: must be those that the shards were cut by.
 
     Raises:
         UserError: there are no shards, or an option does not fit them.
     """
     if n_channels not in (1, 3):
         raise UserError(f"--n_channels {n_channels} does not fit images: give 3 for RGB or 1 for grey.")
-    store = ShardStore(data_dir, cache_dir, int(cache_gb * 10**9))
+    if cache_dir is not None:
+        raise UserError("--cache_dir is for --data_type Carvana; shards have --shard_cache_dir.")
+    store = ShardStore(data_dir, shard_cache_dir, int(shard_cache_gb * 10**9))
     place = store.place(INDEX_FILE)
     if not store.cache_dir and not Path(place).is_file():
         raise UserError(
@@ -169,19 +184,27 @@ def build_carvana_shards(
             f"python -m extras.shards.make_shards --data_dir ./Dataset/Carvana --shards_dir {data_dir}"
         )
     index = parse_index(b"".join(chunks_of(place)), place)
-    asked, made = cut | {"n_classes": max(n_classes, 2)}, index["made_with"]
+    made = index["made_with"]
+    asked = {
+        "train_val_sample_rate": train_val_sample_rate,
+        "test_sample_rate": test_sample_rate,
+        "val_split": val_split,
+        "split_seed": split_seed,
+        "n_classes": max(n_classes, 2),
+    }
     if others := [name for name in asked if asked[name] != made.get(name)]:
         flags = " ".join(f"--{name} {made.get(name)}" for name in others)
         raise UserError(f"These shards were made with other values of {', '.join(others)}: give {flags}")
     if store.cache_dir:
         sizes = {part: sorted(shard.num_bytes for shard in shards) for part, shards in index["parts"].items()}
-        needed = max(sum(sizes["train"][-window:]), *sizes["val"], *sizes["test"])
+        needed = max(sum(sizes["train"][-shuffle_shards:]), *sizes["val"], *sizes["test"])
         if needed > store.cache_bytes:
             least = f"{needed / 1e9:g} or more, twice as much with loading processes"
-            raise UserError(f"--shard_cache_gb {cache_gb:g} is too small for --shuffle_shards {window}: give {least}.")
+            given = f"--shard_cache_gb {shard_cache_gb:g} is too small for --shuffle_shards {shuffle_shards}"
+            raise UserError(f"{given}: give {least}.")
     datasets = {}
     for part, shards in index["parts"].items():
         size = (patch_size, patch_size) if mode == "direct" or part == "train" else None
         how = (index["class_map"], size, n_channels, augment and part == "train", *index["notes"])
-        datasets[part] = CarvanaShards(shards, store, window, *how)
+        datasets[part] = CarvanaShards(shards, store, shuffle_shards, *how)
     return datasets

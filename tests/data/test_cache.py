@@ -401,7 +401,7 @@ def test_bad_samples_are_named_and_left_out_as_without_the_cache(parts, own_cars
     bad = []
     for _ in range(2):  # the cache is made, and found
         for cache in (False, True):
-            loaded = to_load_from(parts(own_cars, cache=cache, max_bad_samples=3)["train"])
+            loaded = to_load_from(parts(own_cars, cache=cache, skip_bad_samples=3)["train"])
             loader = EvalLoader(loaded, 4, num_workers=num_workers, max_bad_samples=3, part="train")
             loader.bad.warn = lambda message: None
             assert sum(len(masks) for _, masks in loader) == 13

@@ -140,7 +140,7 @@ def test_a_window_of_all_shards_gives_the_order_of_the_files(window):
 
 @pytest.mark.parametrize(("num_workers", "micro"), [(0, None), (0, 2), (2, 3)])
 def test_each_sample_comes_once_in_an_epoch(made, num_workers, micro):
-    dataset = build(made, window=2)["train"]
+    dataset = build(made, shuffle_shards=2)["train"]
     loader = UpdateLoader(dataset, 5, micro, seed=4, num_workers=num_workers)
     for epoch in (0, 1):
         updates = list(loader.updates(epoch))
@@ -208,7 +208,7 @@ def test_a_checkpoint_from_elsewhere_decides_neither_what_is_fetched_nor_where_t
 def test_an_epoch_runs_in_the_room_of_two_shards_and_fetches_each_once(made, server, tmp_path):
     (url, asked, _), bound = server, 2 * largest(made)
     assert bound < sum(path.stat().st_size for path in made.glob("train-*.tar"))
-    dataset = build(url, window=2, cache_dir=tmp_path / "cache", cache_gb=bound / 1e9)["train"]
+    dataset = build(url, shuffle_shards=2, shard_cache_dir=tmp_path / "cache", shard_cache_gb=bound / 1e9)["train"]
     in_place, most = build(made)["train"], 0
     for index in dataset.epoch_order(0, 0):
         assert equal(dataset[index], in_place[index])
@@ -219,7 +219,7 @@ def test_an_epoch_runs_in_the_room_of_two_shards_and_fetches_each_once(made, ser
 
 def test_loading_processes_share_the_room(made, server, tmp_path):
     (url, _, _), bound, cache = server, 2 * largest(made), tmp_path / "cache"
-    dataset = build(url, window=2, cache_dir=cache, cache_gb=bound / 1e9)["train"]
+    dataset = build(url, shuffle_shards=2, shard_cache_dir=cache, shard_cache_gb=bound / 1e9)["train"]
     loader, in_place = UpdateLoader(dataset, 2, seed=0, num_workers=2), build(made)["train"]
     for update in loader.updates(0):
         images = torch.cat([images for images, _ in update.micro_batches])
@@ -233,7 +233,7 @@ def test_the_shard_that_was_not_used_for_the_longest_time_goes(made, server, oft
     cache.mkdir()
     (cache / "notes.tar").write_bytes(b"not a shard" * 10**5)
     (cache / f".{'0' * 64}.tar.999999.tmp").write_bytes(b"left by a process that was killed")
-    dataset = build(url, window=2, cache_dir=cache, cache_gb=2 * largest(made) / 1e9)["train"]
+    dataset = build(url, shuffle_shards=2, shard_cache_dir=cache, shard_cache_gb=2 * largest(made) / 1e9)["train"]
     for shard in (often, seldom, often, 2, often, seldom):
         dataset[3 * shard]
     assert [int(name[6:12]) for name in asked[1:]] == [often, seldom, 2, seldom]
@@ -243,18 +243,18 @@ def test_the_shard_that_was_not_used_for_the_longest_time_goes(made, server, oft
 def test_a_second_run_finds_what_the_first_one_fetched(made, server, tmp_path):
     url, asked, _ = server
     for _ in range(2):
-        list(EvalLoader(build(url, cache_dir=tmp_path)["val"], 2))
+        list(EvalLoader(build(url, shard_cache_dir=tmp_path)["val"], 2))
     assert sorted(asked) == ["index.json", "index.json", "val-000000.tar", "val-000001.tar"]
 
 
 def test_shards_of_a_file_url_are_copied(made, tmp_path):
-    dataset = build(f"file://{made}", cache_dir=tmp_path / "cache")["test"]
+    dataset = build(f"file://{made}", shard_cache_dir=tmp_path / "cache")["test"]
     assert equal(dataset[0], build(made)["test"][0]) and held(tmp_path / "cache") > 0
 
 
 def test_too_little_room_for_the_mixing_is_refused(made, server, tmp_path):
     with pytest.raises(UserError, match=r"--shard_cache_gb .* too small for --shuffle_shards 3: give"):
-        build(server[0], window=3, cache_dir=tmp_path, cache_gb=2 * largest(made) / 1e9)
+        build(server[0], shuffle_shards=3, shard_cache_dir=tmp_path, shard_cache_gb=2 * largest(made) / 1e9)
 
 
 # ---- what goes wrong -------------------------------------------------------------------------------------------------
@@ -360,7 +360,7 @@ def test_a_member_that_leads_out_of_the_directory_is_never_written(shards, conte
 
 
 def test_no_shards_say_how_to_make_them(tmp_path):
-    with pytest.raises(UserError, match=r"data\.make_shards"):
+    with pytest.raises(UserError, match=r"extras\.shards\.make_shards"):
         build(tmp_path)
 
 
@@ -396,7 +396,7 @@ SENT = {
 @pytest.mark.parametrize("fault", SENT)
 def test_what_a_server_sends_is_checked_and_not_asked_for_again(made, server, fault, tmp_path):
     url, asked, instead = server
-    dataset = build(url, cache_dir=tmp_path)["train"]
+    dataset = build(url, shard_cache_dir=tmp_path)["train"]
     instead["train-000000.tar"] = SENT[fault]((made / "train-000000.tar").read_bytes())
     for _ in range(2):
         with pytest.raises(UserError, match=f"{url}/train-000000.tar is damaged"):
@@ -407,21 +407,21 @@ def test_what_a_server_sends_is_checked_and_not_asked_for_again(made, server, fa
 def test_a_shard_that_the_server_does_not_have_is_named(made, server, tmp_path):
     url, _, _ = server
     with pytest.raises(UserError, match=rf"{url}/nothing/index.json cannot be read \(curl ended with 22\)"):
-        build(f"{url}/nothing", cache_dir=tmp_path)
+        build(f"{url}/nothing", shard_cache_dir=tmp_path)
     with pytest.raises(UserError, match="cannot be read"):
-        build(f"file://{tmp_path}/nothing", cache_dir=tmp_path)
+        build(f"file://{tmp_path}/nothing", shard_cache_dir=tmp_path)
 
 
 def test_a_damaged_file_in_the_cache_is_named(server, tmp_path):
-    dataset = build(server[0], cache_dir=tmp_path)["val"]
+    dataset = build(server[0], shard_cache_dir=tmp_path)["val"]
     dataset[0]
     (kept,) = tmp_path.glob("*.tar")
     damage(kept, kept.read_bytes()[:-1] + b"?")
     with pytest.raises(UserError, match=f"{kept.name} is damaged.*Remove it, and copy"):
-        build(server[0], cache_dir=tmp_path)["val"][0]
+        build(server[0], shard_cache_dir=tmp_path)["val"][0]
 
 
 def test_a_cache_that_cannot_be_written_is_named(server, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match=r"--shard_cache_dir .*file cannot be used"):
-        build(server[0], cache_dir=tmp_path / "file")["val"][0]
+        build(server[0], shard_cache_dir=tmp_path / "file")["val"][0]
