@@ -1,4 +1,4 @@
-"""The walls of this project: who may import whom, who takes a trainer, how long functions are. See tests/house.py."""
+"""The walls of this project: who may import whom, who takes a trainer, how long functions are. See tools/house.py."""
 
 import ast
 import re
@@ -15,8 +15,8 @@ from eval_seg_on_carvana import EvaluatorSeg
 from eval_vanilla import EvaluatorVanilla
 from extras.gan.eval_gan import EvaluatorGAN
 from extras.gan.trainer_gan import TrainerGAN
-from tests import house
-from tests.house import CORE, FILES, MODULES, ROOT, TREES, imports, own_imports, ring_of
+from tools import house
+from tools.house import CORE, FILES, MODULES, ROOT, TREES, imports, own_imports, ring_of
 from trainer_seg_on_carvana import TrainerSeg
 from trainer_vanilla import TrainerVanilla
 

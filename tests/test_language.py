@@ -5,7 +5,7 @@ import io
 import re
 import tokenize
 
-from tests.house import FILES, ROOT, TREES
+from tools.house import FILES, ROOT, TREES
 
 BANNED = re.compile(r"\b(?:anew|in vain|aloud|told|somebody's own)\b", re.IGNORECASE)
 PAGES = [path.relative_to(ROOT) for path in [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")]]

@@ -1,7 +1,8 @@
-"""Measure the walls of this project: python -m tests.house
+"""Measure the walls of this project: python -m tools.house
 
-Prints the lines of code by ring, the files and lines that a vanilla run executes, the imports that cross a wall, the
-functions that take a trainer, and the longest functions. tests/test_house.py holds them to their limits.
+Prints the lines of code by ring and directory, the files and lines that a vanilla run executes, the imports that cross
+a wall, the files of utils/ that need more than one other file, the functions that take a trainer, the places that set
+an option, and the longest functions. tests/test_house.py holds them to their limits.
 """
 
 import ast
@@ -104,8 +105,16 @@ def neighbours(path: Path) -> set[Path]:
     return found
 
 
+def not_liftable() -> list[str]:
+    """Return the files of utils/ that cannot be copied alone, or with one neighbour, into another project."""
+    utils = [path for path in CORE if path.parts[0] == "utils"]
+    needed = {path: sorted(neighbours(path) - {path}) for path in utils}
+    return [f"{path} needs {', '.join(map(str, others))}" for path, others in needed.items() if len(others) > 1]
+
+
 # ---- functions -------------------------------------------------------------------------------------------------------
 def functions(path: Path) -> Iterator[ast.FunctionDef | ast.AsyncFunctionDef]:
+    """Yield the functions and methods of a file."""
     yield from (node for node in ast.walk(TREES[path]) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef))
 
 
@@ -132,7 +141,7 @@ def lengths() -> list[tuple[int, str]]:
 
 
 def is_options(node: ast.AST) -> bool:
-    """Whether an expression is `opt`, or an attribute of that name."""
+    """Return whether an expression is `opt`, or an attribute of that name."""
     return (isinstance(node, ast.Name) and node.id == "opt") or (isinstance(node, ast.Attribute) and node.attr == "opt")
 
 
@@ -180,18 +189,29 @@ def executed_by_a_run(output_dir: Path | str) -> tuple[set[str], int]:
 
 
 # ---- the report ------------------------------------------------------------------------------------------------------
-def main() -> None:
-    lines: dict[str, int] = {}
+def lines_by_ring() -> dict[str, dict[str, int]]:
+    """Return the lines of code by ring and directory; "." is the root."""
+    lines: dict[str, dict[str, int]] = {}
     for path in FILES:
-        lines[ring_of(path)] = lines.get(ring_of(path), 0) + num_code_lines(path)
-    for ring, count in lines.items():
-        print(f"{ring:12s} {count:6,} lines of code" + (f" (at most {MOST_CORE_LINES:,})" if ring == "core" else ""))
+        of_ring = lines.setdefault(ring_of(path), {})
+        directory = path.parts[0] if len(path.parts) > 1 else "."
+        of_ring[directory] = of_ring.get(directory, 0) + num_code_lines(path)
+    return lines
+
+
+def main() -> None:
+    for ring, by_directory in lines_by_ring().items():
+        limit = f" (at most {MOST_CORE_LINES:,})" if ring == "core" else ""
+        print(f"{ring:12s} {sum(by_directory.values()):6,} lines of code{limit}")
+        for directory, count in by_directory.items() if len(by_directory) > 1 else ():
+            print(f"    {directory:12s} {count:6,}")
     with tempfile.TemporaryDirectory() as directory:
         files, count = executed_by_a_run(directory)
     print(f"A vanilla run goes through {len(files)} files (at most {MOST_RUN_FILES})", end=" ")
     print(f"and {count:,} lines (at most {MOST_RUN_LINES:,}).")
     for title, found in (
         ("Imports of the core that leave it", outward_imports()),
+        ("Files of utils/ that need more than one other file", not_liftable()),
         ("Functions of the core that take a trainer", takes_trainer()),
         ("Places that set an option after it is resolved", changes_options()),
     ):
