@@ -159,6 +159,13 @@ def test_json_is_for_programs(write, capsys):
     assert json.loads(capsys.readouterr().out) == {"files": [a, a], "different": {}}
 
 
+def test_yaml_and_json_with_comments_are_read(write):
+    a = write("a.json", b'{"lr": 1e-3, // a comment\n "url": "http://x", "list": [1, 2]}')
+    b = write("b.yaml", b"lr: 1e-3  # a comment\nurl: http://x\nlist: [1, 2]\n")
+    assert main([a, b]) == 0
+    assert main([a, write("c.yaml", b"lr: [")]) == 2
+
+
 def test_byte_order_mark_is_no_obstacle(write):
     assert main([write("a.json", b'\xef\xbb\xbf{"lr": 1}'), write("b.json", {"lr": 1})]) == 0
 
