@@ -268,7 +268,7 @@ def find(kind: str, name: str) -> Callable:
     return load(name if is_reference(name) else f"{OF_TORCH[kind][0]}:{name}", option)
 
 
-def is_user_code(kind: str, name: Any) -> bool:
+def is_user_code(name: Any) -> bool:
     """Whether a name stands for code outside of the template, which a checkpoint must not name alone."""
     reference = reference_in(name)
     return bool(reference) and reference.partition(":")[0].partition(".")[0] not in TRUSTED
@@ -285,17 +285,10 @@ def load_all(values: Mapping[str, Any]) -> None:
 def make(kind: str, spec: str | Mapping[str, Any], offered: Mapping[str, Any] | None = None, option: str = "") -> Any:
     """Make a component from ``{"name": ..., "args": {...}}``, for components that are made of others.
 
-    A class that takes another component as an argument gets its mapping, and makes it with this function:
+    A class that takes another component as an argument gets its mapping, and makes it with this function, see
+    `TemperatureLoss` in examples/own_parts.py.
 
-    >>> from torch import nn
-    >>> class Halved(nn.Module):
-    ...     def __init__(self, inner):
-    ...         super().__init__()
-    ...         self.inner = make("loss", inner)
-    ...     def forward(self, outputs, targets):
-    ...         return self.inner(outputs, targets) / 2
-    >>> _ = register_loss("halved")(Halved)
-    >>> make("loss", {"name": "halved", "args": {"inner": {"name": "Focal", "args": {"gamma": 1.0}}}}).inner.gamma
+    >>> make("loss", {"name": "Focal", "args": {"gamma": 1.0}}).gamma
     1.0
 
     Args:
@@ -393,15 +386,10 @@ def split_arguments(arguments: Mapping[str, Any], parts: Iterable[str], option: 
     known = list(parts)
     for name, own in arguments.items():
         if name not in known:
-            raise UserError(
-                f"{option}: there is no {kind} {shown(name)}{nearest(name[:60], known)}; there are {', '.join(known)}, "
-                f'each with its own arguments, as {{"{known[0]}": {{...}}}}.'
-            )
+            hint = nearest(name[:60], known)
+            raise UserError(f"{option}: there is no {kind} {shown(name)}{hint}; there are {', '.join(known)}.")
         if not isinstance(own, dict):
-            raise UserError(
-                f"{option}: {name} takes a mapping of its arguments, as {{{json.dumps(name)}: {{...}}}}, not "
-                f"{shown(json.dumps(own))}."
-            )
+            raise UserError(f'{option}: give the arguments of {name} as {{"{name}": {{...}}}}, not {shown(own)}.')
     return {name: dict(arguments.get(name, {})) for name in known}
 
 
@@ -450,7 +438,7 @@ def unrepeated(saved: Mapping[str, Any], own: Mapping[str, Any], asked: Iterable
     if saved.get("import"):
         repeat("import")
     for kind, (option, arguments) in KINDS.items():
-        if any(is_user_code(kind, text) for text in as_list(saved.get(option))):
+        if any(is_user_code(text) for text in as_list(saved.get(option))):
             repeat(option)
         if not arguments or not saved.get(arguments):
             continue

@@ -2,6 +2,7 @@
 
     python trainer_vanilla.py --model_type examples.own_parts:SmallNet --set model_args.width=32
     python trainer_vanilla.py --import examples.own_parts --model_type small --loss_type margin --callbacks largest
+    python trainer_vanilla.py --loss_type examples.own_parts:TemperatureLoss --loss_args '{"loss": {"name": "Focal"}}'
 """
 
 import torch
@@ -9,7 +10,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset, TensorDataset
 
 from callbacks.callback import Callback
-from engine.registry import register_callback, register_data, register_loss, register_model, register_optimizer
+from engine.registry import make, register_callback, register_data, register_loss, register_model, register_optimizer
 
 
 @register_model("small")
@@ -36,6 +37,19 @@ class MarginLoss(nn.Module):
 
     def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
         return self.loss(logits, labels)
+
+
+@register_loss("temperature")
+class TemperatureLoss(nn.Module):
+    """Another loss, of the logits divided by a temperature. It is made of its name and arguments."""
+
+    def __init__(self, n_classes: int, loss: dict, temperature: float = 2.0):
+        super().__init__()
+        self.loss = make("loss", loss, {"n_classes": n_classes})
+        self.temperature = temperature
+
+    def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
+        return self.loss(logits / self.temperature, labels)
 
 
 @register_data("squares")

@@ -102,19 +102,17 @@ def test_a_value_that_cannot_be_is_refused_before_anything_is_written(refuse, tm
 @pytest.mark.parametrize(
     ("flags", "told"),
     [
-        (("--loss_args", '{"reduction": "none"}'), "CE is no loss to train with"),
-        (("--loss_args", '{"reduction": "sum"}'), "micro-batches would change the result"),
+        (("--loss_args", '{"reduction": "none"}'), "takes no argument 'reduction'"),
+        (("--loss_type", "torch.nn:MultiMarginLoss", "--loss_args", '{"reduction": "sum"}'), "must be mean"),
         (("--loss_args", '{"weight": [1, 2]}'), "10 weights"),
-        (("--loss_args", '{"label_smoothing": 7}'), "from 0 to 1"), (("--set", "loss_args.ignore_index=x"), "number"),
+        (("--loss_args", '{"label_smoothing": 7}'), "from 0 to 1"), (("--set", "loss_args.ignore_index=x"), "type int"),
         (("--loss_type", "CE", "Brier:2", "--set", "loss_args.Brierr.x=1"), "did you mean 'Brier'"),
         (("--loss_type", "ce:-1"), "did you mean 'CE'"), (("--loss_type", "CE:nan"), "nan"),
         (("--loss_type", "CE:"), "CE:"),
         (("--optim_args", '{"bettas": [0.9, 0.99]}'), "did you mean 'betas'"),
-        (("--optim_args", '{"amsgrad": "no"}'), "true or false"), (("--optim", "SparseAdam"), "cannot make a step"),
+        (("--optim_args", '{"amsgrad": "no"}'), "type bool"),
         (("--lr_scheduler", "StepLR", "--scheduler_args", '{"stepsize": 3}'), "did you mean 'step_size'"),
-        (("--lr_scheduler", "StepLR", "--scheduler_args", '{"step_size": 0}'), "ZeroDivisionError"),
         (("--model_args", '{"n_classes": 3}'), "contradicts --n_classes 10"),
-        (("--model_args", '{"size": 32}'), "28 x 28"),
         (("--set", "optim_args..eps=3"), "is not NAME=VALUE"), (("--set", "lr"), "is not NAME=VALUE"),
         (("--set", "lr.x=3"), "flat"), (("--set", "optim_args.eps=[1"), "is not JSON"), (("--set", "lrr=3"), "'lr'"),
         (("--metrics", "accuracyy"), "did you mean 'accuracy'"), (("--metrics", "top11"), "at least 11 classes"),
@@ -131,6 +129,19 @@ def test_arguments_and_names_that_cannot_be_are_refused_before_there_is_a_run(re
     said = refuse(TrainerVanilla, *flags)
     assert told in said and said.count("\n") == 1
     assert not started(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (("--optim", "SparseAdam"), "SparseAdam does not support dense gradients"),
+        (("--model_args", '{"size": 32}'), "shapes cannot be multiplied"),
+    ],
+    ids=["optimizer", "network"],
+)
+def test_a_component_that_fails_with_the_first_batch_is_named_in_one_line(refuse, flags, words):
+    said = refuse(TrainerVanilla, *flags)
+    assert "The first batch failed: RuntimeError" in said and words in said
 
 
 def test_loggers_and_networks_of_packages_that_are_not_there_say_so(refuse, tmp_path, monkeypatch):

@@ -1,4 +1,4 @@
-"""Classes of somebody's own in whole runs: they train, resume exactly and are evaluated; a checkpoint imports none."""
+"""User-defined classes in whole runs: they train, resume exactly and are evaluated; a checkpoint imports none."""
 
 import json
 import shutil
@@ -134,7 +134,7 @@ def test_names_stand_in_the_help(capsys):
     ],
     ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
 )
-def test_what_cannot_be_is_told_in_one_line_before_anything_is_written(flags, words, small, tmp_path, capfd):
+def test_an_error_is_one_line_before_anything_is_written(flags, words, small, tmp_path, capfd):
     with pytest.raises(SystemExit) as stop:
         TrainerVanilla.main([*small(TrainerVanilla), "--output_dir", str(tmp_path / "runs"), *flags])
     said = capfd.readouterr().err

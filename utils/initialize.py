@@ -1,4 +1,4 @@
-"""How the weights begin, by name."""
+"""Initial weights, by name."""
 
 from collections.abc import Callable
 from functools import partial
@@ -10,20 +10,20 @@ from utils.errors import UserError, nearest
 LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 
 INITS: dict[str, Callable[[Tensor], Tensor] | None] = {
-    "default": None,  # as each layer, or the network, does it
+    "default": None,  # those of each layer, or of the network
     "kaiming": partial(nn.init.kaiming_normal_, nonlinearity="relu"),  # He et al., ICCV 2015
     "xavier": nn.init.xavier_uniform_,  # Glorot and Bengio, AISTATS 2010
-    "xavier_normal": nn.init.xavier_normal_,  # the same spread, drawn from a normal distribution
+    "xavier_normal": nn.init.xavier_normal_,  # the same variance, drawn from a normal distribution
     "orthogonal": nn.init.orthogonal_,  # Saxe, McClelland and Ganguli, ICLR 2014
     "normal": partial(nn.init.normal_, std=0.02),  # as DCGAN (Radford et al., ICLR 2016) and GPT do
 }
 
 
 def initialize(network: nn.Module, init: str = "default") -> nn.Module:
-    """Draw the weights of linear layers and convolutions anew, with biases 0, in place, and return the network.
+    """Draw new weights for linear layers and convolutions, set their biases to 0, and return the network.
 
-    Everything else stays: normalization, embeddings, and parameters that do not learn. The numbers come from the global
-    generators.
+    It works in place. Normalization, embeddings and frozen parameters keep their values. The numbers come from the
+    global generators.
 
     Args:
         network: on the CPU, so that the weights are the same for all devices.

@@ -262,7 +262,7 @@ def test_the_arguments_of_several_go_by_their_names():
     assert split_arguments({"b": {"x": 1}}, ["a", "b"], "--args", "loss") == {"a": {}, "b": {"x": 1}}
     with pytest.raises(UserError, match=r"--args: there is no loss 'bb' \(did you mean 'b\w+'\?\); there are a, bbb"):
         split_arguments({"bb": {}}, ["a", "bbb"], "--args", "loss")
-    with pytest.raises(UserError, match="b takes a mapping of its arguments"):
+    with pytest.raises(UserError, match="give the arguments of b as"):
         split_arguments({"b": 3}, ["a", "b"], "--args", "loss")
 
 

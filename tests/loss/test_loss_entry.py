@@ -186,7 +186,7 @@ def test_the_arguments_of_several_losses_go_by_their_names():
     [
         (["PixelCE", "Dice"], {"smooth": 1}, "no loss 'smooth'; there are PixelCE, Dice"),
         (["PixelCE", "Dice"], {"Dise": {"smooth": 1}}, "did you mean 'Dice'"),
-        (["PixelCE", "Dice"], {"Dice": 3}, "Dice takes a mapping of its arguments"),
+        (["PixelCE", "Dice"], {"Dice": 3}, "give the arguments of Dice as"),
         (["PixelCE", "Dice"], {"Dice": {"smoth": 1}}, "--loss_args Dice: DiceLoss takes no argument 'smoth'"),
         (["PixelCE", "Dice"], {"Dice": {"smooth": "x"}}, "--loss_args Dice: smooth of DiceLoss is of type float"),
         ("Dice:2", {"smooth": 2}, "no loss 'smooth'"),
