@@ -10,7 +10,7 @@ from callbacks.callback_entry import check_loggers, own_class
 from data.data_entry import DEBUG_BATCHES
 from engine.checkpoints.checkpointer import Checkpointer
 from engine.checkpoints.file import load_checkpoint, options_of
-from engine.devices.process_group import earlier_run, place
+from engine.devices.job import earlier_run, place
 from engine.options.files import read_with_bases
 from engine.options.parser import OptionParser
 from engine.options.show import as_text

@@ -414,7 +414,7 @@ class TrainerBase:
         Args:
             notes: lines for the log: on the devices, and on the weights that were loaded.
         """
-        self.distributed.leave_word(run_dir=str(self.run_dir.path), seed=self.opt.seed)
+        self.distributed.save_for_restart(run_dir=str(self.run_dir.path), seed=self.opt.seed)
         self.run_dir.record(saved_options(self.opt), self.devices, self.networks, *describe(self.datasets))
         device_note, *loaded = notes
         text = "\n".join([device_note, *data_notes(self.datasets, self.train_loader), *loaded])

@@ -5,8 +5,8 @@ import sys
 from argparse import Namespace
 from collections.abc import Sequence
 
+from engine.devices.job import place
 from engine.devices.launch import own_command, reported, run_to_the_end, start_processes
-from engine.devices.process_group import place
 from engine.options.parser import run_main
 from utils.errors import UserError
 

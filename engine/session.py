@@ -193,7 +193,7 @@ class Session:
             finally:
                 trainer.distributed = together
                 trainer.guard.sum_losses = together.sum if together.size > 1 else None
-        size = -together.agree(-size) if together.size > 1 else size
+        size = -together.largest(-size)  # the smallest
         if not size:
             raise UserError(f"Out of memory with a single sample. {MEMORY_ADVICE}")
         if size < update.num_local:

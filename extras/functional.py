@@ -25,7 +25,7 @@ from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 from torch.utils.data import Dataset
 
 from callbacks.callback import Callback
-from engine.devices.process_group import place
+from engine.devices.job import place
 from engine.optimizers import OncePerEpoch
 from engine.options.parser import as_flags, number
 from eval import EvaluatorBase

@@ -18,7 +18,7 @@ from engine.checkpoints.file import (
     verify,
 )
 from engine.checkpoints.shard_record import DIRECTORY, remove_others
-from engine.devices.process_group import place
+from engine.devices.job import place
 from engine.registry import short_name
 from utils.errors import DamagedError, UserError
 from utils.files import sweep_temporaries, write_atomically

@@ -14,27 +14,25 @@ import signal
 import sys
 import uuid
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
 
-from engine.devices import process_group as distributed
-from engine.devices.process_group import attempt, job_store, place
+from engine.devices.job import attempt, job_store, place
 from engine.options.parser import printable
 from engine.runs.signals import exit_status
 from utils.errors import DamagedError, DivergedError, PeerError, UserError
 
-ENDED = "ended"  # the name under which the store keeps the status of a job that shall not be started again
+ENDED = "ended"  # the store's key of the status of a job that must not be restarted
 HANDLED = ("SIGTERM", "SIGINT", "SIGHUP", "SIGQUIT", "SIGUSR1")
 PATIENCE = 120  # seconds that processes have to save, after a signal, before they are killed
 
 
 def own_command(argv: Sequence[str] | None) -> list[str]:
-    """The command that this process was started with, after the interpreter's name.
+    """Return the command of this process, after the interpreter's name.
 
     Args:
-        argv: what the program was asked to take for its options; None for those of its command line.
+        argv: the options that the program was called with; None for those of the command line.
     """
-    given = sys.orig_argv[1:]  # with what the program may have taken away from sys.argv
-    return given if argv is None or given[-len(argv) :] == list(argv) else [sys.argv[0], *argv]
+    typed = sys.orig_argv[1:]  # also what the program may have removed from sys.argv
+    return typed if argv is None or typed[-len(argv) :] == list(argv) else [sys.argv[0], *argv]
 
 
 def start_processes(arguments: Sequence[str], count: int, max_restarts: int = 0) -> None:
@@ -42,20 +40,21 @@ def start_processes(arguments: Sequence[str], count: int, max_restarts: int = 0)
 
     Args:
         arguments: of the interpreter: a program and its options.
-        count: how many.
-        max_restarts: how often they may be started again.
+        count: number of processes.
+        max_restarts: how often they may be restarted.
 
     Raises:
-        PeerError: when one of them was killed.
-        SystemExit: with their status, unless that is 0. They have said why.
+        PeerError: one of them was killed.
+        SystemExit: with their status, unless that is 0; they have printed the reason.
     """
     # Imported here: it takes a second, and most runs have one process.
     from torch.distributed.elastic.multiprocessing import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-    for name in [name for name in logging.root.manager.loggerDict if name.startswith("torch.distributed")]:
-        logging.getLogger(name).setLevel(logging.CRITICAL)  # they would tell of each end in thirty lines
+    for name in list(logging.root.manager.loggerDict):
+        if name.startswith("torch.distributed"):
+            logging.getLogger(name).setLevel(logging.CRITICAL)  # they would print thirty lines about each end
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // count)))
     config = LaunchConfig(
@@ -72,29 +71,31 @@ def start_processes(arguments: Sequence[str], count: int, max_restarts: int = 0)
 
 
 def end_as(failures: dict) -> None:
-    """End as the processes did that failed; `failures` has torch's records of them, by rank."""
+    """End as the failed processes did; `failures` has torch's records of them by rank."""
     codes = {rank: failure.exitcode for rank, failure in failures.items()}
-    # The launcher ends those that are left by SIGTERM, so another signal is nearer to the cause.
-    killed = sorted((rank for rank, code in codes.items() if code < 0), key=lambda rank: codes[rank] == -signal.SIGTERM)
-    statuses = [code for code in codes.values() if code > 0]
-    if statuses and (not killed or codes[killed[0]] == -signal.SIGTERM):
-        sys.exit(statuses[0])
+    by_signal = {rank: -code for rank, code in codes.items() if code < 0}
+    # The launcher ends the others by SIGTERM, so another signal is nearer to the cause.
+    killed = {rank: signum for rank, signum in by_signal.items() if signum != signal.SIGTERM}
+    for code in codes.values():
+        if code > 0 and not killed:
+            sys.exit(code)
+    rank, signum = min((killed or by_signal).items())
     raise PeerError(
-        f"Process {killed[0]} was ended by {signal.Signals(-codes[killed[0]]).name}, and so all were. Often the memory "
-        f"ran out. To go on from the last checkpoint: --resume; to have that done by itself: --max_restarts."
+        f"Process {rank} was ended by {signal.Signals(signum).name}, and so all were. Often the memory ran out. To go "
+        f"on from the last checkpoint: --resume; to have that done automatically: --max_restarts."
     )
 
 
 # ---- in a process of several -----------------------------------------------------------------------------------------
 @contextlib.contextmanager
 def reported() -> Iterator[None]:
-    """Around what a process does: an error that all have is told once, others with the rank; a decided end is final.
+    """Report an error once if all processes have it, else with the rank; and let no restart repeat a final end.
 
-    When the launcher starts the processes again after they stopped on purpose, or for a reason that would come again,
-    they end at once, as before.
+    An end is final if it was asked for, or if its reason would come again. A process that is restarted nevertheless
+    ends at once with the same status.
 
     Raises:
-        SystemExit: instead of a UserError that another process has told.
+        SystemExit: instead of a UserError that another process has reported.
     """
     rank, size, _ = place()
     if size == 1:
@@ -106,18 +107,15 @@ def reported() -> Iterator[None]:
     try:
         yield
     except (KeyboardInterrupt, SystemExit) as stop:
-        status = 130 if isinstance(stop, KeyboardInterrupt) else stop.code
-        with contextlib.suppress(Exception):  # a launcher that has died took its store with it
-            if status:
-                job_store().set(ENDED, str(status))
+        store_end(130 if isinstance(stop, KeyboardInterrupt) else stop.code)
         raise
+    except PeerError:
+        raise  # it names the process, and the store may be gone
     except UserError as error:
-        told = told_before(str(error))
-        is_final = error.status in (UserError.status, DamagedError.status, DivergedError.status)
-        with contextlib.suppress(Exception):  # the others may have taken the store with them
-            if is_final:
-                job_store().set(ENDED, str(error.status))
-        if told:
+        is_reported = is_reported_already(str(error))
+        if error.status in (UserError.status, DamagedError.status, DivergedError.status):
+            store_end(error.status)
+        if is_reported:
             sys.exit(error.status)
         if rank:
             raise type(error)(f"[process {rank}] {error}") from None
@@ -127,20 +125,36 @@ def reported() -> Iterator[None]:
         raise
 
 
-def run_to_the_end(main: Callable[[], None]) -> None:
-    """Call `main`; in one of several processes, end it there and then, with the status that it would have.
+def store_end(status: int | str | None) -> None:
+    with contextlib.suppress(Exception):  # a launcher that has died took its store with it
+        if status:
+            job_store().set(ENDED, str(status))
 
-    Threads of torch's that a process of several has now and then bring it down when Python tidies up at its end, which
-    then counts as a failure of the whole job. All that was to be written is written by then.
+
+def is_reported_already(message: str) -> bool:
+    """Return whether another process has reported the same error in this attempt."""
+    digest = hashlib.sha256(printable(message).encode()).hexdigest()
+    try:
+        return job_store().add(f"reported {attempt()} {digest}", 1) > 1
+    except Exception:  # without a store each process reports it
+        return False
+
+
+def run_to_the_end(main: Callable[[], None]) -> None:
+    """Call `main`; in one of several processes, end the process there and then, with the same status.
+
+    Threads of torch in such a process now and then crash while Python shuts down, which would count as a failure of
+    the job.
     """
-    status: Any = 0
+    is_alone = os.environ.get("WORLD_SIZE", "1") == "1"
+    status: int | str | None = 0
     try:
         main()
     except SystemExit as end:
-        if not distributed.num_joined:
+        if is_alone:
             raise
         status = end.code
-    if distributed.num_joined:
+    if not is_alone:
         logging.shutdown()
         for stream in (sys.stdout, sys.stderr):
             with contextlib.suppress(OSError, ValueError):
@@ -149,16 +163,7 @@ def run_to_the_end(main: Callable[[], None]) -> None:
 
 
 def end_with_parent() -> None:
-    """Have the system send SIGTERM to this process when the launcher dies; where it can, which is on Linux."""
+    """Have the system send SIGTERM to this process when the launcher dies, where it can: on Linux."""
     if sys.platform == "linux":
         pr_set_pdeathsig = 1
         ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGTERM)
-
-
-def told_before(message: str) -> bool:
-    """Whether another process has told the same."""
-    digest = hashlib.sha256(printable(message).encode()).hexdigest()
-    try:
-        return job_store().add(f"told {attempt()} {digest}", 1) > 1
-    except Exception:  # no store, no agreement: tell it
-        return False

@@ -7,7 +7,8 @@ import torch
 from torch import nn
 
 from engine.devices.device import place_network, select_devices
-from engine.devices.process_group import Distributed, local_size
+from engine.devices.job import local_place
+from engine.devices.process_group import Distributed
 from engine.devices.wrap import checkpoint_activations, wrap_network
 from engine.options.parser import changed
 from utils.errors import UserError
@@ -23,7 +24,7 @@ def join_processes(opt: Namespace) -> tuple[Distributed, list[torch.device], str
     Raises:
         UserError: the options do not fit several processes.
     """
-    devices, line = select_devices(opt.gpu_devices, local_size())
+    devices, line = select_devices(opt.gpu_devices, local_place())
     distributed = Distributed.join(opt.dist_timeout, devices[0])
     if distributed.size == 1:
         return distributed, devices, line

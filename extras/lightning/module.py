@@ -42,16 +42,13 @@ class LightningProcesses(Distributed):
             return contextlib.nullcontext()
         return self.strategy.block_backward_sync()
 
-    def largest(self, number: int) -> int:
-        return max(self.gather(number))  # on GPUs, Lightning's processes have no way to reduce a tensor of a CPU
-
     def sum(self, tensor: Tensor) -> Tensor:
         return super().sum(tensor.to(self.strategy.root_device)).to(tensor.device)
 
     def leave(self, in_order: bool = True) -> None:
         """Do nothing: Lightning ends its processes."""
 
-    def leave_word(self, **about_run: Any) -> None:
+    def save_for_restart(self, **about_run: Any) -> None:
         """Do nothing: our launcher, which would read it, has not started these processes."""
 
 

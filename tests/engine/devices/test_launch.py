@@ -7,18 +7,17 @@ from types import SimpleNamespace
 
 import pytest
 
+from engine.devices import job
 from engine.devices import launch as processes
-from engine.devices import process_group as distributed
+from engine.devices.job import job_store, place
 from engine.devices.launch import end_as, own_command, reported
-from engine.devices.process_group import place
 from utils.errors import DivergedError, PeerError, UserError
 
 
 @pytest.fixture(autouse=True)
 def fresh(monkeypatch):
     """No store of another test, and no launcher's environment."""
-    monkeypatch.setattr(distributed, "_store", None)
-    monkeypatch.setattr(distributed, "_is_out_of_reach", False)
+    monkeypatch.setattr(job, "_store", None)
     for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT", "TORCHELASTIC_RESTART_COUNT"):
         monkeypatch.delenv(name, raising=False)
 
@@ -58,9 +57,9 @@ def test_without_a_launcher_there_is_one_process():
 @pytest.mark.parametrize(
     ("environment", "told"),
     [
-        ({"WORLD_SIZE": "2"}, "RANK, MASTER_ADDR, MASTER_PORT not"),
+        ({"WORLD_SIZE": "2"}, "RANK or MASTER_PORT is missing"),
         ({"WORLD_SIZE": "2", "RANK": "2", "MASTER_ADDR": "a", "MASTER_PORT": "1"}, "RANK=2 does not fit WORLD_SIZE=2"),
-        ({"WORLD_SIZE": "2", "RANK": "one", "MASTER_ADDR": "a", "MASTER_PORT": "1"}, "whole numbers"),
+        ({"WORLD_SIZE": "2", "RANK": "one", "MASTER_ADDR": "a", "MASTER_PORT": "1"}, "or no number"),
     ],
 )
 def test_an_environment_that_cannot_be_is_told_in_one_line(monkeypatch, environment, told):
@@ -75,7 +74,7 @@ def rendezvous(monkeypatch, rank, port, timeout):
     for name, value in {"RANK": rank, "WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}.items():
         monkeypatch.setenv(name, str(value))
     with pytest.raises(UserError) as error:
-        distributed.job_store(timeout)
+        job_store(timeout)
     return str(error.value)
 
 
@@ -85,8 +84,6 @@ def test_a_missing_rendezvous_is_told_in_one_line(monkeypatch):
         port = free.getsockname()[1]
     told = rendezvous(monkeypatch, rank=1, port=port, timeout=1)
     assert f"127.0.0.1:{port}" in told and "no answer" in told and "\n" not in told
-    with pytest.raises(UserError):  # at once: it is not asked for a second time
-        distributed.job_store(1000)
 
 
 def test_a_port_that_is_in_use_is_told_in_one_line(monkeypatch):
@@ -125,6 +122,12 @@ def test_the_own_command_is_what_was_typed(monkeypatch):
 def test_an_error_says_which_process_had_it(second):
     with pytest.raises(UserError, match=r"^\[process 1\] no room"), reported():
         raise UserError("no room")
+
+
+def test_an_error_of_a_peer_is_reported_without_asking_the_store(second, monkeypatch):
+    monkeypatch.setattr(processes, "job_store", lambda: pytest.fail("it may be gone"))
+    with pytest.raises(PeerError, match=r"^no answer"), reported():
+        raise PeerError("no answer")
 
 
 def test_an_error_that_another_process_has_told_is_not_told_again(second):
@@ -173,7 +176,7 @@ def test_one_of_several_processes_ends_without_tidying_up(monkeypatch, ending, s
         if ending is not None:
             raise ending
 
-    monkeypatch.setattr(distributed, "num_joined", 1)
+    monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setattr(processes.os, "_exit", ended.append)
     monkeypatch.setattr(processes.logging, "shutdown", lambda: None)
     processes.run_to_the_end(main)

@@ -1,6 +1,5 @@
 """What processes share out covers all and doubles nothing; and one process alone has nothing to do."""
 
-import doctest
 from pathlib import Path
 
 import pytest
@@ -11,15 +10,10 @@ from torch import nn
 
 from data.loader import Update
 from engine.devices import process_group as module
-from engine.devices.process_group import Distributed, place, share_of
+from engine.devices.process_group import Distributed, share_of
 from engine.devices.wrap import wrap_network
 from tests.processes import FailedInProcess, in_processes
-from utils.errors import UserError
 from utils.meter import AvgMeter
-
-
-def test_docstring_examples():
-    assert doctest.testmod(module).failed == 0
 
 
 @given(st.integers(0, 500), st.integers(1, 20))
@@ -43,7 +37,7 @@ def test_one_process_does_nothing(monkeypatch):
     assert alone.mean({"loss": 1.5}, 0) == {"loss": 1.5}
     alone.merge({"loss": meter})
     alone.share_buffers([nn.BatchNorm1d(2)])
-    alone.barrier(), alone.leave(), alone.leave_word(run_dir="a")
+    alone.barrier(), alone.leave(), alone.save_for_restart(run_dir="a")
     with alone.main_first(), alone.gradients(synchronize=False):
         pass
     assert alone.begin_update(Update([], indices=[], num_samples=9, sizes=[2, 3]), may_lose_samples=False) == 5
@@ -62,21 +56,6 @@ def test_one_process_in_step_gives_its_batches_and_is_asked_before_each():
 def test_a_network_of_one_process_is_not_wrapped(parallel):
     network = nn.Linear(2, 2)
     assert wrap_network(network, [torch.device("cpu")], parallel, Distributed()) is network
-
-
-@pytest.mark.parametrize(
-    ("environment", "said"),
-    [({"WORLD_SIZE": "2", "RANK": "0"}, "MASTER_ADDR, MASTER_PORT not"),
-     ({"WORLD_SIZE": "2", "RANK": "2", "MASTER_ADDR": "a", "MASTER_PORT": "1"}, "ranks go from 0 to 1"),
-     ({"WORLD_SIZE": "two", "RANK": "0", "MASTER_ADDR": "a", "MASTER_PORT": "1"}, "must be whole numbers")],
-)  # fmt: skip
-def test_a_place_that_does_not_fit_is_told(monkeypatch, environment, said):
-    for name in (*module.VARIABLES, "LOCAL_RANK"):
-        monkeypatch.delenv(name, raising=False)
-    for name, value in environment.items():
-        monkeypatch.setenv(name, value)
-    with pytest.raises(UserError, match=said):
-        place()
 
 
 # ---- several ---------------------------------------------------------------------------------------------------------
