@@ -28,7 +28,7 @@ def blame(error: BaseException, parts: Mapping[str, Iterable[Any]]) -> str:
             place = f"{shorten(code.co_filename)}:{line}"
     message = " ".join(str(error).split()) or "no message"
     where = ", ".join(text for text in (option, place) if text)
-    return f"The first batch failed: {type(error).__name__}: {message}" + (f" ({where})" if where else "")
+    return f"{type(error).__name__}: {message}" + (f" ({where})" if where else "")
 
 
 def is_own_code(file: str) -> bool:

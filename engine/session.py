@@ -119,26 +119,29 @@ class Session:
         trainer, distributed = self.trainer, self.trainer.distributed
         is_common = distributed.is_common(error)
         cause = distributed.cause_of(self.stop_signal.cause_of(error))
-        is_failed_trial = self.is_trial() and is_unexpected(cause)
+        trial = self.trial_of(error)
+        is_failed_trial = bool(trial) and is_unexpected(cause)
         if is_common and not is_failed_trial:  # alone, this process would wait for the others forever
             trainer.checkpointer.rescue(trainer.state_dict, trainer.logger)
         if isinstance(cause, torch.OutOfMemoryError):
             cause = self.out_of_memory(cause)
         if is_failed_trial:
-            cause = self.failed_trial(cause)
+            cause = self.failed_trial(cause, trial)
         trainer.call("on_exception", cause)
         if is_failed_trial and not trainer.progress.update:
             trainer.run_dir.discard()
         distributed.leave(is_common)
         raise cause from error.__cause__
 
-    def is_trial(self) -> bool:
-        """Return whether neither an update nor, after the first epoch, a validation was completed in this session."""
-        progress = self.trainer.progress
-        first_epoch_is_done = progress.update > self.first_update and self.trainer.is_end_of_epoch()
-        return progress.update == self.first_update or (first_epoch_is_done and self.trainer.score is None)
+    def trial_of(self, error: BaseException) -> str:
+        """Name what an error has broken off, if it was done for the first time: an update, or a validation; else ""."""
+        if self.trainer.progress.update == self.first_update:
+            return "the first update"
+        evaluate = self.trainer.evaluator.evaluate.__code__
+        is_validating = any(frame.f_code is evaluate for frame, _ in traceback.walk_tb(error.__traceback__))
+        return "the first validation" if is_validating and self.trainer.score is None else ""
 
-    def failed_trial(self, error: Exception) -> UserError:
+    def failed_trial(self, error: Exception, trial: str) -> UserError:
         """Turn what the first update or validation raised into one line; keep the traceback in the log."""
         trainer = self.trainer
         trainer.run_dir.log_quietly("".join(traceback.format_exception(error)))
@@ -150,7 +153,7 @@ class Session:
             "--data_type": list(trainer.datasets.values()),
         }
         path = trainer.run_dir.log_path if trainer.progress.update else trainer.run_dir.discarded_log_path
-        return UserError(f"{blame(error, known)}\nThe traceback is in {path}.")
+        return UserError(f"Failed in {trial}: {blame(error, known)}\nThe traceback is in {path}.")
 
     def out_of_memory(self, error: torch.OutOfMemoryError) -> UserError:
         """Say how to go on with smaller micro-batches, which change no result."""

@@ -207,7 +207,7 @@ def test_auto_begins_anew_after_a_run_that_left_nothing_to_resume_from(build):
             raise Interrupted
 
     trainer = build(task=Fails)
-    with pytest.raises(UserError, match="The first batch failed: Interrupted"):
+    with pytest.raises(UserError, match="Failed in the first update: Interrupted"):
         trainer.train()
     assert not trainer.run_dir.path.exists()
     again = auto(build, trainer.run_dir.path.parent)

@@ -47,7 +47,7 @@ def end_of(trainer: Any) -> dict[str, Any]:
     """What a finished run is compared by."""
     return {
         "weights": weights_of(trainer), "rows": rows_of(trainer.run_dir.path), "guard": trainer.guard.state_dict(),
-        "progress": trainer.progress.state_dict(), "bad": trainer.train_loader.state_dict(), "score": trainer.score,
+        "progress": trainer.progress.state_dict(), "bad": trainer.train_loader.bad.state_dict(), "score": trainer.score,
         "stopper": trainer.stopper.state_dict(), "lr": [group["lr"] for group in trainer.optimizer.param_groups],
     }  # fmt: skip
 
@@ -72,11 +72,11 @@ def refused(trainer: Any) -> dict[str, Any]:
 
 def collectives(trainer: Any) -> int:
     """How many reductions of gradients an update makes."""
-    trainer.distributed.begin_update(8, 16, 0, True)
     update = next(trainer.train_loader.updates(0))
+    trainer.distributed.begin_update(update, may_lose_samples=False)
     with profile(activities=[ProfilerActivity.CPU]) as profiled:
         trainer.guard.begin_update(update)
-        for batch, weight in trainer.weighted(update.micro_batches):
+        for batch, weight in trainer.weighted(update):
             trainer.backward(trainer.compute_loss(batch), weight)
     names = [event.name for event in profiled.events() if event.name.startswith("gloo:")]
     return sum("reduce" in name for name in names)

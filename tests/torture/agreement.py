@@ -75,8 +75,8 @@ def learn(cases: tuple[Case, ...], modes: tuple[str, ...], directory: Path, cars
             rates: list[float] = []
 
             class Noting(task):
-                def optimizer_step(self, name: str, rates=rates) -> torch.Tensor:
-                    rates.append(self.optimizers[name].param_groups[0]["lr"])
+                def optimizer_step(self, name: str | None = None, rates=rates) -> torch.Tensor:
+                    rates.append(self.optimizers[name or next(iter(self.optimizers))].param_groups[0]["lr"])
                     return super().optimizer_step(name)
 
             trainer = train(Noting, (*case.flags, *data, "--parallel", mode), directory / f"{number}_{mode}")
