@@ -86,11 +86,11 @@ def photos_alone(opt: argparse.Namespace, is_scaled: bool) -> dict[str, Any]:
 
     dataset = build(opt, cache=False)
     started = time.perf_counter()
-    for pair in dataset.pairs:
+    for image_path, _ in dataset.pairs:
         if is_scaled:
-            read_pixels(pair.image_path, 3, (PATCH_SIZE, PATCH_SIZE))
+            read_pixels(image_path, 3, (PATCH_SIZE, PATCH_SIZE))
         else:
-            np.asarray(Image.open(pair.image_path).convert("RGB").resize((PATCH_SIZE, PATCH_SIZE)))
+            np.asarray(Image.open(image_path).convert("RGB").resize((PATCH_SIZE, PATCH_SIZE)))
     seconds = time.perf_counter() - started
     return {"seconds": seconds, "milliseconds": 1000 * seconds / len(dataset)}
 

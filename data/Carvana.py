@@ -26,7 +26,7 @@ from data.masks import (
     scan_masks,
     to_float,
 )
-from data.pairs import LINES, MaskPaths, Pairs, find_pairs
+from data.pairs import LINES, MatchedFiles, car_of, find_pairs
 from data.split import split_by_group
 from utils.errors import UserError, nearest
 from utils.seed import mix
@@ -97,7 +97,7 @@ class CarvanaDataset(Dataset):
 
     def __init__(
         self,
-        pairs: Pairs,
+        pairs: MatchedFiles,
         class_map: ClassMap,
         size: tuple[int, int] | None = None,
         n_channels: int = 3,
@@ -118,10 +118,10 @@ class CarvanaDataset(Dataset):
         self.cache_dir = cache_dir
         self.cache_note = ""
         self.names = pairs.names
-        self.groups = pairs.cars()
+        self.groups = [car_of(name) for name in pairs.names]
 
     def __len__(self) -> int:
-        return len(self.pairs)
+        return len(self.names)
 
     def fingerprint(self) -> str:
         """SHA-256 of the names and the sizes of the files, which is quick and finds most changes."""
@@ -154,7 +154,7 @@ class CarvanaDataset(Dataset):
         """Return a data set that gives the same samples from a cache, which is made now if need be; or this one."""
         if not self.cache or self.size is None or len(self.class_map.codes) > 256:  # classes are kept in one byte
             return self
-        directories = cache_directories(self.pairs.data_dir, self.cache_dir)
+        directories = cache_directories(Path(self.pairs.folders[0]).parent, self.cache_dir)
         shape = (len(self), self.n_channels + 1, self.size[1], self.size[0])
         cache = open_or_build(directories, self.cache_key(), shape, self.decode, is_needed=self.cache_dir is not None)
         if cache is None:
@@ -274,9 +274,9 @@ def build_carvana(
     """
     check_options(n_channels, mode, patch_size=patch_size, n_classes=n_classes)
     pairs = find_pairs(data_dir)
-    cars = pairs.cars()
+    cars = [car_of(name) for name in pairs.names]
     parts = split_by_group(cars, train_val_sample_rate, test_sample_rate, val_split, split_seed)
-    class_map, report = scan_masks(MaskPaths(pairs), n_classes, max_bad=skip_bad_samples)
+    class_map, report = scan_masks(pairs.paths(1), n_classes, max_bad=skip_bad_samples)
     using = ", ".join(f"{len(indices):,} for {part}" for part, indices in parts.items())
     summary = f"{len(pairs):,} images of {len(set(cars)):,} cars; using {using}"
     if sum(map(len, parts.values())) < len(pairs):

@@ -1,18 +1,15 @@
 """Which files belong together: an index that is read once and stays small, also for a million samples.
 
-A sample has one file in each of several directories, such as an image and its mask. A directory is listed once. Of
-each sample the index keeps its name and the ends of its file names, which are few different ones; a path is put
-together when it is asked for. So a sample costs about a hundred bytes, and is found in the same time whatever their
-number.
+A sample has one file in each of several directories, such as an image and its mask. A directory is listed once. The
+index keeps the name of each sample and the ends of its file names, of which there are few different ones. A path is
+put together when it is asked for.
 """
 
 import hashlib
-import itertools
 import os
 import sys
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 
@@ -21,20 +18,11 @@ from utils.errors import UserError
 EXTENSIONS = {"jpg", "jpeg", "png", "bmp", "tif", "tiff", "gif", "webp", "ppm", "pgm"}
 FOLDERS = ("train", "train_masks")
 MASK_END = "_mask"
-LINES = 1000  # that are hashed at once
-
-
-class Pair(NamedTuple):
-    """One sample: "<car>_<view>", the car, and the two files."""
-
-    name: str
-    car: str
-    image_path: str
-    mask_path: str
+LINES = 1000  # hashed at once
 
 
 class MatchedFiles(Sequence):
-    """The files of several directories, put together by name; each sample is made a tuple of paths when asked for.
+    """The files of several directories, matched by name; a sample is a tuple of paths.
 
     Args:
         folders: the directories.
@@ -55,32 +43,30 @@ class MatchedFiles(Sequence):
         return tuple(self.path(index, which) for which in range(len(self.folders)))
 
     def path(self, index: int, which: int) -> str:
-        """The path of a sample's file in the directory number `which`."""
+        """Return the path of a sample's file in the directory number `which`."""
         return f"{self.folders[which]}{os.sep}{self.names[index]}{self.ends[index][which]}"
 
-    def select(self, indices: Sequence[int]) -> "MatchedFiles":
-        """Some of the samples."""
-        return MatchedFiles(self.folders, *self.of(indices))
+    def paths(self, which: int) -> list[str]:
+        """Return the paths of all samples in the directory number `which`."""
+        return [self.path(index, which) for index in range(len(self))]
 
-    def of(self, indices: Sequence[int]) -> tuple[list[str], list[tuple[str, ...]]]:
-        """The names and the ends of some of the samples."""
-        return [self.names[i] for i in indices], [self.ends[i] for i in indices]
+    def select(self, indices: Sequence[int]) -> "MatchedFiles":
+        """Return some of the samples."""
+        return MatchedFiles(self.folders, [self.names[i] for i in indices], [self.ends[i] for i in indices])
 
     def status(self) -> np.ndarray:
-        """Size in bytes and time of the last change in nanoseconds, of each file of a sample, (N, 2 * files) int64.
+        """Return size in bytes and time of the last change in nanoseconds, of each file, (N, 2 * files) int64.
 
-        Asked of the file system once. A file that is not there any more has -1; it is named when it is loaded.
+        The file system is asked once. A missing file has -1; an error names it when it is loaded.
         """
         if self._status is None:
-            width = len(self.folders)
-            paths = (self.path(index, which) for index in range(len(self)) for which in range(width))
-            numbers = itertools.chain.from_iterable(map(size_and_time, paths))  # one by one: few are in memory at once
-            count = 2 * width * len(self)
-            self._status = np.fromiter(numbers, dtype=np.int64, count=count).reshape(-1, 2 * width)
+            rows = (number for paths in self for path in paths for number in size_and_time(path))
+            width = 2 * len(self.folders)
+            self._status = np.fromiter(rows, dtype=np.int64, count=width * len(self)).reshape(-1, width)
         return self._status
 
     def fingerprint(self) -> str:
-        """SHA-256 of the names and the sizes of the files, which is quick and finds most changes."""
+        """Return SHA-256 of the names and the sizes of the files, which is quick and finds most changes."""
         digest, sizes = hashlib.sha256(), self.status()[:, ::2]
         for first in range(0, len(self), LINES):
             named = zip(self.names[first : first + LINES], sizes[first : first + LINES].tolist(), strict=True)
@@ -89,49 +75,8 @@ class MatchedFiles(Sequence):
         return digest.hexdigest()
 
 
-class Pairs(MatchedFiles):
-    """Images of `data_dir/train` with their masks of `data_dir/train_masks`, each made a `Pair` when asked for.
-
-    Args:
-        data_dir: holds the two directories.
-        names: "<car>_<view>" of each sample.
-        ends: what follows the name in the names of its two files, such as (".jpg", "_mask.gif").
-    """
-
-    def __init__(self, data_dir: str | Path, names: list[str], ends: list[tuple[str, str]]):
-        super().__init__([Path(data_dir, folder) for folder in FOLDERS], names, ends)
-        self.data_dir = data_dir
-
-    def __getitem__(self, index: int) -> Pair:
-        name = self.names[index]
-        return Pair(name, car_of(name), self.path(index, 0), self.path(index, 1))
-
-    def cars(self) -> list[str]:
-        """The car of each sample; one text for all views of a car."""
-        known: dict[str, str] = {}
-        return [known.setdefault(car, car) for car in map(car_of, self.names)]
-
-    def select(self, indices: Sequence[int]) -> "Pairs":
-        """Some of the samples."""
-        return Pairs(self.data_dir, *self.of(indices))
-
-
-class MaskPaths(Sequence):
-    """The paths of the masks, which are in the directory number `which`, each put together when it is asked for."""
-
-    def __init__(self, files: MatchedFiles, which: int = 1):
-        self.files = files
-        self.which = which
-
-    def __len__(self) -> int:
-        return len(self.files)
-
-    def __getitem__(self, index: int) -> str:
-        return self.files.path(index, self.which)
-
-
 def size_and_time(path: str) -> tuple[int, int]:
-    """Return the size of a file and the time of its last change, in nanoseconds; -1 for both when it is not there."""
+    """Return the size of a file and the time of its last change, in nanoseconds; -1 for both when it is missing."""
     try:
         status = os.stat(path)
     except OSError:
@@ -141,7 +86,7 @@ def size_and_time(path: str) -> tuple[int, int]:
 
 def car_of(name: str) -> str:
     """Return the car of "<car>_<view>": what stands before the last underscore; all of it when there is none."""
-    return name.rpartition("_")[0] or name
+    return sys.intern(name.rpartition("_")[0] or name)
 
 
 def shorten(files: list[str], most: int = 10) -> str:
@@ -149,52 +94,34 @@ def shorten(files: list[str], most: int = 10) -> str:
     return ", ".join(files[:most]) + more
 
 
-def list_files(folder: str | Path, extensions: Collection[str] | None) -> Iterator[tuple[str, str]]:
-    """Yield stem and extension of the files of a folder, in any order; None for `extensions` takes all but hidden ones.
-
-    Directories are passed over where all extensions are taken.
-    """
-    with os.scandir(folder) as entries:
-        for entry in entries:
-            stem, dot, extension = entry.name.rpartition(".") if "." in entry.name else (entry.name, "", "")
-            if not stem or stem[0] == ".":
-                continue
-            if extension.lower() in extensions if extensions is not None else entry.is_file():
-                yield stem, f"{dot}{extension}"
-
-
 def index_folder(
     folder: str | Path, name_end: str, extensions: Collection[str] | None = EXTENSIONS
 ) -> tuple[dict[str, str], set[str]]:
-    """List a directory.
+    """List a directory. Hidden files are skipped, and directories where all extensions count.
 
     Args:
         folder: the directory.
-        name_end: what is taken off the end of a stem, if it is there, to get the name of the sample, such as "_mask".
+        name_end: what is removed from the end of a stem to get the name of the sample, such as "_mask".
         extensions: of the files that count, in small letters; None for all.
 
     Returns:
-        What follows the name in the name of the file, by name; and the names of all files of which several have one
-        name.
+        What follows the name in the name of the file, by name; and all files that share their name with another one.
     """
-    found: dict[str, str] = {}
+    ends: dict[str, str] = {}
     doubled: set[str] = set()
-    for stem, extension in list_files(folder, extensions):
-        name = stem.removesuffix(name_end)
-        end = sys.intern(stem[len(name) :] + extension)  # there are few different ones
-        if name in found:
-            doubled |= {name + found[name], name + end}
-            end = min(end, found[name])
-        found[name] = end
-    return found, doubled
-
-
-def in_order(indexes: Sequence[dict[str, str]]) -> tuple[list[str], list[tuple[str, ...]]]:
-    """The names that all indexes have, sorted, and of each its ends; equal ends are one object."""
-    names = sorted(indexes[0])
-    known: dict[tuple[str, ...], tuple[str, ...]] = {}
-    of_names = (tuple(index[name] for index in indexes) for name in names)
-    return names, [known.setdefault(ends, ends) for ends in of_names]
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            stem, dot, extension = entry.name.rpartition(".") if "." in entry.name else (entry.name, "", "")
+            counts = entry.is_file() if extensions is None else extension.lower() in extensions
+            if not counts or not stem or stem.startswith("."):
+                continue
+            name = stem.removesuffix(name_end)
+            end = sys.intern(f"{stem[len(name) :]}{dot}{extension}")  # there are few different ones
+            if name in ends:
+                doubled |= {name + ends[name], name + end}
+                end = min(end, ends[name])
+            ends[name] = end
+    return ends, doubled
 
 
 def match_files(
@@ -205,7 +132,7 @@ def match_files(
     """Return the files of several directories that have one name, sorted by name.
 
     Args:
-        folders: the directories; what is below them in others is not looked at.
+        folders: the directories, without those below them.
         name_ends: of each directory, what a file name may have behind the name of the sample, see `index_folder`.
         extensions: of the files that count, in small letters; None for all. They do not belong to the name.
 
@@ -236,10 +163,13 @@ def match_files(
             f"The files of {where} do not belong together one by one: {'; '.join(problems)}. Add or remove files: each "
             f"directory needs one file of each name, the extension aside."
         )
-    return MatchedFiles(folders, *in_order(indexes))
+    names = sorted(union)
+    known: dict[tuple[str, ...], tuple[str, ...]] = {}  # equal ends are one object
+    of_names = (tuple(index[name] for index in indexes) for name in names)
+    return MatchedFiles(folders, names, [known.setdefault(ends, ends) for ends in of_names])
 
 
-def find_pairs(data_dir: str | Path) -> Pairs:
+def find_pairs(data_dir: str | Path) -> MatchedFiles:
     """Return the images of `data_dir/train` with their masks of `data_dir/train_masks`, sorted by name.
 
     Raises:
@@ -253,19 +183,7 @@ def find_pairs(data_dir: str | Path) -> Pairs:
                 f'"Carvana Image Masking Challenge" into {data_dir}, or make data of the same layout:\n'
                 f"python -m tools.synthetic.make_carvana_like --data_dir {data_dir} --cars 32 --views 16 --size 480x320"
             )
-    images, doubled_images = index_folder(folders[0], "")
-    masks, doubled_masks = index_folder(folders[1], MASK_END)
-    problems = {
-        "without a mask": [name + images[name] for name in sorted(images.keys() - masks.keys())],
-        "without an image": [name + masks[name] for name in sorted(masks.keys() - images.keys())],
-        "doubled": sorted(doubled_images | doubled_masks),
-    }
-    if any(problems.values()):
-        told = "; ".join(f"{kind}: {shorten(files)}" for kind, files in problems.items() if files)
-        raise UserError(
-            f"The files of {folders[0]} and {folders[1]} do not pair up: {told}.\n"
-            f"Each train/<car>_<view>.jpg needs one train_masks/<car>_<view>_mask.gif. Add or remove files."
-        )
-    if not images:
-        raise UserError(f"There is no image in {folders[0]}. Expected <car>_<view>.jpg, or another image format.")
-    return Pairs(data_dir, *in_order([images, masks]))
+    try:
+        return match_files(folders, ["", MASK_END])
+    except UserError as error:
+        raise UserError(f"{error}\nEach train/<car>_<view>.jpg needs one train_masks/<car>_<view>_mask.gif.") from None

@@ -22,7 +22,7 @@ from torch.utils.data import Dataset
 
 from data.Carvana import change_light, check_options, flip_some
 from data.masks import ClassMap, load_mask, read_mask, scan_masks, to_float
-from data.pairs import EXTENSIONS, MaskPaths, match_files
+from data.pairs import EXTENSIONS, match_files
 from data.split import split_by_group
 from extras.image_loader import load_pixels, size_of
 from utils.errors import UserError, nearest
@@ -287,7 +287,7 @@ def scan_masks_of(dataset: MultiImageDataset, n_classes: int, max_bad: int) -> d
     """Return which colour is which class, by the place of a directory with masks; put what was found in the report."""
     maps, reports = {}, []
     for which in (place for place, kind in enumerate(dataset.kinds) if kind == "mask"):
-        maps[which], report = scan_masks(MaskPaths(dataset.files, which), n_classes, max_bad=max_bad)
+        maps[which], report = scan_masks(dataset.files.paths(which), n_classes, max_bad=max_bad)
         reports.append(f"{dataset.files.folders[which]}: {report}")
     dataset.report = "; ".join(reports)
     return maps

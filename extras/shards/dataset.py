@@ -12,6 +12,7 @@ import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -91,21 +92,6 @@ def window_order(sizes: Sequence[int], window: int, seed: int, epoch: int) -> li
     return order
 
 
-class StoredPairs:
-    """What `CarvanaDataset` asks of its pairs, where their files are in shards."""
-
-    def __init__(self, names: list[str], groups: list[str]):
-        self.names = names
-        self.groups = groups
-
-    def __len__(self) -> int:
-        return len(self.names)
-
-    def cars(self) -> list[str]:
-        """The car of each sample."""
-        return self.groups
-
-
 class CarvanaShards(CarvanaDataset):
     """Images with their masks, read from shards; a sample is what `CarvanaDataset` makes of the same two files.
 
@@ -124,8 +110,8 @@ class CarvanaShards(CarvanaDataset):
         self.store = store
         self.window = window
         self.places = [(shard, sample) for shard in self.shards for sample in shard.samples]
-        names, cars = [sample.name for _, sample in self.places], [sample.group for _, sample in self.places]
-        super().__init__(StoredPairs(names, cars), *how)
+        super().__init__(SimpleNamespace(names=[sample.name for _, sample in self.places]), *how)
+        self.groups = [sample.group for _, sample in self.places]
 
     def fingerprint(self) -> str:
         """SHA-256 of the shards' own."""

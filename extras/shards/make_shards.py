@@ -11,17 +11,32 @@ import hashlib
 import os
 import tarfile
 from collections.abc import Sequence
+from itertools import chain
 from pathlib import Path
+from typing import NamedTuple
 
 from tqdm import tqdm
 
-from data.Carvana import build_carvana
-from data.pairs import Pair
+from data.Carvana import CarvanaDataset, build_carvana
 from engine.options.parser import OptionParser, file_path, number
 from extras.shards.dataset import FORMAT, INDEX_FILE, SAMPLE_NAME, SHARD_FILE
 from extras.shards.store import Member, Sample, Shard, load_webdataset
 from utils.errors import UserError
 from utils.files import write_json
+
+
+class Pair(NamedTuple):
+    """One sample: "<car>_<view>", the car, and the two files."""
+
+    name: str
+    car: str
+    image_path: str
+    mask_path: str
+
+
+def pairs_of(dataset: CarvanaDataset) -> list[Pair]:
+    files = zip(dataset.names, dataset.groups, dataset.pairs, strict=True)
+    return [Pair(name, car, *paths) for name, car, paths in files]
 
 
 def member_names(pair: Pair) -> tuple[str, str]:
@@ -77,7 +92,8 @@ def make_shards(
     load_webdataset()
     shards_dir = Path(shards_dir)
     datasets = build_carvana(data_dir, n_classes=n_classes, **cut)
-    for pair in (pair for dataset in datasets.values() for pair in dataset.pairs):
+    pairs = {part: pairs_of(dataset) for part, dataset in datasets.items()}
+    for pair in chain.from_iterable(pairs.values()):
         if not SAMPLE_NAME.fullmatch(pair.name) or len(max(member_names(pair), key=len).encode()) > 100:
             raise UserError(f"{pair.image_path}: the name of a sample in a shard has at most 80 characters and no dot.")
     shards: dict[str, list[Shard]] = {part: [] for part in datasets}
@@ -86,9 +102,9 @@ def make_shards(
         with tqdm(total=sum(map(len, datasets.values())), desc="making shards", unit="sample", disable=None) as bar:
             for part, dataset in datasets.items():
                 for first in range(0, len(dataset), samples_per_shard):
-                    end = min(first + samples_per_shard, len(dataset))
+                    end = first + samples_per_shard
                     path = shards_dir / f"{part}-{first // samples_per_shard:06d}.tar"
-                    shards[part].append(write_shard(path, [dataset.pairs[i] for i in range(first, end)]))
+                    shards[part].append(write_shard(path, pairs[part][first:end]))
                     bar.update(len(shards[part][-1].samples))
     except OSError as error:
         raise UserError(f"The shards cannot be written to {shards_dir}: {error}.") from error

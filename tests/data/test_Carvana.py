@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader
 from data.Carvana import CarvanaDataset, augment_pair, build_carvana, find_pairs
 from data.loader import EvalLoader
 from data.masks import ClassMap
+from data.pairs import car_of
 from tools.synthetic.make_carvana_like import make_carvana_like
 from utils.errors import UserError
 
@@ -51,11 +52,11 @@ def test_images_and_masks_pair_up_by_name_whatever_the_extension(tmp_path):
     (tmp_path / "train" / "._b_01.jpg").write_text("")
     (tmp_path / "train" / "Thumbs.db").write_text("")
     pairs = find_pairs(tmp_path)
-    assert [pair.name for pair in pairs] == ["a_b_02", "a_b_10", "alone", "b_01"]
-    assert [pair.car for pair in pairs] == ["a_b", "a_b", "alone", "b"]
-    files = [os.path.basename(pair.image_path) for pair in pairs]
+    assert pairs.names == ["a_b_02", "a_b_10", "alone", "b_01"]
+    assert CarvanaDataset(pairs, GREYS).groups == ["a_b", "a_b", "alone", "b"]
+    files = [os.path.basename(image_path) for image_path, _ in pairs]
     assert files == ["a_b_02.jpeg", "a_b_10.webp", "alone.Png", "b_01.JPG"]
-    assert os.path.basename(pairs[3].mask_path) == "b_01_mask.GIF"
+    assert os.path.basename(pairs[3][1]) == "b_01_mask.GIF"
 
 
 def test_all_that_does_not_pair_up_is_told_in_one_error(tmp_path):
@@ -70,8 +71,8 @@ def test_all_that_does_not_pair_up_is_told_in_one_error(tmp_path):
     with pytest.raises(UserError) as raised:
         find_pairs(tmp_path)
     message = str(raised.value)
-    assert "lost_09.png" in message and "lost_10.png" not in message and "15 more (25 in all)" in message
-    assert "without an image: shy_01_mask.png" in message
+    assert "lost_09" in message and "lost_10" not in message and "15 more (25 in all)" in message
+    assert "train lacks 1 of" in message and "names: shy_01" in message
     assert "twin_01.bmp, twin_01.png" in message and "echo_01_mask.gif, echo_01_mask.png" in message
     assert "<car>_<view>_mask.gif" in message
 
@@ -91,7 +92,7 @@ def test_a_missing_directory_names_both_ways_to_get_data(tmp_path, present):
 def test_an_empty_directory_is_refused(tmp_path):
     (tmp_path / "train").mkdir()
     (tmp_path / "train_masks").mkdir()
-    with pytest.raises(UserError, match="no image"):
+    with pytest.raises(UserError, match="There is no file"):
         build_carvana(tmp_path)
 
 
@@ -113,7 +114,7 @@ def test_padding_leaves_val_and_test_at_their_own_size(made):
     for part in ("val", "test"):
         image, mask = parts[part][0]
         assert image.shape == (3, 32, 48) and mask.shape == (32, 48)
-        with Image.open(parts[part].pairs[0].mask_path) as file:
+        with Image.open(parts[part].pairs[0][1]) as file:
             assert (mask.numpy() * 255 == np.asarray(file.convert("L"))).all()
 
 
@@ -121,12 +122,12 @@ def test_no_car_is_on_two_sides_and_names_fit_the_samples(made):
     parts = build_carvana(made, patch_size=16, **SHARES)
     cars = {part: set(dataset.groups) for part, dataset in parts.items()}
     assert not cars["train"] & cars["val"] and not cars["train"] & cars["test"] and not cars["val"] & cars["test"]
-    assert set.union(*cars.values()) == {pair.car for pair in find_pairs(made)}
+    assert set.union(*cars.values()) == set(map(car_of, find_pairs(made).names))
     for dataset in parts.values():
         assert len(dataset) == len(dataset.names) == len(dataset.groups)
-        for name, car, pair in zip(dataset.names, dataset.groups, dataset.pairs, strict=True):
-            assert name.startswith(f"{car}_") and os.path.basename(pair.image_path) == f"{name}.jpg"
-            assert os.path.basename(pair.mask_path) == f"{name}_mask.gif"
+        for name, car, (image_path, mask_path) in zip(dataset.names, dataset.groups, dataset.pairs, strict=True):
+            assert name.startswith(f"{car}_") and os.path.basename(image_path) == f"{name}.jpg"
+            assert os.path.basename(mask_path) == f"{name}_mask.gif"
 
 
 def test_the_split_follows_the_split_seed(made):

@@ -16,7 +16,7 @@ from data.Carvana import CarvanaDataset, build_carvana
 from data.data_entry import fingerprint
 from data.loader import UpdateLoader
 from data.masks import load_mask, scan_masks
-from data.pairs import MaskPaths, find_pairs
+from data.pairs import find_pairs
 from data.sampler import seeded_dataset
 from extras.functional import fit
 from extras.multi_image import MultiImageDataset, build_multi_image
@@ -394,7 +394,7 @@ def test_the_parts_are_those_of_carvana(cars):
 @pytest.mark.parametrize("augment", [False, True])
 def test_the_samples_are_those_of_carvana_bit_for_bit(cars, augment):
     pairs = find_pairs(cars)
-    carvana = CarvanaDataset(pairs, scan_masks(MaskPaths(pairs))[0], augment=augment)
+    carvana = CarvanaDataset(pairs, scan_masks(pairs.paths(1))[0], augment=augment)
     multi = build_multi_image(["train", "train_masks"], data_dir=cars, augment=augment, **AS_CARVANA, **CUT)["train"]
     assert multi.is_random == augment
     num_flipped = 0

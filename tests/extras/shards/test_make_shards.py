@@ -25,10 +25,11 @@ def made(cars, tmp_path_factory):
 def test_the_library_reads_what_was_written(cars, made):
     urls = [str(path) for path in sorted(made.glob("*.tar"))]
     read = {sample["__key__"]: sample for sample in webdataset.WebDataset(urls, shardshuffle=False)}
-    pairs = {pair.name: pair for pair in find_pairs(cars)}
+    files = find_pairs(cars)
+    pairs = dict(zip(files.names, files, strict=True))
     assert read.keys() == pairs.keys() and len(urls) == 6 + 2 + 2
     for name, pair in pairs.items():
-        for ending, path in (("jpg", pair.image_path), ("mask.gif", pair.mask_path)):
+        for ending, path in zip(("jpg", "mask.gif"), pair, strict=True):
             with open(path, "rb") as file:
                 assert read[name][ending] == file.read()
 
@@ -78,9 +79,9 @@ def test_nothing_else_is_overwritten(cars, name, said, tmp_path):
 @pytest.mark.parametrize("name", ["a.b_01", "a" * 90 + "_01"])
 def test_a_name_that_a_shard_cannot_hold_is_refused(cars, name, tmp_path):
     shutil.copytree(cars, tmp_path / "cars")
-    pair = find_pairs(cars)[0]
-    shutil.copy(pair.image_path, tmp_path / "cars" / "train" / f"{name}.jpg")
-    shutil.copy(pair.mask_path, tmp_path / "cars" / "train_masks" / f"{name}_mask.gif")
+    image_path, mask_path = find_pairs(cars)[0]
+    shutil.copy(image_path, tmp_path / "cars" / "train" / f"{name}.jpg")
+    shutil.copy(mask_path, tmp_path / "cars" / "train_masks" / f"{name}_mask.gif")
     with pytest.raises(UserError, match=f"{name}.jpg: .* at most 80 characters and no dot"):
         make_shards(tmp_path / "cars", tmp_path / "shards", **CUT)
     assert not (tmp_path / "shards").exists()
