@@ -7,6 +7,7 @@ masks with such names work. The parts are cut by car, because two views of one c
 
 import hashlib
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +76,7 @@ def change_light(images: Tensor, draws: Tensor) -> Tensor:
     return images.sub_(means).mul_(contrast).add_(means).clamp_(0, 1)
 
 
+@dataclass(eq=False)
 class CarvanaDataset(Dataset):
     """Images with their masks, read from files.
 
@@ -95,30 +97,21 @@ class CarvanaDataset(Dataset):
         is_random: whether a sample differs from time to time.
     """
 
-    def __init__(
-        self,
-        pairs: MatchedFiles,
-        class_map: ClassMap,
-        size: tuple[int, int] | None = None,
-        n_channels: int = 3,
-        augment: bool = False,
-        report: str = "",
-        summary: str = "",
-        cache: bool = False,
-        cache_dir: str | Path | None = None,
-    ):
-        self.pairs = pairs
-        self.class_map = class_map
-        self.size = size
-        self.n_channels = n_channels
-        self.is_random = augment
-        self.report = report
-        self.summary = summary
-        self.cache = cache
-        self.cache_dir = cache_dir
+    pairs: MatchedFiles
+    class_map: ClassMap
+    size: tuple[int, int] | None = None
+    n_channels: int = 3
+    augment: bool = False
+    report: str = ""
+    summary: str = ""
+    cache: bool = False
+    cache_dir: str | Path | None = None
+
+    def __post_init__(self) -> None:
+        self.names = self.pairs.names
+        self.groups = [car_of(name) for name in self.names]
+        self.is_random = self.augment
         self.cache_note = ""
-        self.names = pairs.names
-        self.groups = [car_of(name) for name in pairs.names]
 
     def __len__(self) -> int:
         return len(self.names)

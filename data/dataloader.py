@@ -73,7 +73,6 @@ class DataLoaderSource:
         # one of them, no process hangs.
         self.num_polls = max(2, math.ceil(self.worker_timeout / POLL_SECONDS))
         self.bad = BadSamples() if bad is None else bad
-        self.part = part
         self.fetcher = BatchFetcher(dataset, part, self.bad.limit > 0, num_workers)
         self.settings = {
             "batch_sampler": sampler,
@@ -119,18 +118,6 @@ class DataLoaderSource:
             abandon(iterator)
             raise
         next(iterator, None)  # ends the processes, unless they are persistent
-
-    def first_good_sample(self, keys: Iterable) -> list:
-        """Return [a batch of one sample], loaded in this process; [] when all are bad, or more than are allowed."""
-        fetcher = BatchFetcher(self.fetcher.dataset, self.part, skip_bad=True)
-        for key in keys:
-            data, batch = fetcher.__getitems__([key])
-            self.bad.add(batch.bad)
-            if batch.num_samples:
-                return [data]
-            if len(self.bad) > self.bad.limit:
-                break
-        return []
 
     def start(self) -> Iterator:
         """Return a new iterator, with new processes, or with the persistent ones if they are free."""

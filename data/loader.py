@@ -282,17 +282,14 @@ class UpdateLoader(Loader):
             )
 
     def idle_batches(self, loaded: list[Batch], count: int) -> list:
-        """Return `count` batches of one good sample, or none when every sample of the data set is bad."""
-        if self.sampler.share[1] == 1:
-            return []
-        for batch in loaded:
-            if batch.num_samples:
-                self.good_sample = [cut(batch.data, 0, 1)]
-                break
+        """Return `count` batches of one good sample, the newest one at hand."""
+        good = next((batch for batch in loaded if batch.num_samples), None)
+        if self.sampler.share[1] > 1 and good is not None:
+            self.good_sample = [cut(good.data, 0, 1)]
         if count and not self.good_sample:
-            keys = range(len(self.dataset))
-            self.good_sample = self.source.first_good_sample(
-                [(self.sampler.epoch, index) for index in keys] if self.sampler.keyed else keys
+            raise UserError(
+                f"Process {self.sampler.share[0]} cannot load any of its first {len(self.bad)} samples, so it cannot "
+                f"keep in step with the others. Mend the data, or train with fewer processes."
             )
         return self.good_sample * count
 

@@ -9,6 +9,7 @@ The second half of this file makes what is random inside a sample, such as an au
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -24,11 +25,12 @@ def epoch_order(num_samples: int, seed: int, epoch: int) -> list[int]:
     return torch.randperm(num_samples, generator=generator).tolist()
 
 
+@dataclass
 class UpdateSampler:
     """A batch sampler of PyTorch that yields the micro-batches of an epoch, from any position on.
 
     Args:
-        num_samples: size of the data set.
+        total_samples: size of the data set.
         batch_size: samples in one optimizer update; the last update of an epoch takes what is left.
         micro_batch_size: samples that go through the model at once; None for the whole update.
         seed: seed of the order.
@@ -36,36 +38,30 @@ class UpdateSampler:
         keyed: yield (epoch, index) instead of index, for a `SeededDataset`.
         order: the order of an epoch as a function of (seed, epoch); None for `epoch_order`.
         share: (rank, number of processes). Each process gets a slice of every update.
+        epoch, start: the position; set them before iterating.
 
     Attributes:
-        epoch, start: the position; set them before iterating.
         num_samples: samples in one epoch, of all processes.
 
     Raises, on iterating:
         ValueError: `order` does not contain each sample once.
     """
 
-    def __init__(
-        self,
-        num_samples: int,
-        batch_size: int,
-        micro_batch_size: int | None = None,
-        seed: int = 0,
-        max_updates: int | None = None,
-        keyed: bool = False,
-        order: Callable[[int, int], Sequence[int]] | None = None,
-        share: tuple[int, int] = (0, 1),
-    ):
-        self.total_samples = num_samples
-        self.num_samples = num_samples if max_updates is None else min(num_samples, max_updates * batch_size)
-        self.batch_size = batch_size
-        self.micro_batch_size = micro_batch_size or batch_size
-        self.seed = seed
-        self.keyed = keyed
-        self.order = order
-        self.share = share
-        self.epoch = 0
-        self.start = 0
+    total_samples: int
+    batch_size: int
+    micro_batch_size: int | None = None
+    seed: int = 0
+    max_updates: int | None = None
+    keyed: bool = False
+    order: Callable[[int, int], Sequence[int]] | None = None
+    share: tuple[int, int] = (0, 1)
+    epoch: int = 0
+    start: int = 0
+
+    def __post_init__(self) -> None:
+        most = self.total_samples if self.max_updates is None else self.max_updates * self.batch_size
+        self.num_samples = min(self.total_samples, most)
+        self.micro_batch_size = self.micro_batch_size or self.batch_size
 
     def __iter__(self) -> Iterator[list]:
         order = self.order_of_epoch()
