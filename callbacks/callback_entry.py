@@ -1,6 +1,5 @@
 """Select the callbacks of a run."""
 
-import importlib
 import importlib.util
 import logging
 import sys
@@ -14,13 +13,13 @@ from callbacks.callback import Callback
 from callbacks.console import Console
 from callbacks.progress_bar import ProgressBar
 from data.loader import is_in_memory
-from engine.registry import call, find, make, name_of, parameters_of
+from engine.registry import call, find, load, make, name_of, parameters_of
 from utils.advice import data_advice
 from utils.errors import UserError
 
 
 def build_default_callbacks(opt: Namespace, run_dir: Path, logger: logging.Logger) -> list[Callback]:
-    """Return what watches every run, unless the task says otherwise: a bar on terminals, the log, the curves."""
+    """Return the callbacks of every run: a progress bar on terminals, the console, and those of --logger."""
     loggers = dict.fromkeys(name for name in opt.logger if name != "none")
     return [
         *([ProgressBar(opt.n_epoch)] if sys.stderr.isatty() else []),
@@ -43,7 +42,7 @@ def offered_to_loggers(opt: Namespace, run_dir: Path) -> dict[str, Any]:
 
 
 def check_loggers(names: Sequence[str]) -> None:
-    """Raise UserError when --logger contradicts itself, or names what is not installed."""
+    """Raise UserError when --logger contradicts itself, or needs a package that is not installed."""
     if "none" in names and len(names) > 1:
         raise UserError(f"--logger {' '.join(names)}: none stands alone.")
     if "wandb" in names and importlib.util.find_spec("wandb") is None:
@@ -51,7 +50,7 @@ def check_loggers(names: Sequence[str]) -> None:
 
 
 def advise(options: Mapping[str, Any], trainer, share: float) -> str:
-    """What to change when a run with these options spends this share of an epoch on waiting for data."""
+    """Return the advice for a run that spends this share of an epoch on waiting for data."""
     from data.choose_workers import usable_cores
 
     return data_advice(
@@ -97,7 +96,6 @@ def build_asked_for(opt: Namespace, logger: logging.Logger) -> list[Callback]:
         value = getattr(opt, option)
         if value is None or value is False:
             continue
-        module, _, name = reference.partition(":")
-        made = getattr(importlib.import_module(module), name)
+        made = load(reference, option)
         callbacks.append(made(logger) if value is True else made(value, logger))
     return callbacks

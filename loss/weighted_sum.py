@@ -1,22 +1,23 @@
-"""Add up several losses, each with a weight, and name each in the log."""
+"""Losses of several terms: their weighted sum, and the dictionary in which "loss" is the one that is trained on."""
 
 from collections.abc import Mapping, MutableMapping
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
-from loss.terms import as_terms
+from utils.errors import UserError
 from utils.meter import AvgMeter
 
 
 class WeightedSum(nn.Module):
     """The sum of losses of the same outputs and targets, each times its weight.
 
+    It returns the sum as "loss" and each term, without its weight, as "loss_NAME".
+
     Args:
         losses: by name; each takes (outputs, targets) and returns a scalar.
         weights: by the same names.
-
-    It returns the sum as "loss" and each term, without its weight, as "loss_NAME".
 
     >>> loss = WeightedSum({"L1": nn.L1Loss(), "L2": nn.MSELoss()}, {"L1": 1.0, "L2": 0.5})
     >>> loss(Tensor([2.0]), Tensor([0.0]))
@@ -36,7 +37,7 @@ class WeightedSum(nn.Module):
 
 
 def loss_meters(criterion: nn.Module) -> dict[str, AvgMeter]:
-    """A meter for the loss, and one for each of its terms."""
+    """Return a meter for the loss, and one for each of its terms."""
     names = getattr(criterion, "losses", {}) if isinstance(criterion, WeightedSum) else {}
     return {"loss": AvgMeter(), **{f"loss_{name.lower()}": AvgMeter() for name in names}}
 
@@ -45,3 +46,32 @@ def update_losses(meters: MutableMapping[str, Any], loss: Tensor | Mapping[str, 
     """Add the loss of `n` samples, and its terms if it has several, to the meters of `loss_meters`."""
     for name, value in as_terms(loss).items():
         meters[name].update(value, n=n)
+
+
+def as_terms(loss: Tensor | Mapping[str, Any]) -> dict[str, Tensor]:
+    """Return a loss as a dictionary of scalars with "loss" in it.
+
+    >>> as_terms(torch.tensor(2.0))
+    {'loss': tensor(2.)}
+
+    Raises:
+        UserError: it is neither a tensor nor a dictionary in which "loss" is one.
+    """
+    if isinstance(loss, Tensor):
+        return {"loss": loss}
+    if isinstance(loss, Mapping) and isinstance(loss.get("loss"), Tensor):
+        return {name: torch.as_tensor(value) for name, value in loss.items()}
+    keys = f" with the keys {', '.join(map(str, loss))}" if isinstance(loss, Mapping) else ""
+    raise UserError(
+        f"compute_loss returns {type(loss).__name__}{keys}: return a scalar tensor, or a dictionary in which 'loss' "
+        f"is one."
+    )
+
+
+def add_up(values: Mapping[str, Tensor], more: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the sums of scalars by name; a name of only one of the two keeps its value.
+
+    >>> add_up({"loss": torch.tensor(1.0)}, {"loss": torch.tensor(2.0)})
+    {'loss': tensor(3.)}
+    """
+    return {**values, **{name: values[name] + value if name in values else value for name, value in more.items()}}
