@@ -1,4 +1,4 @@
-"""Train on the bundled sample, evaluate the best checkpoint, and say where to look: python -m examples.demo"""
+"""Train on the bundled sample, evaluate the best checkpoint, and list the results: python -m examples.demo"""
 
 from engine.options.parser import run_main
 from eval_vanilla import EvaluatorVanilla
@@ -17,7 +17,7 @@ def main() -> None:
 Test accuracy: {accuracy:.1%} (95 % interval {low:.1%} to {high:.1%}, n = {evaluator.num_samples:,})
 
 Look at:
-  {evaluator.output_dir / "mistakes.png"}    what it got wrong
+  {evaluator.output_dir / "mistakes.png"}    images that it misclassified
   {evaluator.output_dir / "confusion_matrix.png"}    which classes it confuses
   {run_dir / "metrics.csv"}    one row per epoch
   tensorboard --logdir {run_dir}    curves and predictions in a browser""")

@@ -1,6 +1,6 @@
-"""An optimizer that calls for the loss as often as it likes: L-BFGS (Liu and Nocedal 1989): python -m examples.lbfgs
+"""An optimizer that evaluates the loss several times in a step, L-BFGS (Liu and Nocedal 1989): python -m examples.lbfgs
 
-It wants the same loss each time, so each update is a large batch. Its history is a part of the checkpoint.
+Its line search compares losses, so each update is one large batch. Its history is part of the checkpoints.
 """
 
 import torch
@@ -27,29 +27,35 @@ class TrainerLBFGS(TrainerVanilla):
 
     def build_optimizers(self) -> dict[str, torch.optim.Optimizer]:
         if self.opt.amp == "fp16" or self.distributed.is_sharded:
-            raise UserError("L-BFGS wants true gradients, all of them: no --amp fp16, and no --parallel fsdp.")
-        parameters, how = self.networks["model"].parameters(), {"max_iter": self.opt.max_iter, "history_size": 10}
-        return {"model": torch.optim.LBFGS(parameters, lr=self.opt.lr, line_search_fn="strong_wolfe", **how)}
+            raise UserError("L-BFGS needs whole, unscaled gradients: no --amp fp16, and no --parallel fsdp.")
+        optimizer = torch.optim.LBFGS(
+            self.networks["model"].parameters(),
+            lr=self.opt.lr,
+            max_iter=self.opt.max_iter,
+            history_size=10,
+            line_search_fn="strong_wolfe",
+        )
+        return {"model": optimizer}
 
     def train_step(self, update: Update) -> dict[str, torch.Tensor]:
-        seen: list[dict[str, torch.Tensor]] = []
+        evaluations: list[dict[str, torch.Tensor]] = []
 
         def closure() -> float:
             self.optimizer.zero_grad(set_to_none=True)
-            losses = []
+            total = 0.0
             for batch, weight in self.weighted(update):
                 with self.precision.autocast():
                     loss = self.compute_loss(batch)
-                losses.append(self.backward(loss, weight)["loss"])
+                total += self.backward(loss, weight)["loss"]
             norm = self.clipper(self.networks["model"].parameters())
-            self.guard.check("model", norm)  # raises before a step is made of what is not finite
-            self.guard.stepped = ["model"]  # from now on the weights move
-            seen.append({"loss": sum(losses), "grad_norm": norm})
-            mean = self.distributed.mean({"loss": float(sum(losses))}, update.num_local)
-            return mean["loss"]  # the same in all processes
+            self.guard.check("model", norm)  # raises before a non-finite gradient reaches the weights
+            self.guard.stepped = ["model"]  # from here on the update cannot be undone
+            evaluations.append({"loss": total, "grad_norm": norm})
+            mean = self.distributed.mean({"loss": float(total)}, update.num_local)
+            return mean["loss"]  # the same in all processes, else their line searches would differ
 
         self.optimizer.step(closure)
-        return seen[0]  # at the weights that the update began with
+        return evaluations[0]  # at the weights before the update
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The trainer as a library, with no task and no options: python -m examples.library
+"""The trainer as a function, without a task or a command line: python -m examples.library
 
 A module that returns its own loss is trained, stopped by a crash, and resumed.
 """
@@ -33,7 +33,7 @@ def make_parts(lr: float = 1e-3):
 
 def crash(trainer, values) -> None:
     if trainer.progress.update == 200:
-        raise RuntimeError("a power cut, say")
+        raise RuntimeError("a simulated power cut")
 
 
 def main() -> None:

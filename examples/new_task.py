@@ -3,7 +3,7 @@
     python -m examples.new_task --n_epoch 5
     python -m examples.new_task evaluate --model_path Results/Waves/TIMESTAMP/wave_net_best_ckpt.pth
 
-From a noisy wave of 64 values the network tells its frequency: a regression.
+A regression: the network predicts the frequency of a noisy wave of 64 values.
 """
 
 import sys
@@ -23,7 +23,7 @@ LENGTH = 64  # values of a wave
 
 @register_data("waves")
 def make_waves(split_seed: int, num_samples: int = 2000) -> dict[str, TensorDataset]:
-    """Return the three parts: waves (N, 64) with their frequencies (N,), from 1 to 8 periods."""
+    """Return three parts: waves (N, 64) with their frequencies (N,), from 1 to 8 periods."""
     generator = torch.Generator().manual_seed(split_seed)
     frequencies = 1 + 7 * torch.rand(num_samples, generator=generator)
     phases = torch.rand(num_samples, 1, generator=generator)
@@ -47,7 +47,7 @@ class WaveNet(nn.Module):
 
 
 class EvaluatorWaves(EvaluatorBase):
-    """Evaluate what tells frequencies."""
+    """Evaluate a network that predicts the frequency of a wave."""
 
     @classmethod
     def build_criterion(cls, opt) -> nn.Module:
@@ -58,13 +58,13 @@ class EvaluatorWaves(EvaluatorBase):
 
     def eval_step(self, batch: Any) -> None:
         waves, frequencies = batch  # (N, 64), (N,)
-        told = self.model(waves)
-        self.meters["loss"].update(self.criterion(told, frequencies), n=len(waves))
-        self.meters["mae"].update((told - frequencies).abs().mean(), n=len(waves))
+        predictions = self.model(waves)  # (N,)
+        self.meters["loss"].update(self.criterion(predictions, frequencies), n=len(waves))
+        self.meters["mae"].update((predictions - frequencies).abs().mean(), n=len(waves))
 
 
 class TrainerWaves(TrainerBase):
-    """Train a network to tell the frequency of a wave."""
+    """Train a network to predict the frequency of a wave."""
 
     evaluator_class = EvaluatorWaves
     defaults = {
@@ -73,7 +73,7 @@ class TrainerWaves(TrainerBase):
     }  # fmt: skip
 
     def compute_loss(self, batch: Any) -> Tensor:
-        waves, frequencies = batch
+        waves, frequencies = batch  # (N, 64), (N,)
         return self.criterion(self.model(waves), frequencies)
 
 

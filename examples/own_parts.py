@@ -1,4 +1,4 @@
-"""Parts of your own that the template knows nothing of: a network, a loss, data, an optimizer and a callback.
+"""User-defined components: a network, a loss, a data set, an optimizer and a callback.
 
     python trainer_vanilla.py --model_type examples.own_parts:SmallNet --set model_args.width=32
     python trainer_vanilla.py --import examples.own_parts --model_type small --loss_type margin --callbacks largest
@@ -15,7 +15,7 @@ from engine.registry import make, register_callback, register_data, register_los
 
 @register_model("small")
 class SmallNet(nn.Module):
-    """A convolution and a linear layer. Options that it names, it gets: --n_channels and --n_classes."""
+    """A convolution and a linear layer. Its arguments n_channels and n_classes get the values of these options."""
 
     def __init__(self, n_channels: int, n_classes: int, width: int = 16):
         super().__init__()
@@ -54,7 +54,7 @@ class TemperatureLoss(nn.Module):
 
 @register_data("squares")
 def bright_squares(n_classes: int, split_seed: int, num_samples: int = 500) -> dict[str, Dataset]:
-    """Noise with a bright square, whose place is the class: the three parts, of `num_samples` each."""
+    """Return three parts of `num_samples` images each: noise with a bright square, whose place is the class."""
     generator = torch.Generator().manual_seed(split_seed)
     parts = {}
     for part in ("train", "val", "test"):
@@ -69,7 +69,7 @@ def bright_squares(n_classes: int, split_seed: int, num_samples: int = 500) -> d
 
 @register_optimizer("sign")
 class SignSGD(torch.optim.Optimizer):
-    """The sign of the gradient, times the learning rate (Bernstein et al. 2018)."""
+    """Steps by the learning rate along the sign of the gradient (Bernstein et al. 2018)."""
 
     def __init__(self, params, lr: float, weight_decay: float = 0.0):
         super().__init__(params, {"lr": lr, "weight_decay": weight_decay})
@@ -85,16 +85,17 @@ class SignSGD(torch.optim.Optimizer):
 
 @register_callback("largest")
 class LargestNorm(Callback):
-    """Tells the largest norm of a gradient that was logged. A callback gets the logger if it names it."""
+    """Reports the largest gradient norm that was logged. A callback with an argument `logger` gets the run's."""
 
     def __init__(self, logger):
-        self.logger, self.largest = logger, 0.0
+        self.logger = logger
+        self.largest = 0.0
 
     def on_log(self, trainer, values) -> None:
         self.largest = max(self.largest, values["grad_norm"])
 
     def on_train_end(self, trainer) -> None:
-        self.logger.info(f"The largest norm of a gradient that was logged: {self.largest:.4f}")
+        self.logger.info(f"The largest gradient norm that was logged: {self.largest:.4f}")
 
     def state_dict(self) -> dict[str, float]:
         return {"largest": self.largest}

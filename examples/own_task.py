@@ -1,4 +1,4 @@
-"""A task of your own, on top of another: a further metric, another loss, an option and a callback.
+"""A task derived from another one, with a metric, a loss, an option and a callback of its own.
 
     python -m examples.own_task --gamma 2 --n_epoch 2
     python -m examples.own_task evaluate --model_path Results/Own/TIMESTAMP/Vanilla_best_ckpt.pth
@@ -20,7 +20,7 @@ from utils.metrics import PrecisionRecallF1
 
 
 class FocalLoss(nn.Module):
-    """Cross-entropy that counts a sample the less, the surer the network is of it (Lin et al. 2017)."""
+    """Cross-entropy that weighs a sample less if the network is confident in its class (Lin et al. 2017)."""
 
     def __init__(self, gamma: float):
         super().__init__()
@@ -32,13 +32,17 @@ class FocalLoss(nn.Module):
 
 
 class EvaluatorOwn(EvaluatorVanilla):
-    """Evaluate a FashionMNIST classifier, F1 included."""
+    """Evaluate a FashionMNIST classifier, with its F1 score."""
 
     @classmethod
     def add_options(cls, parser: OptionParser) -> None:
         super().add_options(parser)
         parser.add_argument_group("own").add_argument(
-            "--gamma", type=number(float, low=0), default=2.0, metavar="X", help="how little easy samples count"
+            "--gamma",
+            type=number(float, low=0),
+            default=2.0,
+            metavar="X",
+            help="0 weighs all samples alike; larger values weigh easy ones less",
         )
 
     @classmethod
@@ -55,7 +59,7 @@ class EvaluatorOwn(EvaluatorVanilla):
 
 
 class WorstEpoch(Callback):
-    """Remembers the epoch with the highest training loss: a callback watches, and may have a state."""
+    """Remembers the epoch with the highest training loss. Its state is part of the checkpoints."""
 
     def __init__(self):
         self.worst = (0, float("-inf"))

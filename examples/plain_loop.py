@@ -1,7 +1,7 @@
 """The vanilla task as one plain loop, with no class at all: python -m examples.plain_loop --seed 0
 
-This is what `trainer_vanilla.py` computes, without what surrounds it. With the same seed both end with the same
-weights, bit for bit; a test holds them to it. Start here if you want to see through the template, or to leave it.
+It computes the same as `trainer_vanilla.py`, without callbacks, checkpoints and resume. With the same seed both end
+with the same weights, bit for bit, as a test shows. Start here to understand the template, or to leave it.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""A generator of small images and the discriminator that it learns from: DCGAN.
+"""DCGAN: a generator of small images and its discriminator.
 
 Radford, Metz and Chintala, "Unsupervised Representation Learning with Deep Convolutional Generative Adversarial
 Networks", ICLR 2016, with two steps of a factor two instead of four, since the images are small. Images are 0 to 1
@@ -17,7 +17,7 @@ SPREAD = 0.02  # standard deviation of the weights at the start, section 4 of th
 
 
 def draw_noise(count: int, latent: int, seed: int) -> Tensor:
-    """Return `count` noise vectors (count, latent), which the seed alone decides; the global generators stay.
+    """Return `count` noise vectors (count, latent), a function of the seed alone; the global generators are not used.
 
     >>> torch.equal(draw_noise(3, 8, seed=0), draw_noise(3, 8, seed=0))
     True
@@ -30,7 +30,7 @@ def normalization(channels: int, batch_norm: bool) -> list[nn.Module]:
 
 
 def check_numbers(latent: int, n_channels: int, width: int, size: int) -> None:
-    """Raise UserError for what is below 1, and for a size that cannot be halved twice."""
+    """Raise UserError for a number below 1, and for a size that cannot be halved twice."""
     for name, number in (("latent", latent), ("n_channels", n_channels), ("width", width)):
         if number < 1:
             raise UserError(f"{name}={number} of a network of DCGAN is out of range: it must be at least 1.")
@@ -39,7 +39,7 @@ def check_numbers(latent: int, n_channels: int, width: int, size: int) -> None:
 
 
 def start_small(module: nn.Module) -> None:
-    """Draw the weights as the paper does: convolutions around 0, the factors of batch normalization around 1."""
+    """Initialize the weights as in the paper: convolutions around 0, the factors of batch normalization around 1."""
     if isinstance(module, nn.Conv2d | nn.ConvTranspose2d | nn.BatchNorm2d):
         nn.init.normal_(module.weight, 1.0 if isinstance(module, nn.BatchNorm2d) else 0.0, SPREAD)
         if module.bias is not None:
@@ -47,7 +47,7 @@ def start_small(module: nn.Module) -> None:
 
 
 class Generator(nn.Module):
-    """Makes images of noise: three transposed convolutions, which bring 1 x 1 to size / 4, size / 2 and size.
+    """Makes images from noise by three transposed convolutions, from 1 x 1 to size / 4, size / 2 and size.
 
     Args:
         latent: numbers in a noise vector.
@@ -60,8 +60,8 @@ class Generator(nn.Module):
         UserError: when a number is out of range.
 
     Attributes:
-        latent: how long the noise vectors are that it takes.
-        image: the shape of an image that it makes: (n_channels, size, size).
+        latent: length of its noise vectors.
+        image: shape of a generated image: (n_channels, size, size).
     """
 
     def __init__(
@@ -87,7 +87,7 @@ class Generator(nn.Module):
 
 
 class Discriminator(nn.Module):
-    """Says how real an image looks: two convolutions with stride 2, and one that sees all that is left.
+    """Scores how real an image looks by two convolutions with stride 2, and one over the whole feature map.
 
     Args:
         n_channels, width, size, batch_norm: see `Generator`; the first hidden layer has `width` channels. Neither the
@@ -97,7 +97,7 @@ class Discriminator(nn.Module):
         UserError: when a number is out of range.
 
     Attributes:
-        image: the shape of an image that it takes: (n_channels, size, size).
+        image: shape of its images: (n_channels, size, size).
     """
 
     def __init__(self, n_channels: int = 1, width: int = 32, size: int = 28, batch_norm: bool = True):
@@ -130,7 +130,7 @@ def build_dcgan(
 
     Args:
         n_channels, width, latent, batch_norm: see `Generator`.
-        generator, discriminator: further arguments of one network, which win.
+        generator, discriminator: arguments of one network, which take precedence.
 
     Raises:
         UserError: when the discriminator does not take the images of the generator.

@@ -19,14 +19,14 @@ from utils.meter import AvgMeter
 from utils.metrics import Accuracy
 
 NUM_DRAWN = 64
-NOISE_SEED = 0  # of every evaluation, so that the same generator always makes the same images
+NOISE_SEED = 0  # of every evaluation, so that the same generator makes the same images
 
 
 class EvaluatorGAN(EvaluatorBase):
     """Evaluate a GAN on FashionMNIST. Options that are not given are those of the checkpoint.
 
-    A classifier, the judge, looks at as many made images as there are real ones, and at the real ones, so that there is
-    something to compare with. It is a frozen network of the checkpoint.
+    A classifier, the judge, scores as many generated images as there are real ones, and the real ones for comparison.
+    It is a frozen network of the checkpoint.
     """
 
     task = "generation"
@@ -64,7 +64,7 @@ class EvaluatorGAN(EvaluatorBase):
         }
 
     def evaluate(self, loader: Iterable, before_batch: Callable[[], None] = lambda: None) -> dict[str, float]:
-        # Which noise goes with which real image depends on its place alone: not on batches, and not on processes.
+        # The noise of an image depends on its place alone, and not on batches or processes.
         counts = self.distributed.gather(loader.num_samples)
         self.place = sum(counts[: self.distributed.rank])
         self.noise = draw_noise(sum(counts), self.networks["generator"].latent, NOISE_SEED)
@@ -72,39 +72,52 @@ class EvaluatorGAN(EvaluatorBase):
 
     def eval_step(self, batch: Any) -> None:
         images, labels = batch  # (N, 1, 28, 28), (N,)
-        places = torch.arange(self.place, self.place + len(labels)) % len(self.noise)  # one may only keep in step
+        places = torch.arange(self.place, self.place + len(labels)) % len(self.noise)  # padding may go beyond the end
         noise = self.noise[places].to(self.device)  # (N, latent)
         self.place += len(labels)
-        made = self.networks["generator"](noise)  # (N, 1, 28, 28)
-        says_real, says_made = self.networks["discriminator"](images), self.networks["discriminator"](made)  # (N,)
-        judged = self.networks["judge"](images)  # (N, 10)
-        self.meters["real"].update(judged)
-        self.meters["judge_accuracy"].update(judged, labels)
-        self.meters["samples"].update(self.networks["judge"](made))
-        loss = discriminator_loss(self.criterion, says_real, says_made)
-        self.meters["loss_discriminator"].update(loss, n=len(labels))
-        self.meters["loss_generator"].update(self.criterion(says_made, torch.ones_like(says_made)), n=len(labels))
+        generated = self.networks["generator"](noise)  # (N, 1, 28, 28)
+
+        # The judge's scores.
+        logits = self.networks["judge"](images)  # (N, 10)
+        self.meters["real"].update(logits)
+        self.meters["judge_accuracy"].update(logits, labels)
+        self.meters["samples"].update(self.networks["judge"](generated))
+
+        # The two losses of the training.
+        logits_real = self.networks["discriminator"](images)  # (N,)
+        logits_generated = self.networks["discriminator"](generated)  # (N,)
+        loss_discriminator = discriminator_loss(self.criterion, logits_real, logits_generated)
+        loss_generator = self.criterion(logits_generated, torch.ones_like(logits_generated))
+        self.meters["loss_discriminator"].update(loss_discriminator, n=len(labels))
+        self.meters["loss_generator"].update(loss_generator, n=len(labels))
 
     def draw(self, batch: Any = None) -> Tensor:
-        """Draw images of the same noise each time, with what the judge takes them for; red where it is not sure."""
+        """Draw images of the same noise each time, captioned with the class that the judge predicts; red if unsure."""
         generator = self.networks["generator"]
         images = generator(draw_noise(NUM_DRAWN, generator.latent, NOISE_SEED).to(self.device))
-        sure, classes = self.networks["judge"](images).float().softmax(dim=1).max(dim=1)  # (NUM_DRAWN,) each
+        probabilities = self.networks["judge"](images).float().softmax(dim=1)  # (NUM_DRAWN, 10)
+        highest, classes = probabilities.max(dim=1)  # (NUM_DRAWN,) each
         captions = [CLASSES[k] if k < len(CLASSES) else str(k) for k in classes.tolist()]
-        unsure = (sure < self.meters["samples"].threshold).tolist()
+        unsure = (highest < self.meters["samples"].threshold).tolist()
         return captioned_grid(images, captions, marked=unsure, max_images=NUM_DRAWN)
 
     def report(self, loader: Iterable) -> None:
-        """Save a picture of what the generator makes."""
+        """Save a picture of generated images."""
         if self.opt.viz:
             save_picture(self.picture(loader).float() / 255, self.output_dir / "samples.png")
             self.logger.info(f"Picture: {self.output_dir / 'samples.png'}")
 
 
-def discriminator_loss(criterion: nn.Module, says_real: Tensor, says_made: Tensor) -> Tensor:
-    """What the discriminator learns: 1 for real images, 0 for made ones; of logits (N,), a scalar."""
-    of_real = criterion(says_real, torch.ones_like(says_real))
-    return of_real + criterion(says_made, torch.zeros_like(says_made))
+def discriminator_loss(criterion: nn.Module, logits_real: Tensor, logits_generated: Tensor) -> Tensor:
+    """Return the loss of the discriminator: its targets are 1 for real images and 0 for generated ones.
+
+    Args:
+        criterion: takes logits and targets, and returns a scalar.
+        logits_real, logits_generated: (N,).
+    """
+    loss_real = criterion(logits_real, torch.ones_like(logits_real))
+    loss_generated = criterion(logits_generated, torch.zeros_like(logits_generated))
+    return loss_real + loss_generated
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Train a GAN on FashionMNIST, two networks that learn from each other: python trainer_gan.py"""
+"""Train a GAN on FashionMNIST, with two networks and two optimizers: python trainer_gan.py"""
 
 import contextlib
 from argparse import Namespace
@@ -25,7 +25,8 @@ from utils.batch import count_samples
 from utils.seed import mix
 
 LEARN = ("discriminator", "generator")
-LESSONS, LESSON_SIZE = 600, 64  # updates of the judge, and samples in each
+LESSONS = 600  # updates of the judge
+LESSON_SIZE = 64  # samples of each
 
 
 class TrainerGAN(TrainerBase):
@@ -54,70 +55,88 @@ class TrainerGAN(TrainerBase):
     def add_options(cls, parser: OptionParser) -> None:
         add = parser.add_argument_group("generation, training").add_argument
         add("--beta1", type=number(float, low=0, high=0.9999), default=0.5, metavar="X",
-            help="of the optimizers of Adam's family: how long the mean of the gradients is")
+            help="decay of the mean of the gradients, for optimizers of Adam's family")
         add("--judge", type=file_path, default=None, metavar="FILE",
-            help="a checkpoint of trainer_vanilla.py whose --model_type is --judge_type; without it, the judge learns "
-            f"the training images for {LESSONS} updates when the run begins")
+            help="a checkpoint of trainer_vanilla.py whose --model_type is --judge_type; without it, the judge is "
+            f"trained on the training images for {LESSONS} updates when the run begins")
 
     def build_networks(self) -> dict[str, nn.Module]:
         networks = super().build_networks()
-        if not (self.opt.resume):  # else it is in the checkpoint
+        if not self.opt.resume:  # else the checkpoint has the judge
             train_judge(networks["judge"], self.datasets["train"], self.opt)
         return networks
 
     def build_optimizers(self) -> dict[str, torch.optim.Optimizer]:
         optimizers = make_optimizers(self.opt, {name: self.networks[name] for name in LEARN})
-        for group in (group for optimizer in optimizers.values() for group in optimizer.param_groups):
-            if "betas" in group and "betas" not in self.opt.optim_args:
-                group["betas"] = (self.opt.beta1, group["betas"][1])
+        for optimizer in optimizers.values():
+            for group in optimizer.param_groups:
+                if "betas" in group and "betas" not in self.opt.optim_args:
+                    group["betas"] = (self.opt.beta1, group["betas"][1])
         return optimizers
 
     def build_callbacks(self) -> list[Callback]:
         return [*super().build_callbacks(), Pictures(self.run_dir.path / "samples")]
 
     def train_step(self, update: Update) -> dict[str, Tensor]:
-        """Step the discriminator, then the generator, which meets the discriminator as it is after its step."""
-        values = {}
-        noise = self.noise([count_samples(batch) for batch in update.micro_batches])
-        for name, loss_of in zip(LEARN, (self.loss_of_discriminator, self.loss_of_generator), strict=True):
-            self.optimizers[name].zero_grad(set_to_none=True)
-            losses = []
-            for (batch, weight), vectors in zip(self.weighted(update), noise, strict=True):
-                with self.precision.autocast():
-                    loss = loss_of(batch, vectors)
-                losses.append(self.backward(loss, weight)["loss"])
-            values |= {f"loss_{name}": sum(losses), f"grad_norm_{name}": self.optimizer_step(name)}
-        return values
+        """Step the discriminator, then the generator, which learns from the discriminator as it is after its step."""
+        noise = self.noise(update)  # of each micro-batch: (N, latent)
+
+        # Step 1: the discriminator learns to tell real images from generated ones.
+        self.optimizers["discriminator"].zero_grad(set_to_none=True)
+        loss_discriminator = 0.0
+        for (batch, weight), vectors in zip(self.weighted(update), noise, strict=True):
+            with self.precision.autocast():
+                loss = self.loss_of_discriminator(batch, vectors)
+            loss_discriminator += self.backward(loss, weight)["loss"]
+        norm_discriminator = self.optimizer_step("discriminator")
+
+        # Step 2: the generator learns to make images that the discriminator takes for real ones.
+        self.optimizers["generator"].zero_grad(set_to_none=True)
+        loss_generator = 0.0
+        for (_, weight), vectors in zip(self.weighted(update), noise, strict=True):
+            with self.precision.autocast():
+                loss = self.loss_of_generator(vectors)
+            loss_generator += self.backward(loss, weight)["loss"]
+        norm_generator = self.optimizer_step("generator")
+
+        return {
+            "loss_discriminator": loss_discriminator,
+            "grad_norm_discriminator": norm_discriminator,
+            "loss_generator": loss_generator,
+            "grad_norm_generator": norm_generator,
+        }
 
     def loss_of_discriminator(self, batch: Any, noise: Tensor) -> Tensor:
         images, _ = batch  # (N, 1, 28, 28)
         with torch.no_grad():
-            made = self.wrapped["generator"](noise)  # (N, 1, 28, 28)
-        discriminator = self.wrapped["discriminator"]
-        return discriminator_loss(self.criterion, discriminator(images), discriminator(made))  # of (N,) and (N,)
+            generated = self.wrapped["generator"](noise)  # (N, 1, 28, 28)
+        logits_real = self.wrapped["discriminator"](images)  # (N,)
+        logits_generated = self.wrapped["discriminator"](generated)  # (N,)
+        return discriminator_loss(self.criterion, logits_real, logits_generated)
 
-    def loss_of_generator(self, batch: Any, noise: Tensor) -> Tensor:
-        # Not the wrapped discriminator: nothing of it is to be added up between processes in this step.
+    def loss_of_generator(self, noise: Tensor) -> Tensor:
+        # Not the wrapped discriminator: processes would add up gradients of it, which this step does not need.
         with frozen(self.networks["discriminator"]) as discriminator:
-            says_made = discriminator(self.wrapped["generator"](noise))  # (N,)
-        return self.criterion(says_made, torch.ones_like(says_made))
+            logits = discriminator(self.wrapped["generator"](noise))  # (N,)
+        return self.criterion(logits, torch.ones_like(logits))
 
-    def noise(self, sizes: list[int]) -> list[Tensor]:
-        """The noise of this update's micro-batches, which have these sizes: (size, latent) each.
+    def noise(self, update: Update) -> list[Tensor]:
+        """Return the noise of an update's micro-batches, (N, latent) each.
 
-        A function of the seed, the update and the place of a sample in it, so that neither an interruption nor the
-        number of processes or micro-batches makes a difference.
+        It is a function of the seed, the update and the place of a sample in it. So neither a resume nor the number of
+        processes or micro-batches makes a difference.
         """
-        num_samples = min(self.opt.batch_size, self.train_loader.num_samples - self.progress.sample)
-        vectors = draw_noise(num_samples, self.networks["generator"].latent, mix(self.opt.seed, self.progress.update))
-        begin, _ = share_of(num_samples, *self.distributed.share)
-        places = (begin + torch.arange(sum(sizes))) % num_samples  # what only keeps in step begins again
+        count = update.num_samples
+        vectors = draw_noise(count, self.networks["generator"].latent, mix(self.opt.seed, self.progress.update))
+        sizes = [count_samples(batch) for batch in update.micro_batches]
+        begin, _ = share_of(count, *self.distributed.share)
+        places = (begin + torch.arange(sum(sizes))) % count  # a padding micro-batch starts over
         return list(vectors[places].to(self.device).split(sizes))
 
 
 @contextlib.contextmanager
 def frozen(module: nn.Module) -> Iterator[nn.Module]:
-    """Compute no gradients of the module's parameters in this block, only of its input."""
+    """Compute gradients for the input of a module in this block, and none for its parameters."""
     trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
     for parameter in trained:
         parameter.requires_grad_(False)
@@ -129,10 +148,10 @@ def frozen(module: nn.Module) -> Iterator[nn.Module]:
 
 
 def train_judge(judge: nn.Module, dataset: Any, opt: Namespace) -> None:
-    """Give the judge its weights: those of the file `opt.judge`, or what it learns of the data set, always the same.
+    """Load the weights of the judge from the file `opt.judge`, or train it on the data set, with a seed of its own.
 
     Raises:
-        UserError: when the file cannot be read, or its weights do not fit.
+        UserError: the file cannot be read, or its weights do not fit.
     """
     if opt.judge:
         weights = find_weights(load_file(opt.judge))

@@ -6,7 +6,7 @@ import re
 def test_the_example_resumes_and_ends(command, tmp_path, root):
     done = command("-m", "examples.library", cwd=tmp_path, PYTHONPATH=str(root))
     assert done.returncode == 0, done.stderr
-    assert "Stopped by a power cut, say." in done.stdout
+    assert "Stopped by a simulated power cut." in done.stdout
     assert "after update 200: 2 of 4 epochs and 1,280 samples done" in done.stdout
     last = re.fullmatch(r"320 updates, val/loss (0\.\d+), in \S+", done.stdout.splitlines()[-1])
     assert float(last[1]) < 0.8

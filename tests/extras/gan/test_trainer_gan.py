@@ -1,4 +1,4 @@
-"""Two networks that learn from each other in one step, and what is said of the images that come of it."""
+"""Two networks with a step each in one update, and the evaluation of the generated images."""
 
 import csv
 
@@ -75,7 +75,7 @@ def test_the_generator_is_taught_by_the_discriminator_that_was_just_stepped(buil
             break
         trainer.train_update(update)
         ((images, _),) = update.micro_batches
-        (noise,) = hand.noise([64])
+        (noise,) = hand.noise(update)
         hand.progress.finish_update(64)
         hand.optimizers["discriminator"].zero_grad()
         (criterion(d(images), ones) + criterion(d(g(noise).detach()), 0 * ones)).backward()
