@@ -4,7 +4,6 @@ from argparse import Namespace
 from pathlib import Path
 
 from engine.checkpoints.checkpointer import Checkpointer
-from engine.checkpoints.sharded_checkpointer import ShardedCheckpointer
 from engine.devices.process_group import Distributed
 from utils.errors import UserError
 
@@ -23,5 +22,7 @@ def make_checkpointer(opt: Namespace, run_dir: Path, updates_per_epoch: int, dis
     every = opt.save_every_updates or max(1, round(opt.save_every * updates_per_epoch))
     plan = {"run_dir": run_dir, "prefix": opt.model_type or opt.proj_name, "every": every, "keep": opt.keep}
     if opt.checkpoint_format == "sharded":
-        return ShardedCheckpointer(distributed, **plan)
+        from engine.checkpoints.distributed import DistributedCheckpointer
+
+        return DistributedCheckpointer(distributed, **plan)
     return Checkpointer(**plan, writes=distributed.is_main)

@@ -9,7 +9,7 @@ shared among several processes. With one process every call on `self.distributed
 
 from argparse import Namespace
 from collections.abc import Iterator, Mapping
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from functools import partial
 from itertools import islice
 from typing import Any
@@ -24,6 +24,7 @@ from callbacks.callback_entry import build_asked_for, build_default_callbacks
 from data.data_entry import build_loaders, data_notes, describe, seen_groups
 from data.loader import EvalLoader, Update, UpdateLoader
 from engine.checkpoints.pretrained import load_pretrained
+from engine.checkpoints.state import PlainState
 from engine.command import launch
 from engine.devices.device import place_criterion
 from engine.devices.setup import agree_on_options, join_processes, place_networks, wrap_networks
@@ -48,10 +49,11 @@ from loss.weighted_sum import add_up, as_terms
 from utils.averaging import Averaging, check_can_measure
 from utils.batch import move_to
 from utils.earlystopper import EarlyStopper, direction
+from utils.errors import DivergedError
 from utils.param_groups import Freezing
 from utils.precision import Precision
 from utils.scheduler import learning_rates
-from utils.seed import preserved_random_state, seed_apart, seed_everything
+from utils.seed import GlobalGenerators, preserved_random_state, seed_apart, seed_everything
 
 MOST_NAMES = 10  # of samples, in a message
 
@@ -97,7 +99,7 @@ class TrainerBase:
         self.progress = Progress()
         self.stopper = EarlyStopper(direction(opt.monitor, opt.monitor_mode), opt.patience, opt.min_delta)
         self.epoch_log = EpochLog()
-        self.score: dict[str, Any] | None = None  # of the last validation, with the update it belongs to
+        self.score = PlainState()  # of the last validation, with the update it belongs to
         self.should_stop = False  # a callback may set it
         self.guard = self.build_guard()
         self.session = Session(self)
@@ -310,11 +312,11 @@ class TrainerBase:
         with self.epoch_log.clock("val"):
             stop = partial(self.session.should_stop, at_once=True)
             results = self.evaluator.evaluate(self.val_loader, before_batch=stop)
-        self.score = {
+        self.score.load_state_dict({
             "update": self.progress.update,
             "num_samples": self.evaluator.num_samples,
             "results": results,
-        }
+        })
         return results
 
     def average_epoch(self) -> None:
@@ -453,7 +455,11 @@ class TrainerBase:
             "guard": self.guard,
             "loader": self.train_loader.bad,
             "epoch_log": self.epoch_log,
+            "seconds": self.epoch_log.seconds,
+            "score": self.score,
+            "groups": self.seen_groups,
             "callbacks": self.callbacks,
+            "random": GlobalGenerators(),
         }
         if self.averaging:
             states["averaging"] = self.averaging
@@ -461,11 +467,14 @@ class TrainerBase:
 
     def state_dict(self) -> dict[str, Any]:
         """Return what a resume and an evaluation need, as data that `torch.load(weights_only=True)` accepts."""
-        return collect_state(self)
+        with suppress(DivergedError):  # then it is the state before the update that was not finite
+            self.guard.check_earlier(wait=True)
+        state = collect_state(self.stateful(), self.distributed, self.checkpointer.in_shards)
+        return {**state, "options": saved_options(self.opt)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from a state; UserError when it belongs to other networks or optimizers."""
-        restore_state(self, state)
+        restore_state(self.stateful(), state, self.opt.resume, self.distributed, self.opt.seed)
 
     # ---- the command line ----------------------------------------------------------------------------------------
     @classmethod

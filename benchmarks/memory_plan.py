@@ -21,8 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from benchmarks.harness import ROOT, row
-from engine.checkpoints.sharded_state import num_bytes
-from engine.devices.memory_use import memory_of
+from engine.devices.memory_use import memory_of, num_bytes
 from engine.devices.process_group import Distributed
 from engine.devices.wrap import blocks_of, wrap_network
 from engine.options.parser import BoolAction, ListAction, OptionParser, list_of, number, run_main

@@ -26,6 +26,7 @@ from torch.utils.data import Dataset
 
 from data.loader import EvalLoader, UpdateLoader, is_in_memory
 from engine.checkpoints.file import load_file
+from engine.checkpoints.state import PlainState
 from engine.registry import call, find, taken
 from utils.errors import UserError
 
@@ -193,11 +194,18 @@ def group_hashes(dataset: Dataset) -> torch.Tensor:
     return torch.tensor(numbers, dtype=torch.int64)
 
 
-def seen_groups(datasets: dict[str, Dataset], pretrained: str | None = None) -> dict[str, torch.Tensor]:
+class SeenGroups(PlainState):
+    """The `group_hashes` that a run has seen, by part; a restored state adds what was seen before."""
+
+    def load_state_dict(self, state: dict[str, torch.Tensor]) -> None:
+        self.data = unite(self.data, state)
+
+
+def seen_groups(datasets: dict[str, Dataset], pretrained: str | None = None) -> SeenGroups:
     """The `group_hashes` of "train" and "val", with those that the weights in the file `pretrained` saw before."""
     seen = {part: group_hashes(datasets[part]) for part in ("train", "val")}
     content = load_file(pretrained) if pretrained else {}
-    return unite(seen, content.get("groups", {}) if isinstance(content, dict) else {})
+    return SeenGroups(unite(seen, content.get("groups", {}) if isinstance(content, dict) else {}))
 
 
 def unite(seen: dict[str, torch.Tensor], before: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -7,6 +7,8 @@ from typing import Any
 
 import torch
 
+from engine.checkpoints.state import PlainState
+
 
 class EpochLog:
     """Means over the epoch's samples, the learning rates of its last update, and seconds.
@@ -29,6 +31,7 @@ class EpochLog:
     MOST_PENDING = 1000  # updates whose values are held on the device
 
     def __init__(self):
+        self.seconds = PlainState()
         self.clear()
 
     def clear(self) -> None:
@@ -37,7 +40,7 @@ class EpochLog:
         self.pending: list[tuple[Mapping[str, torch.Tensor], int]] = []
         self.num_read = 0  # updates that are in the totals
         self.learning_rates: dict[str, float] = {}
-        self.seconds = {"train": 0.0, "data_wait": 0.0}
+        self.seconds.load_state_dict({"train": 0.0, "data_wait": 0.0})
         self.newest: tuple[Mapping[str, Any], int] = ({}, 0)  # the values of the last update, and its samples
 
     def timed(self, updates: Iterable[Any]) -> Iterator[Any]:

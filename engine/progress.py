@@ -49,7 +49,7 @@ class Progress:
         self.sample = 0
 
     def state_dict(self) -> dict[str, int]:
-        return {"epoch": self.epoch, "update": self.update, "sample": self.sample}
+        return {"epoch": self.epoch, "update": self.update, "sample": self.sample, "is_exact": self.is_exact}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
         """Restore what `state_dict` returned; ValueError for anything but whole numbers from 0 on."""

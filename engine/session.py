@@ -139,7 +139,7 @@ class Session:
             return "the first update"
         evaluate = self.trainer.evaluator.evaluate.__code__
         is_validating = any(frame.f_code is evaluate for frame, _ in traceback.walk_tb(error.__traceback__))
-        return "the first validation" if is_validating and self.trainer.score is None else ""
+        return "the first validation" if is_validating and not self.trainer.score else ""
 
     def failed_trial(self, error: Exception, trial: str) -> UserError:
         """Turn what the first update or validation raised into one line; keep the traceback in the log."""

@@ -84,7 +84,7 @@ def test_auto_never_begins_anew_because_of_damage(stopped, build):
     for path in stopped.run_dir.path.glob("*_ckpt.pth"):
         damage(path)
     before = sorted(runs.iterdir())
-    with pytest.raises(DamagedError, match="no good checkpoint is left"):
+    with pytest.raises(DamagedError, match="no intact checkpoint is left"):
         auto(build, runs)
     assert sorted(runs.iterdir()) == before
 
@@ -119,7 +119,7 @@ def test_run_with_a_damaged_checkpoint_ends_with_the_same_bits(build, train, wei
     damage(trainer.checkpointer.path("InT"))
     resumed = train("--resume", trainer.run_dir.path, callbacks=None)
     log = next(resumed.run_dir.path.glob("*_log.txt")).read_text()
-    assert "Vanilla_InT_ckpt.pth is damaged" in log and "The newest good one is used" in log
+    assert "Vanilla_InT_ckpt.pth is damaged" in log and "The newest intact one is used" in log
     assert "after update 8:" in log  # the last was of update 10
     assert differences(weights(resumed), weights(train("--save_every_updates", 2))) == []
 
@@ -128,7 +128,7 @@ def test_exit_status_when_all_are_damaged(stopped, command):
     for path in stopped.run_dir.path.glob("*_ckpt.pth"):
         damage(path)
     done = command("trainer_vanilla.py", "--resume", stopped.run_dir.path)
-    assert done.returncode == 3 and "no good checkpoint is left" in done.stderr and "Traceback" not in done.stderr
+    assert done.returncode == 3 and "no intact checkpoint is left" in done.stderr and "Traceback" not in done.stderr
 
 
 # ---- how often, how many, how long -----------------------------------------------------------------------------------
@@ -245,7 +245,7 @@ def test_data_that_changed_is_told(stopped, build):
 def test_what_was_seen_before_a_resume_and_after_it_counts(stopped, build):
     before = stopped.seen_groups["train"]
     resumed = build("--resume", stopped.run_dir.path)
-    resumed.seen_groups = {part: torch.tensor([1, 2]) for part in ("train", "val")}  # as of other data
+    resumed.seen_groups.data = {part: torch.tensor([1, 2]) for part in ("train", "val")}  # as of other data
     resumed.load_state_dict(load_checkpoint(resumed.opt.resume))
     assert set(resumed.seen_groups["train"].tolist()) == {1, 2, *before.tolist()}
 

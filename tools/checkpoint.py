@@ -12,10 +12,10 @@ from typing import Any
 
 import torch
 
-from engine.checkpoints.file import load_checkpoint, read_tensors, save_checkpoint, verify
-from engine.checkpoints.shard_record import Shards, put_in
-from engine.checkpoints.state import digests, leaves
+from engine.checkpoints.file import load_checkpoint, save_checkpoint, verify
+from engine.checkpoints.state import leaves
 from engine.options.parser import OptionParser, one_of, printable, run_main
+from tools.digest import digests
 from utils.errors import UserError
 
 
@@ -49,9 +49,6 @@ def describe(state: dict[str, Any]) -> str:
         files, directory = state["shards"]["files"].values(), state["shards"]["directory"]
         num_bytes = sum(size for size, _ in files)
         rows.append(("shards", f"shards/{directory}, {num_bytes:,} bytes in {len(files):,} files"))
-    if not state.get("exact", True):
-        where = "from the middle of an update, or of what follows one"
-        rows.append(("note", f"{where}: to be looked at, not to be resumed from"))
     rows.append(("options", ", ".join(f"{name}={value}" for name, value in options.items()) or "none"))
     return "\n".join(
         textwrap.fill(
@@ -75,19 +72,13 @@ def print_hash(path: str) -> None:
 def print_content(path: str) -> None:
     """Print a description of the contents."""
     state = load_checkpoint(path, tensors_of=())
+    if "shards" in state:
+        state["networks"] = load_checkpoint(path, tensors_of=("networks",))["networks"]
     try:
-        text = describe(state | with_shapes(state, path))
+        text = describe(state)
     except (TypeError, ValueError, LookupError, AttributeError):
         raise UserError(f"{path} does not have the contents of a checkpoint: {', '.join(map(str, state))}") from None
     print(f"{printable(path)}, {Path(path).stat().st_size:,} bytes\n{text}")
-
-
-def with_shapes(state: dict[str, Any], path: str) -> dict[str, Any]:
-    """Return the state with empty tensors of the right shapes in place of those in shards."""
-    if "shards" not in state:
-        return state
-    tensors = Shards.of(state, path).tensors
-    return put_in(state, {k: torch.empty(s.shape, dtype=s.dtype, device="meta") for k, s in tensors.items()})
 
 
 def print_integrity(path: str) -> None:
@@ -103,7 +94,7 @@ def merge(path: str, target: str) -> None:
         raise UserError(f"{path} has its tensors in itself: there is nothing to merge.")
     if Path(target).exists():
         raise UserError(f"{target} exists already: give another name for the merged file.")
-    save_checkpoint(read_tensors(state, path), target)
+    save_checkpoint(load_checkpoint(path), target)
     print(f"{printable(target)}: {Path(target).stat().st_size:,} bytes")
 
 

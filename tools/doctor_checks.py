@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from engine.checkpoints.file import FORMAT, load_checkpoint, save_checkpoint
-from engine.checkpoints.state import NOT_THE_RUN, digest, digests
 from engine.snapshot import Snapshot
+from tools.digest import NOT_THE_RUN, digest, digests
 from tools.find_lr import loss_of
 from tools.replay import shortened
 from tools.task import try_step

@@ -16,9 +16,9 @@ from typing import Any
 
 import numpy as np
 
-from engine.checkpoints.state import digests
 from engine.options.parser import OptionParser, number, run_main
 from engine.snapshot import Snapshot
+from tools.digest import digests
 from tools.task import parts_of, read_command, run_tool, trial, try_step
 from trainer import TrainerBase
 from utils.errors import UserError

@@ -18,8 +18,9 @@ import numpy as np
 import torch
 
 from callbacks.callback import Callback
-from engine.checkpoints.state import PLAIN, digest, get_state
+from engine.checkpoints.state import PLAIN, get_state
 from engine.options.parser import OptionParser, file_path, run_main
+from tools.digest import digest
 from utils.errors import UserError
 from utils.seed import random_state
 

@@ -26,9 +26,9 @@ from pathlib import Path
 from typing import Any
 
 from engine.checkpoints.file import load_checkpoint
-from engine.checkpoints.state import NOT_THE_RUN, digests
 from engine.options.parser import OptionParser, number, run_main
 from engine.runs.signals import SIGNALS, Terminated
+from tools.digest import NOT_THE_RUN, digests
 from utils.errors import UserError
 
 EPOCHS, BATCHES, SAVE_EVERY = 3, 8, 3

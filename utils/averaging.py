@@ -16,7 +16,6 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 from torch.optim.swa_utils import get_ema_multi_avg_fn, get_swa_multi_avg_fn
 
-from engine.checkpoints.sharded_state import cut_like, is_cut
 from utils.errors import UserError
 
 
@@ -62,7 +61,7 @@ class Averaging:
         self._is_applied = False
         self._places = find_places(networks, with_statistics=ema is not None) if self._is_on else []
         self._averages = [place.tensor.detach().clone() for place in self._places]
-        self._is_cut = any(map(is_cut, self._averages))
+        self._is_sharded = any(hasattr(average, "to_local") for average in self._averages)  # FSDP: they are DTensors
 
     def __bool__(self) -> bool:
         return self._is_on
@@ -109,7 +108,7 @@ class Averaging:
 
     def _live(self) -> list[Tensor]:
         """The networks' own tensors, to be read or written without a trace that autograd would see."""
-        if self._is_cut:
+        if self._is_sharded:
             reshard(self.networks)
         return local([place.tensor.data for place in self._places])
 
@@ -155,7 +154,7 @@ class Averaging:
             if not torch.is_tensor(value) or value.shape != average.shape or value.isnan().any():
                 raise ValueError(f"the average of {place.names[0]} has another shape, or holds NaN")
         for place, average in zip(self._places, self._averages, strict=True):
-            average.copy_(cut_like(networks[place.network][place.names[0]], average))
+            average.copy_(networks[place.network][place.names[0]])
         self.num_averaged, self.last_update = state["num_averaged"], state["last_update"]
 
 
@@ -184,7 +183,7 @@ def find_places(networks: Mapping[str, nn.Module], with_statistics: bool) -> lis
 def local(tensors: list[Tensor]) -> list[Tensor]:
     """This process's part of tensors that are cut up, in the same memory; of others, they themselves."""
     with torch.no_grad():
-        return [tensor.to_local() if is_cut(tensor) else tensor for tensor in tensors]
+        return [tensor.to_local() if hasattr(tensor, "to_local") else tensor for tensor in tensors]
 
 
 def split(tensors: list[Tensor], chosen: list[bool]) -> tuple[list[Tensor], list[Tensor]]:

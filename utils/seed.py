@@ -105,6 +105,16 @@ def set_random_state(state: dict[str, Any]) -> None:
         raise UserError(f"The states of the random generators cannot be restored: {reason}") from None
 
 
+class GlobalGenerators:
+    """The global generators, as an object with a state."""
+
+    def state_dict(self) -> dict:
+        return random_state()
+
+    def load_state_dict(self, state: dict) -> None:
+        set_random_state(state)
+
+
 class RandomBookmark:
     """Remember the state of every generator in memory, and put it back.
 

@@ -1,8 +1,10 @@
-"""The checkpoints of one run: their names, how many are kept, and which of them a run goes on from."""
+"""The checkpoints of one run: their names, how many are kept, and from which one a run resumes."""
 
 import contextlib
+import itertools
 import logging
 import os
+import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -10,45 +12,42 @@ from typing import Any
 
 from engine.checkpoints.file import (
     FORMAT,
-    check_shards,
+    SHARDS,
     load_checkpoint,
     read_position,
     save_checkpoint,
-    shards_named_by,
     verify,
 )
-from engine.checkpoints.shard_record import DIRECTORY, remove_others
 from engine.devices.job import place
 from engine.registry import short_name
 from utils.errors import DamagedError, UserError
 from utils.files import sweep_temporaries, write_atomically
 
-ENDED = "finished.json"  # is there when a run has come to its end, and tells where it stood
-UNKNOWN = (2**64, 2**64)  # the position of a file that cannot tell it: beyond all others, so that it is looked at first
+ENDED = "finished.json"  # is there when a run has come to its end, and holds its position
+UNKNOWN = (2**64, 2**64)  # the position of a file without one: beyond all others, so that it is looked at first
 
 
 class Checkpointer:
     """Names, writes and finds the checkpoints of one run directory.
 
-    The newest is `PREFIX_last_ckpt.pth`; those before it are `PREFIX_last-UPDATE_ckpt.pth`. Each write goes to a
-    temporary file first, which takes its name when it is whole, so at every moment `last` is either the old or the new
-    one, and one before it is removed only when enough good newer ones are there.
+    The newest is `PREFIX_last_ckpt.pth`; the ones before it are `PREFIX_last-UPDATE_ckpt.pth`. Each is written to a
+    temporary file that takes its name when it is whole, so at every moment `last` is either the old or the new one. One
+    before it is removed only when there are enough intact newer ones.
 
     Args:
-        run_dir: where they go.
+        run_dir: where they are.
         prefix: the first part of their names, usually the model type; of ``module:name``, the name.
         every: updates from one to the next.
         keep: how many of `last` to keep, the newest included.
-        writes: whether this process does: of several, one.
+        writes: whether this process writes: of several, one does.
 
     Attributes:
         longest_save: seconds.
-        seconds: of all that were written.
+        seconds: of all saves.
     """
 
     KINDS = ("best", "last", "earlystop", "InT")  # InT: interrupted
-    HALFWAY = "crash"  # from the middle of an update, or of what follows one: to be looked at, never to be resumed from
-    in_shards = False  # whether `save` takes a state whose tensors are cut up between processes
+    in_shards = False  # whether `save` takes a state whose tensors are sharded between processes
 
     def __init__(self, run_dir: str | Path, prefix: str, every: int = 1, keep: int = 2, writes: bool = True):
         self.run_dir = Path(run_dir)
@@ -56,7 +55,8 @@ class Checkpointer:
         self.every = every
         self.keep = keep
         self.writes = writes
-        self.longest_save = self.seconds = 0.0
+        self.longest_save = 0.0
+        self.seconds = 0.0
 
     def path(self, kind: str) -> Path:
         return self.run_dir / f"{self.prefix}_{kind}_ckpt.pth"
@@ -67,22 +67,23 @@ class Checkpointer:
 
     # ---- write ---------------------------------------------------------------------------------------------------
     def save(self, state: dict[str, Any], *kinds: str) -> float:
-        """Write the state as checkpoints of these kinds, remove all beyond `keep`, and return `longest_save`."""
+        """Write the state as checkpoints of these kinds, prune to `keep`, and return `longest_save`."""
         if not self.writes:
             return 0.0
         started = time.perf_counter()
         self._write(state, kinds)
         seconds = time.perf_counter() - started
-        self.longest_save, self.seconds = max(self.longest_save, seconds), self.seconds + seconds
+        self.longest_save = max(self.longest_save, seconds)
+        self.seconds += seconds
         return self.longest_save
 
     def finish(self) -> None:
-        """Wait until what was saved is on the disk; `save` has waited already, unless a subclass writes meanwhile."""
+        """Wait until what was saved is on the disk. Here `save` has waited; a subclass may write in the background."""
 
     def _write(self, state: dict[str, Any], kinds: tuple[str, ...]) -> None:
         if "last" in kinds:
             self._keep_the_last_one((state["progress"]["epoch"], state["progress"]["update"]))
-        save_checkpoint({"format": FORMAT, **state}, *(self.path(kind) for kind in kinds))
+        save_checkpoint(state, *(self.path(kind) for kind in kinds))
         if not self.longest_save:
             load_checkpoint(self.path(kinds[0]), tensors_of=())  # what cannot be opened is noticed at the first one
         if "last" in kinds:
@@ -90,7 +91,7 @@ class Checkpointer:
         self._sweep_shards()
 
     def _keep_the_last_one(self, next_position: tuple[int, int]) -> None:
-        """Give `last` a second name, under which it stays when the next one, of another position, takes its place."""
+        """Give `last` a second name, under which it stays when one of another position replaces it."""
         last = self.path("last")
         position = read_position(last) if self.keep > 1 and last.exists() else None
         if position in (None, next_position):
@@ -102,48 +103,48 @@ class Checkpointer:
         except OSError:  # a file system without links
             write_atomically(second, last.read_bytes())
 
-    def _before_last(self) -> list[Path]:
-        """The kept ones, newest first."""
-        found = self.run_dir.glob(f"{self.prefix}_last-*_ckpt.pth")
-        return sorted(found, key=lambda path: read_position(path) or (0, 0), reverse=True)
-
     def _prune(self) -> None:
-        """Remove kept ones, once enough newer ones are proven good. A damaged one does not count."""
+        """Remove the oldest of `last`, once enough newer ones are verified. A damaged one does not count."""
+        older = self.run_dir.glob(f"{self.prefix}_last-*_ckpt.pth")
         num_good = 1  # the one that was just written
-        for path in self._before_last():
+        for path in sorted(older, key=lambda path: read_position(path) or (0, 0), reverse=True):
             if num_good >= self.keep:
                 path.unlink()
-            elif is_good(path):
-                num_good += 1
+            else:
+                with contextlib.suppress(UserError):
+                    verify(path, deep=False)
+                    num_good += 1
 
     def _sweep_shards(self) -> None:
-        """Remove shards that no checkpoint refers to, those included that were set aside."""
-        if (self.run_dir / DIRECTORY).is_dir():
-            found = self.run_dir.glob("*_ckpt.pth*")
-            with contextlib.suppress(UserError):  # a file that cannot be read, but is not damaged, may refer to any
-                remove_others(self.run_dir, {name for path in found if (name := shards_named_by(path))})
+        """Remove the shards of updates that no checkpoint is from, renamed ones included."""
+        with contextlib.suppress(UserError):  # a file that cannot be read may need any of them
+            positions = [read_position(path) for path in self.run_dir.glob("*_ckpt.pth*")]
+            needed = {str(position[1]) for position in positions if position}
+            for path in self.run_dir.glob(f"{SHARDS}/*/"):
+                if path.name.partition("-")[0] not in needed:
+                    shutil.rmtree(path, ignore_errors=True)
 
     def rescue(self, get_state: Callable[[], dict[str, Any]], logger: logging.Logger) -> None:
-        """Save what an exception interrupts. It must not take the exception's place when the disk is full, say."""
+        """Save the state that an exception interrupts; log an error, such as a full disk, and raise none."""
         try:
             state = get_state()
-            kind = "InT" if state["exact"] else self.HALFWAY
-            self.save(state, kind)
+            if not state["progress"]["is_exact"]:
+                logger.info("Nothing is saved: the exception broke off a step, or the count of an epoch.")
+                return
+            self.save(state, "InT")
             self.finish()
         except Exception as error:
             logger.error(f"The interrupted state could not be saved: {error or type(error).__name__}")
             return
         if self.writes:
-            note = "" if state["exact"] else ", from within an update, or what follows one: to be looked at"
-            logger.info(f"Saved: {self.path(kind)}{note}")
+            logger.info(f"Saved: {self.path('InT')}")
 
     # ---- begin ---------------------------------------------------------------------------------------------------
     def begin(self, position: tuple[int, int] = (0, 0)) -> list[str]:
-        """Clear the directory for a run that goes on from `position` (epochs, updates); say what was moved.
+        """Prepare the directory for a run that starts at `position` (epochs, updates); return what was renamed.
 
-        Left-over temporary files of a process that died while writing are removed. Checkpoints ahead of the position
-        are of a future that will not come, or comes again: they are renamed, or the next resume would take one of them
-        for the newest. So are those that are too damaged to tell their position.
+        Temporary files that a killed process left are removed. Checkpoints ahead of the position are renamed, because
+        the next resume would take one of them for the newest. So are those too damaged to have a position.
         """
         if not self.writes:
             return []
@@ -153,9 +154,9 @@ class Checkpointer:
         for path in self.candidates(self.run_dir):
             of_file = read_position(path)
             if (of_file or UNKNOWN) > position:
-                names = (path.with_name(f"{path.name}.aside{number or ''}") for number in range(10**6))
-                path.rename(aside := next(name for name in names if not name.exists()))
-                why = "ahead of where the run goes on" if of_file else "damaged"
+                aside = first_free(path.with_name(f"{path.name}.aside"))
+                path.rename(aside)
+                why = "ahead of the position of this run" if of_file else "damaged"
                 moved.append(f"{path.name} is {why}; renamed to {aside.name}.")
         self._sweep_shards()
         return moved
@@ -163,7 +164,7 @@ class Checkpointer:
     # ---- find ----------------------------------------------------------------------------------------------------
     @classmethod
     def candidates(cls, directory: Path) -> list[Path]:
-        """The checkpoints of a directory that a run can go on from, if they are good; newest position first.
+        """Return the checkpoints of a directory that a run can resume from, if they are intact; newest position first.
 
         The position is read from the file, because times do not survive a copy.
         """
@@ -175,52 +176,46 @@ class Checkpointer:
 
     @classmethod
     def find(cls, source: str | Path, warn: Callable[[str], None]) -> tuple[Path, dict[str, Any]]:
-        """Return the checkpoint to resume from, and its content: `source`, or the newest good one of a run directory.
+        """Return the checkpoint to resume from, and its content: `source`, or the newest intact one of a run directory.
 
         Args:
             source: a checkpoint or a run directory.
-            warn: is told of each damaged checkpoint that is passed over.
+            warn: called with a line on each damaged checkpoint that is passed over.
 
         Raises:
-            DamagedError: when there are checkpoints, but none that is good.
+            DamagedError: when there are checkpoints, but none is intact.
             UserError: when there is nothing to resume from.
         """
-        source, deep = Path(source), place()[0] == 0  # of several processes, the choice of process 0 is taken
+        source, deep = Path(source), place()[0] == 0  # of several processes, process 0 chooses
         if not source.exists():
             raise UserError(f"--resume {source}: there is no such run directory or checkpoint.")
-        if source.is_file():
-            try:
-                state = load_checkpoint(source, tensors_of=())
-                check_shards(state, source, deep)
-            except DamagedError as error:
-                raise DamagedError(f"{error}\nGive the directory to go on from the newest good one in it.") from None
-            if not state.get("exact"):
-                where = "from the middle of an update, or of what follows one"
-                raise UserError(f"--resume {source}: it is {where}. Give the directory instead.")
-            return source, state
-        good, damaged = [], []
-        for path in cls.candidates(source):
+        damaged = []
+        for path in [source] if source.is_file() else cls.candidates(source):
             try:
                 verify(path, deep)
-                good.append(path)
-            except UserError as error:  # damaged, or not to be read
+                state = load_checkpoint(path, tensors_of=())
+            except UserError as error:
+                if path == source:
+                    hint = "Give the directory to resume from the newest intact one in it."
+                    raise type(error)(f"{error}\n{hint}" if isinstance(error, DamagedError) else str(error)) from None
                 damaged.append(path.name)
-                warn(f"{error} The newest good one is used.")
-        for path in good:
-            state = load_checkpoint(path, tensors_of=())
-            if state.get("exact"):
-                return path, state
+                warn(f"{error} The newest intact one is used.")
+                continue
+            if state["format"] != FORMAT:
+                raise UserError(
+                    f"--resume {path}: an earlier version wrote it, whose runs this one cannot resume. It can be "
+                    f"evaluated, or started from: --pretrained --model_path {path}"
+                )
+            return path, state
         if damaged:
             raise DamagedError(
-                f"--resume {source}: no good checkpoint is left. Damaged: {', '.join(damaged)}.\n"
-                f"To begin anew, leave --resume out."
+                f"--resume {source}: no intact checkpoint is left. Damaged: {', '.join(damaged)}.\n"
+                f"To start from the beginning, leave --resume out."
             )
         raise UserError(f"--resume {source}: there is no checkpoint to resume from in this directory.")
 
 
-def is_good(path: Path) -> bool:
-    try:
-        verify(path, deep=False)
-    except UserError:
-        return False
-    return True
+def first_free(path: Path, before_number: str = "") -> Path:
+    """Return the path, or if there is such a file, one with a number behind it."""
+    names = (path.with_name(f"{path.name}{before_number}{number}") for number in itertools.count(1))
+    return next(name for name in itertools.chain([path], names) if not name.exists())

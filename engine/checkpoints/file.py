@@ -1,12 +1,12 @@
 """Checkpoints that are written whole or not at all, and opened as data only.
 
-A file is what `torch.save` writes (a zip archive), followed by a footer: 16 bytes of magic, the position of the run as
-two 64-bit numbers (completed epochs, completed updates), and the SHA-256 of all before it. `torch.load` reads such a
-file as it is; our loader also checks the digest, since torch does not check the archive's own checksums: a flipped bit
-would load as a wrong weight.
+A file is an archive of `torch.save`, followed by a footer: 16 bytes of magic, the position of the run as two 64-bit
+numbers (completed epochs, completed updates), and the SHA-256 of everything before it. `torch.load` reads such a file
+as it is; the loader here also checks the digest, because torch does not check the archive's own checksums: a flipped
+bit would load as a wrong weight.
 
-A file with another magic has its large tensors in shards beside it (see shard_record.py). Every function here reads
-it as if it had them itself, and `merge` makes one file of them.
+A file with another magic is a distributed checkpoint, whose large tensors are in shards beside it, see distributed.py.
+Every function here reads it like one that holds them itself.
 """
 
 import contextlib
@@ -21,7 +21,6 @@ from typing import Any, BinaryIO
 
 import torch
 
-from engine.checkpoints.shard_record import PARTS, Shards, put_in
 from engine.checkpoints.untrusted import open_as_data
 from utils.errors import DamagedError, UserError
 from utils.files import write_atomically
@@ -31,13 +30,16 @@ MAGIC_SHARDS = b"plainloop-shrd-2"  # of the same length
 POSITION = struct.Struct(">QQ")
 DIGEST_SIZE = hashlib.sha256().digest_size
 FOOTER_SIZE = len(MAGIC) + POSITION.size + DIGEST_SIZE
-FORMAT = 1
+FORMAT = 2
+READABLE = (1, 2)  # formats that can be evaluated and started from; only the newest can be resumed
+SHARDS = "shards"  # the directory of the shards of all checkpoints of a run
+PARTS = ("networks", "optimizers", "averaging")  # whose tensors are large
 CHUNK = 2**20  # bytes
 
 
 # ---- write -----------------------------------------------------------------------------------------------------------
 def make_footer(body: bytes | memoryview, position: tuple[int, int] = (0, 0), magic: bytes = MAGIC) -> bytes:
-    """What stands behind the archive `body`."""
+    """Return the footer of the archive `body`."""
     start = magic + POSITION.pack(*position)
     sha = hashlib.sha256(body)
     sha.update(start)
@@ -45,30 +47,31 @@ def make_footer(body: bytes | memoryview, position: tuple[int, int] = (0, 0), ma
 
 
 def save_checkpoint(state: dict[str, Any], *paths: str | Path) -> None:
-    """Serialize `state` once and write it to every path; see `write_atomically` for what is raised.
+    """Serialize `state` once and write it to every path; see `write_atomically` for the errors.
 
     The position in the footer is that of ``state["progress"]``.
     """
     buffer = io.BytesIO()
-    torch.save(state, buffer)
+    torch.save({"format": FORMAT, **state}, buffer)
     body = buffer.getbuffer()  # no copy
-    progress = state.get("progress")
-    position = (progress["epoch"], progress["update"]) if isinstance(progress, dict) else (0, 0)
+    progress = state.get("progress", {})
+    position = (progress.get("epoch", 0), progress.get("update", 0))
     footer = make_footer(body, position, MAGIC_SHARDS if "shards" in state else MAGIC)
     for path in paths:
         write_atomically(Path(path), body, footer)
 
 
-# ---- read ------------------------------------------------------------------------------------------------------------
+# ---- check -----------------------------------------------------------------------------------------------------------
 @contextlib.contextmanager
-def opened(path: Path) -> Iterator[tuple[BinaryIO, int]]:
-    """Open a file and tell its size. A pipe or a device is refused, since it may never end."""
+def opened(path: str | Path) -> Iterator[BinaryIO]:
+    """Open a file for reading. A pipe or a device is refused, because it may never end."""
+    path = Path(path)
     try:
         mode = path.stat().st_mode
         if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
             raise UserError(f"Cannot read the checkpoint {path}: it is no regular file.")
         with open(path, "rb") as file:
-            yield file, os.fstat(file.fileno()).st_size
+            yield file
     except (OSError, ValueError) as error:  # ValueError: a name that no file can have
         if isinstance(error, UserError):
             raise
@@ -77,94 +80,75 @@ def opened(path: Path) -> Iterator[tuple[BinaryIO, int]]:
         raise UserError(f"Cannot read the checkpoint {path}: {reason}.{hint}") from None
 
 
+def read_footer(file: BinaryIO) -> bytes:
+    """Return the footer of a file; b"" when there is none."""
+    size = file.seek(0, os.SEEK_END)
+    file.seek(max(size - FOOTER_SIZE, 0))
+    footer = file.read()
+    is_footer = len(footer) == FOOTER_SIZE and footer.startswith((MAGIC, MAGIC_SHARDS))
+    return footer if is_footer else b""
+
+
 def read_position(path: str | Path) -> tuple[int, int] | None:
-    """The completed epochs and updates that a checkpoint's footer states; None when there is no footer.
+    """Return the completed epochs and updates that a checkpoint's footer states; None when there is no footer.
 
     Only the footer is read, so a damaged file may state anything.
     """
-    footer = read_footer(Path(path))
-    return POSITION.unpack_from(footer, len(MAGIC)) if is_footer(footer) else None
+    with opened(path) as file:
+        footer = read_footer(file)
+    return POSITION.unpack_from(footer, len(MAGIC)) if footer else None
 
 
-def read_footer(path: Path) -> bytes:
-    with opened(path) as (file, size):
-        file.seek(max(size - FOOTER_SIZE, 0))
-        return file.read(FOOTER_SIZE)
-
-
-def is_footer(data: bytes) -> bool:
-    return len(data) == FOOTER_SIZE and data.startswith((MAGIC, MAGIC_SHARDS))
-
-
-def shards_named_by(path: Path) -> str | None:
-    """The directory of the shards that a checkpoint refers to; None when there is none, or the file is damaged."""
-    if not read_footer(path).startswith(MAGIC_SHARDS):
-        return None
-    try:
-        return Shards.of(load_and_check(path)[0], path).directory
-    except DamagedError:  # then nothing tells where in the shards its tensors are
-        return None
+def check_digest(file: BinaryIO, path: str | Path) -> bytes:
+    """Return the footer of a file, b"" when there is none; DamagedError if the content does not match its SHA-256."""
+    footer = read_footer(file)
+    left = file.tell() - DIGEST_SIZE
+    if left == -DIGEST_SIZE:
+        raise DamagedError(f"The checkpoint {path} is empty.")
+    sha = hashlib.sha256()
+    file.seek(0)
+    while footer and left:
+        chunk = file.read(min(CHUNK, left))
+        sha.update(chunk)
+        left -= len(chunk)
+    if footer and sha.digest() != footer[-DIGEST_SIZE:]:
+        raise DamagedError(f"The checkpoint {path} is damaged: its content does not match its SHA-256.")
+    return footer
 
 
 def verify(path: str | Path, deep: bool = True) -> None:
-    """Check that a checkpoint is what was once written, without opening it; its shards, too.
+    """Check that a checkpoint is intact, with its shards if it has any.
 
     Args:
         path: the checkpoint.
-        deep: also read the shards, and not only compare their sizes.
+        deep: also compare the content of the shards, and not only their sizes.
 
     Raises:
-        DamagedError: when its content does not fit its SHA-256, or has none.
+        DamagedError: when its content does not match its SHA-256, or has none.
         UserError: when it cannot be read.
     """
-    sha = hashlib.sha256()
-    with opened(Path(path)) as (file, size):
-        left = max(size - FOOTER_SIZE, 0)
-        while chunk := file.read(min(CHUNK, left)):
-            sha.update(chunk)
-            left -= len(chunk)
-        footer = file.read(FOOTER_SIZE)
-    if not size:
-        raise DamagedError(f"The checkpoint {path} is empty.")
-    if not is_footer(footer):
-        raise DamagedError(f"The checkpoint {path} is damaged: the SHA-256 at its end is missing.")
-    sha.update(footer[:-DIGEST_SIZE])
-    if sha.digest() != footer[-DIGEST_SIZE:]:
-        raise DamagedError(f"The checkpoint {path} is damaged: its content does not fit its SHA-256.")
-    if footer.startswith(MAGIC_SHARDS):
-        check_shards(load_and_check(Path(path))[0], path, deep)
+    with opened(path) as file:
+        footer = check_digest(file, path)
+        if not footer:
+            raise DamagedError(f"The checkpoint {path} is damaged: the SHA-256 at its end is missing.")
+        if footer.startswith(MAGIC_SHARDS):
+            from engine.checkpoints.distributed import check_shards
+
+            check_shards(open_as_data(file, path), path, deep)
 
 
-def check_shards(state: dict[str, Any], path: str | Path, deep: bool = True) -> None:
-    """Check the shards of a checkpoint that has any, given its content; see `verify`."""
-    if "shards" in state:
-        Shards.of(state, path).check_files(path, deep)
-
-
+# ---- read ------------------------------------------------------------------------------------------------------------
 def load_file(path: str | Path) -> Any:
-    """Open any file that `torch.save` wrote, as data only and onto the CPU; of a checkpoint in shards the networks.
+    """Open any file that `torch.save` wrote, as data only and onto the CPU; of a distributed checkpoint the networks.
 
     Raises:
         DamagedError: when it is empty, was cut off or changed.
         UserError: when it is missing, or holds anything but data.
     """
-    content, _ = load_and_check(Path(path))
-    is_ours = isinstance(content, dict) and "format" in content and "shards" in content
-    return read_tensors(content, path, ("networks", "averaging")) if is_ours else content
-
-
-def load_and_check(path: Path) -> tuple[Any, bool]:
-    """As `load_file`; return the content, and whether a digest vouches for it."""
-    with opened(path) as (file, size):
-        data = file.read(max(size - FOOTER_SIZE, 0))  # apart, since to cut the footer off later would be a copy
-        footer = file.read()
-    if not data and not footer:
-        raise DamagedError(f"The checkpoint {path} is empty.")
-    if not is_footer(footer):
-        data, footer = data + footer, b""
-    elif make_footer(data, POSITION.unpack_from(footer, len(MAGIC)), footer[: len(MAGIC)]) != footer:
-        raise DamagedError(f"The checkpoint {path} is damaged: its content does not fit its SHA-256.")
-    return open_as_data(data, path), bool(footer)
+    with opened(path) as file:
+        footer = check_digest(file, path)
+        content = open_as_data(file, path)
+    return with_tensors(content, path, ("networks", "averaging")) if footer.startswith(MAGIC_SHARDS) else content
 
 
 def load_checkpoint(path: str | Path, tensors_of: Collection[str] = PARTS) -> dict[str, Any]:
@@ -172,41 +156,36 @@ def load_checkpoint(path: str | Path, tensors_of: Collection[str] = PARTS) -> di
 
     Args:
         path: the file.
-        tensors_of: if the tensors are in shards beside it: the parts that are read from there. The others have None in
-            the place of their tensors, and if none is read, an entry "shards" tells where they are.
+        tensors_of: of a distributed checkpoint, the parts whose tensors are read from the shards. In the other parts
+            each tensor is None, and if none is read, an entry "shards" says where they are.
 
     Raises:
-        DamagedError: when it is no longer what was once written.
+        DamagedError: when it is damaged.
         UserError: when it is missing, holds anything but data, or is no checkpoint of this template.
     """
-    state, has_digest = load_and_check(Path(path))
+    with opened(path) as file:
+        footer = check_digest(file, path)
+        state = open_as_data(file, path)
     number = state.get("format") if isinstance(state, dict) else None
-    if type(number) is not int or number != FORMAT:
+    if type(number) is not int or number not in READABLE:
         raise UserError(
             f"{path} holds no run of this template (a bare state dict, perhaps). "
             f"To start from its weights: --pretrained --model_path {path}"
         )
-    if not has_digest:
+    if not footer:
         raise DamagedError(f"The checkpoint {path} is damaged: the SHA-256 at its end is missing.")
-    return read_tensors(state, path, tensors_of) if tensors_of and "shards" in state else state
+    return with_tensors(state, path, tensors_of) if tensors_of and "shards" in state else state
 
 
-def read_tensors(state: dict[str, Any], path: str | Path, parts: Collection[str] = PARTS) -> dict[str, Any]:
-    """Return the content of a checkpoint in shards with the tensors of these parts in their places, whole."""
-    from engine.checkpoints.shard_files import read_shards
+def with_tensors(state: dict[str, Any], path: str | Path, parts: Collection[str]) -> dict[str, Any]:
+    """Return the content of a distributed checkpoint with the tensors of these parts, whole."""
+    from engine.checkpoints.distributed import read_shards
 
-    shards = Shards.of(state, path)
-    shards.check_files(path)
-    places = [place for place in shards.tensors if any(place.startswith(f"[{part!r}]") for part in parts)]
-    return put_in(state, read_shards(shards, path, {}, places))
+    return read_shards(state, path, parts)
 
 
 def options_of(state: dict[str, Any], path: str | Path) -> dict[str, Any]:
-    """Return the options of a checkpoint that `load_checkpoint` opened.
-
-    Raises:
-        UserError: when it holds none.
-    """
+    """Return the options of a checkpoint that `load_checkpoint` opened; UserError when it holds none."""
     options = state.get("options")
     if not isinstance(options, dict) or not all(isinstance(name, str) for name in options):
         raise UserError(f"The checkpoint {path} holds no options of a run: give one that this template has written.")
@@ -214,7 +193,7 @@ def options_of(state: dict[str, Any], path: str | Path) -> dict[str, Any]:
 
 
 def weights_of(state: dict[str, Any], averaged: bool = True) -> dict[str, Any]:
-    """The states of a checkpoint's networks by name; if `averaged`, with averages in their places, where it has any.
+    """Return the states of a checkpoint's networks by name; if `averaged`, the averages where it has any.
 
     Raises:
         UserError: when the averages are damaged.

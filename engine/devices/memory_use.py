@@ -9,7 +9,6 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from engine.checkpoints.sharded_state import num_bytes
 from utils.batch import iterate_tensors
 
 
@@ -34,6 +33,12 @@ def memory_of(networks: Iterable[nn.Module], optimizers: Iterable[Optimizer]) ->
         "gradients": num_bytes([tensor for gradient in gradients for tensor in stored(gradient)]),
         "optimizer state": num_bytes(states),
     }
+
+
+def num_bytes(tensors: Iterable[Tensor]) -> int:
+    """Return the bytes of tensors; of one that is sharded (a `DTensor`), those of this process's part."""
+    local = [tensor.to_local() if hasattr(tensor, "to_local") else tensor for tensor in tensors]
+    return sum(tensor.numel() * tensor.element_size() for tensor in local)
 
 
 def stored(tensor: Tensor) -> tuple[Tensor, ...]:

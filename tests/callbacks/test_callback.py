@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from callbacks.callback import Callback, CallbackList
-from engine.checkpoints.state import digest
+from tools.digest import digest
 from trainer_vanilla import TrainerVanilla
 from utils.files import StorageError
 

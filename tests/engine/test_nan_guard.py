@@ -175,7 +175,7 @@ def test_the_same_update_is_refused_with_the_same_state(build, differences, requ
     told_late, later, trainer = stopped(build)
     assert isinstance(trainer.guard, DeferredNanGuard)
     assert told_late == told and "Epoch 2, update 11" in told
-    assert later["progress"]["update"] == 10 and later["exact"]
+    assert later["progress"]["update"] == 10 and later["progress"]["is_exact"]
     assert differences(at_once, later, ignore=("seconds", "options", "callbacks")) == []
 
 

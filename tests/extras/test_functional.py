@@ -318,7 +318,7 @@ def test_without_a_validation_set_nothing_is_validated(settings):
     rows = []
     how = {"num_epochs": 1, "on_epoch_end": lambda trainer, row: rows.append(row)}
     run = fit(model, optimizer, None, points(), 32, **how, **settings)
-    assert not any(name.startswith("val/") for name in rows[0]) and run.score is None
+    assert not any(name.startswith("val/") for name in rows[0]) and not run.score
     assert not run.checkpointer.path("best").exists()
 
 

@@ -99,7 +99,7 @@ def test_what_is_not_finite_never_reaches_the_weights(build, differences, policy
     with pytest.raises(DivergedError, match="Epoch 2, update 11"):
         trainer.train()
     left = load_checkpoint(trainer.checkpointer.path("InT"))
-    assert left["progress"]["update"] == 10 and left["exact"]
+    assert left["progress"]["update"] == 10 and left["progress"]["is_exact"]
 
     class Stopping(Callback):
         def on_update_end(self, trainer, values):

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from engine.checkpoints.state import digest
 from engine.command import run
+from tools.digest import digest
 from tools.find_lr import loss_of, main
 from trainer_vanilla import TrainerVanilla
 from utils.errors import UserError

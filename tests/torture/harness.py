@@ -20,8 +20,8 @@ from pathlib import Path
 from typing import Any
 
 from engine.checkpoints.file import load_checkpoint, verify
-from engine.checkpoints.state import NOT_THE_RUN, digests
 from tests import fork_server
+from tools.digest import NOT_THE_RUN, digests
 from utils.errors import UserError
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -270,7 +270,7 @@ def newest_update(run_dir: Path | None) -> tuple[int | None, list[str]]:
         except UserError as error:
             faults.append(f"{path.name} was left damaged: {error}")
             continue
-        if state["exact"]:
+        if state["progress"]["is_exact"]:
             newest = max(newest or 0, state["progress"]["update"])
     return newest, faults
 

@@ -214,7 +214,7 @@ def test_a_resumed_run_has_the_same_averages(train, build, differences, flags, p
     with pytest.raises(KeyboardInterrupt):
         broken.train()
     state = load_checkpoint(broken.checkpointer.path("InT"))
-    assert state["exact"] and state["progress"]["update"] == (11 if in_epoch else 16)
+    assert state["progress"]["is_exact"] and state["progress"]["update"] == (11 if in_epoch else 16)
     torch.manual_seed(99)
     resumed = train("--resume", broken.run_dir.path, task=WithNorm)
     ends = [load_checkpoint(trainer.checkpointer.path("last")) for trainer in (whole, resumed)]

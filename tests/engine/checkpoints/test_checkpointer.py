@@ -8,14 +8,14 @@ import pytest
 import torch
 
 from engine.checkpoints.checkpointer import Checkpointer
-from engine.checkpoints.file import load_checkpoint, read_position
+from engine.checkpoints.file import load_checkpoint, read_position, save_checkpoint
 from utils.errors import DamagedError, UserError
 
 
 def state(update: int, epoch: int = 0, exact: bool = True) -> dict:
     return {
-        "weights": torch.full((5,), float(update)), "exact": exact,
-        "progress": {"epoch": epoch, "update": update, "sample": 0},
+        "weights": torch.full((5,), float(update)),
+        "progress": {"epoch": epoch, "update": update, "sample": 0, "is_exact": exact},
     }  # fmt: skip
 
 
@@ -116,14 +116,14 @@ def test_damaged_one_is_named_and_the_one_before_it_is_used(damage, saved, tmp_p
     damage(tmp_path / "Net_last_ckpt.pth")
     name, said = find(tmp_path)
     assert name == "Net_last-2_ckpt.pth"
-    assert len(said) == 1 and "Net_last_ckpt.pth" in said[0] and "newest good one is used" in said[0]
+    assert len(said) == 1 and "Net_last_ckpt.pth" in said[0] and "newest intact one is used" in said[0]
 
 
 def test_all_damaged(saved, tmp_path):
     saved(1, 2)
     for path in tmp_path.iterdir():
         flip(path)
-    with pytest.raises(DamagedError, match=r"no good checkpoint is left. Damaged: .*last_ckpt.*last-1_ckpt") as caught:
+    with pytest.raises(DamagedError, match=r"no intact checkpoint is left. .*: .*last_ckpt.*last-1_ckpt") as caught:
         find(tmp_path)
     assert caught.value.status == 3
 
@@ -135,16 +135,15 @@ def test_damaged_file_that_was_asked_for_is_not_replaced_by_another(saved, tmp_p
         find(tmp_path / "Net_last_ckpt.pth")
 
 
-def test_interrupted_one_counts_by_its_position_and_a_halfway_one_never(saved, tmp_path):
+def test_interrupted_one_counts_by_its_position_and_an_inexact_one_is_not_saved(saved, tmp_path):
     checkpointer = saved(1, 2)
     checkpointer.rescue(lambda: state(4), logging.getLogger("test"))
     assert find(tmp_path)[0] == "Net_InT_ckpt.pth"
     checkpointer.save(state(5), "last")
     assert find(tmp_path)[0] == "Net_last_ckpt.pth"
+    before = names(tmp_path)
     checkpointer.rescue(lambda: state(9, exact=False), logging.getLogger("test"))
-    assert "Net_crash_ckpt.pth" in names(tmp_path) and find(tmp_path)[0] == "Net_last_ckpt.pth"
-    with pytest.raises(UserError, match="middle of an update"):
-        find(tmp_path / "Net_crash_ckpt.pth")
+    assert names(tmp_path) == before
 
 
 def test_end_of_an_epoch_is_after_its_last_update(saved, tmp_path):
@@ -158,13 +157,11 @@ def test_end_of_an_epoch_is_after_its_last_update(saved, tmp_path):
 def test_run_that_goes_on_from_an_older_one_is_not_overtaken_by_its_former_future(saved, tmp_path):
     checkpointer = saved(1, 2, 3, keep=3)
     checkpointer.save(state(3), "best")
-    checkpointer.save(state(9, exact=False), "crash")
     (tmp_path / ".Net_last_ckpt.pth.123.tmp").write_bytes(b"half of a checkpoint")
     moved = checkpointer.begin((0, 2))
     assert len(moved) == 2 and all("renamed" in note for note in moved)
     assert names(tmp_path) == [
-        "Net_best_ckpt.pth.aside", "Net_crash_ckpt.pth", "Net_last-1_ckpt.pth", "Net_last-2_ckpt.pth",
-        "Net_last_ckpt.pth.aside",
+        "Net_best_ckpt.pth.aside", "Net_last-1_ckpt.pth", "Net_last-2_ckpt.pth", "Net_last_ckpt.pth.aside",
     ]  # fmt: skip
     assert find(tmp_path)[0] == "Net_last-2_ckpt.pth"
 
@@ -209,3 +206,13 @@ def test_nothing_there(tmp_path):
         find(tmp_path)
     with pytest.raises(UserError, match="no such run directory"):
         find(tmp_path / "Nowhere")
+
+
+def test_run_of_an_earlier_version_is_not_resumed_but_said_to_be_usable(saved, tmp_path):
+    saved(1)
+    old = {"format": 1, **state(2)}
+    save_checkpoint(old, tmp_path / "Net_last_ckpt.pth")
+    for source in (tmp_path, tmp_path / "Net_last_ckpt.pth"):
+        with pytest.raises(UserError, match=r"an earlier version wrote it.*--pretrained --model_path"):
+            find(source)
+    assert load_checkpoint(tmp_path / "Net_last_ckpt.pth")["progress"]["update"] == 2

@@ -16,7 +16,6 @@ from torch.utils.data import DataLoader
 
 from data.sampler import epoch_order
 from engine.checkpoints.file import load_checkpoint
-from engine.checkpoints.state import digests
 from engine.runs.signals import Terminated
 from extras.gan import trainer_gan
 from extras.gan.trainer_gan import TrainerGAN
@@ -31,6 +30,7 @@ from tests.small_tasks import (
     train,
     weights_of,
 )
+from tools.digest import digests
 from trainer_seg_on_carvana import TrainerSeg
 from trainer_vanilla import TrainerVanilla
 from utils.errors import DivergedError

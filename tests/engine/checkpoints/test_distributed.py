@@ -1,6 +1,9 @@
-"""Checkpoints in shards: the same numbers as one file, written while training goes on, there only when whole."""
+"""Distributed checkpoints: the same numbers as one file, written while training goes on, there only when whole."""
 
+import hashlib
 import json
+import os
+import pickle
 import re
 import shutil
 import threading
@@ -11,13 +14,10 @@ import torch
 
 from callbacks.callback import Callback
 from engine.checkpoints.checkpointer import Checkpointer
-from engine.checkpoints.file import load_checkpoint, options_of
-from engine.checkpoints.shard_files import ShardWriter
-from engine.checkpoints.sharded_checkpointer import ShardedCheckpointer
-from engine.checkpoints.state import digests
-from engine.options.parser import run_main
+from engine.checkpoints.distributed import Writer, read_shards
+from engine.checkpoints.file import load_checkpoint, options_of, save_checkpoint
 from eval_vanilla import EvaluatorVanilla
-from tools.checkpoint import main
+from tools.digest import digests
 from utils.errors import DamagedError, UserError
 
 SHARDED = ("--checkpoint_format", "sharded", "--save_every_updates", 3)
@@ -26,15 +26,15 @@ import sys, time
 from pathlib import Path
 sys.path.insert(0, {root!r})
 from trainer_vanilla import TrainerVanilla
-from engine.checkpoints.shard_files import ShardWriter
+from engine.checkpoints.distributed import Writer
 
-plain = ShardWriter.write_data
+plain = Writer.write_data
 def slow(self, plan, planner):
     written = plain(self, plan, planner)
     time.sleep(60 if Path(self.path).name == "9" else 0)
     return written
 
-ShardWriter.write_data = slow
+Writer.write_data = slow
 if __name__ == "__main__":
     TrainerVanilla.main()
 """
@@ -49,9 +49,9 @@ def run_digest(path) -> str:
 
 
 def shard_of(path):
-    """The first file of a checkpoint's shards."""
+    """The first file of a checkpoint's shards that holds tensors."""
     shards = load_checkpoint(path, tensors_of=())["shards"]
-    return path.parent / "shards" / shards["directory"] / next(iter(shards["files"]))
+    return path.parent / "shards" / shards["directory"] / "__0_0.distcp"
 
 
 def find(directory):
@@ -90,8 +90,8 @@ def copied(finished, tmp_path):
 @pytest.fixture
 def gate(monkeypatch):
     """An event without which no process writes its part."""
-    event, plain = threading.Event(), ShardWriter.write_data
-    monkeypatch.setattr(ShardWriter, "write_data", lambda *arguments: event.wait(20) and plain(*arguments))
+    event, plain = threading.Event(), Writer.write_data
+    monkeypatch.setattr(Writer, "write_data", lambda *arguments: event.wait(20) and plain(*arguments))
     yield event
     event.set()
 
@@ -138,7 +138,7 @@ def test_the_format_may_change_at_a_resume(build, finished):
 
 
 def test_merged_it_is_an_ordinary_file(finished, tmp_path):
-    main(["merge", str(finished / "Vanilla_last_ckpt.pth"), str(tmp_path / "one.pth")])
+    save_checkpoint(load_checkpoint(finished / "Vanilla_last_ckpt.pth"), tmp_path / "one.pth")
     assert run_digest(tmp_path / "one.pth") == run_digest(finished / "Vanilla_last_ckpt.pth")
     assert "shards" not in load_checkpoint(tmp_path / "one.pth", tensors_of=())
     results = []
@@ -149,17 +149,6 @@ def test_merged_it_is_an_ordinary_file(finished, tmp_path):
     assert results[0] == results[1] and results[0]["accuracy"] > 0.5
 
 
-def test_commands_take_it_as_one_file(finished, capsys):
-    path = str(finished / "Vanilla_last_ckpt.pth")
-    for name in ("hash", "show", "verify"):
-        with pytest.raises(SystemExit) as end:
-            main([name, path])
-        assert end.value.code == 0
-    said = capsys.readouterr().out
-    assert run_digest(path) in said and "669,706 numbers in 6 tensors" in said and "shards/16" in said
-    assert said.endswith("good\n")
-
-
 def test_another_run_may_start_from_its_weights(build, finished):
     path = finished / "Vanilla_last_ckpt.pth"
     trainer = build("--pretrained", "--model_path", path)
@@ -167,21 +156,6 @@ def test_another_run_may_start_from_its_weights(build, finished):
     assert weights["optimizers"]["model"]["state"][0]["exp_avg"] is None  # what is not needed is not read
     for name, value in trainer.networks["model"].state_dict().items():
         assert torch.equal(value, weights["networks"]["model"][name])
-
-
-@pytest.mark.parametrize(("names", "message"), [
-    (["LAST"], "merge needs two names"), (["LAST", "a", "b"], "merge needs two names"),
-    (["LAST", "LAST"], "exists already"), (["MERGED", "new"], "there is nothing to merge"),
-    (["LAST", "no/such/one.pth"], "Cannot write"), (["absent", "new"], "Cannot read the checkpoint absent"),
-])  # fmt: skip
-def test_a_wrong_merge_ends_in_one_line(names, message, finished, vanilla_run, tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
-    last = {"LAST": str(finished / "Vanilla_last_ckpt.pth"), "MERGED": str(vanilla_run / "Vanilla_last_ckpt.pth")}
-    with pytest.raises(SystemExit) as end:
-        run_main(lambda: main(["merge", *(last.get(name, name) for name in names)]))
-    said = capsys.readouterr().err.splitlines()
-    assert end.value.code == 2 and message in said[-1]
-    assert list(tmp_path.iterdir()) == []
 
 
 # ---- there only when whole -------------------------------------------------------------------------------------------
@@ -220,7 +194,7 @@ def test_what_could_not_be_written_is_told_and_the_one_before_stays(build, monke
     def fail(*arguments):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(ShardWriter, "write_data", fail)
+    monkeypatch.setattr(Writer, "write_data", fail)
     trainer.progress.update = 3
     trainer.save("last")
     with pytest.raises(UserError, match="No space left"):
@@ -263,17 +237,17 @@ def test_the_one_before_a_damaged_shard_is_used(damage, copied):
     damage(shard_of(copied / "Vanilla_last_ckpt.pth"))
     name, state, said = find(copied)
     assert name == "Vanilla_last-15_ckpt.pth" and state["progress"]["update"] == 15
-    assert said and all(re.search(r"shard .* The newest good one is used\.$", line) for line in said)
-    with pytest.raises(DamagedError, match=r"Give the directory to go on"):
+    assert said and all(re.search(r"shard .* The newest intact one is used\.$", line) for line in said)
+    with pytest.raises(DamagedError, match="Give the directory to resume"):
         find(copied / "Vanilla_last_ckpt.pth")
     with pytest.raises(DamagedError, match=r"is damaged: its shard"):
         load_checkpoint(copied / "Vanilla_last_ckpt.pth")
 
 
-def test_without_any_good_shards_nothing_is_begun_anew(copied, command):
+def test_without_any_intact_shards_nothing_is_resumed(copied):
     shutil.rmtree(copied / "shards")
-    done = command("trainer_vanilla.py", "--resume", copied)
-    assert done.returncode == 3 and "no good checkpoint is left" in done.stderr.splitlines()[-2]
+    with pytest.raises(DamagedError, match="no intact checkpoint is left"):
+        find(copied)
 
 
 def test_a_damaged_one_does_not_count_as_kept(copied):
@@ -286,44 +260,49 @@ def test_a_damaged_one_does_not_count_as_kept(copied):
     assert not checkpointer.path("last-15").exists() and checkpointer.path("last-16").exists()
 
 
-def test_a_state_that_does_not_fit_is_refused_before_anything_changes(build, finished, weights):
+def test_a_network_of_another_shape_is_refused(build, finished):
     trainer = build("--resume", finished)
-    state = load_checkpoint(trainer.opt.resume, tensors_of=())
-    state["shards"]["tensors"]["['networks']['model']['layers.2.weight']"] = next(
-        entry for place, entry in state["shards"]["tensors"].items() if "bias" in place
-    )
-    before = weights(trainer)
-    with pytest.raises(UserError, match=r"layers.2.weight is \(512,\), here \(512, 512\)"):
-        trainer.load_state_dict(state)
-    assert all(torch.equal(before[name], value) for name, value in weights(trainer).items())
+    trainer.networks["model"] = torch.nn.Linear(2, 2)
+    with pytest.raises(UserError, match=r"The networks of the checkpoint .* does not fit"):
+        trainer.load_state_dict(load_checkpoint(trainer.opt.resume, tensors_of=()))
 
 
-def test_weights_that_are_not_finite_are_refused(build):
-    trainer = build(*SHARDED)
-    next(trainer.networks["model"].parameters()).data[0] = float("nan")
-    trainer.save("last")
-    trainer.checkpointer.finish()
-    again = build("--resume", trainer.run_dir.path)
-    with pytest.raises(UserError, match="holds infinite values or NaN"):
-        again.load_state_dict(load_checkpoint(again.opt.resume, tensors_of=()))
+def test_an_index_is_opened_as_data_only(copied):
+    class Bomb:
+        def __reduce__(self):
+            return os.mkdir, (str(copied / "opened"),)
+
+    path = copied / "Vanilla_last_ckpt.pth"
+    state = load_checkpoint(path, tensors_of=())
+    index = copied / "shards" / "16" / ".metadata"
+    index.write_bytes(pickle.dumps(Bomb()))
+    state["shards"]["files"][".metadata"] = [index.stat().st_size, hashlib.sha256(index.read_bytes()).hexdigest()]
+    with pytest.raises(DamagedError, match=r"it names (posix|nt)\.mkdir"):
+        read_shards(state, path)
+    assert not (copied / "opened").exists()
+
+
+@pytest.mark.parametrize("content", [pickle.dumps(print), b"PK\3\4" + bytes(2000)])
+def test_a_shard_that_is_no_tensor_is_refused(content, copied):
+    path = copied / "Vanilla_last_ckpt.pth"
+    state = load_checkpoint(path, tensors_of=())
+    shard = shard_of(path)
+    shard.write_bytes(content.ljust(shard.stat().st_size, b"\0"))
+    state["shards"]["files"][shard.name][1] = hashlib.sha256(shard.read_bytes()).hexdigest()
+    with pytest.raises(DamagedError, match="shards cannot be read"):
+        read_shards(state, path)
+
+
+@pytest.mark.parametrize("record", [None, {}, {"directory": 3, "files": {}}, {"directory": "1", "files": {"a": [1]}}])
+def test_a_record_of_another_kind_is_refused(record):
+    with pytest.raises(UserError, match=r"a\.pth does not name the files of its tensors"):
+        read_shards({"shards": record}, "a.pth")
 
 
 def test_options_need_no_shards(copied):
     shutil.rmtree(copied / "shards")
     path = copied / "Vanilla_last_ckpt.pth"
     assert options_of(load_checkpoint(path, tensors_of=()), path)["checkpoint_format"] == "sharded"
-
-
-def test_processes_write_apart_only_what_is_cut_up(tmp_path):
-    class Second:  # of two processes that have the same
-        is_main, size = False, 1
-        new_group = staticmethod(lambda: None)
-        broadcast = staticmethod(lambda name: "5")
-
-    second = ShardedCheckpointer(Second(), tmp_path, "Net")
-    second.save({"networks": {"w": torch.ones(3)}, "optimizers": {}, "progress": {"epoch": 0, "update": 5}}, "last")
-    second.finish()
-    assert not list(tmp_path.rglob("*.distcp"))
 
 
 # ---- with real processes ---------------------------------------------------------------------------------------------
@@ -334,8 +313,7 @@ def test_killed_while_writing_two_processes_go_on_with_the_same_bits(tmp_path, r
     flags = (*flags, *SHARDED, "--nproc", 2, "--parallel", "fsdp")
     done = command("trainer_vanilla.py", *flags, "--output_dir", tmp_path / "whole")
     assert done.returncode == 0, done.stderr
-    kill = ("-m", "tools.kill", "--at", 11)  # 9 is still being written
-    done = command(*kill, program, *flags, "--output_dir", tmp_path / "killed")
+    done = command(program, *flags, "--output_dir", tmp_path / "killed", "--kill_at", 11)  # 9 is still being written
     assert done.returncode == 6, done.stderr
     (whole,), (killed,) = [list((tmp_path / name).iterdir()) for name in ("whole", "killed")]
     assert sorted(path.name for path in (killed / "shards" / "9").glob("*.distcp")) == ["__0_0.distcp", "__1_0.distcp"]
@@ -344,3 +322,9 @@ def test_killed_while_writing_two_processes_go_on_with_the_same_bits(tmp_path, r
     assert done.returncode == 0, done.stderr
     assert shards_in(killed) == shards_in(whole)
     assert run_digest(killed / "Vanilla_last_ckpt.pth") == run_digest(whole / "Vanilla_last_ckpt.pth")
+    for name in ("last", "best"):
+        (killed / f"Vanilla_{name}_ckpt.pth").unlink()  # so that it resumes from the one before
+    done = command("trainer_vanilla.py", "--resume", killed, "--nproc", 1, "--parallel", "none")
+    assert done.returncode == 0, done.stderr
+    one, two = [load_checkpoint(path / "Vanilla_last_ckpt.pth")["networks"]["model"] for path in (killed, whole)]
+    assert all(torch.allclose(value, two[name], atol=1e-5) for name, value in one.items())

@@ -1,0 +1,69 @@
+"""Digests of checkpoints and their parts: the same text for the same content, bit for bit."""
+
+import hashlib
+import struct
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from engine.checkpoints.state import PLAIN, check_plain
+
+# The options of a run, its observers and its clock do not decide how training goes on.
+NOT_THE_RUN = ("seconds", "options", "callbacks", "format")
+
+
+def digest(value: Any) -> str:
+    """Return a SHA-256 that is the same only for the same content, bit for bit.
+
+    The order of a dictionary does not count, and neither does the layout of a tensor in memory. Types count (1, 1.0 and
+    True are three values, a list is no tuple), and so do the bits: 0.0 is not -0.0, and NaN is NaN.
+
+    >>> digest({"a": 1, "b": [2.0]}) == digest({"b": [2.0], "a": 1})
+    True
+    >>> digest(["ab", "c"]) == digest(["a", "bc"])
+    False
+
+    Raises:
+        TypeError: for what a checkpoint cannot hold.
+    """
+    sha = hashlib.sha256()
+    feed(sha, value)
+    return sha.hexdigest()
+
+
+def feed(sha: Any, value: Any) -> None:
+    """Give a value to a hash, led by its kind and length, so that two different values never give the same bytes."""
+    if isinstance(value, dict):
+        entries = sorted(digest(key) + digest(entry) for key, entry in value.items())
+        feed_bytes(sha, "dict", "".join(entries).encode())
+    elif type(value) in (list, tuple):
+        sha.update(f"{type(value).__name__} {len(value)}:".encode())
+        for entry in value:
+            feed(sha, entry)
+    elif isinstance(value, Tensor):
+        flat = value.detach().cpu().resolve_conj().resolve_neg().contiguous().reshape(-1)
+        kind = f"tensor {value.dtype} {tuple(value.shape)}"
+        feed_bytes(sha, kind, memoryview(flat.view(torch.uint8).numpy()))
+    elif type(value) is float:
+        feed_bytes(sha, "float", struct.pack(">d", value))  # all the bits, where the text would lose those of a NaN
+    elif type(value) in PLAIN:
+        feed_bytes(sha, type(value).__name__, str(value).encode("utf-8", "surrogatepass"))
+    else:
+        check_plain(value, "the value")
+
+
+def feed_bytes(sha: Any, kind: str, content: bytes | memoryview) -> None:
+    sha.update(f"{kind} {len(content)}:".encode())
+    sha.update(content)
+
+
+def digests(state: Mapping[str, Any]) -> dict[str, str]:
+    """Return the digest of each part of a checkpoint, and under "run" one over all that decides how training goes on.
+
+    Two runs with the same are the same from there on.
+    """
+    assert "run" not in state, "'run' is the name of the digest over the parts"
+    found = {name: digest(part) for name, part in state.items()}
+    return found | {"run": digest({name: text for name, text in found.items() if name not in NOT_THE_RUN})}
