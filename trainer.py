@@ -397,7 +397,7 @@ class TrainerBase:
             reads_at_once=self.opt.amp == "fp16" or is_averaged,
             sum_losses=self.distributed.sum if self.distributed.size > 1 else None,
             describe=self.describe_failure,
-            warn=lambda message: self.run_dir.note(message, aloud=True),
+            warn=lambda message: self.run_dir.note(message, is_warning=True),
         )
 
     def build_averaging(self) -> Averaging:
@@ -421,7 +421,7 @@ class TrainerBase:
         device_note, *loaded = notes
         text = "\n".join([device_note, *data_notes(self.datasets, self.train_loader), *loaded])
         is_part_of_data = self.opt.train_val_sample_rate != 1
-        self.run_dir.note(text, aloud=is_part_of_data)
+        self.run_dir.note(text, is_warning=is_part_of_data)
 
     def describe_failure(self, update: Update, error: Exception) -> str:
         """Say what failed in the update under way, and name its samples."""

@@ -1,4 +1,4 @@
-"""What a run was made from: the command, the code, the versions, the machine and the data."""
+"""Record what a run was made from: the command, the code, the versions, the machine and the data."""
 
 import importlib.metadata
 import platform
@@ -15,19 +15,17 @@ PACKAGES = ("torchvision", "numpy", "pillow", "tensorboard", "matplotlib")
 
 
 def git(*arguments: str) -> str | None:
-    """The output of a git command in this repository, or None where there is no git or no repository."""
+    """Return the output of a git command in this repository; None without git or a repository."""
     root = Path(__file__).resolve().parent.parent.parent
     try:
-        answer = subprocess.run(
-            ["git", "-C", str(root), *arguments], capture_output=True, timeout=20, check=True
-        )
+        answer = subprocess.run(["git", "-C", str(root), *arguments], capture_output=True, timeout=20, check=True)
     except (OSError, subprocess.SubprocessError):
         return None
     return answer.stdout.decode(errors="replace").removesuffix("\n")  # a diff shows files of any encoding
 
 
 def version(name: str) -> str | None:
-    """The version of an installed package, or None when it is not installed under this name."""
+    """Return the version of an installed package; None if it is not installed under this name."""
     try:
         return importlib.metadata.version(name)  # quicker than importing it
     except importlib.metadata.PackageNotFoundError:
@@ -35,20 +33,19 @@ def version(name: str) -> str | None:
 
 
 def command_line() -> str:
-    """How this process was started, as it would be typed."""
-    spec = getattr(sys.modules["__main__"], "__spec__", None)  # there is one when it was started by `python -m`
+    """Return the command that started this process, as one would type it."""
+    spec = getattr(sys.modules["__main__"], "__spec__", None)  # None unless it was started by `python -m`
     program = ["-m", spec.name] if spec else sys.argv[:1]
     return shlex.join(["python", *program, *sys.argv[1:]])
 
 
-def write_provenance(path: str | Path, devices: list[torch.device], data: dict[str, str], **more) -> None:
-    """Write a JSON file from which a reader can tell how to make a run again.
+def write_provenance(path: str | Path, devices: list[torch.device], data: dict[str, str]) -> None:
+    """Write a JSON file with everything that is needed to repeat a run.
 
     Args:
         path: the file.
-        devices: where the run computes.
+        devices: of the run.
         data: a fingerprint for each part of the data.
-        more: further entries.
     """
     record = {
         "command": command_line(),
@@ -68,6 +65,5 @@ def write_provenance(path: str | Path, devices: list[torch.device], data: dict[s
             ],
         },
         "data": data,
-        **more,
     }
     write_json(path, record)

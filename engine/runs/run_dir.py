@@ -1,4 +1,4 @@
-"""The directory of one run: what it holds besides checkpoints and curves is written here."""
+"""The directory of one run, with the files in it besides checkpoints and curves."""
 
 import contextlib
 import json
@@ -23,16 +23,16 @@ from utils.timestamp import make_timestamped_dir
 
 
 class RunDir:
-    """A new directory ``output_dir/TIMESTAMP``, or that of the run which is resumed; no other process can have it too.
+    """A new directory ``output_dir/TIMESTAMP``, or that of the resumed run, locked against other processes.
 
     Args:
-        output_dir: the parent of a new one.
+        output_dir: the parent of a new directory.
         proj_name: the first part of the files' names.
-        resume: a checkpoint. When the directory it stands in is a run's, the run goes on there.
-        distributed: of several processes, process 0 makes the directory and writes; the others only warn, on stderr.
+        resume: a checkpoint. If its directory is a run's, the run goes on there.
+        distributed: of several processes, process 0 makes the directory and writes; the others warn on stderr only.
 
     Raises:
-        UserError: when another process is training in the directory.
+        UserError: another process is training in the directory.
 
     Attributes:
         path: the directory.
@@ -49,6 +49,8 @@ class RunDir:
             path, _ = make_timestamped_dir(output_dir)
         self.path = distributed.broadcast(path)
         self.name = f"{proj_name}_{self.path.name}"
+        self.log_path = self.path / f"{self.name}_log.txt"
+        self.discarded_log_path = self.path.parent / f"{self.name}_failed_log.txt"
         if self.is_main:
             self.lock: contextlib.AbstractContextManager = DirectoryLock(self.path)
             self.logger = build_logger(proj_name, self.log_path)
@@ -56,30 +58,21 @@ class RunDir:
             self.lock = contextlib.nullcontext()
             self.logger = build_stderr_logger(proj_name, f"[process {distributed.rank}] ")
 
-    def end(self, progress: Mapping[str, int]) -> None:
-        """Note that nothing is left to do, and where the run stands."""
+    def note(self, text: str, is_warning: bool = False) -> None:
+        """Log a message once for all processes."""
         if self.is_main:
-            write_json(self.path / ENDED, progress)
-
-    def note(self, text: str, aloud: bool = False) -> None:
-        """Log what is said once for all processes; `aloud` as a warning."""
-        if self.is_main:
-            self.logger.log(logging.WARNING if aloud else logging.INFO, text)
-
-    @property
-    def log_path(self) -> Path:
-        return self.path / f"{self.name}_log.txt"
-
-    @property
-    def discarded_log_path(self) -> Path:
-        """Where the log of a run stays that `discard` has removed."""
-        return self.path.parent / f"{self.name}_failed_log.txt"
+            self.logger.log(logging.WARNING if is_warning else logging.INFO, text)
 
     def log_quietly(self, text: str) -> None:
         """Append to the log file alone."""
         if self.is_main:
             with open(self.log_path, "a", encoding="utf-8") as file:
                 file.write(text)
+
+    def end(self, progress: Mapping[str, int]) -> None:
+        """Write the position at which the run has ended."""
+        if self.is_main:
+            write_json(self.path / ENDED, progress)
 
     def discard(self) -> None:
         """Remove the directory of a run that failed before its first update; its log stays beside it."""
@@ -89,6 +82,7 @@ class RunDir:
             self.log_path.replace(self.discarded_log_path)
             shutil.rmtree(self.path)
 
+    # ---- what a run is made from -------------------------------------------------------------------------------------
     def record(
         self,
         options: Mapping[str, Any],
@@ -97,45 +91,42 @@ class RunDir:
         parts: Mapping[str, list[str]],
         fingerprints: Mapping[str, str],
     ) -> None:
-        """Save the options, the split and the provenance, and log what a reader of the log wants to know first.
+        """Save the options, the split and the provenance, and log them with the networks.
 
         Args:
             options: the resolved options.
-            devices: where the run computes.
-            networks: the networks by name.
+            devices: of the run.
+            networks: by name.
             parts: the names of the samples of each part of the data.
             fingerprints: a digest of each part of the data.
         """
         if not self.is_main:
             return
+        write_json(self.path / f"config_{self.name}.json", options)
+        write_json(self.path / "split.json", parts, indent=None)
+        provenance = self.path / "provenance.json"
+        if not provenance.exists():  # a resumed run keeps its first one
+            write_provenance(provenance, devices, fingerprints)
         log = self.logger.info
         log(f"Run directory: {self.path}")
-        self.record_options(options)
-        write_json(self.path / "split.json", parts, indent=None)
-        if not (self.path / "provenance.json").exists():  # a resumed run keeps that of its beginning
-            write_provenance(self.path / "provenance.json", devices, fingerprints)
-        first = self.first_fingerprints()
-        if changed := [part for part, of_part in first.items() if fingerprints.get(part) != of_part]:
+        first = fingerprints_in(provenance)
+        if changed := [part for part in first if fingerprints.get(part) != first[part]]:
             self.logger.warning(f"The data is not what this run began with: {', '.join(changed)} changed.")
         log(f"Command: {command_line()}")
-        told = {name: value for name, value in options.items() if value not in (None, "", {})}
-        log("Options: " + ", ".join(f"{name}={value}" for name, value in told.items()))
+        not_empty = {name: value for name, value in options.items() if value not in (None, "", {})}
+        log("Options: " + ", ".join(f"{name}={value}" for name, value in not_empty.items()))
         log("Data: " + ", ".join(f"{len(names):,} {part}" for part, names in parts.items()))
         for name, network in networks.items():
             total, trainable = count_parameters(network)
             log(f"Network {name!r}: {total:,} parameters, {trainable:,} trainable\n{network}\n{layer_table(network)}")
 
-    def record_options(self, options: Mapping[str, Any]) -> None:
-        """Save the resolved options."""
-        if self.is_main:
-            write_json(self.path / f"config_{self.name}.json", options)
 
-    def first_fingerprints(self) -> dict[str, str]:
-        """The digest of each part of the data when the run began; none when the file was damaged."""
-        try:
-            return dict(json.loads((self.path / "provenance.json").read_text(encoding="utf-8"))["data"])
-        except (OSError, ValueError, LookupError, TypeError):
-            return {}
+def fingerprints_in(provenance: Path) -> dict[str, str]:
+    """Return the digest of each part of the data when the run began; {} if the file is damaged."""
+    try:
+        return dict(json.loads(provenance.read_text(encoding="utf-8"))["data"])
+    except (OSError, ValueError, LookupError, TypeError):
+        return {}
 
 
 def is_run_dir(path: Path) -> bool:
@@ -143,11 +134,11 @@ def is_run_dir(path: Path) -> bool:
 
 
 def unfinished_runs(output_dir: str | Path, proj_name: str) -> Iterator[tuple[Path, dict[str, Any]]]:
-    """Yield the runs of a project that have not ended and have a checkpoint, newest first, with their options.
+    """Yield a project's runs that have not ended and have a checkpoint, newest first, with their options.
 
     Args:
         output_dir: the parent of the runs.
-        proj_name: the project; runs of others in the same directory are passed over.
+        proj_name: the project; the directory may hold runs of others.
     """
     runs = [path for path in Path(output_dir).glob("*/") if path.name.isdigit()]
     for path in sorted(runs, key=lambda path: int(path.name), reverse=True):

@@ -1,4 +1,4 @@
-"""Say what an evaluation found, and whether it is what was found before."""
+"""The results of an evaluation: computed by meters, printed, saved, and compared with those in a checkpoint."""
 
 import math
 import warnings
@@ -9,22 +9,32 @@ from typing import Any
 from utils.errors import UserError, nearest
 from utils.files import write_json
 
+# Options that may differ without changing a score.
+HARMLESS = ("model_path", "gpu_devices", "proj_name", "data_dir", "num_workers", "eval_batch_size", "seed", "metrics")
+
 
 def scalars(meters: Mapping[str, Any]) -> dict[str, float]:
-    """Return what meters compute, by name: a dictionary gives an entry "name/key" for each key, a matrix gives none."""
-    found = {}
+    """Compute meters by name. A dictionary gives an entry "name/key" for each scalar in it; a matrix gives none."""
+    results = {}
     for name, meter in meters.items():
         value = meter.compute()
         entries = {f"{name}/{key}": entry for key, entry in value.items()} if isinstance(value, dict) else {name: value}
-        found |= {key: float(entry) for key, entry in entries.items() if getattr(entry, "ndim", 0) == 0}
-    return found
+        results |= {key: float(entry) for key, entry in entries.items() if getattr(entry, "ndim", 0) == 0}
+    return results
+
+
+def check_monitor(name: str, meters: Mapping[str, Any]) -> None:
+    """Raise UserError when meters compute no scalar of this name."""
+    names = scalar_names(meters)
+    if name not in names:
+        raise UserError(f"--monitor {name!r} is none of the metrics{nearest(name, names)}: {', '.join(names)}.")
 
 
 def scalar_names(meters: Mapping[str, Any]) -> list[str]:
     """Return the names that `scalars` will give, before anything was measured."""
     names = []
     for name, meter in meters.items():
-        with warnings.catch_warnings():  # torchmetrics warns of, or refuses, computing what was never updated
+        with warnings.catch_warnings():  # torchmetrics warns of, or refuses, a computation before the first update
             warnings.simplefilter("ignore")
             try:
                 names += scalars({name: meter})
@@ -36,7 +46,7 @@ def scalar_names(meters: Mapping[str, Any]) -> list[str]:
 def format_results(
     what: str, n: int, results: Mapping[str, float], intervals: Mapping[str, tuple[float, float]]
 ) -> str:
-    """Return a table of `n` samples' results: one line per metric, with its 95 % interval where there is one.
+    """Return a table of the results on `n` samples: a line per metric, with its 95 % interval if there is one.
 
     >>> print(format_results("The model", 1000, {"accuracy": 0.9}, {"accuracy": (0.88, 0.92)}))
     The model, n = 1,000:
@@ -44,38 +54,36 @@ def format_results(
     """
     lines = [f"{what}, n = {n:,}:"]
     for name, value in results.items():
-        low, high = intervals.get(name, (None, None))
-        interval = "" if low is None else f"   95 % interval {low:.4f} to {high:.4f}"
-        lines.append(f"  {name:<20} {value:8.4f}{interval}")
+        line = f"  {name:<20} {value:8.4f}"
+        if name in intervals:
+            low, high = intervals[name]
+            line += f"   95 % interval {low:.4f} to {high:.4f}"
+        lines.append(line)
     return "\n".join(lines)
 
 
 def save_results(directory: Path, **record: Any) -> str:
-    """Write `results.json`, what `format_results` takes, and return its table."""
+    """Write the arguments of `format_results` to `results.json`, and return its table."""
     write_json(directory / "results.json", record)
     return format_results(**record)
-
-
-# Another value of these does not make another score.
-HARMLESS = ("model_path", "gpu_devices", "proj_name", "data_dir", "num_workers", "eval_batch_size", "seed", "metrics")
 
 
 def compare_with_stored(
     results: Mapping[str, float], num_samples: int, checkpoint: Mapping[str, Any], options: Mapping[str, Any]
 ) -> str:
-    """Hold the results against the score that a checkpoint carries, and return a line that says so.
+    """Compare results with the score in a checkpoint, and return a line for the log.
 
-    A score is compared where it was measured on these weights, on as many samples and with the same options.
+    A score is compared if it belongs to the checkpoint's weights, as many samples, and the same options.
 
     Args:
-        results: of an evaluation of the validation part. Metrics that only one side has are passed over.
-        num_samples: that were evaluated.
+        results: of the validation part. Metrics that only one side has are ignored.
+        num_samples: number of samples that were evaluated.
         checkpoint: its "score" with "update", "num_samples" and "results" (None before the first validation), its
             "progress" and its "options".
         options: of the evaluation.
 
     Raises:
-        UserError: when they differ by more than rounding does.
+        UserError: they differ by more than rounding does.
     """
     score, trained = checkpoint["score"], checkpoint["options"]
     if not score or score["num_samples"] != num_samples or score["update"] != checkpoint["progress"]["update"]:
@@ -90,12 +98,6 @@ def compare_with_stored(
         both_nan = math.isnan(new) and math.isnan(old)
         if not (both_nan or math.isclose(new, old, rel_tol=1e-4, abs_tol=1e-6)):
             raise UserError(
-                f"{name} is {new:.6f}, but {old:.6f} was stored with the checkpoint. The data or the code is another."
+                f"{name} is {new:.6f}, but {old:.6f} was stored with the checkpoint: the data or the code has changed."
             )
     return "The score agrees with the one that is stored in the checkpoint."
-
-
-def check_monitor(name: str, meters: Mapping[str, Any]) -> None:
-    """Raise UserError when `name` is none of the scalars that these meters give."""
-    if name not in (names := scalar_names(meters)):
-        raise UserError(f"--monitor {name!r} is none of the metrics{nearest(name, names)}: {', '.join(names)}.")
