@@ -219,14 +219,14 @@ def test_requeue_without_a_resume_is_refused(build):
         build("--requeue")
 
 
-def test_run_that_could_not_be_resumed_is_still_finished(train, build):
-    class Unwilling(Callback):
-        def on_train_start(self, trainer):
-            raise UserError("cannot start")
+def test_run_that_could_not_be_resumed_is_still_finished(train, build, monkeypatch):
+    def unwilling(*arguments):
+        raise UserError("cannot start")
 
     finished = train()
+    monkeypatch.setattr("trainer.build_asked_for", unwilling)
     with pytest.raises(UserError):
-        build("--resume", finished.run_dir.path, callbacks=[Unwilling()]).train()
+        build("--resume", finished.run_dir.path).train()
     assert (finished.run_dir.path / "finished.json").exists()
 
 

@@ -9,14 +9,14 @@ from utils.draw import new_figure, render
 from utils.errors import UserError, nearest, shown
 
 COLUMNS = 3  # of panels
-FEW = 50  # points that each get a marker
+FEW = 50  # points; longer curves have no markers
 
 
 def read_metrics(run_dir: str | Path) -> dict[str, list[tuple[float, float]]]:
-    """Read a run's `metrics.csv` into (epoch, value) points by column; empty cells give no point.
+    """Read a run's `metrics.csv` into (epoch, value) points by column; an empty cell gives no point.
 
     Raises:
-        UserError: when there is no such file, or it holds no epoch.
+        UserError: there is no such file, or it has no epoch yet.
     """
     path = Path(run_dir) / "metrics.csv"
     try:
@@ -28,12 +28,12 @@ def read_metrics(run_dir: str | Path) -> dict[str, list[tuple[float, float]]]:
     except (OSError, KeyError, TypeError, ValueError) as error:
         raise UserError(f"Cannot read the curves of {run_dir}: {error}") from None
     if not points:
-        raise UserError(f"{path} holds no epoch yet.")
+        raise UserError(f"{path} has no epoch yet.")
     return points
 
 
 def names_of(run_dirs: Sequence[str | Path]) -> list[str]:
-    """The shortest ends of the directories' paths that tell them apart, for a legend.
+    """Return the shortest path ends that distinguish the directories, for a legend.
 
     >>> names_of(["sweep/000-seed0/17", "sweep/001-seed0/17", "Results/Vanilla/18"])
     ['000-seed0/17', '001-seed0/17', '18']
@@ -49,7 +49,7 @@ def names_of(run_dirs: Sequence[str | Path]) -> list[str]:
 
 
 def metrics_of(runs: Sequence[dict[str, list[tuple[float, float]]]], wanted: Sequence[str] | None) -> list[str]:
-    """The metrics to draw, without train/ and val/; UserError when a wanted one is in no run."""
+    """Return the metrics to draw, without train/ and val/; UserError when no run has a wanted one."""
     columns = [name for points in runs for name in points if name.startswith(("train/", "val/"))]
     metrics = list(dict.fromkeys(name.split("/", 1)[1] for name in columns))
     for name in wanted or ():
@@ -62,12 +62,12 @@ def plot_runs(run_dirs: Sequence[str | Path], output: str | Path, metrics: Seque
     """Draw one panel for each metric, training and validation in the same panel, and save the picture.
 
     Args:
-        run_dirs: the runs; each has a colour, which one legend explains.
-        output: the picture. Its ending says which kind: png, pdf, svg ...
-        metrics: those to draw, without train/ and val/; None draws all.
+        run_dirs: the runs, each with a colour of its own.
+        output: the picture; its suffix chooses the format: png, pdf, svg ...
+        metrics: the metrics to draw, without train/ and val/; None draws all.
 
     Raises:
-        UserError: when a run has no curves, or none of the metrics, or the picture cannot be written.
+        UserError: a run has no curves, or none of the metrics, or the picture cannot be written.
     """
     run_dirs = list(dict.fromkeys(map(str, run_dirs)))
     runs = [read_metrics(run_dir) for run_dir in run_dirs]
@@ -93,14 +93,14 @@ def plot_runs(run_dirs: Sequence[str | Path], output: str | Path, metrics: Seque
 
 
 def colour_of(number: int, count: int):
-    """The colour of a run among `count`: the usual ten while they are enough, else a colour scale."""
+    """Return the colour of a run among `count`: of the usual ten, or of a scale when there are more."""
     from matplotlib import colormaps
 
     return f"C{number}" if count <= 10 else colormaps["viridis"](number / (count - 1))
 
 
 def add_legend(figure, names: Sequence[str]) -> None:
-    """Say below the panels which line is training and validation, and which colour is which run."""
+    """Add a legend below the panels, for training and validation and for the colours of the runs."""
     from matplotlib.lines import Line2D
 
     lines = [Line2D([], [], color="black", linestyle=style) for style in ("--", "-")]

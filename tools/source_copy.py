@@ -1,4 +1,4 @@
-"""Pack a project's source: what git tracks, as it is on the disk, and what it does not track yet."""
+"""Pack the source of a project: the files that git tracks, as they are on the disk, and new ones."""
 
 import io
 import os
@@ -10,9 +10,9 @@ from pathlib import Path
 from utils.files import write_atomically
 
 ROOT = Path(__file__).resolve().parent.parent
-DATA = ("Results", "Dataset", "test_viz")  # directories of the project with nothing in them that is code
+DATA = ("Results", "Dataset", "test_viz")  # directories of the project without code
 MAX_FILE, MAX_ALL = 2**20, 2**25  # bytes
-DIFF = "uncommitted.diff"  # in the archive: what differs from the commit that provenance.json names
+DIFF = "uncommitted.diff"  # in the archive: the difference to the commit in provenance.json
 
 
 def copy_source(
@@ -20,22 +20,23 @@ def copy_source(
 ) -> tuple[int, list[str]]:
     """Write a .tar.gz of the source below `root`: the files that git tracks, new .py files, and a diff to the commit.
 
-    Without git, or where `root` is no repository, these are the .py files. Nothing is taken from `DATA`, through
-    links, or beyond the bounds.
+    Without git, or outside a repository, it packs the .py files. It never takes files from `DATA`, through links, or
+    beyond the limits.
 
     Args:
         target: the archive.
         root: of the project.
-        max_file: bytes of a file that is still taken; a larger one is hardly code.
+        max_file: largest size of a file in bytes; a larger one is hardly code.
         max_all: bytes of all files together.
 
     Returns:
-        The number of files, and what there is to say about what is missing.
+        The number of files, and warnings about missing ones.
 
     Raises:
-        UserError: when the archive cannot be written.
+        UserError: the archive cannot be written.
     """
-    root, warnings = Path(root), []
+    root = Path(root)
+    warnings = []
     tracked = ask_git(root, "ls-files", "-z")
     if tracked is None:
         warnings.append("Not under git: the copy of the code has the .py files alone, and no diff.")
@@ -44,7 +45,10 @@ def copy_source(
         new = ask_git(root, "ls-files", "-z", "--others", "--exclude-standard", "--", "*.py") or b""
         names = sorted({os.fsdecode(name) for name in (tracked + new).split(b"\0") if name})
         diff = ask_git(root, "diff", "HEAD", "--", ".") or b""
-    buffer, count, left, left_out = io.BytesIO(), 0, max_all, []
+    buffer = io.BytesIO()
+    count = 0
+    left = max_all
+    left_out = []
     with tarfile.open(fileobj=buffer, mode="w:gz") as archive:
         for name in names:
             path = root / name
@@ -54,7 +58,8 @@ def copy_source(
                 left_out.append(name)
                 continue
             archive.add(path, name, recursive=False, filter=without_owner)
-            count, left = count + 1, left - size
+            count += 1
+            left -= size
         if diff and len(diff) <= max_file:
             entry = tarfile.TarInfo(DIFF)
             entry.size = len(diff)
@@ -69,7 +74,7 @@ def copy_source(
 
 
 def ask_git(root: Path, *arguments: str) -> bytes | None:
-    """What a git command prints; None where there is no git, no repository, or no commit yet."""
+    """Return the output of a git command; None without git, a repository, or a commit."""
     try:
         done = subprocess.run(["git", "-C", str(root), *arguments], capture_output=True, timeout=20, check=True)
     except (OSError, subprocess.SubprocessError):
@@ -78,7 +83,7 @@ def ask_git(root: Path, *arguments: str) -> bytes | None:
 
 
 def python_files(root: Path) -> Iterator[str]:
-    """The .py files below a directory, without those of hidden directories, environments and `DATA`."""
+    """Yield the .py files below a directory, without hidden directories, environments and `DATA`."""
     for directory, names, files in os.walk(root):
         is_code = [n for n in names if n[0] != "." and n != "__pycache__" and n not in DATA]
         names[:] = [n for n in is_code if not (Path(directory) / n / "pyvenv.cfg").exists()]
@@ -86,6 +91,7 @@ def python_files(root: Path) -> Iterator[str]:
 
 
 def without_owner(entry: tarfile.TarInfo) -> tarfile.TarInfo:
+    """Remove the names of user and group from an entry."""
     entry.uid = entry.gid = 0
     entry.uname = entry.gname = ""
     return entry

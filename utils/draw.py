@@ -1,4 +1,4 @@
-"""Pictures of predictions."""
+"""Draw pictures of predictions."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,9 +23,9 @@ def captioned_grid(
     Args:
         images: (N, C, H, W), C is 1 or 3, values 0 to 1.
         captions: N texts.
-        marked: N booleans; the captions of the marked ones are red.
-        max_images: draw so many at most.
-        path: save the picture here, too.
+        marked: N Booleans; marked captions are red.
+        max_images: draw at most this many.
+        path: also save the picture here.
 
     Returns:
         The picture, (3, H', W') uint8.
@@ -50,7 +50,7 @@ def contact_sheet(
     Args:
         rows: each a sequence of pictures (C, H, W), C is 1 or 3, values 0 to 1.
         captions: a text for each picture.
-        path: save the sheet here, too.
+        path: also save the sheet here.
 
     Returns:
         The sheet, (3, H', W') uint8.
@@ -65,13 +65,12 @@ def contact_sheet(
 def draw_cells(
     rows: Sequence[Sequence[tuple[np.ndarray, str, str]]], width: int, path: str | Path | None = None
 ) -> torch.Tensor:
-    """Draw pictures in rows, a caption above each; with Pillow, which takes milliseconds where matplotlib takes half a
-    second, so that a run can show its predictions after every validation.
+    """Draw pictures in rows, a caption above each. Pillow does it in milliseconds; matplotlib takes half a second.
 
     Args:
         rows: of cells: pixels (H, W, 3) uint8, a caption of one or more lines, and its colour.
         width: of a picture in pixels. Small pictures are enlarged without smoothing.
-        path: save the drawing here, too.
+        path: also save the drawing here.
 
     Returns:
         The drawing, (3, H', W') uint8.
@@ -79,7 +78,7 @@ def draw_cells(
     from PIL import Image, ImageDraw, ImageFont
 
     font = ImageFont.load_default(FONT_SIZE)
-    heights = []  # of each row: the lines of its captions, and its tallest picture
+    heights = []  # of each row: pixels of its captions, and of its tallest picture
     for row in rows:
         lines = max((text.count("\n") + 1 for _, text, _ in row), default=1)
         tallest = max((max(1, round(width * pixels.shape[0] / pixels.shape[1])) for pixels, _, _ in row), default=width)
@@ -104,7 +103,7 @@ def draw_cells(
 
 
 def to_pixels(picture: torch.Tensor) -> np.ndarray:
-    """(1 or 3, H, W) with values 0 to 1 to (H, W, 3) uint8."""
+    """Convert a picture (1 or 3, H, W), values 0 to 1, to (H, W, 3) uint8."""
     picture = picture.detach().float().cpu().clamp(0, 1).expand(3, -1, -1)
     return (picture * 255).round().byte().permute(1, 2, 0).numpy()
 

@@ -1,4 +1,4 @@
-"""Find out where time goes: name blocks, and read a table.
+"""Measure the time of named blocks.
 
 >>> timers = Timers()
 >>> with timers("epoch"):
@@ -20,12 +20,11 @@ import torch
 class Timers:
     """Adds up the seconds of named blocks; a block within another one gets a name below it.
 
-    Each thread nests for itself. Does nothing to what is timed, and costs about two microseconds a block.
+    Blocks nest within their thread. A block costs about two microseconds.
 
     Args:
-        synchronize: wait for the current GPU before each reading of the clock, so that the time of its work is that of
-            the block that asked for it. That slows down what is timed; without it, a block has the time in which the
-            work was asked for. No effect where CUDA was not used.
+        synchronize: wait for the current GPU before each reading of the clock, because a GPU works on after a block has
+            ended. Waiting slows the program down. No effect before CUDA is used.
         clock: returns seconds.
 
     Attributes:
@@ -36,14 +35,14 @@ class Timers:
         self.synchronize, self.clock = synchronize, clock
         self.totals: dict[str, tuple[float, int]] = {}
         self._guard = threading.Lock()
-        self._open = threading.local()  # .names: of the blocks that this thread is in
+        self._open = threading.local()  # .names: the blocks that this thread is in
 
     def __call__(self, name: str) -> "Block":
         """Return a context manager, which is a decorator as well, that times a block under this name."""
         return Block(self, name)
 
     def now(self) -> float:
-        """The clock, once a GPU is at rest if that was asked for."""
+        """Return the time of the clock, after the GPU has finished if `synchronize` is set."""
         if self.synchronize and torch.cuda.is_initialized():
             torch.cuda.synchronize()
         return self.clock()
@@ -52,11 +51,11 @@ class Timers:
         """Begin a block."""
         names = self._open.__dict__.setdefault("names", [])
         names.append(f"{names[-1]}/{name}" if names else name)
-        with self._guard:  # so that it stands in the table above what is in it
+        with self._guard:  # the table lists a block above those within it
             self.totals.setdefault(names[-1], (0.0, 0))
 
     def leave(self, seconds: float) -> None:
-        """End the innermost block, which took this long."""
+        """End the innermost block, which took `seconds`."""
         name = self._open.names.pop()
         with self._guard:
             total, count = self.totals.get(name, (0.0, 0))
@@ -64,24 +63,24 @@ class Timers:
 
     @property
     def names(self) -> list[str]:
-        """The full names, in the order in which the blocks were first entered."""
+        """The full names, in the order of their first blocks."""
         return [*self.totals]
 
     def total(self, name: str) -> float:
-        """The seconds in all blocks of this full name."""
+        """Return the seconds in all blocks of a full name."""
         return self.totals[name][0]
 
     def count(self, name: str) -> int:
-        """How many blocks of this full name have ended."""
+        """Return the number of blocks of a full name that have ended."""
         return self.totals[name][1]
 
     def mean(self, name: str) -> float:
-        """The mean seconds of a block of this full name; 0 while none has ended."""
+        """Return the mean seconds of a block of a full name; 0 when none has ended."""
         total, count = self.totals[name]
         return total / count if count else 0.0
 
     def table(self) -> str:
-        """A line for each name, indented below the block that it was in: total, count and mean."""
+        """Return a table with total, count and mean for each name, indented below its outer block."""
         rows = [("block", "total s", "count", "mean ms")]
         for name in self.names:
             shown = "  " * name.count("/") + name.rpartition("/")[2]
@@ -93,17 +92,17 @@ class Timers:
         )
 
     def clear(self) -> None:
-        """Forget all blocks that have ended."""
+        """Drop all blocks that have ended."""
         with self._guard:
             self.totals.clear()
 
 
 class Block:
-    """What `timers(name)` returns: ``with timers("augment"):``, or ``@timers("augment")`` above a function."""
+    """Times ``with timers("augment"):``, or a function below ``@timers("augment")``."""
 
     def __init__(self, timers: Timers, name: str):
         if not name or "/" in name:
-            raise ValueError(f"{name!r} is no name of a block: it must not be empty or hold a /")
+            raise ValueError(f"{name!r} cannot name a block: it must not be empty or contain a /")
         self.timers, self.name = timers, name
         self._started: list[float] = []  # several, when one object is entered again within itself
 

@@ -54,7 +54,7 @@ def test_what_is_there_is_never_overwritten(template, tmp_path):
 
 
 def test_a_place_inside_of_the_template_and_a_template_without_git_are_refused(template, tmp_path):
-    with pytest.raises(UserError, match="inside of the template"):
+    with pytest.raises(UserError, match="inside the template"):
         new_project(template / "mine", template)
     (tmp_path / "plain").mkdir()
     with pytest.raises(UserError, match="no git repository"):

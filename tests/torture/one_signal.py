@@ -29,8 +29,9 @@ def try_signal(job: Job, signum: int, number: int, seed: int) -> list[str]:
         dice = harness.draw(seed, job.name, number, attempt)
         with harness.scratch() as directory:
             trace = directory / "trace.jsonl"
-            flags = () if "fsdp" in job.name else ("--trace", str(trace))
-            life = hit_at_random(job, directory / "run", signum, 0.8 * seconds / (attempt + 1), dice, *flags)
+            is_traced = "fsdp" not in job.name
+            run = job.under("tools.trace", "--file", trace) if is_traced else job
+            life = hit_at_random(run, directory / "run", signum, 0.8 * seconds / (attempt + 1), dice)
             if life is None:
                 continue
             sent = time.monotonic()
@@ -43,10 +44,10 @@ def try_signal(job: Job, signum: int, number: int, seed: int) -> list[str]:
             newest, damaged = harness.newest_update(life.run_dir)
             if newest is None:
                 return [*faults, "nothing was saved"]
-            if flags and len(traced(trace)) != newest:
+            if is_traced and len(traced(trace)) != newest:
                 faults.append(f"{len(traced(trace))} updates were made, but {newest} are saved")
-            faults += harness.finish(job, life.run_dir, whole, *flags)
-            if flags and traced(trace) != list(range(1, num_updates(whole) + 1)):
+            faults += harness.finish(run, life.run_dir, whole)
+            if is_traced and traced(trace) != list(range(1, num_updates(whole) + 1)):
                 faults.append("an update was made twice, or never")
             return [*faults, *damaged]
     return ["it never came in time"]

@@ -63,7 +63,7 @@ def test_threads_nest_for_themselves():
 
 @pytest.mark.parametrize("name", ["", "a/b"])
 def test_a_name_that_cannot_be_shown_is_refused(name):
-    with pytest.raises(ValueError, match="no name of a block"):
+    with pytest.raises(ValueError, match="cannot name a block"):
         Timers()(name)
 
 
