@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
+PACKAGES = ("utils", "data", "model", "loss", "callbacks", "engine")
 FILES = [
     *(path for path in ROOT.glob("*.py") if path.name != "conftest.py"),
-    *(path for package in ("utils", "data", "model", "loss", "callbacks") for path in (ROOT / package).glob("*.py")),
+    *(path for package in PACKAGES for path in (ROOT / package).rglob("*.py")),
 ]
 MODULES = sorted(".".join(path.relative_to(ROOT).with_suffix("").parts) for path in FILES if path.stem != "__init__")
 OPTIONS = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE

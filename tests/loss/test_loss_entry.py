@@ -174,8 +174,8 @@ def test_the_arguments_of_several_losses_go_by_their_names():
     logits, masks = batch("Dice", 2)
     both = build(["PixelCE", "Dice:0.5"], 2, Dice={"smooth": 20})
     expected = build("PixelCE", 2)(logits, masks) + 0.5 * build("Dice", 2, smooth=20)(logits, masks)
-    torch.testing.assert_close(both(logits, masks), expected)
-    assert not torch.isclose(build(["PixelCE", "Dice:0.5"], 2)(logits, masks), expected)
+    torch.testing.assert_close(both(logits, masks)["loss"], expected)
+    assert not torch.isclose(build(["PixelCE", "Dice:0.5"], 2)(logits, masks)["loss"], expected)
     own = build(["CE", "torch.nn:MultiMarginLoss:2"], 10, MultiMarginLoss={"margin": 3.0})
     assert own.losses["MultiMarginLoss"].margin == 3.0
     assert build("Focal:2", 10, Focal={"gamma": 1.0}).losses["Focal"].gamma == 1.0
