@@ -17,12 +17,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-import parts
 from base_options import parse_train_options
 from callbacks.callback import Callback, CallbackList
 from callbacks.callback_entry import build_asked_for, build_default_callbacks
 from data.data_entry import build_loaders, data_notes, describe, seen_groups
 from data.loader import EvalLoader, Update, UpdateLoader
+from engine.checkpoints.checkpointer import build_checkpointer
 from engine.checkpoints.pretrained import load_pretrained
 from engine.checkpoints.state import PlainState
 from engine.command import launch
@@ -46,7 +46,7 @@ from engine.runs.scores import check_monitor
 from engine.session import Session
 from eval import EvaluatorBase
 from loss.weighted_sum import add_up, as_terms
-from utils.averaging import Averaging, check_can_measure
+from utils.averaging import Averaging, check_can_measure, check_start
 from utils.batch import move_to
 from utils.earlystopper import EarlyStopper, direction
 from utils.errors import DivergedError
@@ -106,7 +106,7 @@ class TrainerBase:
 
         # ---- who watches
         updates_per_epoch = self.train_loader.updates_per_epoch
-        self.checkpointer = parts.make_checkpointer(opt, self.run_dir.path, updates_per_epoch, self.distributed)
+        self.checkpointer = build_checkpointer(opt, self.run_dir.path, updates_per_epoch, self.distributed)
         self.callbacks = CallbackList([])
         if self.distributed.is_main:
             watching = [*self.build_callbacks(), *build_asked_for(opt, self.logger)]
@@ -406,7 +406,8 @@ class TrainerBase:
         if averaging:
             self.evaluator.weights = averaging.applied
         if self.opt.swa_start is not None:
-            parts.check_swa_start(self.opt, self.train_loader.updates_per_epoch)
+            if self.opt.max_updates and not self.opt.resume:  # a resumed run may have had shorter epochs
+                check_start(self.opt.swa_start, self.opt.max_updates, self.train_loader.updates_per_epoch)
             check_can_measure(self.networks, type(self).compute_loss is not TrainerBase.compute_loss)
         return averaging
 

@@ -243,3 +243,12 @@ def check_can_measure(networks: Mapping[str, nn.Module], has_forward: bool) -> N
     """Raise UserError if running statistics must be measured, but the task has no compute_loss to do it with."""
     if layers_with_statistics(networks) and not has_forward:
         raise UserError("--swa_start measures batch normalization with compute_loss(batch), which this task lacks.")
+
+
+def check_start(swa_start: int, max_updates: int, updates_per_epoch: int) -> None:
+    """Raise UserError if --max_updates ends a run before the epoch in which its average begins."""
+    last = -(-max_updates // updates_per_epoch)
+    if swa_start > last:
+        raise UserError(
+            f"--swa_start {swa_start} is after the last epoch: --max_updates {max_updates} ends in epoch {last}."
+        )

@@ -6,6 +6,7 @@ import logging
 import os
 import shutil
 import time
+from argparse import Namespace
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from engine.checkpoints.file import (
     verify,
 )
 from engine.devices.job import place
+from engine.devices.process_group import Distributed
 from engine.registry import short_name
 from utils.errors import DamagedError, UserError
 from utils.files import sweep_temporaries, write_atomically
@@ -219,3 +221,14 @@ def first_free(path: Path, before_number: str = "") -> Path:
     """Return the path, or if there is such a file, one with a number behind it."""
     names = (path.with_name(f"{path.name}{before_number}{number}") for number in itertools.count(1))
     return next(name for name in itertools.chain([path], names) if not name.exists())
+
+
+def build_checkpointer(opt: Namespace, run_dir: Path, updates_per_epoch: int, distributed: Distributed) -> Checkpointer:
+    """Build the writer of a run's checkpoints, in the format of --checkpoint_format."""
+    every = opt.save_every_updates or max(1, round(opt.save_every * updates_per_epoch))
+    prefix = opt.model_type or opt.proj_name
+    if opt.checkpoint_format == "sharded":
+        from engine.checkpoints.distributed import DistributedCheckpointer
+
+        return DistributedCheckpointer(distributed, run_dir, prefix, every, opt.keep)
+    return Checkpointer(run_dir, prefix, every, opt.keep, writes=distributed.is_main)
