@@ -207,7 +207,7 @@ class EvaluatorBase:
         loader = build_eval_loader(opt, dataset, opt.split, cls.eval_batch_size(opt), device)
 
         # ---- evaluate
-        evaluator.output_dir, _ = make_timestamped_dir(opt.save_path)
+        evaluator.output_dir = make_timestamped_dir(opt.save_path)
         evaluator.logger = build_logger(opt.proj_name, evaluator.output_dir / "eval_log.txt")
         evaluator.logger.info("\n".join([device_note, *data_notes({opt.split: dataset}, loader)]))
         loader.bad.warn = evaluator.logger.warning

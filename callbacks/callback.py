@@ -7,7 +7,7 @@ from typing import Any
 
 from engine.checkpoints.state import check_plain
 from utils.errors import nearest
-from utils.files import told_when_full
+from utils.files import full_disk_explained
 from utils.seed import preserved_random_state
 
 
@@ -130,7 +130,7 @@ class CallbackList:
             name = f"{type(callback).__name__}.{hook}"
             before = fingerprint(trainer) if self.is_checked else None
             # Random numbers of one callback must change neither the run nor the next callback.
-            with told_when_full(name, trainer.run_dir.path), preserved_random_state():
+            with full_disk_explained(name, trainer.run_dir.path), preserved_random_state():
                 getattr(callback, hook)(trainer, *arguments)
             if self.is_checked and fingerprint(trainer) != before:
                 trainer.progress.is_exact = False  # a checkpoint written now must not be resumed from

@@ -22,7 +22,7 @@ from tools.digest import digests
 from tools.task import parts_of, read_command, run_tool, trial, try_step
 from trainer import TrainerBase
 from utils.errors import UserError
-from utils.files import told_when_full
+from utils.files import full_disk_explained
 from utils.lr_finder import LrCurve, describe, draw_curve, find_lr
 
 
@@ -116,7 +116,7 @@ def save_curve(curve: LrCurve, directory: Path) -> list[Path]:
     numbers = directory / "lr_finder.npz"
     picture = directory / "lr_finder.png"
     suggestion = math.nan if curve.suggestion is None else curve.suggestion
-    with told_when_full("The learning-rate finder", directory):
+    with full_disk_explained("The learning-rate finder", directory):
         np.savez(numbers, rates=curve.rates, losses=curve.losses, mean=curve.mean, suggestion=suggestion)
         draw_curve(curve, picture)
     return [picture, numbers]

@@ -7,14 +7,14 @@ from typing import Any
 from utils.errors import UserError
 
 MODES = ("max", "min")
-LESS_IS_BETTER = {  # words in the names of metrics
+LESS_IS_BETTER = {  # words in names of metrics
     "loss", "error", "err", "mae", "mse", "rmse", "mape", "nll", "perplexity", "ppl", "brier", "ece", "fid", "lpips",
     "wer", "cer", "eer", "hausdorff", "distance",
 }  # fmt: skip
 
 
 def direction(monitor: str, mode: str = "auto") -> str:
-    """Return "min" or "max": `mode`, or for "auto" "min" if the name has one of the words for which less is better.
+    """Return `mode`; for "auto", "min" if a word in the metric's name says that less is better, else "max".
 
     >>> direction("loss"), direction("loss_dice"), direction("val_mae"), direction("accuracy"), direction("loss", "max")
     ('min', 'min', 'min', 'max', 'max')
@@ -45,7 +45,7 @@ class EarlyStopper:
         num_bad: validations since then.
 
     Raises:
-        UserError: when `mode` is neither, or `patience` or `min_delta` is below 0.
+        UserError: `mode` is neither, or `patience` or `min_delta` is below 0.
     """
 
     def __init__(self, mode: str = "max", patience: int = 10, min_delta: float = 0.0):
@@ -60,7 +60,7 @@ class EarlyStopper:
         self.num_bad = 0
 
     def update(self, value: float) -> bool:
-        """Take the metric of one validation, and return whether it is an improvement. NaN never is."""
+        """Add the metric of one validation, and return whether it is an improvement. NaN never is."""
         value = float(value)
         gain = value - self.best if self.mode == "max" else self.best - value
         improved = gain > self.min_delta  # False when the value is NaN
@@ -79,7 +79,7 @@ class EarlyStopper:
         return {"best": self.best, "num_bad": self.num_bad}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take back what `state_dict` returned; ValueError for anything else."""
+        """Restore a state of `state_dict`; ValueError for anything else."""
         best, num_bad = state["best"], state["num_bad"]
         if type(best) is not float or math.isnan(best) or type(num_bad) is not int or num_bad < 0:
             raise ValueError(f"the best value {best!r} and {num_bad!r} validations since then cannot be")

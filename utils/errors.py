@@ -1,4 +1,4 @@
-"""Exceptions for people, and what the exit status of a program says."""
+"""Exceptions for people, each with the exit status of a program that ends with it."""
 
 import difflib
 from collections.abc import Iterable
@@ -6,50 +6,45 @@ from typing import Any
 
 
 class UserError(ValueError):
-    """Something the user gave cannot work: an option, a file, a directory.
+    """An option, a file or a directory cannot work.
 
-    The message is one or two lines: what was given, what is allowed, how to mend it. The command lines end with it
-    on stderr and exit status `status`, without a traceback. A fault of the programmer is any other exception.
+    The message is one line: the value, the allowed values, the mend. Programs print it on stderr without a traceback,
+    and end with `status`. A fault of the programmer is any other exception.
     """
 
-    status = 2  # what was asked for cannot work
+    status = 2
 
     def __init__(self, message: str):
-        # A loading process hands its error over as a text that has the traceback in it.
+        # DataLoader passes the error of a loading process on as a text with its traceback.
         super().__init__(message.rpartition("utils.errors.UserError: ")[2].strip())
 
 
 class DamagedError(UserError):
-    """A checkpoint is not what was once written, or no checkpoint is left that is."""
+    """A checkpoint is damaged, or none is left that is intact."""
 
     status = 3
 
 
 class DivergedError(UserError):
-    """A loss or a gradient is infinite or not a number.
-
-    Attributes:
-        update: the data of the update that it happened in, when that is not the one under way.
-    """
+    """A loss or a gradient is infinite or not a number."""
 
     status = 4
-    update: Any = None
 
 
 class LoadingError(UserError):
-    """A process that loads data died or hangs."""
+    """A loading process died or hangs."""
 
     status = 5
 
 
 class PeerError(UserError):
-    """Another of several processes died, or does not answer."""
+    """Another of the training processes died, or does not answer."""
 
     status = 6
 
 
 def shown(value: Any) -> str:
-    """Quote what was given for a message, cut when it is long.
+    """Quote a value for a message, shortened if it is long.
 
     >>> shown("1e-3x"), shown("9" * 100)
     ("'1e-3x'", "'999999999999999999999999999999999999999999999999999999999999'...")

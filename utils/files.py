@@ -13,22 +13,22 @@ from typing import Any
 from utils.errors import UserError
 
 NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
-CANNOT_FSYNC = {errno.EINVAL, errno.ENOTSUP}  # what a file system answers that has no such call for directories
+CANNOT_FSYNC = {errno.EINVAL, errno.ENOTSUP}  # from file systems without this call for directories
 
 
 class StorageError(UserError):
-    """There is no room for a file: the disk is full, or a quota or a limit is reached."""
+    """There is no room for a file: the disk is full, or a quota is reached."""
 
 
 def write_atomically(path: Path, *parts: bytes | memoryview) -> None:
     """Write a file so that at every moment, even at a crash, `path` holds either the old content or the new.
 
-    The temporary file stands in the same directory, because a rename is atomic only within one file system, and it is
-    flushed to the disk before the rename, because the rename may reach the disk first.
+    The temporary file is in the same directory, because a rename is atomic only within one file system. It is flushed
+    to the disk first, because the rename may reach the disk before it.
 
     Raises:
-        StorageError: when there is no room. The old file stays.
-        UserError: when the file cannot be written for another reason.
+        StorageError: there is no room. The old file stays.
+        UserError: the file cannot be written for another reason.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -44,7 +44,7 @@ def write_atomically(path: Path, *parts: bytes | memoryview) -> None:
         if error.errno not in NO_SPACE:
             raise UserError(f"Cannot write {path}: {error.strerror}.") from None
         needed, free = sum(map(len, parts)), shutil.disk_usage(path.parent).free
-        intact = " The file of this name that was there before is intact." if path.exists() else ""
+        intact = " The old file of this name is intact." if path.exists() else ""
         raise StorageError(
             f"Cannot write {path}: {error.strerror}. It needs {needed:,} bytes; {free:,} are free on the disk.{intact}"
         ) from None
@@ -52,7 +52,7 @@ def write_atomically(path: Path, *parts: bytes | memoryview) -> None:
 
 @contextlib.contextmanager
 def removed_afterwards(path: Path) -> Iterator[None]:
-    """Remove the file, if it is still there, when the block is left."""
+    """Remove the file, if it still exists, at the end of the block."""
     try:
         yield
     finally:
@@ -61,7 +61,7 @@ def removed_afterwards(path: Path) -> Iterator[None]:
 
 
 def fsync_directory(directory: Path) -> None:
-    """Bring the names in a directory to the disk, where the file system can."""
+    """Flush the names in a directory to the disk, where the file system can."""
     descriptor = os.open(directory, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -73,27 +73,30 @@ def fsync_directory(directory: Path) -> None:
 
 
 def sweep_temporaries(directory: str | Path) -> list[Path]:
-    """Remove what `write_atomically` left in a directory when the process was killed; return what was removed.
+    """Remove the temporary files that a killed `write_atomically` left in a directory, and return their paths.
 
-    No other process may be writing there: take the lock of the directory first.
+    No other process may be writing there: lock the directory first.
     """
-    found = [path for path in Path(directory).glob(".*.tmp") if re.fullmatch(r"\..+\.\d+\.tmp", path.name)]
-    for path in found:
+    paths = [path for path in Path(directory).glob(".*.tmp") if re.fullmatch(r"\..+\.\d+\.tmp", path.name)]
+    for path in paths:
         path.unlink(missing_ok=True)
-    return found
+    return paths
 
 
 def write_json(path: str | Path, content: Any, indent: int | None = 2) -> None:
-    """Write `content` as a JSON file that ends with a line break; see `write_atomically` for what is raised."""
+    """Write `content` as a JSON file that ends with a line break, see `write_atomically`."""
     write_atomically(Path(path), (json.dumps(content, indent=indent) + "\n").encode())
 
 
 @contextlib.contextmanager
-def told_when_full(what: str, directory: str | Path) -> Iterator[None]:
-    """Turn the error of a full disk, raised by whatever writes in the block, into one for people.
+def full_disk_explained(what: str, directory: str | Path) -> Iterator[None]:
+    """Turn the error of a full disk in the block into a StorageError that names the room to make.
 
-    How much a stream of small records will need, nobody knows; the largest file there is a measure for what to make
-    room for.
+    The need of a stream of small records is unknown, so the largest file in the directory is the measure.
+
+    Args:
+        what: writes in the block.
+        directory: is written to.
     """
     try:
         yield

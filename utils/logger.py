@@ -11,7 +11,7 @@ DIM, RESET = "\033[2m", "\033[0m"
 
 
 def wants_colour(stream: TextIO) -> bool:
-    """Colour only where a person reads it, and not where NO_COLOR asks for none (no-color.org)."""
+    """Return whether to colour: on a terminal, unless NO_COLOR is set (no-color.org)."""
     return stream.isatty() and "NO_COLOR" not in os.environ and os.environ.get("TERM") != "dumb"
 
 
@@ -35,7 +35,7 @@ class TerminalHandler(logging.Handler):
 
 
 class LogFileHandler(logging.FileHandler):
-    """Appends to a file; when that fails, says so once and lets the run go on."""
+    """Appends to a file. If that fails, it prints one message, and the run goes on."""
 
     has_failed = False
 
@@ -51,7 +51,7 @@ class LogFileHandler(logging.FileHandler):
 def build_logger(name: str, path: str | Path | None = None) -> logging.Logger:
     """Return a logger that writes to the terminal and, when `path` is given, appends to that file.
 
-    Its handlers are its own: it does not pass records to the root logger, so nothing is printed twice.
+    It does not pass records to the root logger, so nothing is printed twice.
     """
     logger = logging.Logger(name, level=logging.INFO)
     logger.addHandler(TerminalHandler())
@@ -63,7 +63,7 @@ def build_logger(name: str, path: str | Path | None = None) -> logging.Logger:
 
 
 def build_stderr_logger(name: str, prefix: str) -> logging.Logger:
-    """Return a logger for one of many processes: warnings and errors on standard error, each line begun by `prefix`."""
+    """Return a logger of warnings and errors on standard error, with a prefix, for one of several processes."""
     logger = logging.Logger(name, level=logging.WARNING)
     handler = logging.StreamHandler()
     handler.setFormatter(logging.Formatter(f"{prefix}%(message)s"))

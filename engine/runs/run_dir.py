@@ -46,7 +46,7 @@ class RunDir:
         self.is_main = distributed.is_main
         path = Path(resume).parent if resume else None
         if self.is_main and not (path and is_run_dir(path)):
-            path, _ = make_timestamped_dir(output_dir)
+            path = make_timestamped_dir(output_dir)
         self.path = distributed.broadcast(path)
         self.name = f"{proj_name}_{self.path.name}"
         self.log_path = self.path / f"{self.name}_log.txt"

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from utils.errors import UserError
-from utils.files import StorageError, told_when_full, write_json
+from utils.files import StorageError, full_disk_explained, write_json
 
 
 def test_json_file_ends_with_a_line_break_and_is_replaced_whole(tmp_path):
@@ -26,11 +26,11 @@ def test_full_disk_is_told_by_who_found_it(tmp_path):
     (tmp_path / "a_ckpt.pth").write_bytes(b"x" * 12345)
     words = r"^CSVLogger cannot write: No space left on device\. .*needs 12,345 bytes .* are free"
     refused = pytest.raises(StorageError, match=words)
-    with refused as caught, told_when_full("CSVLogger", tmp_path), open("/dev/full", "w") as file:
+    with refused as caught, full_disk_explained("CSVLogger", tmp_path), open("/dev/full", "w") as file:
         file.write("x" * 100_000)
     assert isinstance(caught.value, UserError) and caught.value.status == 2
 
 
 def test_other_errors_pass_as_they_are(tmp_path):
-    with pytest.raises(FileNotFoundError), told_when_full("CSVLogger", tmp_path):
+    with pytest.raises(FileNotFoundError), full_disk_explained("CSVLogger", tmp_path):
         (tmp_path / "gone" / "a").write_text("x")

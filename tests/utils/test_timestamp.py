@@ -18,20 +18,20 @@ time.time = lambda: 1_700_000_000.9
 from utils.timestamp import make_timestamped_dir
 sys.stdin.readline()
 for _ in range(50):
-    print(make_timestamped_dir(sys.argv[1])[0])
+    print(make_timestamped_dir(sys.argv[1]))
 """
 
 
 def test_directory_is_named_by_the_second(tmp_path):
     before = int(time.time())
-    path, timestamp = make_timestamped_dir(tmp_path / "Results" / "Vanilla")
-    assert path == tmp_path / "Results" / "Vanilla" / timestamp and path.is_dir()
-    assert re.fullmatch(r"\d+", timestamp) and before <= int(timestamp) <= time.time()
+    path = make_timestamped_dir(tmp_path / "Results" / "Vanilla")
+    assert path.parent == tmp_path / "Results" / "Vanilla" and path.is_dir()
+    assert re.fullmatch(r"\d+", path.name) and before <= int(path.name) <= time.time()
 
 
 def test_second_run_of_a_second_takes_the_next_one(tmp_path, monkeypatch):
     monkeypatch.setattr(time, "time", lambda: 1_700_000_000.9)
-    assert [make_timestamped_dir(tmp_path)[1] for _ in range(3)] == ["1700000000", "1700000001", "1700000002"]
+    assert [make_timestamped_dir(tmp_path).name for _ in range(3)] == ["1700000000", "1700000001", "1700000002"]
 
 
 def test_processes_that_begin_in_the_same_second_share_no_directory(tmp_path):

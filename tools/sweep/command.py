@@ -206,7 +206,7 @@ def check(trainer_class: type[TrainerBase], opt: Namespace, settings: Sequence[M
 def open_directory(opt: Namespace) -> tuple[Path, DirectoryLock]:
     """Return the directory of the sweep and its lock: of a new one, with its plan in it, or of one to continue."""
     if not opt.resume:
-        root, _ = make_timestamped_dir(opt.output_dir)
+        root = make_timestamped_dir(opt.output_dir)
         lock = DirectoryLock(root, "sweep")
         left_out = ("trainer", "config", "resume")
         plan = {name: value for name, value in vars(opt).items() if name not in left_out and value != []}
