@@ -18,9 +18,9 @@ NOTE = "dropout without the restored random state; augmentation without the per-
 
 def without_random_state() -> None:
     """Do not give the random generators back the state of the checkpoint."""
-    from engine import run_state
+    from utils.seed import GlobalGenerators
 
-    run_state.set_random_state = lambda state: None
+    GlobalGenerators.load_state_dict = lambda generators, state: None
 
 
 def without_sample_seeds() -> None:

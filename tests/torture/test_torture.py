@@ -9,7 +9,6 @@ import pytest
 from torch.nn import functional as F
 
 from data import fetcher, sampler
-from engine import run_state
 from engine.checkpoints.checkpointer import Checkpointer
 from tests.torture import __main__ as torture
 from tests.torture import (
@@ -28,6 +27,7 @@ from tests.torture import (
 from tests.torture.harness import Row
 from trainer_seg_on_carvana import TrainerSeg
 from trainer_vanilla import TrainerVanilla
+from utils.seed import GlobalGenerators
 
 REAL = {  # with processes of their own
     "kills": lambda: kills.run(1, only="vanilla"),
@@ -71,7 +71,7 @@ def test_a_save_may_die_at_any_boundary(monkeypatch):
 @pytest.mark.parametrize(
     ("task", "flags", "switches"),
     [
-        (WithDropout, (), [(run_state, "set_random_state", lambda state: None)]),
+        (WithDropout, (), [(GlobalGenerators, "load_state_dict", lambda generators, state: None)]),
         (TrainerSeg, ("--augment", "--num_workers", 2, "--no-cache"),
          [(sampler, "seed_cpu", lambda seed: None), (fetcher, "preserved_random_state", contextlib.nullcontext)]),
     ],

@@ -22,7 +22,7 @@ from utils.errors import DamagedError, UserError
 
 SHARDED = ("--checkpoint_format", "sharded", "--save_every_updates", 3)
 SLOW = """
-import sys, time
+import os, signal, sys, time
 from pathlib import Path
 sys.path.insert(0, {root!r})
 from trainer_vanilla import TrainerVanilla
@@ -35,8 +35,15 @@ def slow(self, plan, planner):
     return written
 
 Writer.write_data = slow
+
+class Killed(TrainerVanilla):
+    def train_update(self, update):
+        if self.progress.update == 11:  # then the checkpoint of 9 is still being written
+            os.kill(os.getpid(), signal.SIGKILL)
+        super().train_update(update)
+
 if __name__ == "__main__":
-    TrainerVanilla.main()
+    Killed.main()
 """
 
 
@@ -313,7 +320,7 @@ def test_killed_while_writing_two_processes_go_on_with_the_same_bits(tmp_path, r
     flags = (*flags, *SHARDED, "--nproc", 2, "--parallel", "fsdp")
     done = command("trainer_vanilla.py", *flags, "--output_dir", tmp_path / "whole")
     assert done.returncode == 0, done.stderr
-    done = command(program, *flags, "--output_dir", tmp_path / "killed", "--kill_at", 11)  # 9 is still being written
+    done = command(program, *flags, "--output_dir", tmp_path / "killed")
     assert done.returncode == 6, done.stderr
     (whole,), (killed,) = [list((tmp_path / name).iterdir()) for name in ("whole", "killed")]
     assert sorted(path.name for path in (killed / "shards" / "9").glob("*.distcp")) == ["__0_0.distcp", "__1_0.distcp"]
