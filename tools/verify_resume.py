@@ -219,7 +219,7 @@ CAUSES = {
     REPEATED: {
         "data": "The data set draws from the system's randomness (os.urandom, secrets, a generator without a seed), or "
         "depends on the clock, or on an order that varies: of a set, of os.listdir() or glob() without sorted().",
-        "random": "Something seeds a global generator anew, or the clock decides how often one is drawn from.",
+        "random": "Something seeds a global generator again, or the clock decides how often one is drawn from.",
         "step": "The loss or the network depends on the clock, or on the system's randomness (os.urandom, a generator "
         "without a seed). Or sums are made in an order that varies: on a GPU try --deterministic, on a CPU the "
         "environment variable OMP_NUM_THREADS=1.",

@@ -1,4 +1,4 @@
-"""Watch the gradients of each layer. An example of a callback that one attaches oneself::
+"""Write the gradient norm of each layer. An example of a callback that a task attaches::
 
     def build_callbacks(self):
         return [*super().build_callbacks(), GradientNorms(self.run_dir.path)]
@@ -19,13 +19,13 @@ from utils.errors import UserError
 class GradientNorms(Callback):
     """Writes the norm of each layer's gradients after every --log_every-th update, as the optimizer saw them: clipped.
 
-    They go to gradients.csv (columns update, layer, norm), and to TensorBoard as gradients/LAYER. Of several processes
-    that each hold a part of the network (FSDP) none can tell a norm, so that is refused.
+    They go to gradients.csv (columns update, layer, norm), and to TensorBoard as gradients/LAYER. A sharded network
+    (FSDP) is refused, because no process has whole gradients.
 
     Args:
         run_dir: of the run.
         depth: see `extras.callbacks.gradients.gradient_norms`.
-        tensorboard: whether to write events, too.
+        tensorboard: whether to write events too.
     """
 
     def __init__(self, run_dir: str | Path, depth: int | None = None, tensorboard: bool = True):
@@ -37,7 +37,7 @@ class GradientNorms(Callback):
         if trainer.distributed.is_sharded:
             raise UserError("GradientNorms needs whole gradients: with --parallel fsdp no process has them.")
         rows = []
-        if self.path.exists():  # without what came after the checkpoint that is resumed
+        if self.path.exists():  # drop rows after the checkpoint
             with open(self.path, newline="", encoding="utf-8") as file:
                 rows = [row for row in csv.reader(file) if row[0].isdigit() and int(row[0]) <= trainer.progress.update]
         with open(self.path, "w", newline="", encoding="utf-8") as file:

@@ -1,4 +1,4 @@
-"""How large the gradients of each layer are: where they vanish, and where they explode."""
+"""Measure the gradients of each layer, to see where they vanish or explode."""
 
 import torch
 from torch import nn
@@ -10,9 +10,9 @@ def gradient_norms(network: nn.Module, depth: int | None = None) -> dict[str, to
     Reading them with `.item()` waits for a GPU; `torch.stack([*norms.values()]).tolist()` waits once for all.
 
     Args:
-        network: after a backward pass. Parameters without a gradient are passed over.
-        depth: how many parts of a parameter's name make a layer's, "encoder.0.conv.weight" with 2 is "encoder.0";
-            None takes all but the last.
+        network: after a backward pass. Parameters without a gradient are left out.
+        depth: number of parts of a parameter's name that name its layer: "encoder.0.conv.weight" with 2 is
+            "encoder.0"; None takes all but the last.
 
     >>> network = nn.Sequential(nn.Linear(1, 1), nn.Linear(1, 1))
     >>> network(torch.ones(1, 1)).sum().backward()

@@ -1,4 +1,4 @@
-"""A picture per epoch, in the run directory."""
+"""Save a picture per epoch."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -8,9 +8,9 @@ from utils.draw import save_picture
 
 
 class Pictures(Callback):
-    """Saves what the evaluator's `draw` makes of the first validation batch as `directory`/epoch_0001.png, and so on.
+    """Saves the evaluator's drawing of the first validation batch as `directory`/epoch_0001.png, and so on.
 
-    A resumed run writes those of its epochs again. Networks that are cut up between processes draw none.
+    A resumed run writes the pictures of its epochs again. Sharded networks (FSDP) have none.
     """
 
     def __init__(self, directory: str | Path):

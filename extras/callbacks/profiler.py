@@ -1,4 +1,4 @@
-"""A trace of a few updates, and a table of what took their time."""
+"""Profile a few updates: write a trace and a table of operators by time."""
 
 import logging
 import os
@@ -13,25 +13,25 @@ from callbacks.callback import Callback
 from utils.errors import UserError
 from utils.files import write_atomically
 
-WARM_UP = 5  # updates: the first ones choose algorithms and fill caches
+WARM_UP = 5  # updates that are not recorded: they choose algorithms and fill caches
 ROWS_IN_LOG = 12
 NAME_WIDTH = 38  # of an operator in the log; with the numbers a line has at most 80 characters
-NAMES = {  # of the time in annotations that no operator accounts for
+NAMES = {  # of the time in annotations that belongs to no operator
     "update ": "(Python, in the update)",
     "ProfilerStep": "(Python, between updates)",  # torch's own annotation: from the end of an update to the next
 }
 
 
 class Profiler(Callback):
-    """Records updates with `torch.profiler`, after a few to warm up; then training goes on.
+    """Records updates with `torch.profiler`, after a warm-up; then training continues.
 
-    It writes to RUN/profile: a trace, for https://ui.perfetto.dev, chrome://tracing or TensorBoard, in which every
-    update has its name ("update 12"), and a table of the operators. All updates are of one epoch, so that no evaluation
-    is among them: it waits for an epoch that has so many. If none has, it records as many as there are, and says so.
+    It writes to RUN/profile: a trace for https://ui.perfetto.dev, chrome://tracing or TensorBoard, in which every
+    update has its name ("update 12"), and a table of the operators. All updates are of one epoch, because an evaluation
+    between them would be recorded too. Without an epoch of enough updates it records fewer and warns.
 
     Args:
-        num_updates: how many to record.
-        logger: is told where the files are, and the top of the table.
+        num_updates: number of updates to record.
+        logger: gets the paths of the files and the top of the table.
     """
 
     def __init__(self, num_updates: int, logger: logging.Logger):
@@ -87,16 +87,17 @@ class Profiler(Callback):
             return
         try:
             self.finish(trainer.run_dir.path)
-        except Exception as failure:  # which must not take the place of what ended the run
+        except Exception as failure:  # it must not replace the exception that ended the run
             self.logger.warning(f"The profile could not be written: {failure or type(failure).__name__}")
 
     def leave_annotation(self) -> None:
+        """End the annotation of the update under way."""
         if self.annotation is not None:
             self.annotation.__exit__(None, None, None)
             self.annotation = None
 
     def finish(self, run_dir: Path) -> None:
-        """Stop recording and write what there is."""
+        """Stop recording and write the files."""
         recorder, self.profile, self.is_done = self.profile, None, True
         self.leave_annotation()
         recorder.stop()  # waits for the device
@@ -122,15 +123,15 @@ class Profiler(Callback):
 
 
 def operators(recorder: profile) -> list[tuple[str, int, float, float]]:
-    """Return (name, calls, CPU seconds, GPU seconds) of each operator, without those that it calls; the longest first.
+    """Return (name, calls, CPU seconds, GPU seconds) of each operator, the longest first.
 
-    The GPU's seconds are those of the kernels that an operator started. What is spent between operators is in rows of
-    its own.
+    Times exclude the operators that an operator calls. GPU seconds are those of the kernels that it started. The time
+    between operators has rows of its own.
     """
     rows: dict[str, list] = {}
     for event in recorder.key_averages():
         if event.device_type != DeviceType.CPU:
-            continue  # kernels are counted with what started them
+            continue  # kernels are counted with the operators that started them
         name = next((name for begin, name in NAMES.items() if event.key.startswith(begin)), event.key)
         row = rows.setdefault(name, [0, 0.0, 0.0])
         row[0] += event.count
@@ -141,7 +142,7 @@ def operators(recorder: profile) -> list[tuple[str, int, float, float]]:
 
 
 def format_operators(rows: list[tuple[str, int, float, float]], num_updates: int, name_width: int, most: int) -> str:
-    """Write the first `most` of `operators` as a table, per update; the GPU's columns only where it was used."""
+    """Format the first `most` rows of `operators` as a table, per update; with GPU columns if it was used."""
     columns = {"CPU": 2} | ({"GPU": 3} if any(row[3] for row in rows) else {})
     sums = {name: sum(row[place] for row in rows) or 1e-9 for name, place in columns.items()}
     numbers = "".join(f"{name + ' ms':>10}{name + ' %':>7}" for name in columns)

@@ -1,4 +1,4 @@
-"""Another turn for a job that ran out of its time."""
+"""Requeue a SLURM job that ran out of time."""
 
 import logging
 import signal
@@ -11,11 +11,10 @@ from extras.callbacks.slurm import requeue
 class Requeue(Callback):
     """Puts the SLURM job back in the queue when its time is up: after --max_time, or on the warning signal SIGUSR1.
 
-    The script of the job continues by itself when it is started again, with ``--resume auto``. SIGTERM and Ctrl-C are
-    from someone who wants the job to end, and put nothing back.
+    The job continues with ``--resume auto``. SIGTERM and Ctrl-C mean that it should end, so they do not requeue it.
 
     Args:
-        logger: is told what came of it.
+        logger: gets the result.
     """
 
     def __init__(self, logger: logging.Logger):

@@ -1,4 +1,4 @@
-"""A copy of the code that made a run, in its directory."""
+"""Copy the code into the run directory."""
 
 import logging
 
@@ -7,7 +7,7 @@ from tools.source_copy import copy_source
 
 
 class SaveCode(Callback):
-    """Writes `code_atN.tar.gz` when a run begins (N is 0) or is resumed after N updates: code may have changed since.
+    """Writes `code_atN.tar.gz` when a run starts (N is 0) or resumes after N updates, because code may have changed.
 
     Args:
         logger: of the run.

@@ -1,23 +1,22 @@
-"""Put a job back into the queue of the scheduler SLURM (https://slurm.schedmd.com/scontrol.html)."""
+"""Requeue a job of the scheduler SLURM (https://slurm.schedmd.com/scontrol.html)."""
 
 import os
 import subprocess
 from logging import Logger
 
-TIMEOUT = 30  # seconds; a controller that is busy takes some
+TIMEOUT = 30  # seconds; a busy controller is slow
 
 
 def job_id() -> str | None:
-    """The id of the SLURM job that this process belongs to, "12" or, of an array, "12_3"; None outside SLURM."""
+    """Return the id of the SLURM job of this process, "12" or, in an array, "12_3"; None outside SLURM."""
     array, task = os.environ.get("SLURM_ARRAY_JOB_ID"), os.environ.get("SLURM_ARRAY_TASK_ID")
     return f"{array}_{task}" if array and task else os.environ.get("SLURM_JOB_ID") or None
 
 
 def requeue(logger: Logger) -> bool:
-    """Ask SLURM to start this job once more; say in the log what came of it, and return whether it will.
+    """Ask SLURM to start this job again, log the result, and return whether it will.
 
-    SLURM then ends what is left of the job, so this is for after the last checkpoint. What fails is logged, not
-    raised: the checkpoint is what counts.
+    SLURM then kills the job, so call this after the last checkpoint. A failure is logged, not raised.
     """
     job = job_id()
     if job is None:

@@ -13,10 +13,10 @@ class StopBelow(Callback):
 
     Args:
         threshold: the loss, in its own unit.
-        logger: is told why the run stops.
+        logger: gets the reason.
 
     Raises:
-        UserError: after the first epoch, when the task's step returns no "loss".
+        UserError: the task's step returns no "loss"; raised after the first epoch.
     """
 
     def __init__(self, threshold: float, logger: logging.Logger):
@@ -30,7 +30,7 @@ class StopBelow(Callback):
     def on_epoch_end(self, trainer, row: Mapping[str, float]) -> None:
         if "train/loss" not in row:
             there = ", ".join(name for name in row if name.startswith("train/")) or "none"
-            raise UserError(f"--stop_below looks at train/loss, which this task does not have: there is {there}.")
+            raise UserError(f"--stop_below needs train/loss, which this task does not have: there is {there}.")
         self.loss = row["train/loss"]
         self.ask(trainer)
 

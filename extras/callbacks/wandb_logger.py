@@ -1,4 +1,4 @@
-"""Curves for Weights & Biases (https://docs.wandb.ai), kept on this machine unless the user wants them elsewhere."""
+"""Write curves for Weights & Biases (https://docs.wandb.ai), offline by default."""
 
 import os
 import uuid
@@ -8,15 +8,14 @@ from typing import Any
 
 from callbacks.callback import Callback
 
-MODE = "WANDB_MODE"  # the environment variable by which a user says online, offline or disabled
+MODE = "WANDB_MODE"  # environment variable: online, offline or disabled
 
 
 class WandB(Callback):
     """Writes `train/...` and `lr` per logged update and `val/...` per validation, over the number of updates.
 
-    Offline, which is the default here, nothing is sent and no account is needed; `wandb sync RUN/wandb/offline-run-*`
-    sends it later. A resumed run goes on under the same id. What was logged after the checkpoint that is resumed is
-    logged again, under the same numbers of updates.
+    Offline, the default here, nothing is sent and no account is needed; `wandb sync RUN/wandb/offline-run-*` sends it
+    later. A resumed run continues under the same id, and logs the updates after the checkpoint again.
 
     Args:
         run_dir: of the run; the files go to a directory `wandb` in it.
