@@ -142,6 +142,12 @@ class ModelTrainer(TrainerBase):
             raise UserError("The loss that the model returns depends on no parameter that is trained: was it detached?")
         return loss
 
+    def train(self) -> None:
+        try:
+            super().train()
+        finally:
+            self.unwrap()
+
     def unwrap(self) -> None:
         """Let go of the wrapper of several processes, so that another run may wrap the model again."""
         self.wrapped = dict(self.networks)
@@ -169,34 +175,24 @@ def fit(
     on_epoch_end: Callable[[TrainerBase, Mapping[str, float]], Any] | None = None,
     **options: Any,
 ) -> ModelTrainer:
-    """Train a model in place.
+    """Train a model in place, and return the trainer: its `run_dir.path`, `progress`, `score` and more.
 
-    Started by torchrun, all processes call it alike, and share the samples of each update.
+    Started by torchrun, all processes call it alike, and share the samples of each update. docs/functional.md has more.
 
     Args:
-        model: `model(*batch)` returns the loss, a scalar tensor, the mean over the batch; or a mapping with a "loss".
-            A batch that is a dictionary is given as `model(**batch)`.
-        optimizer: for parameters of the model; see `param_groups`.
-        scheduler: of the optimizer, or None.
-        dataset: map-style. Randomness in a sample is a function of (seed, epoch, index).
+        model: `model(*batch)`, or `model(**batch)` for a dictionary, returns the loss, a scalar tensor, the mean over
+            the batch; or a mapping with a "loss".
+        optimizer, scheduler: for parameters of the model (see `param_groups`), and of the optimizer; or None.
+        dataset, val_dataset: map-style; the mean loss on the latter is measured after each epoch.
         batch_size: samples that go through the model at once, over all processes together.
-        num_epochs, num_updates: the length; give one of them. An epoch that the last update cuts short counts as one.
+        num_epochs, num_updates: the length; give one of them. An epoch that is cut short counts as one.
         accumulate: batches whose gradients make one update; their loss is the mean over all their samples.
         schedule_per_update: the scheduler is stepped after each update; False: after each epoch.
-        snapshot_every: epochs from one checkpoint to the next, such as 0.5. One is also written at the end, and on an
-            exception, a signal or Ctrl-C.
-        resume: a run directory or a checkpoint to continue; "auto" for the newest unfinished run in `output_dir`, or
-            a new one.
+        snapshot_every: epochs from one checkpoint to the next, such as 0.5.
+        resume: a run directory or a checkpoint; "auto" for the newest unfinished run in `output_dir`, or a new one.
         shuffle: each epoch has an order of its own; False: the order of the data set.
-        val_dataset: its mean loss is measured after each epoch, in eval mode, and the best checkpoint kept; or None.
-        callbacks: see callbacks/callback.py.
-        on_update_end, on_epoch_end: functions of (trainer, values) and (trainer, row), called as the hooks of a
-            callback are, in process 0. `trainer.should_stop = True` asks to stop.
-        options: options of the command line, such as seed=0, amp="bf16", clip=1.0, stop_below=0.1, num_workers=4,
-            ema=0.999, output_dir="runs"; all of them are in `OPTIONS`.
-
-    Returns:
-        The trainer: among others `run_dir.path`, `progress` (epochs and updates done) and `score`.
+        callbacks, on_update_end, on_epoch_end: see callbacks/callback.py; functions of (trainer, values or row).
+        options: options of the command line, such as seed=0, amp="bf16"; all of them are in `OPTIONS`.
 
     Raises:
         UserError: an argument is unknown, out of range, or contradicts another one or the run that is resumed.
@@ -204,24 +200,14 @@ def fit(
         KeyboardInterrupt, SystemExit: a signal arrived; the checkpoint is written.
     """
     check_parts(model, optimizer, scheduler, dataset, val_dataset)
-    all_callbacks = as_callbacks(callbacks, on_update_end=on_update_end, on_epoch_end=on_epoch_end)
     values = sizes(batch_size, accumulate) | durations(num_epochs, num_updates, resume)
+    values |= validation(val_dataset, options)
     values["save_every"] = converted(POSITIVE, "snapshot_every", snapshot_every)
-    if val_dataset is None:
-        if options.get("val_every") is not None:
-            raise UserError("fit: without a val_dataset nothing is validated, so leave val_every out.")
-        values["val_every"] = 0
-    if not isinstance(resume, str | PathLike | None):
-        raise UserError(f"argument resume: {resume!r} is not a path, and not 'auto'.")
-    if resume is not None:
-        values["resume"] = resume
     opt = resolve("fit", options, values)
     dataset = dataset if shuffle else InOrder(dataset)
-    trainer = ModelTrainer(opt, model, optimizer, scheduler, dataset, val_dataset, schedule_per_update, all_callbacks)
-    try:
-        trainer.train()
-    finally:
-        trainer.unwrap()
+    hooks = as_callbacks(callbacks, on_update_end=on_update_end, on_epoch_end=on_epoch_end)
+    trainer = ModelTrainer(opt, model, optimizer, scheduler, dataset, val_dataset, schedule_per_update, hooks)
+    trainer.train()
     return trainer
 
 
@@ -287,17 +273,26 @@ def sizes(batch_size: int, accumulate: int) -> dict[str, int]:
     return {"batch_size": batch_size * accumulate, "micro_batch_size": -(-batch_size // num_processes)}
 
 
-def durations(num_epochs: int | None, num_updates: int | None, resume: Any) -> dict[str, int]:
-    """Return the options for the length of the run."""
+def durations(num_epochs: int | None, num_updates: int | None, resume: Any) -> dict[str, Any]:
+    """Return the options for the length of the run, and where it starts."""
+    if not isinstance(resume, str | PathLike | None):
+        raise UserError(f"argument resume: {resume!r} is not a path, and not 'auto'.")
     if (num_epochs is None) == (num_updates is None):
         raise UserError(f"fit: give num_epochs or num_updates, not both: they are {num_epochs} and {num_updates}.")
     if num_updates is not None:
         num_updates = converted(WHOLE, "num_updates", num_updates)
-        return {"max_updates": num_updates, "n_epoch": min(num_updates, MAX_EPOCHS)}
-    values = {"n_epoch": converted(WHOLE, "num_epochs", num_epochs)}
-    if resume is not None:
-        values["max_updates"] = NO_LIMIT  # the run may have had one
-    return values
+        return {"max_updates": num_updates, "n_epoch": min(num_updates, MAX_EPOCHS), "resume": resume}
+    limit = None if resume is None else NO_LIMIT  # the run may have had one
+    return {"n_epoch": converted(WHOLE, "num_epochs", num_epochs), "max_updates": limit, "resume": resume}
+
+
+def validation(val_dataset: Dataset | None, options: Mapping[str, Any]) -> dict[str, int]:
+    """Return the option that turns validation off, where there is no data for it."""
+    if val_dataset is not None:
+        return {}
+    if options.get("val_every") is not None:
+        raise UserError("fit: without a val_dataset nothing is validated, so leave val_every out.")
+    return {"val_every": 0}
 
 
 def resolve(function: str, options: Mapping[str, Any], values: Mapping[str, Any]) -> Namespace:

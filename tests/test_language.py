@@ -15,7 +15,7 @@ NOT_YET = {  # files that still have such words
     "data/choose_workers.py", "data/data_entry.py", "data/loader.py", "data/watched.py", "docs/distributed.md",
     "docs/finetuning.md", "docs/own_task.md", "docs/resume.md", "engine/checkpoints/checkpointer.py",
     "engine/checkpoints/state.py", "engine/devices/launch.py", "engine/devices/process_group.py",
-    "engine/nan_guard.py", "engine/runs/run_dir.py", "extras/functional.py", "tests/data/test_loader.py",
+    "engine/nan_guard.py", "engine/runs/run_dir.py", "tests/data/test_loader.py",
     "tests/engine/checkpoints/test_shard_files.py", "tests/engine/checkpoints/test_sharded_checkpointer.py",
     "tests/engine/devices/test_device.py", "tests/engine/devices/test_launch.py", "tests/engine/test_nan_guard.py",
     "tests/extras/test_multi_image.py", "tests/torture/io_boundaries.py", "tests/torture/kills.py",
