@@ -120,6 +120,8 @@ def become(
     """Go on as the program, to its end. `method` is how it starts loading processes."""
     import torch
 
+    from engine.runs import signals
+
     multiprocessing.set_start_method(method, force=True)  # not as this process was started
     if new_session:
         os.setsid()
@@ -133,6 +135,7 @@ def become(
     sys.stderr = open(2, "w", encoding="utf-8", errors="backslashreplace", buffering=1, closefd=False)  # noqa: SIM115
     torch.set_num_threads(1)
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    signals.STARTED = time.monotonic()  # --max_time counts from the start of a program
     status = finish(words)
     os._exit(status)
 

@@ -15,8 +15,6 @@ from engine.checkpoints.file import load_checkpoint
 from trainer_vanilla import TrainerVanilla
 from utils.errors import DamagedError, LoadingError, UserError
 
-pytestmark = pytest.mark.clock
-
 UPDATES_PER_EPOCH = 8  # of the small vanilla run
 
 

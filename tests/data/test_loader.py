@@ -391,6 +391,7 @@ def start_method():
     multiprocessing.set_start_method(before, force=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["spawn", "forkserver"])
 def test_processes_may_be_started_in_another_way(start_method, method):
     if method not in multiprocessing.get_all_start_methods():

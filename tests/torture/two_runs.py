@@ -25,7 +25,7 @@ def try_two(job: Job, whole: End, directory: Path, workers: int) -> list[str]:
         second = Life(job.resume(first.run_dir), output_dir, first.run_dir)
         status, said = second.end(), second.stderr()
         faults = [] if status == 2 else [f"the second ended with {status}: {second.told()}"]
-        faults += [] if str(first.process.pid) in said else [f"the holder is not named: {second.told()}"]
+        faults += [] if str(first.run_dir) in said else [f"the directory is not named: {second.told()}"]
         faults += ["it ends with a traceback"] if "Traceback" in said else []
         if not first.kill():
             return [*faults, "the first had ended before the second was tried"]

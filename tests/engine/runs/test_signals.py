@@ -342,9 +342,9 @@ def test_signal_comes_before_the_time_and_no_limit_never_ends():
             stop_signal.raise_if_set()
 
 
-def test_time_counts_from_the_start_of_the_program(command):
+def test_time_counts_from_the_start_of_the_program(fresh_python):
     text = "from engine.runs import signals as s; import time; time.sleep(0.7); print(s.seconds_since_start())"
-    assert 0.7 <= float(command("-c", text).stdout) < 20
+    assert 0.7 <= float(fresh_python("-c", text).stdout) < 20
 
 
 def test_signals_are_those_of_the_system():
