@@ -145,7 +145,7 @@ def plant(monkeypatch, fault):
     original = OptionParser.__init__
     if fault == "abbreviations":
         monkeypatch.setattr(OptionParser, "__init__", lambda self, **kw: original(self, **kw, allow_abbrev=True))
-    elif fault == "nan":
+    elif fault == "infinity":
         monkeypatch.setattr(engine.options.parser.math, "isfinite", lambda value: True)
         monkeypatch.setitem(engine.options.parser.NUMBERS, float, engine.options.parser.re.compile(".*"))
     elif fault == "digits of every script":
@@ -162,7 +162,7 @@ def plant(monkeypatch, fault):
     ("fault", "flags", "files"),
     [
         ("abbreviations", ("--see", "1"), {}),
-        ("nan", ("--val_split", "nan"), {}),
+        ("infinity", ("--lr", "inf"), {}),
         ("digits of every script", ("--seed", "٣"), {}),
         ("yaml.load", ("--config", "options.yaml"), {"options_yaml": b"seed: !!python/object/apply:os.getpid []"}),
         ("duplicates", ("--config", "options.json"), {"options_json": b'{"seed": 1, "seed": 2}'}),

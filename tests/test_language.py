@@ -4,6 +4,7 @@ import ast
 import io
 import re
 import tokenize
+from pathlib import Path
 
 from tools.house import FILES, ROOT, TREES
 
@@ -36,6 +37,7 @@ def prose_of(path) -> str:
 
 
 def test_the_field_s_own_words_are_used():
-    paths = [path for path in [*FILES, *PAGES] if path.as_posix() not in {"tests/test_language.py", *NOT_YET}]
+    names = {Path(name).name for name in NOT_YET} | {"test_language.py"}  # the files may move meanwhile
+    paths = [path for path in [*FILES, *PAGES] if path.name not in names]
     found = {path.as_posix(): words for path in paths if (words := BANNED.findall(prose_of(path)))}
     assert found == {}

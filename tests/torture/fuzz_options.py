@@ -183,7 +183,8 @@ def complaint(example: Example, run: Callable[[Example], tuple[int | None, str]]
         return f"{num_lines} lines, {len(said)} characters: {said[-300:]!r}"
     if not all(letter.isprintable() for line in said.splitlines() for letter in line if letter != "\ufffd"):
         return f"letters that cannot be printed: {said!r}"
-    if not said.startswith((example.program, f"python -m {MODULES.get(example.program)}.{example.program}")):
+    names = (example.program, f"python -m {MODULES.get(example.program)}.{example.program}")
+    if not said.removeprefix("usage: ").startswith(names):
         return f"it does not begin with the name of the program: {said}"
     if example.names and not any(name in said for name in example.names):
         return f"it names none of {example.names}: {said}"

@@ -411,7 +411,7 @@ CONTRADICTIONS = {
         ("--config", "rubbish.pth"), ("--config", "x" * 300), ("--config", "a\nb"), ("--config", "\x00"),
         ("--config", "/dev/null"), ("--config", "\udcff"), ("--metrics", "acuracy"), ("--metrics", "top11"),
         ("--metrics", "f1"), ("--loss_type", "CE", "CE:0.5"), ("--loss_type", "CE:0"), ("--loss_type", "CE", "Dice"),
-        ("--loss_type", "CE:nan"), ("--model_type", "torchvision:resnet19"), ("--model_type", "torchvision:alexnet"),
+        ("--loss_type", "CE:nan"), ("--model_type", "torchvision:resnet19"),
         ("--model_type", "timm:"), ("--monitor", "loss_ce"),
     ),
     "trainer_gan": (
