@@ -60,7 +60,7 @@ def augment_batch(images: Tensor, masks: Tensor, draws: Tensor) -> tuple[Tensor,
 
 
 def flip_some(planes: Tensor, draws: Tensor) -> Tensor:
-    """Flip those of (N, ..., W), in place, whose first of the `draws`, (N, 3) in [0, 1), says so."""
+    """Flip planes (N, ..., W) in place where the first of the `draws`, (N, 3) in [0, 1), is below 0.5."""
     for i in (draws[:, 0] < 0.5).nonzero().flatten().tolist():
         planes[i] = planes[i].flip(-1)
     return planes
@@ -86,9 +86,9 @@ class CarvanaDataset(Dataset):
         size: width and height to resize to; None keeps each image's own size.
         n_channels: 3 for RGB, 1 for grey.
         augment: whether to flip and to change brightness and contrast at random, see `augment_pair`.
-        report: what the scan of the masks found, for the log.
-        summary: how many samples each part holds, for the log.
-        cache: whether `cached` shall keep the decoded pixels in a file.
+        report: a line on the masks for the log.
+        summary: a line on the size of the parts for the log.
+        cache: whether `cached` keeps the decoded pixels in a file.
         cache_dir: the directory of that file, see `data.cache.cache_directories`.
 
     Attributes:
@@ -117,7 +117,7 @@ class CarvanaDataset(Dataset):
         return len(self.names)
 
     def fingerprint(self) -> str:
-        """SHA-256 of the names and the sizes of the files, which is quick and finds most changes."""
+        """Return SHA-256 of the names and the sizes of the files, which is quick and finds most changes."""
         return self.pairs.fingerprint()
 
     def files(self, index: int) -> tuple[Any, Any]:
@@ -144,7 +144,7 @@ class CarvanaDataset(Dataset):
 
     # ---- decoded once --------------------------------------------------------------------------------------------
     def cached(self) -> Dataset:
-        """Return a data set that gives the same samples from a cache, which is made now if need be; or this one."""
+        """Return a data set with the same samples from a cache, which is built if it is missing; or this one."""
         if not self.cache or self.size is None or len(self.class_map.codes) > 256:  # classes are kept in one byte
             return self
         directories = cache_directories(Path(self.pairs.folders[0]).parent, self.cache_dir)
@@ -156,7 +156,7 @@ class CarvanaDataset(Dataset):
         return CachedCarvana(self, cache)
 
     def cache_key(self) -> str:
-        """SHA-256 of all that the pixels depend on: the files by name, size and time, and how they are read."""
+        """Return SHA-256 of all that the pixels depend on: the files by name, size and time, and how they are read."""
         read_how = (PIXELS_VERSION, decoder_versions(), self.size, self.n_channels, self.class_map)
         digest = hashlib.sha256(repr(read_how).encode())
         for first in range(0, len(self), LINES):
@@ -172,10 +172,10 @@ class CarvanaDataset(Dataset):
 
 
 class CachedCarvana(Dataset):
-    """Gives the samples of a `CarvanaDataset` from a cache, whole batches at once, each with the same bits.
+    """Loads the samples of a `CarvanaDataset` from a cache, whole batches at once, with the same bits.
 
     Args:
-        dataset: has what is not in the cache, and says whether samples are augmented.
+        dataset: the data set that the cache was built from.
         cache: the records of all samples.
     """
 
@@ -191,7 +191,7 @@ class CachedCarvana(Dataset):
 
     @staticmethod
     def collate_fn(batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-        """Nothing is left to do."""
+        """Return the batch: `__getitems__` and `get_batch` collate."""
         return batch
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
@@ -217,7 +217,7 @@ class CachedCarvana(Dataset):
         return augment_batch(*self.plain([index for _, index in keys]), draws)
 
     def plain(self, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
-        """The batch before augmentation."""
+        """Return the batch before augmentation."""
         records = self.cache.gather(indices, self.dataset.decode)  # (N, C + 1, H, W)
         return to_float(records[:, :-1]), records[:, -1].long()
 

@@ -3,9 +3,9 @@
 To add a data set: write a function that returns {"train": ..., "val": ..., "test": ...} in a file of its own, and name
 it in engine/registry.py with the tasks that it is for. User-defined data needs no line there, see docs/options.md.
 
-Each part is a map-style `torch.utils.data.Dataset`. What else the template uses, if it is there:
+Each part is a map-style `torch.utils.data.Dataset`. The template also uses these attributes, if they are there:
     names       list of str, one per sample, for messages and file names; without, no leak can be noticed
-    groups      list of str, one per sample: what must not be torn apart by a split (default: the names)
+    groups      list of str, one per sample: samples of one group are never split between parts (default: the names)
     is_random   False when a sample is always the same, so that no seed is set per sample (default: True, except for a
                 plain TensorDataset)
     epoch_order(seed, epoch)   the order of an epoch, as a list of all indices (default: any sample may come anywhere)
@@ -167,60 +167,59 @@ def sample_groups(dataset: Dataset) -> list[str]:
 
 
 def fingerprint(dataset: Dataset) -> str:
-    """A SHA-256 of the data: the data set's own (a method `fingerprint`), else of its samples' names."""
+    """Return a SHA-256 of the data: the data set's `fingerprint()`, or that of its samples' names."""
     if hasattr(dataset, "fingerprint"):
         return dataset.fingerprint()
     return hashlib.sha256("\n".join(sample_names(dataset)).encode()).hexdigest()
 
 
 def describe(datasets: dict[str, Dataset]) -> tuple[dict[str, list[str]], dict[str, str]]:
-    """The names of the samples of each part, and a fingerprint of each part, for the run's records."""
+    """Return the names of the samples and a fingerprint, of each part, for the run's records."""
     names = {part: sample_names(dataset) for part, dataset in datasets.items()}
     return names, {part: fingerprint(dataset) for part, dataset in datasets.items()}
 
 
 def data_notes(datasets: dict[str, Dataset], loader: Any = None) -> list[str]:
-    """What the data sets and their loader have to say for the log, each line once."""
+    """Return the lines of the data sets and their loader for the log, each once."""
     notes = [getattr(source, name, "") for source in (*datasets.values(), loader) for name in LOG_LINES]
     return [note for note in dict.fromkeys(notes) if note]
 
 
 def group_hashes(dataset: Dataset) -> torch.Tensor:
-    """What a checkpoint remembers of the data it saw: a 64-bit hash per group, sorted, (G,) int64."""
+    """Return a 64-bit hash of each group, sorted, (G,) int64. Checkpoints store them, to recognize data later."""
     if not getattr(dataset, "names", None) and not getattr(dataset, "groups", None):
-        return torch.tensor([], dtype=torch.int64)  # nothing to tell samples by, so nothing can be recognized
+        return torch.tensor([], dtype=torch.int64)  # samples without names cannot be recognized
     digests = {hashlib.blake2b(str(group).encode(), digest_size=8).digest() for group in sample_groups(dataset)}
     numbers = sorted(int.from_bytes(digest, "little", signed=True) for digest in digests)
     return torch.tensor(numbers, dtype=torch.int64)
 
 
 class SeenGroups(PlainState):
-    """The `group_hashes` that a run has seen, by part; a restored state adds what was seen before."""
+    """The `group_hashes` that a run has seen, by part. Loading a state adds its hashes."""
 
     def load_state_dict(self, state: dict[str, torch.Tensor]) -> None:
         self.data = unite(self.data, state)
 
 
 def seen_groups(datasets: dict[str, Dataset], pretrained: str | None = None) -> SeenGroups:
-    """The `group_hashes` of "train" and "val", with those that the weights in the file `pretrained` saw before."""
+    """Return the `group_hashes` of "train" and "val", with those in the checkpoint `pretrained`."""
     seen = {part: group_hashes(datasets[part]) for part in ("train", "val")}
     content = load_file(pretrained) if pretrained else {}
     return SeenGroups(unite(seen, content.get("groups", {}) if isinstance(content, dict) else {}))
 
 
 def unite(seen: dict[str, torch.Tensor], before: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """What has been seen in either of two, by part."""
-    return {part: torch.cat([of_part, before[part]]).unique() if part in before else of_part
-            for part, of_part in seen.items()}  # fmt: skip
+    """Return the hashes that are in either of two, by part."""
+    return {part: torch.cat([hashes, before.get(part, hashes)]).unique() for part, hashes in seen.items()}
 
 
 def refuse_seen(dataset: Dataset, part: str, seen: dict[str, torch.Tensor]) -> None:
-    """Raise UserError when a test would measure what was learned by heart.
+    """Raise UserError when an evaluation would measure memorized data.
 
     Args:
-        dataset: what is to be evaluated.
-        part: "test" must not meet training or validation data (which chose the best checkpoint); "val" no training
-            data; "train" is asked for by name, so nothing is refused.
+        dataset: the data to evaluate.
+        part: "test" must not contain training or validation data (which chose the best checkpoint); "val" no training
+            data. Nothing is refused for "train".
         seen: the `group_hashes` of the parts "train" and "val" that a checkpoint has seen.
     """
     hashes = group_hashes(dataset)

@@ -1,6 +1,6 @@
 """Read images and segmentation masks from files of any encoding.
 
-A mask may hold 0 and 1, 0 and 255, a palette, or colours. What a pixel means is its colour: `scan_masks` finds the
+A mask may hold 0 and 1, 0 and 255, a palette, or colours. The colour of a pixel is its class: `scan_masks` finds the
 distinct colours of a data set, and in sorted order they become the classes 0, 1, 2, ... So black is class 0 and white
 is class 1, whatever their places in a palette.
 
@@ -81,13 +81,14 @@ def read_image(path: str | Path, mode: str | None = None, size: tuple[int, int] 
             image.load()
             image.info.pop("transparency", None)  # not used here, and Pillow warns of some kinds when it converts
             return image
-    except MemoryError:  # not the file's fault: it was found to be small enough
+    except MemoryError:  # not the file's fault: it is small enough
         raise
     except Exception as error:  # the decoders raise nearly anything on damaged files
         raise unreadable(path, error) from error
 
 
 def unreadable(path: str | Path, error: Exception) -> UserError:
+    """Return the error for an image file that raised when it was read."""
     if isinstance(error, (Image.DecompressionBombError, Image.DecompressionBombWarning)):
         return UserError(f"{path} is too large: {error} Shrink it, or raise PIL.Image.MAX_IMAGE_PIXELS.")
     return UserError(f"{path} cannot be read as an image ({error}). Replace it, or remove it and its partner.")
@@ -123,7 +124,7 @@ def load_image(path: str | Path, n_channels: int = 3, size: tuple[int, int] | No
 
 
 def decoder_versions() -> tuple[str | None, ...]:
-    """The versions of what decodes, on which the pixels of a JPEG depend to the last bit."""
+    """Return the versions of the decoders. The last bits of the pixels of a JPEG depend on them."""
     return __version__, features.version("jpg"), features.version("libjpeg_turbo")
 
 
@@ -166,7 +167,7 @@ def load_mask(path: str | Path, class_map: ClassMap, size: tuple[int, int] | Non
 
 
 def read_mask(path: str | Path, threshold_jpeg: bool = False) -> tuple[Image.Image, str]:
-    """Return a mask in mode L, P, RGB, or I for 16-bit grey, and what the file was, for the report."""
+    """Return a mask in mode L, P, RGB, or I for 16-bit grey, and the kind of file, for the report."""
     image = read_image(path)
     if threshold_jpeg and image.format == "JPEG":
         return image.convert("L").point([0] * HALF + [255] * (256 - HALF)), f"JPEG cut at {HALF}"
@@ -194,7 +195,7 @@ def value_codes(values: np.ndarray, image: Image.Image) -> np.ndarray:
 
 
 def scan_file(path: str | Path, threshold_jpeg: bool) -> tuple[str, set[int]]:
-    """Return what a mask file is, such as "mode P", and the codes that occur in it."""
+    """Return the kind of a mask file, such as "mode P", and the codes that occur in it."""
     image, kind = read_mask(path, threshold_jpeg)
     counted = image.getcolors(MAX_VALUES)
     if counted is None:
@@ -218,11 +219,11 @@ def scan_masks(
         paths: all masks of the data set, so that the map does not depend on a split.
         n_classes: the most values that may occur; 1 and 2 both mean background and object.
         max_scan: how many masks to scan.
-        max_bad: 0 refuses a mask that cannot be used. Above 0 all such masks are passed over, with a warning: which of
-            them a run uses, and so how many are too many, is known when they are loaded, which will raise again.
+        max_bad: 0 refuses a mask that cannot be used. Above 0 all such masks are skipped, with a warning. Loading them
+            raises again, and counts those that a run uses.
 
     Returns:
-        The map, and a line for the log on what was found.
+        The map, and a line for the log.
 
     Raises:
         UserError: there are more values than classes, or just one value in all masks, or a file that cannot be used.
@@ -251,7 +252,7 @@ def scan_masks(
     report = f"masks: {scanned} scanned, {kinds}, values {codes_text(codes, len(codes))} -> classes {classes}"
     if bad:
         names = ", ".join(map(str, bad[:NAMED])) + (f" and {len(bad) - NAMED:,} more" if len(bad) > NAMED else "")
-        report += f"; passed over {names}"
+        report += f"; skipped {names}"
         logging.getLogger(__name__).warning(f"{len(bad):,} of {len(chosen):,} masks cannot be used: {names}")
     return ClassMap(codes, cut), report
 

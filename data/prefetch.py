@@ -10,13 +10,13 @@ from utils.batch import iterate_tensors, move_to
 
 
 def prefetched(updates: Iterable[Any], device: torch.device) -> Iterator[Any]:
-    """Yield the updates with their data on a GPU; each one's copy is under way while the one before it is used.
+    """Yield the updates with their data on a GPU. The copy of each is under way while the one before it is used.
 
     Copies and computations of one CUDA stream follow each other, so these copies have a stream of their own. They
     overlap only if the data comes in pinned memory (`pin_memory` of the loader).
 
     Args:
-        updates: with `micro_batches` in the memory of the CPU, see `data.sampler.Update`.
+        updates: with `micro_batches` in the memory of the CPU, see `data.loader.Update`.
         device: the GPU.
     """
     copies = torch.cuda.Stream(device)
@@ -33,7 +33,7 @@ def prefetched(updates: Iterable[Any], device: torch.device) -> Iterator[Any]:
 
 
 def handed_over(update: Any, arrived: torch.cuda.Event, device: torch.device) -> Any:
-    """Return the update when the stream that computes is bound to wait for its copy."""
+    """Return the update after its copy has been ordered before the computations that follow."""
     computing = torch.cuda.current_stream(device)
     computing.wait_event(arrived)
     for tensor in iterate_tensors(update.micro_batches):

@@ -1,7 +1,7 @@
 """Cut a data set into disjoint train, validation and test parts, by group.
 
-A group is what must not be torn apart: the sixteen views of one car, the slices of one patient. Groups are shuffled
-by `split_seed` alone, so the cut is a function of the data and the seed, whatever else the run does.
+The samples of a group stay together: the sixteen views of one car, the slices of one patient. Groups are shuffled by
+`split_seed` alone, so the split is a function of the data and the seed.
 """
 
 from collections.abc import Hashable, Sequence
@@ -31,8 +31,8 @@ def shuffled_groups(
     Args:
         groups: the group of each sample, (N,).
         split_seed: the seed of the shuffle.
-        strata: the class of each sample, (N,). When given, the groups are ordered so that every prefix of the list
-            holds the classes in nearly their overall proportions. Meant for groups of one sample.
+        strata: the class of each sample, (N,). With it, every prefix of the list holds the classes in nearly their
+            overall proportions. Meant for groups of one sample.
     """
     members: dict[Hashable, list[int]] = {}
     for index, group in enumerate(groups):
@@ -78,8 +78,8 @@ def split_by_group(
 ) -> dict[str, list[int]]:
     """Cut N samples into ``{"train": indices, "val": indices, "test": indices}``, disjoint by group.
 
-    The test part is cut first. `train_val_sample_rate` is a share of what the test part left, so 1 always means
-    "all of the rest". Every amount is rounded to whole groups, at least one.
+    The test part is cut first. `train_val_sample_rate` is a share of the rest, so 1 always means all of the rest.
+    Every amount is rounded to whole groups, at least one.
 
     Args:
         groups: the group of each sample, (N,).

@@ -301,13 +301,13 @@ def test_a_lack_of_memory_is_not_the_files_fault(tmp_path, monkeypatch):
 def test_the_scan_passes_over_bad_masks_with_a_warning_and_leaves_counting_to_the_loaders(tmp_path, caplog):
     paths = [write_mask(tmp_path, f"a_{i:02d}_mask.png") for i in range(8)]
     expected, report = scan_masks(paths)
-    assert "passed over" not in report and not caplog.records
+    assert "skipped" not in report and not caplog.records
     for i in (5, 2):
         paths[i].write_bytes(b"")
     for max_bad in (1, 2):  # of the two that are bad, a run may use but one
         class_map, report = scan_masks(paths, max_bad=max_bad)
         assert class_map == expected
-        assert report.endswith(f"passed over {paths[2]}, {paths[5]}")
+        assert report.endswith(f"skipped {paths[2]}, {paths[5]}")
         assert caplog.messages.pop() == f"2 of 8 masks cannot be used: {paths[2]}, {paths[5]}"
     with pytest.raises(UserError, match=r"a_02_mask\.png cannot be read"):
         scan_masks(paths)
