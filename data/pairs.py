@@ -1,8 +1,8 @@
 """Which files belong together: an index that is read once and stays small, also for a million samples.
 
 A sample has one file in each of several directories, such as an image and its mask. A directory is listed once. The
-index keeps the name of each sample and the ends of its file names, of which there are few different ones. A path is
-put together when it is asked for.
+index keeps the name of each sample and the ends of its file names, of which there are few different ones. Paths
+are put together from these.
 """
 
 import hashlib
