@@ -5,6 +5,7 @@ sample. Samples that cannot be loaded are skipped and counted on request, see `d
 """
 
 import contextlib
+import copy
 import itertools
 import math
 import signal
@@ -118,6 +119,20 @@ class DataLoaderSource:
             abandon(iterator)
             raise
         next(iterator, None)  # ends the processes, unless they are persistent
+
+    def first_good_sample(self, keys: Iterable) -> list:
+        """Return [a batch of one sample], loaded in this process; [] when all are bad, or more than are allowed."""
+        fetcher = copy.copy(self.fetcher)
+        fetcher.notes = list(fetcher.notes)  # its own: the notes of a loading process stay as they are
+        fetcher.skip_bad = True
+        for key in keys:
+            data, batch = fetcher.__getitems__([key])
+            self.bad.add(batch.bad)
+            if batch.num_samples:
+                return [data]
+            if len(self.bad) > self.bad.limit:
+                break
+        return []
 
     def start(self) -> Iterator:
         """Return a new iterator, with new processes, or with the persistent ones if they are free."""

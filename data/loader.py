@@ -282,15 +282,14 @@ class UpdateLoader(Loader):
             )
 
     def idle_batches(self, loaded: list[Batch], count: int) -> list:
-        """Return `count` batches of one good sample, the newest one at hand."""
+        """Return `count` batches of one good sample, or none when every sample of the data set is bad."""
         good = next((batch for batch in loaded if batch.num_samples), None)
         if self.sampler.share[1] > 1 and good is not None:
             self.good_sample = [cut(good.data, 0, 1)]
         if count and not self.good_sample:
-            raise UserError(
-                f"Process {self.sampler.share[0]} cannot load any of its first {len(self.bad)} samples, so it cannot "
-                f"keep in step with the others. Mend the data, or train with fewer processes."
-            )
+            indices = range(len(self.dataset))
+            keys = [(self.sampler.epoch, index) for index in indices] if self.sampler.keyed else indices
+            self.good_sample = self.source.first_good_sample(keys)
         return self.good_sample * count
 
 
