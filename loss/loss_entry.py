@@ -103,11 +103,10 @@ def with_tensors(arguments: Mapping[str, Any], option: str) -> dict[str, Any]:
 
     converted = dict(arguments)
     for name in TENSORS:
-        weights = converted.get(name)
-        if weights is None:
-            continue
-        for weight in weights if isinstance(weights, list) else [weights]:
-            if type(weight) not in (int, float) or weight < 0:
-                raise UserError(f"{option}: {name} is a number at least 0, or a list of such, not {shown(weights)}.")
-        converted[name] = torch.tensor(weights, dtype=torch.float)
+        try:
+            if converted.get(name) is not None:
+                converted[name] = torch.tensor(converted[name], dtype=torch.float)
+        except (TypeError, ValueError):
+            given = shown(converted[name])
+            raise UserError(f"{option}: {name} is a number or a list of numbers, not {given}.") from None
     return converted

@@ -1,4 +1,4 @@
-"""LeNet-5: the convolutional network that read handwritten digits, with today's activation and pooling.
+"""LeNet-5: a convolutional network for handwritten digits, with today's activation and pooling.
 
 LeCun, Bottou, Bengio and Haffner, "Gradient-Based Learning Applied to Document Recognition", Proc. IEEE 1998.
 """

@@ -11,10 +11,10 @@ WIDTHS, BLOCKS = (64, 128, 256, 512), 2  # channels of the four stages, and bloc
 
 
 class Block(nn.Module):
-    """Two 3 x 3 convolutions, added to what came in.
+    """Two 3 x 3 convolutions, whose output is added to the input.
 
     Args:
-        n_in, n_out: channels. Where they differ, or with a stride, a 1 x 1 convolution fits what came in (option B).
+        n_in, n_out: channels. Where they differ, or with a stride, a 1 x 1 convolution fits the input (option B).
         stride: of the first convolution.
     """
 

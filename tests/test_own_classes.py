@@ -164,7 +164,8 @@ OPTIONS = [
     *((name, value) for name in ("model_type", "data_type", "loss_type", "optim", "lr_scheduler", "callbacks")
       for value in ("evil_module:run", "os:system")),
     ("import", ["evil_module"]), ("callbacks", ["evil_module:run", "os:system"]), ("import", "evil_module"),
-    ("loss_type", "evil_module:run:0.5"), ("loss_type", ["CE:1.0", "evil_module:run:0.5"]),
+    ("loss_args", {"inner": {"name": "evil_module:run"}}), ("loss_type", "evil_module:run:0.5"),
+    ("loss_type", ["CE:1.0", "evil_module:run:0.5"]),
 ]  # fmt: skip
 
 

@@ -37,13 +37,8 @@ class Precision:
 
     @property
     def may_overflow(self) -> bool:
-        """Whether an infinite gradient may come from the scale, which then shrinks. Below 1 it is no excuse."""
+        """Whether an infinite gradient may come from the scale, which then shrinks; below 1 it cannot."""
         return self.scaler.is_enabled() and self.scaler.get_scale() >= 1
-
-    @property
-    def scale(self) -> float:
-        """What losses are multiplied with; to read it may wait for the GPU."""
-        return self.scaler.get_scale()
 
     def unscale(self, optimizer: torch.optim.Optimizer) -> None:
         """Bring the gradients back to their true size, for clipping and logging.
@@ -74,7 +69,7 @@ class Precision:
             self.overflowed = self.scaler.get_scale() < before  # the scale shrinks after an overflow
 
     def begin_again(self) -> None:
-        """Forget what was done in the update under way, to make it once more with the same scale."""
+        """Reset the update in progress, to repeat it with the same scale."""
         self._stepped.clear()
         if self.scaler.is_enabled():
             state = self.scaler.state_dict()

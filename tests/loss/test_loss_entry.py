@@ -128,7 +128,7 @@ WRONG = {
     "Dice": [({"smooth": 0}, "smooth=0"), ({"smoth": 1}, "did you mean 'smooth'")],
     "BCE": [
         ({"reduction": "none"}, "must be mean"), ({"reduction": "sum"}, "must be mean"),
-        ({"pos_weight": "x"}, "a number at least 0"), ({"weight": True}, "a number at least 0"),
+        ({"pos_weight": "x"}, "a list of numbers"), ({"weight": [[1], [1, 2]]}, "a list of numbers"),
     ],
     "LeastSquares": [({"reduction": "sum"}, "must be mean"), ({"size_average": False}, "must be mean")],
     "torch.nn:MultiMarginLoss": [({"reduction": "sum"}, "must be mean"), ({"p": 3}, "cannot be made")],
