@@ -21,11 +21,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from benchmarks.harness import ROOT, row
-from engine.devices.memory_use import memory_of, num_bytes
 from engine.devices.process_group import Distributed
 from engine.devices.wrap import blocks_of, wrap_network
 from engine.options.parser import BoolAction, ListAction, OptionParser, list_of, number, run_main
 from engine.runs.provenance import command_line
+from utils.model_summary import memory_of, num_bytes
 
 PAGE = ROOT / "docs" / "distributed.md"
 BEGIN, END = "<!-- memory plan: begin -->", "<!-- memory plan: end -->"

@@ -11,7 +11,6 @@ from typing import Any
 
 from callbacks.callback import Callback
 from callbacks.console import Console
-from callbacks.progress_bar import ProgressBar
 from data.loader import is_in_memory
 from engine.registry import call, find, load, make, name_of, parameters_of
 from utils.advice import data_advice
@@ -20,12 +19,16 @@ from utils.errors import UserError
 
 def build_default_callbacks(opt: Namespace, run_dir: Path, logger: logging.Logger) -> list[Callback]:
     """Return the callbacks of every run: a progress bar on terminals, the console, and those of --logger."""
-    loggers = dict.fromkeys(name for name in opt.logger if name != "none")
-    return [
-        *([ProgressBar(opt.n_epoch)] if sys.stderr.isatty() else []),
-        Console(logger, opt.monitor, opt.n_epoch, partial(advise, vars(opt))),
-        *(make("logger", name, offered_to_loggers(opt, run_dir)) for name in loggers),
-    ]
+    callbacks: list[Callback] = []
+    if sys.stderr.isatty():
+        from callbacks.progress_bar import ProgressBar
+
+        callbacks.append(ProgressBar(opt.n_epoch))
+    callbacks.append(Console(logger, opt.monitor, opt.n_epoch, partial(advise, vars(opt))))
+    for name in dict.fromkeys(opt.logger):
+        if name != "none":
+            callbacks.append(make("logger", name, offered_to_loggers(opt, run_dir)))
+    return callbacks
 
 
 def offered_to_loggers(opt: Namespace, run_dir: Path) -> dict[str, Any]:

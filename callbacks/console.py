@@ -9,11 +9,11 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from callbacks.callback import Callback
-from engine.devices.memory_use import memory_of, memory_text
 from engine.runs.signals import Terminated, TimeIsUp
 from utils.advice import shares_text, time_shares
 from utils.errors import DivergedError, LoadingError
 from utils.files import NO_SPACE, StorageError
+from utils.model_summary import memory_of, memory_text
 from utils.param_groups import group_table
 
 SECONDS_BETWEEN_LINES = 10.0

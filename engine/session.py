@@ -9,10 +9,7 @@ import torch
 
 from engine.checkpoints.file import load_checkpoint
 from engine.devices.process_group import Distributed
-from engine.first_batch import blame
-from engine.micro_batches import largest_that_fits, split_update
 from engine.runs.signals import STOP_ASKED, StopSignal
-from engine.snapshot import Snapshot
 from utils.duration import seconds_of
 from utils.errors import DivergedError, UserError
 
@@ -143,6 +140,8 @@ class Session:
 
     def failed_trial(self, error: Exception, trial: str) -> UserError:
         """Turn what the first update or validation raised into one line; keep the traceback in the log."""
+        from engine.first_batch import blame
+
         trainer = self.trainer
         trainer.run_dir.log_quietly("".join(traceback.format_exception(error)))
         known = {
@@ -177,6 +176,9 @@ class Session:
         Raises:
             UserError: not even one sample fits, or the network is sharded, so that one process cannot try alone.
         """
+        from engine.micro_batches import largest_that_fits
+        from engine.snapshot import Snapshot
+
         trainer = self.trainer
         if trainer.device.type != "cuda":
             reason = f"the memory of this device ({trainer.device.type}) has no limit to try"
@@ -206,8 +208,10 @@ class Session:
         count = trainer.opt.batch_size
         trainer.run_dir.note(f"Micro-batch size: {size}, the largest tried that fits, of {count} samples of an update.")
 
-    def fits(self, update: Any, size: int, snapshot: Snapshot) -> bool:
+    def fits(self, update: Any, size: int, snapshot: Any) -> bool:
         """Return whether memory is enough for a step with `size` samples at once; put everything back."""
+        from engine.micro_batches import split_update
+
         trainer = self.trainer
         trainer.guard.begin_update(update)
         is_enough = True

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from engine.devices.memory_use import memory_of, memory_text
+from utils.model_summary import memory_of, memory_text
 
 SMALL = ("--train_val_sample_rate", 300, "--n_epoch", 1, "--seed", 0, "--gpu_devices", "cpu", "--dist_timeout", 60)
 
