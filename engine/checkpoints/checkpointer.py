@@ -194,8 +194,9 @@ class Checkpointer:
         damaged = []
         for path in [source] if source.is_file() else cls.candidates(source):
             try:
-                verify(path, deep)
                 state = load_checkpoint(path, tensors_of=())
+                if "shards" in state:
+                    verify(path, deep)
             except UserError as error:
                 if path == source:
                     hint = "Give the directory to resume from the newest intact one in it."

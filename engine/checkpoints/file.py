@@ -138,6 +138,13 @@ def verify(path: str | Path, deep: bool = True) -> None:
 
 
 # ---- read ------------------------------------------------------------------------------------------------------------
+def read(path: str | Path) -> tuple[Any, bytes]:
+    """Return the content of a file, opened as data only, and its footer; see `load_file`."""
+    with opened(path) as file:
+        footer = check_digest(file, path)
+        return open_as_data(file, path), footer
+
+
 def load_file(path: str | Path) -> Any:
     """Open any file that `torch.save` wrote, as data only and onto the CPU; of a distributed checkpoint the networks.
 
@@ -145,9 +152,7 @@ def load_file(path: str | Path) -> Any:
         DamagedError: when it is empty, was cut off or changed.
         UserError: when it is missing, or holds anything but data.
     """
-    with opened(path) as file:
-        footer = check_digest(file, path)
-        content = open_as_data(file, path)
+    content, footer = read(path)
     return with_tensors(content, path, ("networks", "averaging")) if footer.startswith(MAGIC_SHARDS) else content
 
 
@@ -163,9 +168,7 @@ def load_checkpoint(path: str | Path, tensors_of: Collection[str] = PARTS) -> di
         DamagedError: when it is damaged.
         UserError: when it is missing, holds anything but data, or is no checkpoint of this template.
     """
-    with opened(path) as file:
-        footer = check_digest(file, path)
-        state = open_as_data(file, path)
+    state, footer = read(path)
     number = state.get("format") if isinstance(state, dict) else None
     if type(number) is not int or number not in READABLE:
         raise UserError(

@@ -216,3 +216,10 @@ def test_run_of_an_earlier_version_is_not_resumed_but_said_to_be_usable(saved, t
         with pytest.raises(UserError, match=r"an earlier version wrote it.*--pretrained --model_path"):
             find(source)
     assert load_checkpoint(tmp_path / "Net_last_ckpt.pth")["progress"]["update"] == 2
+
+
+def test_a_bare_state_dict_is_no_damaged_checkpoint(tmp_path):
+    torch.save({"weight": torch.ones(2)}, tmp_path / "other.pth")
+    with pytest.raises(UserError, match="holds no run of this template") as caught:
+        find(tmp_path / "other.pth")
+    assert not isinstance(caught.value, DamagedError)
