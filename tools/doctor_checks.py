@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from engine.checkpoints.file import FORMAT, load_checkpoint, save_checkpoint
 from engine.snapshot import Snapshot
+from loss.classification_loss import CrossEntropyLoss
 from tools.digest import NOT_THE_RUN, digest, digests
 from tools.find_lr import loss_of
 from tools.replay import shortened
@@ -197,7 +198,7 @@ def expected_first_loss(patient: Patient) -> float:
         raise CannotTell("no expected value is known of several losses; see expected_first_loss")
     if isinstance(trainer.criterion, nn.BCEWithLogitsLoss):
         return math.log(2)
-    if not isinstance(trainer.criterion, nn.CrossEntropyLoss):
+    if not isinstance(trainer.criterion, nn.CrossEntropyLoss | CrossEntropyLoss):
         raise CannotTell(f"no expected value is known of {type(trainer.criterion).__name__}; see expected_first_loss")
     args, _, _ = patient.watch(trainer.criterion, stop=True)
     patient.snapshot.put_back()

@@ -88,7 +88,7 @@ def step_under_detection(train_step: Callable, update: Any) -> dict[str, Tensor]
     except RuntimeError as error:
         if ANOMALY not in str(error):
             raise
-        raise DivergedError(str(error)) from None
+        raise DivergedError(str(error).rstrip(".")) from None
 
 
 class Watch(Callback):
