@@ -15,7 +15,6 @@ from typing import Any
 import torch
 from torch import nn
 
-from base_options import parse_test_options
 from data.data_entry import build_datasets, build_eval_loader, data_notes, refuse_seen
 from data.loader import num_evaluated
 from engine.checkpoints.file import load_checkpoint, weights_of
@@ -26,6 +25,7 @@ from engine.options.parser import OptionParser, run_main
 from engine.runs.scores import compare_with_stored, save_results, scalars
 from loss.loss_entry import build_criterion
 from model.model_entry import build_networks
+from options import parse_test_options
 from utils.batch import move_to
 from utils.logger import build_logger
 from utils.precision import Precision

@@ -1,5 +1,10 @@
 """Evaluate a segmentation network: python eval_seg_on_carvana.py --model_path Results/Carvana/.../UNet_best_ckpt.pth"""
 
+from options import answer_early
+
+if __name__ == "__main__":
+    answer_early(__file__)  # --help and a wrong option, before torch is imported
+
 from argparse import Namespace
 from collections.abc import Iterable
 from pathlib import Path

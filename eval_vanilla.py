@@ -1,5 +1,10 @@
 """Evaluate a FashionMNIST classifier: python eval_vanilla.py --model_path Results/Vanilla/.../Vanilla_best_ckpt.pth"""
 
+from options import answer_early
+
+if __name__ == "__main__":
+    answer_early(__file__)  # --help and a wrong option, before torch is imported
+
 from collections.abc import Iterable
 from typing import Any
 

@@ -17,7 +17,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from base_options import parse_train_options
 from callbacks.callback import Callback, CallbackList
 from callbacks.callback_entry import build_asked_for, build_default_callbacks
 from data.data_entry import build_loaders, data_notes, describe, seen_groups
@@ -46,6 +45,7 @@ from engine.runs.scores import check_monitor
 from engine.session import Session
 from eval import EvaluatorBase
 from loss.weighted_sum import add_up, as_terms
+from options import parse_train_options
 from utils.averaging import Averaging, check_can_measure, check_start
 from utils.batch import move_to
 from utils.earlystopper import EarlyStopper, direction

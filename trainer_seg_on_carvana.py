@@ -1,5 +1,10 @@
 """Train a segmentation network: python trainer_seg_on_carvana.py --data_dir ./Dataset/Carvana/"""
 
+from options import answer_early
+
+if __name__ == "__main__":
+    answer_early(__file__)  # --help and a wrong option, before torch is imported
+
 from typing import Any
 
 import torch

@@ -1,5 +1,10 @@
 """Train a FashionMNIST classifier: python trainer_vanilla.py"""
 
+from options import answer_early
+
+if __name__ == "__main__":
+    answer_early(__file__)  # --help and a wrong option, before torch is imported
+
 from typing import Any
 
 import torch

@@ -30,7 +30,6 @@ from engine.checkpoints.state import PlainState
 from engine.registry import call, find, taken
 from utils.errors import UserError
 
-DEBUG_BATCHES = 3  # of each part, with --debug
 PARTS = ("train", "val", "test")
 # The options that the function or class of a data set gets if it has parameters of these names.
 OFFERED = (
@@ -116,8 +115,7 @@ def build_eval_loader(
         num_workers, report = resolve_workers(opt, dataset, batch_size, part)
     loading = loading_options(opt, num_workers, device)
     dataset = place_in_memory(opt, dataset, num_workers, device)
-    max_batches = DEBUG_BATCHES if opt.debug else opt.limit_batches
-    loader = EvalLoader(dataset, batch_size, max_batches, share, part=part, **loading)
+    loader = EvalLoader(dataset, batch_size, opt.limit_batches, share, part=part, **loading)
     loader.report = report
     return loader
 

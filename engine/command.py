@@ -1,14 +1,12 @@
 """Run a trainer from the command line, in this process or in several."""
 
 import gc
-import sys
 from argparse import Namespace
 from collections.abc import Sequence
 
 from engine.devices.job import place
 from engine.devices.launch import own_command, reported, run_to_the_end, start_processes
 from engine.options.parser import run_main
-from utils.errors import UserError
 
 
 def launch(trainer_class: type, argv: Sequence[str] | None = None) -> None:
@@ -26,7 +24,6 @@ def run(trainer_class: type, argv: Sequence[str] | None) -> None:
     gc.freeze()  # imported modules stay to the end; the garbage collector need not look at them again and again
     with reported():
         opt = trainer_class.parse_options(argv)
-        refuse_moved(opt)
         if (count := num_processes(opt)) > 1 and place()[1] == 1:
             on_cpus = ["--gpu_devices", "cpu"] if opt.nproc > 1 else []
             start_processes([*own_command(argv), *on_cpus], count, opt.max_restarts)
@@ -34,15 +31,7 @@ def run(trainer_class: type, argv: Sequence[str] | None) -> None:
             trainer_class(opt).train()
 
 
-def refuse_moved(opt: Namespace) -> None:
-    """Raise UserError for an option that has become a program."""
-    for name in ("doctor", "find_lr", "verify_resume", "replay", "kill_at", "trace"):
-        if getattr(opt, name, None):
-            program = name.removesuffix("_at")
-            raise UserError(f"--{name} is a program now: python -m tools.{program} {sys.argv[0]} ...; it has --help.")
-
-
 def num_processes(opt: Namespace) -> int:
-    """How many processes the options ask for: --nproc, or one for each of several GPUs."""
+    """Return the number of processes that the options ask for: --nproc, or one for each of several GPUs."""
     of_gpus = len(opt.gpu_devices.split(",")) if opt.parallel in ("ddp", "fsdp") else 1
     return opt.nproc if opt.nproc > 1 else of_gpus

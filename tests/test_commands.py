@@ -148,14 +148,6 @@ def imported(done) -> set[str]:
     return modules
 
 
-@pytest.mark.parametrize("flags", [["--help"], ["--n_epochs", "3"], ["--lr", "0"]])
-@pytest.mark.parametrize("program", PROGRAMS)
-def test_help_and_wrong_flags_import_nothing_heavy(fresh_python, program, flags):
-    done = fresh_python("-c", UNTIL_THE_END, program, *flags)
-    assert done.returncode == (0 if flags == ["--help"] else 2)
-    assert imported(done) & HEAVY == set()
-
-
 @pytest.mark.parametrize("task", [TrainerVanilla, TrainerSeg])
 def test_nothing_heavy_is_imported_before_the_first_update(fresh_python, small, tmp_path, task):
     done = fresh_python("-c", UNTIL_THE_FIRST_UPDATE, f"{task.__module__}.py", *small(task), "--output_dir", tmp_path)

@@ -68,9 +68,8 @@ def test_a_score_that_is_not_that_of_the_weights_is_noticed(evaluate, vanilla_be
 
 
 def test_a_score_of_an_earlier_update_is_not_compared(build, evaluate):
-    trainer = build("--save_every", 0.25)
+    trainer = build("--save_every", 0.25, "--n_epoch", 1)
     updates = trainer.train_loader.updates(0)
-    trainer.opt.n_epoch = 1
     trainer.train()
     trainer.train_update(next(updates))  # on from the validation, as after an interruption
     trainer.save("InT")

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-import base_options
+import options
 from callbacks.callback import Callback
 from engine.checkpoints.file import load_checkpoint, save_checkpoint
 from engine.registry import REGISTERED
@@ -98,7 +98,7 @@ def test_names_stand_in_the_help(capsys):
     with pytest.raises(SystemExit):
         TrainerVanilla.parse_options(["--import", PARTS, "--help"])
     text = " ".join(capsys.readouterr().out.split())
-    assert "one of Vanilla, LeNet, ResNet18, small" in text and "what else watches: largest, MODULE:NAME" in text
+    assert "one of Vanilla, LeNet, ResNet18, small" in text and "further callbacks: largest, MODULE:NAME" in text
 
 
 @pytest.mark.parametrize(
@@ -230,7 +230,7 @@ def test_what_a_checkpoint_names_is_not_imported(attack, name, value, tmp_path, 
 def test_the_attack_is_one(attack, tmp_path, monkeypatch, capfd):
     """Without the refusal it runs."""
     path = attack("model_type", "evil_module:run")
-    monkeypatch.setattr(base_options, "refuse_unrepeated", lambda *arguments: None)
+    monkeypatch.setattr(options.registry, "refuse_unrepeated", lambda *arguments: None)
     give_to_all_programs(path, tmp_path)
     assert (tmp_path / "canary").exists()
 

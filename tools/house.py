@@ -26,7 +26,7 @@ DOORS = {"sweep.py": "tools", "predict.py": "tools", "train_pl.py": "extras", "t
          "eval_gan.py": "extras"}  # fmt: skip
 SKIPPED = {"Results", "Dataset", "test_viz"}
 MAY_TAKE_TRAINER = ("trainer.py", "eval.py", "engine/session.py", "callbacks/")
-MAY_SET_OPTIONS = ("options.py", "base_options.py", "option_list.py", "engine/options/")  # resolve() is here
+MAY_SET_OPTIONS = ("options.py", "engine/options/")  # resolve() is here
 
 EXECUTED = """
 import os, runpy, sys

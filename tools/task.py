@@ -11,12 +11,12 @@ from argparse import Namespace
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from base_options import train_parser
 from callbacks.callback import Callback
 from engine.checkpoints.file import load_checkpoint
 from engine.epoch_log import read_scalars
 from engine.options.parser import OptionParser, Options
 from engine.options.task_program import load_class
+from options import train_parser
 from trainer import TrainerBase
 from utils.errors import DivergedError
 

@@ -7,7 +7,7 @@ import json
 import os
 import re
 import stat
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from utils.errors import UserError, shown
 MAX_FILE_SIZE = 2**16  # bytes of an option file; one with every option has three thousand
 MAX_FILES = 100  # that one may build on
 MAX_DEPTH = 8  # of a value: a list in a mapping in a mapping ...
-YAML_TAGS = ("map", "seq", "str", "int", "float", "bool", "timestamp", "merge", "value")  # what text may look like
+YAML_TAGS = ("map", "seq", "str", "int", "float", "bool", "timestamp", "merge", "value")  # that plain text may have
 TOKENS = re.compile(r'"(?:[^"\\\n]|\\[^\n])*"?|//[^\n]*|/\*.*?\*/|/\*|[{}\[\]]', re.DOTALL)
 COLON = re.compile(r"\s*:")
 WORDS = {"True": True, "False": False, "None": None, "true": True, "false": False, "null": None}
@@ -25,12 +25,12 @@ WORDS = {"True": True, "False": False, "None": None, "true": True, "false": Fals
 
 @dataclass(frozen=True)
 class OptionFile:
-    """What one file says.
+    """The content of one file.
 
     Attributes:
         path: the file.
         values: by the name of the option.
-        lines: the line that each name stands in, from 1.
+        lines: the line of each name, from 1.
     """
 
     path: str
@@ -38,14 +38,60 @@ class OptionFile:
     lines: dict[str, int]
 
 
-def without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Build a mapping; a name that is given twice is an error, where JSON and YAML would silently take the last."""
-    built: dict[str, Any] = {}
-    for name, value in pairs:
-        if name in built:
-            raise ValueError(f"{shown(name)} is given twice")
-        built[name] = value
-    return built
+def read_with_bases(
+    path: str | Path, read_before: list[OptionFile] | None = None, above: Sequence[str] = ()
+) -> list[OptionFile]:
+    """Read a file and those that it builds on; later ones win.
+
+    Args:
+        path: the file.
+        read_before: the files before it; it is added to them.
+        above: the files that build on it.
+
+    Raises:
+        UserError: when a file is missing or unreadable, or builds on itself.
+    """
+    files = [] if read_before is None else read_before
+    chain = [*above, str(path)]
+    if os.path.realpath(path) in map(os.path.realpath, above):
+        raise UserError(f"The option file {above[0]} builds on itself: {' -> '.join(chain)}.")
+    if len(files) + len(chain) > MAX_FILES:
+        raise UserError(f"The option file {chain[0]} builds on more than {MAX_FILES} files.")
+    try:
+        file = read_file(path)
+    except UserError as error:
+        raise UserError(f"{error} It is a base of {above[-1]}." if above else str(error)) from None
+    bases = file.values.pop("base", [])
+    bases = bases if isinstance(bases, list) else [bases]
+    if not all(isinstance(base, str) and base.strip() and base.isprintable() for base in bases):
+        raise UserError(f"The option file {path}: base is the name of a file or a list of names, not {shown(bases)}.")
+    for base in bases:
+        read_with_bases(Path(path).parent / base, files, chain)
+    files.append(file)
+    return files
+
+
+def read_options(path: str | Path) -> dict[str, Any]:
+    """Return the values of one file, without those of its bases."""
+    return read_file(path).values
+
+
+def read_file(path: str | Path) -> OptionFile:
+    """Read one JSON or YAML file; UserError when it is missing, unreadable or no mapping of names to values."""
+    try:
+        text = read_text(path)
+        is_yaml = str(path).lower().endswith((".yaml", ".yml"))
+        values, lines = read_yaml(text) if is_yaml else read_json(text)
+        check_depth(values)
+    except OSError as error:
+        raise UserError(f"Cannot read the option file {path}: {error.strerror}.") from None
+    except RecursionError:
+        raise UserError(f"Cannot read the option file {path}: it is nested too deeply.") from None
+    except (ValueError, TypeError) as error:  # TypeError: a list as a name
+        raise UserError(f"Cannot read the option file {path}: {error}") from None
+    if not isinstance(values, dict) or not all(isinstance(name, str) for name in values):
+        raise UserError(f"The option file {path} is not a mapping of option names to values.")
+    return OptionFile(str(path), values, lines)
 
 
 def read_text(path: str | Path, max_size: int = MAX_FILE_SIZE) -> str:
@@ -65,6 +111,24 @@ def read_text(path: str | Path, max_size: int = MAX_FILE_SIZE) -> str:
 
 
 # ---- JSON ------------------------------------------------------------------------------------------------------------
+def read_json(text: str) -> tuple[Any, dict[str, int]]:
+    """Read JSON with comments; return it, and the line of each name of the outermost object."""
+    text = without_comments(text)
+    values = json.loads(text, object_pairs_hook=without_duplicates)
+    return values, {json.loads(token[0]): line for token, line in outermost_names(text)}
+
+
+def outermost_names(text: str) -> Iterator[tuple[re.Match, int]]:
+    """Yield each name of the outermost object of a JSON text, and its line."""
+    depth, line, position = 0, 1, 0
+    for token in TOKENS.finditer(text):
+        line += text.count("\n", position, token.start())
+        position = token.start()
+        depth += (token[0] in "{[") - (token[0] in "}]")
+        if depth == 1 and token[0][0] == '"' and COLON.match(text, token.end()):
+            yield token, line
+
+
 def without_comments(text: str) -> str:
     """Put spaces in the place of ``// ...`` and ``/* ... */``, but not inside of strings; lines stay where they are.
 
@@ -81,52 +145,27 @@ def without_comments(text: str) -> str:
     return TOKENS.sub(blank, text)
 
 
-def read_json(text: str) -> tuple[Any, dict[str, int]]:
-    """Read JSON with comments; return it, and the line of each name of the outermost object."""
-    text = without_comments(text)
-    values = json.loads(text, object_pairs_hook=without_duplicates)
-    lines, depth, line, counted = {}, 0, 1, 0
-    for token in TOKENS.finditer(text):
-        line, counted = line + text.count("\n", counted, token.start()), token.start()
-        if token[0] in "{[":
-            depth += 1
-        elif token[0] in "}]":
-            depth -= 1
-        elif depth == 1 and COLON.match(text, token.end()):
-            lines[json.loads(token[0])] = line
-    return values, lines
+def without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Build a mapping; a name that is given twice is an error, where JSON and YAML would silently take the last."""
+    built: dict[str, Any] = {}
+    for name, value in pairs:
+        if name in built:
+            raise ValueError(f"{shown(name)} is given twice")
+        built[name] = value
+    return built
 
 
 # ---- YAML ------------------------------------------------------------------------------------------------------------
-def typed(text: str) -> Any:
-    """What a text stands for as an argument of a class: a JSON value, True, False or None; else it is the text.
-
-    >>> typed("64"), typed("1e-3"), typed("[0.9, 0.95]"), typed("True"), typed("bilinear"), typed('"64"')
-    (64, 0.001, [0.9, 0.95], True, 'bilinear', '64')
-
-    Raises:
-        ValueError: for what begins as JSON and is none.
-    """
-    if text in WORDS:
-        return WORDS[text]
-    try:
-        return json.loads(text, object_pairs_hook=without_duplicates)
-    except json.JSONDecodeError as error:
-        if text[:1] in ("[", "{", '"'):
-            raise ValueError(f"{shown(text)} is not JSON ({error.msg})") from None
-        return text
-
-
 def read_yaml(text: str) -> tuple[Any, dict[str, int]]:
-    """Read YAML, leaving everything but null the text that it is, as on the command line; return it as `read_json`.
+    """Read YAML, leaving everything but null as text, as on the command line; return it as `read_json`.
 
-    YAML itself would make the text "1e-3" of 1e-3, but 8 of 010, and False of no. Inside of a mapping, where no option
-    says what it takes, what is not quoted is `typed`. Aliases are refused, since a few lines of them stand for
-    gigabytes, and so are tags, which ask for more than text.
+    YAML itself would read the text "1e-3" in 1e-3, but 8 in 010, and False in no. Inside of a mapping, where no option
+    says what it takes, unquoted values are `typed`. Aliases are refused, since a few lines of them stand for gigabytes,
+    and so are tags, which ask for more than text.
     """
     import yaml
 
-    def plain(node: yaml.Node | None, of_mapping: bool) -> Any:
+    def plain(node: yaml.Node | None, in_mapping: bool) -> Any:
         if node is None or node.tag == "tag:yaml.org,2002:null":
             return None
         if node.tag.removeprefix("tag:yaml.org,2002:") not in YAML_TAGS:
@@ -134,8 +173,8 @@ def read_yaml(text: str) -> tuple[Any, dict[str, int]]:
         if isinstance(node, yaml.MappingNode):
             return without_duplicates([(plain(name, False), plain(value, True)) for name, value in node.value])
         if isinstance(node, yaml.SequenceNode):
-            return [plain(entry, of_mapping) for entry in node.value]
-        return typed(node.value) if of_mapping and node.style is None else node.value
+            return [plain(entry, in_mapping) for entry in node.value]
+        return typed(node.value) if in_mapping and node.style is None else node.value
 
     depth = 0
     try:
@@ -150,13 +189,32 @@ def read_yaml(text: str) -> tuple[Any, dict[str, int]]:
         raise ValueError(" ".join(str(error).split())) from None
     if not isinstance(top, yaml.MappingNode) or top.tag != "tag:yaml.org,2002:map":
         return plain(top, False), {}
-    pairs = [(plain(name, False), value) for name, value in top.value]
-    lines = {name: node.start_mark.line + 1 for (name, _), (node, _) in zip(pairs, top.value, strict=True)}
-    values = [(name, plain(value, of_mapping="." in str(name))) for name, value in pairs]
-    return without_duplicates(values), lines
+    names = [plain(name, False) for name, _ in top.value]
+    values = [plain(value, in_mapping="." in str(name)) for name, (_, value) in zip(names, top.value, strict=True)]
+    lines = {name: node.start_mark.line + 1 for name, (node, _) in zip(names, top.value, strict=True)}
+    return without_duplicates(list(zip(names, values, strict=True))), lines
 
 
-# ---- files -----------------------------------------------------------------------------------------------------------
+# ---- values ----------------------------------------------------------------------------------------------------------
+def typed(text: str) -> Any:
+    """Return the value of a text as an argument of a class: of JSON, True, False or None; else the text itself.
+
+    >>> typed("64"), typed("1e-3"), typed("[0.9, 0.95]"), typed("True"), typed("bilinear"), typed('"64"')
+    (64, 0.001, [0.9, 0.95], True, 'bilinear', '64')
+
+    Raises:
+        ValueError: for a text that begins as JSON and is none.
+    """
+    if text in WORDS:
+        return WORDS[text]
+    try:
+        return json.loads(text, object_pairs_hook=without_duplicates)
+    except json.JSONDecodeError as error:
+        if text[:1] in ("[", "{", '"'):
+            raise ValueError(f"{shown(text)} is not JSON ({error.msg})") from None
+        return text
+
+
 def check_depth(value: Any, most: int = MAX_DEPTH) -> None:
     """Raise ValueError for a value that is nested too deeply."""
     entries = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
@@ -164,57 +222,3 @@ def check_depth(value: Any, most: int = MAX_DEPTH) -> None:
         raise ValueError("it is nested too deeply")
     for entry in entries:
         check_depth(entry, most - 1)
-
-
-def read_file(path: str | Path) -> OptionFile:
-    """Read one JSON or YAML file; UserError when it is missing, unreadable or no mapping of names to values."""
-    try:
-        text = read_text(path)
-        values, lines = read_yaml(text) if str(path).lower().endswith((".yaml", ".yml")) else read_json(text)
-        check_depth(values)
-    except OSError as error:
-        raise UserError(f"Cannot read the option file {path}: {error.strerror}.") from None
-    except RecursionError:
-        raise UserError(f"Cannot read the option file {path}: it is nested too deeply.") from None
-    except (ValueError, TypeError) as error:  # TypeError: a list as a name
-        raise UserError(f"Cannot read the option file {path}: {error}") from None
-    if not isinstance(values, dict) or not all(isinstance(name, str) for name in values):
-        raise UserError(f"The option file {path} is not a mapping of option names to values.")
-    return OptionFile(str(path), values, lines)
-
-
-def read_options(path: str | Path) -> dict[str, Any]:
-    """The values of one file, without those that it builds on."""
-    return read_file(path).values
-
-
-def read_with_bases(
-    path: str | Path, found: list[OptionFile] | None = None, above: Sequence[str] = ()
-) -> list[OptionFile]:
-    """Read a file and those that it builds on; of what several say, the last counts.
-
-    Args:
-        path: the file.
-        found: those before it; it is added to them.
-        above: the files that build on it.
-
-    Raises:
-        UserError: when one is missing or unreadable, or builds on itself.
-    """
-    found, chain = [] if found is None else found, [*above, str(path)]
-    if os.path.realpath(path) in map(os.path.realpath, above):
-        raise UserError(f"The option file {above[0]} builds on itself: {' -> '.join(chain)}.")
-    if len(found) + len(chain) > MAX_FILES:
-        raise UserError(f"The option file {chain[0]} builds on more than {MAX_FILES} files.")
-    try:
-        file = read_file(path)
-    except UserError as error:
-        raise UserError(f"{error} It is a base of {above[-1]}." if above else str(error)) from None
-    bases = file.values.pop("base", [])
-    bases = bases if isinstance(bases, list) else [bases]
-    if not all(isinstance(base, str) and base.strip() and base.isprintable() for base in bases):
-        raise UserError(f"The option file {path}: base is the name of a file or a list of names, not {shown(bases)}.")
-    for base in bases:
-        read_with_bases(Path(path).parent / base, found, chain)
-    found.append(file)
-    return found

@@ -1,14 +1,14 @@
 """Options whose value is a mapping: the arguments of the class that another option selects.
 
-On the command line ``--model_args '{"width": 64}'``, in a file a mapping; and of a mapping's values each one by its
-dotted name, ``--set model_args.width=64`` and, in a file, ``model_args.width: 64``.
+On the command line it is JSON, ``--model_args '{"width": 64}'``, in a file a mapping. A name with dots is that of one
+argument: ``--set model_args.width=64`` and, in a file, ``model_args.width: 64``.
 """
 
 import json
 import math
 import re
 from argparse import ArgumentTypeError
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from engine.options.files import check_depth, typed, without_duplicates
@@ -39,27 +39,18 @@ def mapping(text: str) -> dict[str, Any]:
 def check_arguments(value: Any) -> None:
     """Raise ValueError for numbers that are not finite, names that are no arguments, and what is nested too deeply."""
     check_depth(value)
-    for name in value if isinstance(value, dict) else ():
-        if not name.isidentifier():
-            raise ValueError(f"{shown(name)} is not the name of an argument")
-    for entry in entries_of(value):
-        if isinstance(entry, float) and not math.isfinite(entry):
-            raise ValueError(f"{entry} is not a finite number")
-        if isinstance(entry, str) and not entry.isprintable():
-            raise ValueError(f"{shown(entry)} cannot be printed")
-
-
-def entries_of(value: Any) -> Iterator[Any]:
-    """All that is no mapping or list, names included."""
     if isinstance(value, dict):
         for name, entry in value.items():
-            yield name
-            yield from entries_of(entry)
+            if not name.isidentifier():
+                raise ValueError(f"{shown(name)} is not the name of an argument")
+            check_arguments(entry)
     elif isinstance(value, list):
         for entry in value:
-            yield from entries_of(entry)
-    else:
-        yield value
+            check_arguments(entry)
+    elif isinstance(value, float) and not math.isfinite(value):
+        raise ValueError(f"{value} is not a finite number")
+    elif isinstance(value, str) and not value.isprintable():
+        raise ValueError(f"{shown(value)} cannot be printed")
 
 
 def setting(text: str) -> tuple[str, str]:
@@ -75,14 +66,14 @@ def setting(text: str) -> tuple[str, str]:
 
 
 def argument(text: str) -> Any:
-    """What the text of a --set stands for; ValueError when that is no argument."""
+    """Return the value of the text of a --set; ValueError when it is no argument."""
     value = typed(text)
     check_arguments({"value": value})
     return value
 
 
 def with_value(values: Mapping[str, Any], path: Sequence[str], value: Any) -> dict[str, Any]:
-    """A copy of a mapping in which the entry at `path` has another value; mappings on the way there are made.
+    """Return a copy of a mapping in which the entry at `path` has another value; missing mappings are made.
 
     >>> with_value({"width": 64}, ["norm", "eps"], 1e-5)
     {'width': 64, 'norm': {'eps': 1e-05}}

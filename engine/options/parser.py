@@ -23,9 +23,7 @@ from utils.errors import UserError, nearest, shown
 from utils.files import NO_SPACE
 
 # How a run was launched, not what it computes.
-NOT_SAVED = ("config", "set", "print_config", "resume", "resume_notes", "replay", "verify_resume", "trace", "kill_at",
-             "requeue", "profile", "doctor", "find_lr", "find_lr_range", "find_lr_values", "find_lr_updates",
-             "find_lr_runs")  # fmt: skip
+NOT_SAVED = ("config", "set", "print_config", "resume", "resume_notes", "requeue", "profile")
 NUMBERS = {  # plainer than int() and float(), which take 1_000, ' 1', nan and the digits of every script
     int: re.compile(r"[+-]?[0-9]+"),
     float: re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?"),
@@ -246,17 +244,12 @@ class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
 
 # ---- the options -----------------------------------------------------------------------------------------------------
 class Options(argparse.Namespace):
-    """The options of a run, an attribute for each. They are read-only once they are resolved, see `frozen`.
+    """The options of a run, an attribute for each. They are read-only once they are resolved, see `frozen`."""
 
-    Attributes:
-        how_resolved: lines for the log, such as the run that --resume auto has found.
-    """
-
-    __slots__ = ("_is_frozen", "how_resolved")  # beside the options, so that vars(opt) has the options alone
+    __slots__ = ("_is_frozen",)  # beside the options, so that vars(opt) has the options alone
 
     def __init__(self, **options: Any):
         self._is_frozen = False
-        self.how_resolved: list[str] = []
         super().__init__(**options)
 
     def __setattr__(self, name: str, value: Any) -> None:
@@ -288,9 +281,7 @@ def changed(opt: Options, **changes: Any) -> Options:
     >>> changed(frozen(Options(lr=0.1, seed=0)), lr=0.2)
     Options(lr=0.2, seed=0)
     """
-    copy = Options(**vars(opt) | changes)
-    copy.how_resolved = list(opt.how_resolved)
-    return frozen(copy)
+    return frozen(Options(**vars(opt) | changes))
 
 
 def saved_options(opt: argparse.Namespace) -> dict[str, Any]:
@@ -304,6 +295,7 @@ class OptionParser(argparse.ArgumentParser):
 
     Attributes:
         old_names: the new name of each option that was renamed. The old one is taken, too, and not listed.
+        moved: the command that has taken the place of each option that became a program.
         passed_over: options of another program that an option file may have.
         sources: where each value came from: the option, or with dots an argument in it, and a text.
         asked: the options that files and the command line have given to `resolve`.
@@ -313,6 +305,7 @@ class OptionParser(argparse.ArgumentParser):
         super().__init__(**{"allow_abbrev": False, "formatter_class": HelpFormatter, **kwargs})
         self.register("type", None, plain_text)  # for an option without a type
         self.old_names: Mapping[str, str] = {}
+        self.moved: Mapping[str, str] = {}
         self.passed_over: set[str] = set()
         self.sources: dict[str, str] = {}
         self.asked: set[str] = set()
@@ -351,6 +344,8 @@ class OptionParser(argparse.ArgumentParser):
             flags = [flag for action in self._actions for flag in action.option_strings]
             unknown = next((text for text in extra if text.startswith("-")), extra[0])
             name = unknown.split("=")[0]
+            if command := self.moved.get(name.removeprefix("--")):
+                self.error(f"{name} has become a program: {command} {self.prog} ...")
             kind = "unknown option" if name.startswith("-") else "unexpected argument"
             self.error(f"{kind} {shown(name)}{nearest(name[:60], flags)}; --help lists all options")
         return options
@@ -362,9 +357,7 @@ class OptionParser(argparse.ArgumentParser):
         return {name: value for name, value in given.items() if value is not missing}
 
     # ---- other sources -------------------------------------------------------------------------------------------
-    def resolve(
-        self, argv: Sequence[str] | None, layers: Sequence[tuple[Mapping[str, Any], str]] = ()
-    ) -> Options:
+    def resolve(self, argv: Sequence[str] | None, layers: Sequence[tuple[Mapping[str, Any], str]] = ()) -> Options:
         """Return all options: the defaults, then `layers`, then the files of --config, `argv`, its --set; later win.
 
         Args:
@@ -376,14 +369,25 @@ class OptionParser(argparse.ArgumentParser):
             self.apply(values, source, ignore_unknown=True)
         for path in given.get("config") or []:
             for file in read_with_bases(path):
-                self.apply(file.values, file.path, lines=file.lines)
-        options = self.parse_args(argv)
+                self.asked |= self.apply(file.values, file.path, lines=file.lines)
+        self.set_defaults(**given)
         for name in given:
             self.note_source(name, "command line")
         for name, text in given.get("set") or []:
-            self.change(options, name, text)
+            self.asked |= self.apply({name: self.value_of(name, text)}, "command line, --set")
         self.asked |= given.keys()
-        return options
+        return self.parse_args([])
+
+    def value_of(self, name: str, text: str) -> Any:
+        """Return the value that --set gives to an option, or with dots to an argument in a mapping."""
+        if name == "import":
+            self.error("argument --set: give --import by its own flag")
+        if "." not in name and not text.startswith("["):
+            return text
+        try:
+            return argument(text)
+        except (ValueError, RecursionError) as error:
+            self.error(f"argument --set: {error}")
 
     def apply(
         self,
@@ -391,7 +395,7 @@ class OptionParser(argparse.ArgumentParser):
         source: str = "",
         ignore_unknown: bool = False,
         lines: Mapping[str, int] | None = None,
-    ) -> None:
+    ) -> set[str]:
         """Make `values` the new defaults, each checked as if it came from the command line.
 
         Args:
@@ -399,61 +403,40 @@ class OptionParser(argparse.ArgumentParser):
                 dots is that of an argument in a mapping: it changes that one only.
             source: their file, for errors.
             ignore_unknown: pass over names that this parser does not have, instead of an error.
-            lines: the line of each name in the file. Without it, `values` are not the user's own.
+            lines: the line of each name in the file.
+
+        Returns:
+            The names of the options, without dots.
         """
+        heads = set()
         for name in sorted(values, key=lambda name: "." in name):  # a mapping before its arguments
-            head, *path = name.split(".")
-            new = ".".join([self.old_names.get(head, head), *path])
-            head = new.split(".")[0]
-            if lines is not None:
-                self.asked.add(head)
-            is_passed_over = head in self.passed_over and head not in NOT_SAVED
-            if head not in self.known and (ignore_unknown or is_passed_over):
-                continue
-            place = f"{source}:{lines[name]}" if lines and name in lines else source
-            self._source = f"{place}: " if place else ""
-            self.set_default(new, values[name])
-            self.note_source(new, place)
+            head, dot, path = name.partition(".")
+            head = self.old_names.get(head, head)
+            heads.add(head)
+            is_passed_over = ignore_unknown or (head in self.passed_over and head not in NOT_SAVED)
+            if head in self.known or not is_passed_over:
+                place = f"{source}:{lines[name]}" if lines and name in lines else source
+                self._source = f"{place}: " if place else ""
+                self.set_default(f"{head}{dot}{path}", values[name])
+                self.note_source(f"{head}{dot}{path}", place)
         self._source = ""
+        return heads
 
     def set_default(self, name: str, value: Any) -> None:
         """Make one value the new default, as `apply` does."""
         known, head = self.known, name.split(".")[0]
         if head in NOT_SAVED:
-            self.error(f"option {head!r} belongs on the command line")
+            self.error(f"option {head!r} belongs on the command line, as --{head}")
         if head not in known:
             self.error(f"unknown option {shown(name)}{nearest(name[:60], known)}")
         action = known[head]
         if name != head:
             value = self.with_argument(action.default, name, value)
         self.check_shape(action, value)
-        is_nullable = action.default is None or getattr(action, "nullable", False)
-        if value is None and not is_nullable:
+        action.nullable = action.default is None or getattr(action, "nullable", False)
+        if value is None and not action.nullable:
             self.error(f"option {head!r} cannot be null")
-        action.nullable = is_nullable
         self.set_defaults(**({head: None} if value is None else self.parse_given(as_flags(head, value))))
-
-    def change(self, options: argparse.Namespace, name: str, text: str) -> None:
-        """Give an option, or an argument in a mapping, the value that --set names."""
-        self._source = f"argument --set: {shown(f'{name}={text}')}: "
-        head, *path = name.split(".")
-        head = self.old_names.get(head, head)
-        name = ".".join([head, *path])
-        if head in (*NOT_SAVED, "import"):
-            self.error(f"give --{head} by its own flag")
-        if head not in self.known:
-            self.error(f"unknown option {shown(head)}{nearest(head[:60], self.known)}")
-        try:
-            value = argument(text) if path or text.startswith("[") else text
-        except (ValueError, RecursionError) as error:
-            self.error(str(error))
-        if path:
-            value = self.with_argument(getattr(options, head), name, value)
-        self.check_shape(self.known[head], value)
-        self.parse_args(as_flags(head, value), options)
-        self.note_source(name, "command line, --set")
-        self.asked.add(head)
-        self._source = ""
 
     def check_shape(self, action: argparse.Action, value: Any) -> None:
         """Refuse a mapping or a list where an option takes none, and an entry of a list that would be a flag."""

@@ -29,8 +29,8 @@ def test_the_page_has_no_fault():
 
 def test_every_option_that_the_page_names_is_there():
     """Also those in the text of a row, which no line runs."""
-    from base_options import test_parser, train_parser
     from eval_vanilla import EvaluatorVanilla
+    from options import test_parser, train_parser
     from trainer_vanilla import TrainerVanilla
 
     known = set(train_parser(TrainerVanilla).known) | set(test_parser(EvaluatorVanilla).known)

@@ -15,7 +15,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
-from base_options import import_asked, train_parser
 from engine.options.files import read_options
 from engine.options.parser import (
     BoolAction,
@@ -30,6 +29,7 @@ from engine.options.parser import (
 from engine.options.task_program import load_class
 from engine.registry import is_reference, reference_in
 from engine.runs.lock import DirectoryLock, is_locked
+from options import import_asked, train_parser
 from tools.sweep.plan import (
     MAX_TRIALS,
     by_name,

@@ -69,14 +69,14 @@ def test_set_changes_single_values_on_top_of_files_and_flags(tmp_path):
     ("argv", "in_line"),
     [
         ("--set lr", ["--set", "'lr' is not NAME=VALUE"]),
-        ("--set modle_args.width=3", ["unknown option 'modle_args'", "did you mean 'model_args'"]),
+        ("--set modle_args.width=3", ["unknown option 'modle_args.width'", "did you mean 'model_args'"]),
         ("--set lr.x=3", ["'lr' is flat"]),
-        ("--set lr=-1", ["--set", "'lr=-1'", "> 0"]),
-        ("--set lr=[1]", ["--set", "'lr=[1]'"]),
+        ("--set lr=-1", ["--set", "'-1'", "> 0"]),
+        ("--set lr=[1]", ["--set", "'lr' takes one value"]),
         ("--set model_args=3", ["--set", "object"]),
         ("--set model_args.a=[1", ["'[1' is not JSON"]),
         ("--set model_args.a=NaN", ["nan"]),
-        ("--set config=a.yaml", ["--config by its own flag"]),
+        ("--set config=a.yaml", ["belongs on the command line, as --config"]),
         ("--model_args 3", ["--model_args", "'3'"]),
     ],
 )

@@ -3,7 +3,7 @@
 import pytest
 
 from engine.options.parser import saved_options
-from engine.options.show import as_text, as_yaml
+from engine.options.show import as_yaml
 from trainer_vanilla import TrainerVanilla
 
 OPTIONS = ("--batch_size", "7", "--seed", "3", "--set", "optim_args.betas=[0.9,0.95]", "--description", 'a "b": # c\\')
@@ -49,18 +49,6 @@ def test_it_writes_and_builds_nothing(shown, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(TrainerVanilla, "__init__", None)
     assert "seed: " in shown() and list(tmp_path.iterdir()) == []
-
-
-def test_a_narrow_terminal_has_the_source_on_a_line_of_its_own():
-    from base_options import train_parser
-
-    parser = train_parser(TrainerVanilla)
-    values = vars(parser.resolve(["--lr", "3"]))
-    wide, narrow = as_text(parser, values, width=300), as_text(parser, values, width=50)
-    assert "lr: 3.0" in wide and "# command line\nlr: 3.0\n" in narrow
-    titles = {f"# {group.title}" for group in parser._action_groups}
-    lines = [line for line in narrow.splitlines() if len(line) > 50 and line not in titles]
-    assert lines == [] and narrow.count("# default\n") < wide.count("# default\n")  # not said again for each
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,6 @@ import threading
 import pytest
 import torch
 
-from base_options import harmless_options
 from callbacks.callback import Callback
 from data.Carvana import build_carvana
 from data.loader import EvalLoader, UpdateLoader
@@ -18,6 +17,7 @@ from data.sampler import SeededDataset, epoch_order
 from extras.shards.dataset import build_carvana_shards, parse_index, window_order
 from extras.shards.make_shards import make_shards
 from extras.shards.store import ShardStore
+from options import harmless_options
 from trainer_seg_on_carvana import TrainerSeg
 from utils.errors import UserError
 

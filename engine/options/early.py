@@ -1,0 +1,123 @@
+"""Read the options of a program from its text, before its imports run.
+
+A task imports torch, which takes seconds; --help and a wrong option should not wait for it. So those statements of a
+program that are about options are run alone: of each class `defaults`, `task`, `evaluator_class` and the methods that
+add options, and the constants and functions that these may use. A text that may add options in any other way is
+unclear, and left to the parser that speaks after the imports.
+"""
+import __future__
+
+import ast
+import contextlib
+import sys
+from pathlib import Path
+from typing import Any
+
+from engine.options.parser import OptionParser
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+OPTION_PARTS = ("task", "evaluator_class", "defaults", "add_options", "add_test_options")
+# Modules without torch, of which the options of a task are made. Other modules of the core add no options.
+LIGHT = ("engine.metric_entry", "engine.options", "engine.registry", "options", "utils.errors")
+CORE = ("callbacks", "data", "engine", "eval", "loss", "model", "options", "trainer", "utils")
+LIBRARIES = ("numpy", "torch", "torchvision")
+
+
+class UnclearError(Exception):
+    """A program may add options in a way that its text alone does not show."""
+
+
+class Evaluator:
+    """Stands for EvaluatorBase."""
+
+    task = None
+
+    @classmethod
+    def add_options(cls, parser: OptionParser) -> None: ...
+
+    @classmethod
+    def add_test_options(cls, parser: OptionParser) -> None: ...
+
+
+class Trainer:
+    """Stands for TrainerBase."""
+
+    evaluator_class = Evaluator
+    defaults = {}
+
+    @classmethod
+    def add_options(cls, parser: OptionParser) -> None: ...
+
+
+def read_main_class(program: str | Path) -> type:
+    """Return the class on which a program calls `main`, with those parts of it that are about options.
+
+    Raises:
+        UnclearError: the text does not show all options of the program.
+    """
+    try:
+        tree = ast.parse(Path(program).read_text(encoding="utf-8"))
+        match tree.body[-1]:
+            case ast.If(body=[ast.Expr(value=ast.Call(func=ast.Attribute(value=ast.Name(id=name), attr="main")))]):
+                return read_names(tree, Path(program).parent)[name]
+    except (LookupError, AttributeError, SyntaxError, OSError):
+        pass
+    raise UnclearError
+
+
+def read_names(tree: ast.Module, directory: Path) -> dict[str, Any]:
+    """Run those statements of a program that define options, and return the names that they define."""
+    names: dict[str, Any] = {"TrainerBase": Trainer, "EvaluatorBase": Evaluator, "__name__": "early"}
+    for node in tree.body:
+        match node:
+            case ast.ClassDef(decorator_list=[_, *_]) | ast.FunctionDef(decorator_list=[_, *_]):
+                if any("register" in ast.unparse(decorator) for decorator in node.decorator_list):
+                    raise UnclearError  # it adds a name to the choices of an option
+                continue
+            case ast.ClassDef():
+                node.body = [part for part in node.body if is_option_part(part)] or [ast.Pass()]
+            case ast.ImportFrom(module=str(module), names=[alias, *_]):
+                root = module.split(".")[0]
+                is_light = f"{module}.{alias.name}".startswith(LIGHT) or root in sys.stdlib_module_names
+                if root not in (*CORE, *LIBRARIES) and not is_light:
+                    names |= read_module(module, directory)
+                if not is_light:
+                    continue
+            case ast.Import(names=modules):
+                if not all(module.name.split(".")[0] in (*LIBRARIES, *sys.stdlib_module_names) for module in modules):
+                    raise UnclearError
+                continue
+            case ast.Assign() | ast.AnnAssign() | ast.FunctionDef():
+                pass
+            case ast.If() | ast.Expr(value=ast.Constant()):
+                continue
+            case _:
+                raise UnclearError
+        flags = __future__.annotations.compiler_flag  # annotations may name classes of torch
+        code = compile(ast.Module([node], []), "<options>", "exec", flags)
+        with contextlib.suppress(NameError):  # it needs torch, so it does not add options
+            exec(code, names)
+    return names
+
+
+def is_option_part(node: ast.stmt) -> bool:
+    """Say whether a statement in the body of a class is about options, or its docstring."""
+    match node:
+        case ast.Expr(value=ast.Constant()):
+            return True
+        case ast.Assign(targets=[ast.Name(id=name)]) | ast.AnnAssign(target=ast.Name(id=name)):
+            return name in OPTION_PARTS
+        case ast.FunctionDef(name="main" | "parse_options"):
+            raise UnclearError
+        case ast.FunctionDef(name=name):
+            return name in OPTION_PARTS
+    return False
+
+
+def read_module(module: str, directory: Path) -> dict[str, Any]:
+    """Return the names of a module of a task, beside the program or in the root of the project; see `read_names`."""
+    for root in (directory, ROOT):
+        path = root.joinpath(*module.split(".")).with_suffix(".py")
+        if path.is_file():
+            return read_names(ast.parse(path.read_text(encoding="utf-8")), path.parent)
+    raise UnclearError
