@@ -13,7 +13,7 @@ from callbacks.callback import Callback
 from callbacks.console import Console
 from data.loader import is_in_memory
 from engine.registry import call, find, load, make, name_of, parameters_of
-from utils.advice import data_advice
+from utils.advice import data_advice, usable_cores
 from utils.errors import UserError
 
 
@@ -54,8 +54,6 @@ def check_loggers(names: Sequence[str]) -> None:
 
 def advise(options: Mapping[str, Any], trainer, share: float) -> str:
     """Return the advice for a run that spends this share of an epoch on waiting for data."""
-    from data.choose_workers import usable_cores
-
     return data_advice(
         share,
         trainer.train_loader.num_workers,

@@ -27,7 +27,7 @@ from torch.utils.data import Dataset
 from data.loader import EvalLoader, UpdateLoader, is_in_memory
 from engine.checkpoints.file import load_file
 from engine.checkpoints.state import PlainState
-from engine.registry import call, find, taken
+from engine.registry import call, find, load, taken
 from utils.errors import UserError
 
 PARTS = ("train", "val", "test")
@@ -128,9 +128,8 @@ def resolve_workers(opt: Namespace, dataset: Dataset, batch_size: int, part: str
     """Return the number of loading processes, and for --num_workers auto a line that says why this one."""
     if opt.num_workers != "auto":
         return opt.num_workers, ""
-    from data.choose_workers import choose_workers
-
     safety = {"worker_timeout": opt.worker_timeout, "max_bad_samples": opt.skip_bad_samples, "part": part}
+    choose_workers = load("extras.choose_workers:choose_workers", "num_workers")
     return choose_workers(dataset, batch_size, opt.seed or 0, **safety)
 
 

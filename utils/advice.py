@@ -1,9 +1,15 @@
 """Describe how the time of an epoch was spent, and give a hint when much of it was spent waiting for data."""
 
+import os
 from collections.abc import Mapping
 
 MUCH_WAITING = 0.2  # of an epoch, above which a hint is given
 ALWAYS_SHOWN = ("step", "data")
+
+
+def usable_cores() -> int:
+    """Return the cores that this process may use; a scheduler may have left it fewer than the machine has."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def time_shares(

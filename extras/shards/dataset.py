@@ -128,6 +128,13 @@ class CarvanaShards(CarvanaDataset):
         return image, mask
 
 
+def check_split(made: dict[str, Any], asked: dict[str, Any]) -> None:
+    """Raise UserError when the options of the split are not those that the shards were made with."""
+    if others := [name for name in asked if asked[name] != made.get(name)]:
+        flags = " ".join(f"--{name} {made.get(name)}" for name in others)
+        raise UserError(f"These shards were made with other values of {', '.join(others)}: give {flags}")
+
+
 def build_carvana_shards(
     data_dir: str | Path,
     *,
@@ -170,7 +177,6 @@ def build_carvana_shards(
             f"python -m extras.shards.make_shards --data_dir ./Dataset/Carvana --shards_dir {data_dir}"
         )
     index = parse_index(b"".join(chunks_of(place)), place)
-    made = index["made_with"]
     asked = {
         "train_val_sample_rate": train_val_sample_rate,
         "test_sample_rate": test_sample_rate,
@@ -178,9 +184,7 @@ def build_carvana_shards(
         "split_seed": split_seed,
         "n_classes": max(n_classes, 2),
     }
-    if others := [name for name in asked if asked[name] != made.get(name)]:
-        flags = " ".join(f"--{name} {made.get(name)}" for name in others)
-        raise UserError(f"These shards were made with other values of {', '.join(others)}: give {flags}")
+    check_split(index["made_with"], asked)
     if store.cache_dir:
         sizes = {part: sorted(shard.num_bytes for shard in shards) for part, shards in index["parts"].items()}
         needed = max(sum(sizes["train"][-shuffle_shards:]), *sizes["val"], *sizes["test"])

@@ -8,8 +8,9 @@ import pytest
 from torch.utils.data import Dataset
 
 import eval as eval_module
-from data import choose_workers
+from callbacks import callback_entry
 from data.data_entry import build_datasets
+from extras import choose_workers
 
 
 class Sleeping(Dataset):
@@ -36,7 +37,8 @@ def sleeping(monkeypatch):
         eval_module, "build_datasets",
         lambda opt: {part: Sleeping(dataset) for part, dataset in build_datasets(opt).items()},
     )  # fmt: skip
-    monkeypatch.setattr(choose_workers, "usable_cores", lambda: 4)
+    for module in (callback_entry, choose_workers):
+        monkeypatch.setattr(module, "usable_cores", lambda: 4)
 
 
 def log_of(trainer) -> str:

@@ -11,9 +11,9 @@ import pytest
 import torch
 from torch.utils.data import Dataset
 
-from data import choose_workers as module
-from data.choose_workers import choose_workers, fewest_of_the_fast
 from data.loader import UpdateLoader
+from extras import choose_workers as module
+from extras.choose_workers import choose_workers, fewest_of_the_fast
 from utils.errors import LoadingError, UserError
 from utils.seed import random_state
 
