@@ -15,6 +15,7 @@ from torch.utils.data import Dataset, TensorDataset
 from callbacks.callback import Callback
 from data.FashionMNIST import build_fashion_mnist_sample
 from engine.checkpoints.file import FORMAT, load_checkpoint, save_checkpoint
+from engine.progress import Progress
 from extras.functional import OPTIONS, find_lr, fit, param_groups
 from model.vanilla_model import VanillaModel
 from tests.processes import free_port, in_processes
@@ -114,7 +115,7 @@ def test_the_scheduler_is_stepped_after_each_update_or_epoch(settings, per_updat
 def test_a_number_of_updates_ends_in_the_middle_of_an_epoch(settings):
     model, optimizer = parts()
     run = fit(model, optimizer, None, points(), 16, num_updates=10, **settings)
-    assert run.progress.state_dict() == {"epoch": 2, "update": 10, "sample": 0}
+    assert run.progress == Progress(epoch=2, update=10)
     assert load_checkpoint(run.checkpointer.path("last"))["progress"]["update"] == 10
 
 
@@ -218,7 +219,7 @@ def test_a_run_goes_on_for_more_updates(settings):
         model, optimizer = parts()
         run = fit(model, optimizer, None, points(), 16, resume=run.run_dir.path, **more, **settings)
         assert run.progress.update == update
-    assert run.progress.state_dict() == {"epoch": 4, "update": 20, "sample": 0}
+    assert run.progress == Progress(epoch=4, update=20)
 
 
 def test_all_of_the_updates_are_made_however_many_are_in_an_epoch(settings):
@@ -226,7 +227,7 @@ def test_all_of_the_updates_are_made_however_many_are_in_an_epoch(settings):
     how = {"resume": None, "limit_batches": 3, "swa_start": 2}
     for num_updates, epochs in ((4, 2), (5, 3), (9, 5)):  # 3 and 1; 1 more; 3 and 1 more
         run = fit(model, optimizer, None, points(), 16, num_updates=num_updates, **how, **settings)
-        assert run.progress.state_dict() == {"epoch": epochs, "update": num_updates, "sample": 0}
+        assert run.progress == Progress(epoch=epochs, update=num_updates)
         how["resume"] = run.run_dir.path
 
 
@@ -234,7 +235,7 @@ def test_updates_are_counted_from_the_middle_of_an_epoch(settings):
     with pytest.raises(RuntimeError, match="planted"):
         fit(*parts(), None, points(), 16, num_updates=99, callbacks=[Failing(9)], **settings)
     run = fit(*parts(), None, points(), 16, num_updates=15, resume="auto", **settings)
-    assert run.progress.state_dict() == {"epoch": 3, "update": 15, "sample": 0}
+    assert run.progress == Progress(epoch=3, update=15)
 
 
 def test_another_batch_size_contradicts_the_run_that_is_resumed(settings):
