@@ -119,13 +119,11 @@ def test_the_table_tells_count_rate_and_decay_and_is_empty_by_default():
     assert group_table({"model": torch.optim.SGD(network().parameters(), lr=0.1)}) == ""
 
 
-def test_a_state_of_other_groups_is_refused():
-    first, second = (torch.optim.SGD(param_groups(network(), {p: 0.5}), lr=0.1) for p in ("0.*", "2.*"))
+@pytest.mark.parametrize("pattern", ["2.*", "[0].*"])
+def test_a_state_of_other_groups_is_refused(pattern):
+    first, second = (torch.optim.SGD(param_groups(network(), {p: 0.5}), lr=0.1) for p in ("0.*", pattern))
     with pytest.raises(UserError, match="group"):
         set_state(first, get_state(second), "The optimizer")
-    third = torch.optim.SGD(param_groups(network(), {"[0].*": 0.5}), lr=0.1)
-    with pytest.raises(UserError, match=r"group 1 is of the parameters '\[0\]\.\*', here '0\.\*'"):
-        set_state(first, get_state(third), "The optimizer")
 
 
 def test_a_run_keeps_its_groups_on_resume(build, train):
