@@ -177,7 +177,7 @@ def open_or_build(
                 return open_cache(directory / name, shape) or build_if_room(directory / name, shape, decode)
         except OSError as error:
             if error.errno in NO_SPACE:
-                log.warning(f"The disk of {directory} is full: going on without the cache, each image is decoded anew.")
+                log.warning(f"The disk of {directory} is full: going on without the cache, which is slower.")
                 return None
             errors.append(f"{directory} ({error.strerror})")
     message = f"Decoded images cannot be kept in {' or '.join(errors)}: give a writable --cache_dir, or --no-cache."

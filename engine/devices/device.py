@@ -5,23 +5,23 @@ from torch import nn
 
 from utils.errors import UserError
 
-MOST_RECORDED = 5_000_000  # parameters of a network that is recorded as CUDA graphs
+MOST_RECORDED = 5_000_000  # parameters of a network that may be recorded as CUDA graphs
 
 
 def select_devices(gpu_devices: str = "0", local: tuple[int, int] = (0, 1)) -> tuple[list[torch.device], str]:
     """Turn ``--gpu_devices`` into devices.
 
     Args:
-        gpu_devices: ids separated by commas, counted among the visible GPUs (so a ``CUDA_VISIBLE_DEVICES`` that is
-            already set is respected), or "cpu".
-        local: (rank, number of processes) on this machine. Of several, each has one of the devices: in the order that
-            they are named, or, where one is named for all, in the order of their ids.
+        gpu_devices: ids separated by commas, counted among the GPUs that ``CUDA_VISIBLE_DEVICES`` leaves visible, or
+            "cpu".
+        local: (rank, number of processes) on this machine. Each of several processes gets one device: in the order of
+            `gpu_devices`, or, if that names one for all, in the order of ids.
 
     Returns:
         The devices, the first being the main one, and a line for the log.
 
     Raises:
-        UserError: when an id is no number, is given twice, or names no visible GPU on a machine that has some.
+        UserError: an id is no number, occurs twice, or is not that of a visible GPU on a machine that has some.
     """
     if gpu_devices.strip().lower() == "cpu":
         return [torch.device("cpu")], "Device: CPU, as asked for."
@@ -53,12 +53,12 @@ def select_devices(gpu_devices: str = "0", local: tuple[int, int] = (0, 1)) -> t
 def place_network(
     network: nn.Module, device: torch.device, channels_last: bool = False, compile: bool = False, record: bool = False
 ) -> nn.Module:
-    """Move a network to its device; `compile` works in place, so its weights keep their names.
+    """Move a network to its device, and compile it in place, so that its weights keep their names.
 
-    A small network on a GPU is also recorded as CUDA graphs, since the CPU takes longer to launch its kernels one by
-    one than the GPU to run them. A recorded graph keeps its memory to itself, which a large network cannot afford.
-    Its next run overwrites what the last one returned, outputs and gradients alike: so `record` must be false where
-    the gradients of several runs are added up.
+    A small network on a GPU is also recorded as CUDA graphs, because launching its kernels one by one takes longer
+    than running them. A recorded graph has memory of its own, which a large network cannot afford. Its next run
+    overwrites the outputs and gradients of the last one, so `record` must be false where the gradients of several
+    runs are added up.
     """
     network = network.to(device, memory_format=torch.channels_last if channels_last else torch.preserve_format)
     if compile:
@@ -68,7 +68,7 @@ def place_network(
 
 
 def place_criterion(criterion: nn.Module, device: torch.device, compile: bool) -> nn.Module:
-    """Move the loss to the device of the network. It is not recorded: the losses of many updates are kept."""
+    """Move the loss to its device, and compile it. It is not recorded, because the losses of many updates are kept."""
     criterion = criterion.to(device)
     if compile:
         criterion.compile()

@@ -21,12 +21,12 @@ LISTS = (nn.ModuleList, nn.ModuleDict, nn.Sequential)
 
 
 def blocks_of(network: nn.Module) -> list[nn.Module]:
-    """The parts that are sharded or recomputed one at a time: what has parameters among the network's children.
+    """Return the modules that are sharded or recomputed one at a time: the network's children with parameters.
 
-    Of a list, a dictionary or a sequence of modules it is what is in it. Left out, and so left to the network as a
-    whole, is what shares a parameter with another part, and a child that is never called, such as a list of parameters.
-    A network may know better: it can have a method `blocks()` that returns modules, none inside another, each called
-    as a whole in the forward pass.
+    A list, a dictionary or a sequence of modules stands for its modules. A module that shares a parameter with another
+    one is left to the network as a whole, and so is a child that is never called, such as a list of parameters. A
+    network may choose for itself: by a method `blocks()` that returns modules, none inside another, each called as a
+    whole in the forward pass.
     """
     if inspect.isfunction(getattr(type(network), "blocks", None)):  # not an attribute of this name, as many have
         return list(network.blocks())
@@ -37,7 +37,7 @@ def blocks_of(network: nn.Module) -> list[nn.Module]:
 
 
 def callable_parts(module: nn.Module) -> Iterator[nn.Module]:
-    """Yield what has parameters and a forward pass of its own, the first that is met on the way down."""
+    """Yield the outermost modules that have parameters and a forward pass."""
     for child in module.children():
         if type(child) in LISTS or type(child).forward is nn.Module.forward:
             yield from callable_parts(child)
@@ -48,7 +48,7 @@ def callable_parts(module: nn.Module) -> Iterator[nn.Module]:
 def wrap_network(
     network: nn.Module, devices: list[torch.device], parallel: str, distributed: Distributed, sync_bn: bool = False
 ) -> nn.Module:
-    """Return what is to be called in training.
+    """Return the module that is called in training.
 
     Args:
         network: on the first of the devices.
@@ -56,14 +56,14 @@ def wrap_network(
         parallel: "none": the network itself. "dp": one that shares each batch among `devices`; it copies the network to
             every GPU in every step, so it is simple rather than fast. "ddp": every process has the whole network, and
             the gradients are added up while they are computed (Li et al., "PyTorch Distributed", VLDB 2020). "fsdp":
-            every process keeps a part of each parameter, of its gradient and of the optimizer's state, and the rest is
+            every process keeps a shard of each parameter, of its gradient and of the optimizer's state, and the rest is
             fetched block by block when it is needed (Zhao et al., "PyTorch FSDP", VLDB 2023). It changes the network
             in place, whose parameters become `DTensor`, so optimizers must be built afterwards.
         distributed: the processes; with one of them "ddp" and "fsdp" are "none".
         sync_bn: batch normalization over the batches of all processes; in place.
 
     Raises:
-        UserError: when `sync_bn` is asked for on a CPU, which torch does not have.
+        UserError: `sync_bn` on a CPU, which torch does not support.
     """
     device = devices[0]
     if sync_bn and distributed.size > 1:
@@ -99,16 +99,16 @@ def wrap_network(
 
 
 class Recomputed:
-    """Goes before the class of a block, whose forward pass then keeps its input alone.
+    """A mixin before the class of a block, whose forward pass then keeps its input alone.
 
-    The backward pass computes the rest once more: with the random numbers of the first time, and from the buffers as
-    they were then, in copies that are thrown away. So what a forward pass counts is counted once.
+    The backward pass computes the rest again, with the same random numbers, and on copies of the buffers as they were.
+    So batch normalization counts a batch once.
     """
 
     def forward(self, *inputs, **named_inputs):
         if not torch.is_grad_enabled():
             return super().forward(*inputs, **named_inputs)
-        if torch.compiler.is_compiling():  # then what changes a buffer is not computed again
+        if torch.compiler.is_compiling():  # it does not compute changes of buffers again
             return checkpoint(super().forward, *inputs, use_reentrant=False, **named_inputs)
         before = [(m, name, b.detach().clone()) for m in self.modules() for name, b in m.named_buffers(recurse=False)]
         contexts = lambda: (contextlib.nullcontext(), buffers_set(before))  # noqa: E731
@@ -117,7 +117,7 @@ class Recomputed:
 
 @contextlib.contextmanager
 def buffers_set(values: list[tuple[nn.Module, str, Tensor]]) -> Iterator[None]:
-    """In the block, the buffers with these names in these modules have these values."""
+    """Give buffers, by module and name, these values in the block."""
     own = [(module, name, getattr(module, name)) for module, name, _ in values]
     try:
         for module, name, value in values:
@@ -137,11 +137,11 @@ def buffers_kept(networks: Iterable[nn.Module]) -> Iterator[None]:
 
 
 def checkpoint_activations(network: nn.Module) -> nn.Module:
-    """Make the network keep what enters each of its blocks instead of all that is computed in them, and return it.
+    """Let a network keep the inputs of its blocks instead of all their activations, and return it.
 
-    The result is the same, bit for bit, for up to half as much computing again (Chen et al., "Training Deep Nets with
-    Sublinear Memory Cost", 2016). The blocks change their class, so that all that is in them keeps its name; those of a
-    network that has been given before stay as they are.
+    The result is the same, bit for bit, for up to half as much computation again (Chen et al., "Training Deep Nets with
+    Sublinear Memory Cost", 2016). The blocks change their class, so that their parameters keep their names. A network
+    that was prepared before stays as it is.
     """
     for block in blocks_of(network):
         kind = type(block)

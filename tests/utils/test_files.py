@@ -1,4 +1,4 @@
-"""What is written is written whole, and a full disk is told in one line."""
+"""Files are written whole, and a full disk is one line."""
 
 import json
 
@@ -22,7 +22,7 @@ def test_what_cannot_be_written_as_json_leaves_the_old_file(tmp_path):
     assert json.loads((tmp_path / "a.json").read_text()) == {"lr": 0.1}
 
 
-def test_full_disk_is_told_by_who_found_it(tmp_path):
+def test_full_disk_names_the_writer(tmp_path):
     (tmp_path / "a_ckpt.pth").write_bytes(b"x" * 12345)
     words = r"^CSVLogger cannot write: No space left on device\. .*needs 12,345 bytes .* are free"
     refused = pytest.raises(StorageError, match=words)

@@ -29,15 +29,15 @@ def test_what_is_shared_counts_once_and_what_is_frozen_has_no_gradient():
     frozen = nn.Linear(5, 5, bias=False).requires_grad_(False)
     optimizers = [torch.optim.SGD(first.parameters(), lr=1), torch.optim.SGD(second.parameters(), lr=1)]
     first(torch.rand(1, 10)).sum().backward()
-    told = memory_of([first, second, frozen], optimizers)
-    assert told == {"parameters": 400 + 100, "gradients": 400, "optimizer state": 0}
+    measured = memory_of([first, second, frozen], optimizers)
+    assert measured == {"parameters": 400 + 100, "gradients": 400, "optimizer state": 0}
 
 
 def test_a_sparse_gradient_counts_as_what_it_holds():
     table = nn.Embedding(1000, 4, sparse=True)
     table(torch.tensor([3, 5])).sum().backward()
-    told = memory_of([table], [torch.optim.SparseAdam(table.parameters())])
-    assert told["gradients"] == 2 * 8 + 2 * 4 * 4  # two indices of 8 bytes, two rows of float32
+    measured = memory_of([table], [torch.optim.SparseAdam(table.parameters())])
+    assert measured["gradients"] == 2 * 8 + 2 * 4 * 4  # two indices of 8 bytes, two rows of float32
 
 
 def test_a_gpu_tells_its_peak(monkeypatch):

@@ -1,4 +1,4 @@
-"""Devices are chosen among the visible ones, and what is asked for in vain is said."""
+"""Devices are chosen among the visible ones, and options without effect are logged."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Starting processes, and how their ends are told. What happens to real ones is in tests/torture."""
+"""Start processes, and report how they ended. Real processes are killed in tests/torture."""
 
 import signal
 import socket
@@ -55,17 +55,17 @@ def test_without_a_launcher_there_is_one_process():
 
 
 @pytest.mark.parametrize(
-    ("environment", "told"),
+    ("environment", "message"),
     [
         ({"WORLD_SIZE": "2"}, "RANK or MASTER_PORT is missing"),
         ({"WORLD_SIZE": "2", "RANK": "2", "MASTER_ADDR": "a", "MASTER_PORT": "1"}, "RANK=2 does not fit WORLD_SIZE=2"),
         ({"WORLD_SIZE": "2", "RANK": "one", "MASTER_ADDR": "a", "MASTER_PORT": "1"}, "or no number"),
     ],
 )
-def test_an_environment_that_cannot_be_is_told_in_one_line(monkeypatch, environment, told):
+def test_a_wrong_environment_is_one_line(monkeypatch, environment, message):
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
-    with pytest.raises(UserError, match=told) as error:
+    with pytest.raises(UserError, match=message) as error:
         place()
     assert "\n" not in str(error.value)
 
@@ -78,20 +78,20 @@ def rendezvous(monkeypatch, rank, port, timeout):
     return str(error.value)
 
 
-def test_a_missing_rendezvous_is_told_in_one_line(monkeypatch):
+def test_a_missing_rendezvous_is_one_line(monkeypatch):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    told = rendezvous(monkeypatch, rank=1, port=port, timeout=1)
-    assert f"127.0.0.1:{port}" in told and "no answer" in told and "\n" not in told
+    message = rendezvous(monkeypatch, rank=1, port=port, timeout=1)
+    assert f"127.0.0.1:{port}" in message and "no answer" in message and "\n" not in message
 
 
-def test_a_port_that_is_in_use_is_told_in_one_line(monkeypatch):
+def test_a_port_that_is_in_use_is_one_line(monkeypatch):
     with socket.socket() as taken:
         taken.bind(("0.0.0.0", 0))
         taken.listen()
-        told = rendezvous(monkeypatch, rank=0, port=taken.getsockname()[1], timeout=1)
-    assert "another program uses the port" in told and "\n" not in told
+        message = rendezvous(monkeypatch, rank=0, port=taken.getsockname()[1], timeout=1)
+    assert "another program uses the port" in message and "\n" not in message
 
 
 # ---- the launcher ----------------------------------------------------------------------------------------------------
@@ -130,7 +130,7 @@ def test_an_error_of_a_peer_is_reported_without_asking_the_store(second, monkeyp
         raise PeerError("no answer")
 
 
-def test_an_error_that_another_process_has_told_is_not_told_again(second):
+def test_an_error_is_reported_by_one_process(second):
     with pytest.raises(UserError), reported():
         raise DivergedError("the loss is nan")
     with pytest.raises(SystemExit) as end, reported():
@@ -168,7 +168,7 @@ def test_an_unexpected_error_carries_the_rank(second):
     assert error.value.__notes__ == ["This was in process 1 of 2."]
 
 
-@pytest.mark.parametrize(("ending", "status"), [(None, 0), (SystemExit(143), 143), (SystemExit("told"), 1)])
+@pytest.mark.parametrize(("ending", "status"), [(None, 0), (SystemExit(143), 143), (SystemExit("message"), 1)])
 def test_one_of_several_processes_ends_without_tidying_up(monkeypatch, ending, status):
     ended = []
 
