@@ -6,7 +6,9 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
-HOUSE = ("engine", "utils", "data", "callbacks", "trainer.py", "eval.py")  # our own machinery, seldom the culprit
+STANDARD_LIBRARY = Path(traceback.__file__).resolve().parent
+MACHINERY = ("engine", "utils", "data", "callbacks", "trainer.py", "eval.py")  # of the template, seldom the culprit
+COMPONENTS = ("model", "loss")  # of the template, the culprit if no code of the task is on the way
 
 
 def blame(error: BaseException, parts: Mapping[str, Iterable[Any]]) -> str:
@@ -17,28 +19,30 @@ def blame(error: BaseException, parts: Mapping[str, Iterable[Any]]) -> str:
         parts: by option, the objects that it made. The option is named if a method of one of them leads to the error.
     """
     option = ""
-    place = None
+    places = []
     for frame, line in traceback.walk_tb(error.__traceback__):
         code = frame.f_code
         owner = frame.f_locals.get(code.co_varnames[0]) if code.co_varnames else None
         for name, objects in parts.items():
             if any(owner is made for made in objects):
                 option = name
-        if is_own_code(code.co_filename):
-            place = f"{shorten(code.co_filename)}:{line}"
+        if rank := rank_of(code.co_filename):
+            places.append((rank, len(places), f"{shorten(code.co_filename)}:{line}"))
     message = " ".join(str(error).split()) or "no message"
+    place = max(places)[-1] if places else ""
     where = ", ".join(text for text in (option, place) if text)
     return f"{type(error).__name__}: {message}" + (f" ({where})" if where else "")
 
 
-def is_own_code(file: str) -> bool:
-    """Return whether a file belongs to a task: neither to a library nor to the machinery of a run."""
+def rank_of(file: str) -> int:
+    """Return how likely a file is to be mended: 2 for code of the task, 1 for a component of the template, else 0."""
     path = Path(file)
-    if "site-packages" in path.parts or "dist-packages" in path.parts or not path.exists():
-        return False
+    if not path.exists() or "site-packages" in path.parts or "dist-packages" in path.parts:
+        return 0
     if not path.is_relative_to(ROOT):
-        return "lib" not in path.parts  # the standard library
-    return path.relative_to(ROOT).parts[0] not in HOUSE
+        return 0 if path.is_relative_to(STANDARD_LIBRARY) else 2
+    first = path.relative_to(ROOT).parts[0]
+    return 0 if first in MACHINERY else 1 if first in COMPONENTS else 2
 
 
 def shorten(file: str) -> str:
