@@ -46,6 +46,7 @@ def test_each_is_taken_by_its_trainer(path):
     assert opt.model_type == values["model_type"] and opt.lr == float(values["lr"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("task", "model_type"), [("vanilla", "Vanilla"), ("gan", "DCGAN")])
 def test_those_for_the_sample_run(command, tmp_path, task, model_type):
     flags = ("--config", f"configs/{task}_sample.yaml", "--debug", "--output_dir", tmp_path)

@@ -87,6 +87,7 @@ def test_saved_options_with_parts_of_your_own_give_the_same_run(train, weights, 
     assert differences(weights(first), weights(train("--config", config))) == []
 
 
+@pytest.mark.slow
 def test_two_processes_train_with_parts_of_your_own(command, tmp_path):
     flags = (*REFERENCES, "--nproc", 2, "--n_epoch", 1, "--output_dir", tmp_path, "--seed", 0)
     done = command("trainer_vanilla.py", *flags)

@@ -88,9 +88,14 @@ def interrupt(build):
 
 
 # ---- the end is the same ---------------------------------------------------------------------------------------------
-@pytest.mark.parametrize("source", ["run directory", "checkpoint"])
-@pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError])
-@pytest.mark.parametrize("update", [3, 8, 11])
+@pytest.mark.parametrize(
+    ("update", "error", "source"),
+    [
+        (3, KeyboardInterrupt, "run directory"), (3, RuntimeError, "checkpoint"),
+        (8, KeyboardInterrupt, "checkpoint"), (8, RuntimeError, "run directory"),
+        (11, KeyboardInterrupt, "run directory"), (11, RuntimeError, "checkpoint"),
+    ],
+)  # fmt: skip
 def test_a_resumed_run_ends_like_one_that_was_not_interrupted(train, interrupt, assert_same_end, update, error, source):
     whole = train(task=WithDropout)
     broken = interrupt(update, error, task=WithDropout)

@@ -517,6 +517,7 @@ def test_data_parallel_on_a_cpu_is_the_same_run(train, weights, differences, par
     assert not differences(weights(train()), weights(train("--parallel", parallel)))
 
 
+@pytest.mark.slow
 def test_compiled_networks_learn_the_same(train, weights):
     # slow: the first call of each shape takes seconds
     exact, compiled = (weights(train(*ONE_EPOCH, "--optim", "sgd", *flags)) for flags in ((), ("--compile",)))

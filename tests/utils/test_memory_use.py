@@ -46,6 +46,7 @@ def test_a_gpu_tells_its_peak(monkeypatch):
     assert text == "Memory of a process: parameters 1.0 MB, at most 1,234.5 MB of cuda:1 in use"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("flags", "megabytes"), [((), (2.7, 2.7, 5.4)), (("--nproc", 2, "--parallel", "fsdp"), (1.3, 1.3, 2.7))]
 )
