@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+from engine.checkpoints.file import for_shards
 from engine.checkpoints.state import get_state, set_state
 from engine.devices.process_group import Distributed
 from engine.epoch_log import add_totals
@@ -22,9 +23,7 @@ def collect_state(parts: Mapping[str, Any], distributed: Distributed, in_shards:
     """
     state = {name: get_state(part) for name, part in parts.items()}
     if distributed.is_sharded and not in_shards:
-        from engine.checkpoints.distributed import gather_state
-
-        state = gather_state(state, keep=distributed.is_main)
+        state = for_shards("gather_state")(state, keep=distributed.is_main)
     if distributed.size > 1:
         own = {name: state[name] for name in OF_EACH_PROCESS}
         state["processes"] = distributed.gather(own)[1:]
@@ -47,9 +46,7 @@ def restore_state(
         seed: of the run.
     """
     if "shards" in state or distributed.is_sharded:
-        from engine.checkpoints.distributed import shard_state
-
-        state = shard_state(state, path, parts)
+        state = for_shards("shard_state")(state, path, parts)
     try:
         processes = [state, *state.get("processes", [])]
         if len(processes) == distributed.size:

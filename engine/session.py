@@ -1,17 +1,15 @@
 """Hold what surrounds the loop: the lock of the run directory, signals, resume, and a checkpoint at the end."""
 
-import gc
 import traceback
 from types import TracebackType
-from typing import Any
 
 import torch
 
 from engine.checkpoints.file import load_checkpoint
-from engine.devices.process_group import Distributed
+from engine.registry import load
 from engine.runs.signals import STOP_ASKED, StopSignal
 from utils.duration import seconds_of
-from utils.errors import DivergedError, UserError
+from utils.errors import UserError
 
 MEMORY_ADVICE = "--activation_checkpointing and --amp bf16 need less memory, too."
 
@@ -168,68 +166,9 @@ class Session:
 
     # ---- --micro_batch_size auto ---------------------------------------------------------------------------------
     def find_micro_batch_size(self) -> None:
-        """Set the trainer's micro-batch size to the largest that fits into the memory of a GPU.
-
-        Elsewhere it stays the whole update. Sizes are tried on the first update, with forward pass, backward pass and
-        optimizer step. After each try everything is as it was, bit for bit.
-
-        Raises:
-            UserError: not even one sample fits, or the network is sharded, so that one process cannot try alone.
-        """
-        from engine.micro_batches import largest_that_fits
-        from engine.snapshot import Snapshot
-
-        trainer = self.trainer
-        if trainer.device.type != "cuda":
-            reason = f"the memory of this device ({trainer.device.type}) has no limit to try"
-            return trainer.run_dir.note(f"Micro-batch size: {trainer.micro_batch_size}, the whole update: {reason}.")
-        if trainer.distributed.is_sharded:
-            raise UserError("--micro_batch_size auto cannot try sizes with --parallel fsdp: give a number.")
-        update = next(iter(trainer.train_loader.updates(0)))
-        parts = {name: part for name, part in trainer.stateful().items() if name != "callbacks"}
-        snapshot = Snapshot(parts, device="cpu")  # on the GPU it would take memory that the training needs
-        trainer.freezing.set_train_mode(trainer.networks)
-        together = trainer.distributed
-        with together.gradients(synchronize=False):
-            trainer.distributed = Distributed()  # one process may run out of memory alone
-            trainer.guard.sum_losses = None
-            try:
-                size = largest_that_fits(update.num_local, lambda size: self.fits(update, size, snapshot))
-            finally:
-                trainer.distributed = together
-                trainer.guard.sum_losses = together.sum if together.size > 1 else None
-        size = -together.largest(-size)  # the smallest
-        if not size:
-            raise UserError(f"Out of memory with a single sample. {MEMORY_ADVICE}")
-        if size < update.num_local:
-            trainer.micro_batch_size = size
-            trainer.train_loader, trainer.val_loader = trainer.build_loaders()
-            self.connect_loaders()
-        count = trainer.opt.batch_size
-        trainer.run_dir.note(f"Micro-batch size: {size}, the largest tried that fits, of {count} samples of an update.")
-
-    def fits(self, update: Any, size: int, snapshot: Any) -> bool:
-        """Return whether memory is enough for a step with `size` samples at once; put everything back."""
-        from engine.micro_batches import split_update
-
-        trainer = self.trainer
-        trainer.guard.begin_update(update)
-        is_enough = True
-        try:
-            trainer.train_step(split_update(update, size))
-            trainer.guard.check_earlier(wait=True)
-        except DivergedError:
-            pass  # training will report it
-        except torch.OutOfMemoryError:
-            is_enough = False
-        trainer.guard.forget()
-        snapshot.put_back()
-        trainer.precision.begin_again()
-        for network in trainer.networks.values():
-            network.zero_grad(set_to_none=True)
-        gc.collect()
-        torch.cuda.empty_cache()
-        return is_enough
+        """Set the trainer's micro-batch size to the largest that fits into the memory of a GPU."""
+        load("extras.micro_batch_size:find_micro_batch_size", "micro_batch_size")(self.trainer)
+        self.connect_loaders()  # they may be new
 
 
 def is_unexpected(error: BaseException) -> bool:

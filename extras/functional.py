@@ -30,10 +30,10 @@ from engine.optimizers import OncePerEpoch
 from engine.options.parser import as_flags, number
 from eval import EvaluatorBase
 from extras.in_order import InOrder
+from tools.lr_finder import LrCurve
 from trainer import TrainerBase
 from utils.batch import count_samples
 from utils.errors import UserError, nearest, shown
-from utils.lr_finder import LrCurve
 from utils.meter import AvgMeter
 from utils.param_groups import param_groups
 

@@ -13,9 +13,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from engine.options.parser import OptionParser, run_main
-from engine.snapshot import Snapshot
 from tools.digest import digests
 from tools.doctor_checks import CHECKS, NEED_LABELS, CannotTell, Finding, Patient, differing_parts
+from tools.snapshot import Snapshot
 from tools.task import parts_of, read_command, run_tool, trial
 from trainer import TrainerBase
 

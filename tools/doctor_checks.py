@@ -15,14 +15,14 @@ import torch
 from torch import Tensor, nn
 
 from engine.checkpoints.file import FORMAT, load_checkpoint, save_checkpoint
-from engine.snapshot import Snapshot
 from loss.classification_loss import CrossEntropyLoss
 from tools.digest import NOT_THE_RUN, digest, digests
 from tools.find_lr import loss_of
+from tools.lr_finder import rate_of, set_rate
 from tools.replay import shortened
+from tools.snapshot import Snapshot
 from tools.task import try_step
 from utils.batch import count_samples, cut, iterate_tensors, move_to
-from utils.lr_finder import rate_of, set_rate
 from utils.seed import random_state
 
 NEAR = (0.7, 1.5)  # a first loss between these multiples of the expected one passes

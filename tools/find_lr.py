@@ -17,13 +17,13 @@ from typing import Any
 import numpy as np
 
 from engine.options.parser import OptionParser, number, run_main
-from engine.snapshot import Snapshot
 from tools.digest import digests
+from tools.lr_finder import LrCurve, describe, draw_curve, find_lr
+from tools.snapshot import Snapshot
 from tools.task import parts_of, read_command, run_tool, trial, try_step
 from trainer import TrainerBase
 from utils.errors import UserError
 from utils.files import full_disk_explained
-from utils.lr_finder import LrCurve, describe, draw_curve, find_lr
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -59,7 +59,7 @@ def try_learning_rates(
 
     Args:
         trainer: is restored to its state, bit for bit.
-        low, high, num_values, num_updates, num_runs, base_lr: see `utils.lr_finder.find_lr`.
+        low, high, num_values, num_updates, num_runs, base_lr: see `tools.lr_finder.find_lr`.
         option: the name of the rate in the suggestion.
 
     Raises:

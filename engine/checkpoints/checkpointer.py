@@ -14,6 +14,7 @@ from typing import Any
 from engine.checkpoints.file import (
     FORMAT,
     SHARDS,
+    for_shards,
     load_checkpoint,
     read_position,
     save_checkpoint,
@@ -229,7 +230,6 @@ def build_checkpointer(opt: Namespace, run_dir: Path, updates_per_epoch: int, di
     every = opt.save_every_updates or max(1, round(opt.save_every * updates_per_epoch))
     prefix = opt.model_type or opt.proj_name
     if opt.checkpoint_format == "sharded":
-        from engine.checkpoints.distributed import DistributedCheckpointer
-
-        return DistributedCheckpointer(distributed, run_dir, prefix, every, opt.keep)
+        checkpointer_class = for_shards("DistributedCheckpointer")
+        return checkpointer_class(distributed, run_dir, prefix, every, opt.keep)
     return Checkpointer(run_dir, prefix, every, opt.keep, writes=distributed.is_main)

@@ -15,13 +15,14 @@ import io
 import os
 import stat
 import struct
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import torch
 
 from engine.checkpoints.untrusted import open_as_data
+from engine.registry import load
 from utils.errors import DamagedError, UserError
 from utils.files import write_atomically
 
@@ -132,9 +133,12 @@ def verify(path: str | Path, deep: bool = True) -> None:
         if not footer:
             raise DamagedError(f"The checkpoint {path} is damaged: the SHA-256 at its end is missing.")
         if footer.startswith(MAGIC_SHARDS):
-            from engine.checkpoints.distributed import check_shards
+            for_shards("check_shards")(open_as_data(file, path), path, deep)
 
-            check_shards(open_as_data(file, path), path, deep)
+
+def for_shards(name: str) -> Callable:
+    """Import a function or class of the distributed checkpoints, which few runs need: it takes a while."""
+    return load(f"extras.distributed_checkpoints:{name}", "checkpoint_format")
 
 
 # ---- read ------------------------------------------------------------------------------------------------------------
@@ -182,9 +186,7 @@ def load_checkpoint(path: str | Path, tensors_of: Collection[str] = PARTS) -> di
 
 def with_tensors(state: dict[str, Any], path: str | Path, parts: Collection[str]) -> dict[str, Any]:
     """Return the content of a distributed checkpoint with the tensors of these parts, whole."""
-    from engine.checkpoints.distributed import read_shards
-
-    return read_shards(state, path, parts)
+    return for_shards("read_shards")(state, path, parts)
 
 
 def options_of(state: dict[str, Any], path: str | Path) -> dict[str, Any]:

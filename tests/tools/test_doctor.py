@@ -7,12 +7,12 @@ import pytest
 import torch
 from torch import nn
 
-from engine.snapshot import Snapshot
 from extras.gan.trainer_gan import TrainerGAN
 from tests.planted_faults import GlobalDraw, ModuleAttribute, TrainerAttribute
 from tools.digest import digest
 from tools.doctor import OK, PROBLEM, SKIPPED, diagnose, main, run_check
 from tools.doctor_checks import CHECKS, Patient, find_leak
+from tools.snapshot import Snapshot
 from tools.task import parts_of
 from trainer_seg_on_carvana import TrainerSeg
 from trainer_vanilla import TrainerVanilla

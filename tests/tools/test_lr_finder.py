@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from engine.snapshot import Snapshot
-from utils.lr_finder import LrCurve, describe, find_lr
+from tools.lr_finder import LrCurve, describe, find_lr
+from tools.snapshot import Snapshot
 from utils.optimizer import SGD
 
 

@@ -123,4 +123,4 @@ class Block:
         return timed
 
 
-timer = Timers()  # for a whole program: from utils.timer import timer
+timer = Timers()  # for a whole program: from tools.timer import timer

@@ -14,9 +14,9 @@ import torch
 
 from callbacks.callback import Callback
 from engine.checkpoints.checkpointer import Checkpointer
-from engine.checkpoints.distributed import Writer, read_shards
 from engine.checkpoints.file import load_checkpoint, options_of, save_checkpoint
 from eval_vanilla import EvaluatorVanilla
+from extras.distributed_checkpoints import Writer, read_shards
 from tools.digest import digests
 from utils.errors import DamagedError, UserError
 
@@ -26,7 +26,7 @@ import os, signal, sys, time
 from pathlib import Path
 sys.path.insert(0, {root!r})
 from trainer_vanilla import TrainerVanilla
-from engine.checkpoints.distributed import Writer
+from extras.distributed_checkpoints import Writer
 
 plain = Writer.write_data
 def slow(self, plan, planner):

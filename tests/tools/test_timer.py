@@ -4,7 +4,7 @@ import threading
 
 import pytest
 
-from utils.timer import Timers
+from tools.timer import Timers
 
 
 class Clock:

@@ -3,7 +3,7 @@
 import torch
 
 from data.loader import Update
-from engine.micro_batches import largest_that_fits, split_update
+from extras.micro_batch_size import largest_that_fits, split_update
 
 
 def test_the_first_half_that_fits_is_taken():

@@ -1,0 +1,99 @@
+"""Find the largest micro-batch that fits into memory (--micro_batch_size auto).
+
+An update is a mean over its samples, however they are cut into micro-batches. So the size that fits can be found by
+trying, and changes no result. (Batch normalization sees the micro-batch: with it the size does count.)
+"""
+
+import dataclasses
+import gc
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from engine.devices.process_group import Distributed
+from engine.session import MEMORY_ADVICE
+from tools.snapshot import Snapshot
+from utils.batch import cut
+from utils.errors import DivergedError, UserError
+
+
+def largest_that_fits(most: int, fits: Callable[[int], bool]) -> int:
+    """Return the first of `most`, half of it, a quarter ... that fits; 0 if not even 1 does.
+
+    >>> largest_that_fits(24, lambda size: size < 7)
+    6
+    """
+    size = most
+    while size and not fits(size):
+        size //= 2
+    return size
+
+
+def split_update(update: Any, size: int) -> Any:
+    """Return an update (data/loader.py) in micro-batches of at most `size` samples."""
+    pieces, sizes = [], []
+    for batch, count in zip(update.micro_batches, update.sizes, strict=True):
+        for begin in range(0, count, size):
+            end = min(begin + size, count)
+            pieces.append(cut(batch, begin, end))
+            sizes.append(end - begin)
+    return dataclasses.replace(update, micro_batches=pieces, sizes=sizes)
+
+
+def find_micro_batch_size(trainer) -> None:
+    """Set the trainer's micro-batch size to the largest that fits into the memory of a GPU.
+
+    Elsewhere it stays the whole update. Sizes are tried on the first update, with forward pass, backward pass and
+    optimizer step. After each try everything is as it was, bit for bit.
+
+    Raises:
+        UserError: not even one sample fits, or the network is sharded, so that one process cannot try alone.
+    """
+    if trainer.device.type != "cuda":
+        reason = f"the memory of this device ({trainer.device.type}) has no limit to try"
+        return trainer.run_dir.note(f"Micro-batch size: {trainer.micro_batch_size}, the whole update: {reason}.")
+    if trainer.distributed.is_sharded:
+        raise UserError("--micro_batch_size auto cannot try sizes with --parallel fsdp: give a number.")
+    update = next(iter(trainer.train_loader.updates(0)))
+    parts = {name: part for name, part in trainer.stateful().items() if name != "callbacks"}
+    snapshot = Snapshot(parts, device="cpu")  # on the GPU it would take memory that the training needs
+    trainer.freezing.set_train_mode(trainer.networks)
+    together = trainer.distributed
+    with together.gradients(synchronize=False):
+        trainer.distributed = Distributed()  # one process may run out of memory alone
+        trainer.guard.sum_losses = None
+        try:
+            size = largest_that_fits(update.num_local, lambda size: fits(trainer, update, size, snapshot))
+        finally:
+            trainer.distributed = together
+            trainer.guard.sum_losses = together.sum if together.size > 1 else None
+    size = -together.largest(-size)  # the smallest
+    if not size:
+        raise UserError(f"Out of memory with a single sample. {MEMORY_ADVICE}")
+    if size < update.num_local:
+        trainer.micro_batch_size = size
+        trainer.train_loader, trainer.val_loader = trainer.build_loaders()
+    count = trainer.opt.batch_size
+    trainer.run_dir.note(f"Micro-batch size: {size}, the largest tried that fits, of {count} samples of an update.")
+
+
+def fits(trainer, update: Any, size: int, snapshot: Snapshot) -> bool:
+    """Return whether memory is enough for a step with `size` samples at once; put everything back."""
+    trainer.guard.begin_update(update)
+    is_enough = True
+    try:
+        trainer.train_step(split_update(update, size))
+        trainer.guard.check_earlier(wait=True)
+    except DivergedError:
+        pass  # training will report it
+    except torch.OutOfMemoryError:
+        is_enough = False
+    trainer.guard.forget()
+    snapshot.put_back()
+    trainer.precision.begin_again()
+    for network in trainer.networks.values():
+        network.zero_grad(set_to_none=True)
+    gc.collect()
+    torch.cuda.empty_cache()
+    return is_enough
