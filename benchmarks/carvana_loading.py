@@ -57,9 +57,9 @@ def load(opt: argparse.Namespace, variant: str, augment: bool) -> dict[str, Any]
 
 def first_pass(opt: argparse.Namespace) -> dict[str, Any]:
     """Fill the cache on one core."""
-    import data.cache
+    import extras.pixel_cache
 
-    data.cache.num_cores = lambda: 1
+    extras.pixel_cache.num_cores = lambda: 1
     with tempfile.TemporaryDirectory(dir=Path(make_data(opt)).parent) as directory:
         dataset = build(opt, cache_dir=directory)
         started = time.perf_counter()
@@ -72,7 +72,7 @@ def plain_pillow(opt: argparse.Namespace) -> dict[str, Any]:
     """Open and resize images and masks as one writes it by hand; nothing is kept."""
     dataset = build(opt, cache=False)
     started = time.perf_counter()
-    for _, _, image_path, mask_path in dataset.pairs:
+    for image_path, mask_path in dataset.pairs:
         image = np.asarray(Image.open(image_path).convert("RGB").resize((PATCH_SIZE, PATCH_SIZE)))
         mask = np.asarray(Image.open(mask_path).resize((PATCH_SIZE, PATCH_SIZE), Image.Resampling.NEAREST))
         assert image.shape[:2] == mask.shape

@@ -50,6 +50,7 @@ def start_up(opt: argparse.Namespace, num_files: int) -> dict[str, Any]:
     from benchmarks.harness import peak_memory
     from data.data_entry import describe, group_hashes, seen_groups
     from data.masks import ClassMap
+    from extras.pixel_cache import cache_key
     from utils.files import write_json
 
     directory = make_files(opt, num_files)
@@ -62,7 +63,7 @@ def start_up(opt: argparse.Namespace, num_files: int) -> dict[str, Any]:
     names, _ = describe(datasets)
     with tempfile.TemporaryDirectory() as target:
         write_json(Path(target, "split.json"), names, indent=None)
-    keys = [dataset.cache_key() for dataset in datasets.values()]
+    keys = [cache_key(dataset) for dataset in datasets.values()]
     seconds = time.perf_counter() - started
     growth = peak_memory() - before
     assert len(set(keys)) == 3

@@ -5,8 +5,6 @@ competition "Carvana Image Masking Challenge" (2017): 318 cars, 16 views of each
 masks with such names work. The parts are cut by car, because two views of one car are nearly the same picture.
 """
 
-import hashlib
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,21 +14,11 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from data.cache import PixelCache, cache_directories, open_or_build
-from data.masks import (
-    PIXELS_VERSION,
-    ClassMap,
-    decoder_versions,
-    image_size,
-    read_classes,
-    read_pixels,
-    scan_masks,
-    to_float,
-)
-from data.pairs import LINES, MatchedFiles, car_of, find_pairs
+from data.masks import ClassMap, image_size, read_classes, read_pixels, scan_masks, to_float
+from data.pairs import MatchedFiles, car_of, find_pairs
 from data.split import split_by_group
+from engine.registry import load
 from utils.errors import UserError, nearest
-from utils.seed import mix
 
 MODES = ("direct", "padding")
 
@@ -89,7 +77,7 @@ class CarvanaDataset(Dataset):
         report: a line on the masks for the log.
         summary: a line on the size of the parts for the log.
         cache: whether `cached` keeps the decoded pixels in a file.
-        cache_dir: the directory of that file, see `data.cache.cache_directories`.
+        cache_dir: the directory of that file, see `extras.pixel_cache.cache_directories`.
 
     Attributes:
         names: "<car>_<view>" of each sample.
@@ -142,84 +130,11 @@ class CarvanaDataset(Dataset):
         image, mask = to_float(torch.from_numpy(pixels)), torch.from_numpy(classes)
         return augment_pair(image, mask) if self.is_random else (image, mask)
 
-    # ---- decoded once --------------------------------------------------------------------------------------------
     def cached(self) -> Dataset:
-        """Return a data set with the same samples from a cache, which is built if it is missing; or this one."""
-        if not self.cache or self.size is None or len(self.class_map.codes) > 256:  # classes are kept in one byte
+        """Return a data set that loads the same samples from a file of decoded pixels; or this one."""
+        if not self.cache or self.size is None:
             return self
-        directories = cache_directories(Path(self.pairs.folders[0]).parent, self.cache_dir)
-        shape = (len(self), self.n_channels + 1, self.size[1], self.size[0])
-        cache = open_or_build(directories, self.cache_key(), shape, self.decode, is_needed=self.cache_dir is not None)
-        if cache is None:
-            return self
-        self.cache_note = f"decoded images and masks are in {cache.path.parent}"
-        return CachedCarvana(self, cache)
-
-    def cache_key(self) -> str:
-        """Return SHA-256 of all that the pixels depend on: the files by name, size and time, and how they are read."""
-        read_how = (PIXELS_VERSION, decoder_versions(), self.size, self.n_channels, self.class_map)
-        digest = hashlib.sha256(repr(read_how).encode())
-        for first in range(0, len(self), LINES):
-            part = slice(first, first + LINES)
-            digest.update(repr((self.names[part], self.pairs.ends[part])).encode(errors="surrogateescape"))
-        digest.update(self.pairs.status())
-        return digest.hexdigest()
-
-    def decode(self, index: int) -> np.ndarray:
-        """Return the record of a sample in the cache, uint8 (C + 1, H, W): the channels, and the classes below them."""
-        pixels, classes = self.read(index)
-        return np.concatenate([pixels, classes[None].astype(np.uint8)])
-
-
-class CachedCarvana(Dataset):
-    """Loads the samples of a `CarvanaDataset` from a cache, whole batches at once, with the same bits.
-
-    Args:
-        dataset: the data set that the cache was built from.
-        cache: the records of all samples.
-    """
-
-    def __init__(self, dataset: CarvanaDataset, cache: PixelCache):
-        self.dataset = dataset
-        self.cache = cache
-        self.names = dataset.names
-        self.groups = dataset.groups
-        self.is_random = dataset.is_random
-
-    def __len__(self) -> int:
-        return len(self.dataset)
-
-    @staticmethod
-    def collate_fn(batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-        """Return the batch: `__getitems__` and `get_batch` collate."""
-        return batch
-
-    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
-        """Return the image, float32 (C, H, W) in [0, 1], and the mask, int64 (H, W)."""
-        image, mask = (of_batch[0] for of_batch in self.plain([range(len(self))[index]]))
-        return augment_pair(image, mask) if self.is_random else (image, mask)
-
-    def __getitems__(self, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
-        """Return the images, float32 (N, C, H, W) in [0, 1], and the masks, int64 (N, H, W), of a batch."""
-        images, masks = self.plain(indices)
-        return augment_batch(images, masks, torch.rand(len(images), 3)) if self.is_random else (images, masks)
-
-    def get_batch(self, keys: Sequence[tuple[int, int]], seed: int) -> tuple[Tensor, Tensor]:
-        """Return a batch like `__getitems__`, in which what is random is a function of (seed, epoch, index) each.
-
-        Args:
-            keys: epoch and index of each sample.
-            seed: of the run.
-        """
-        generator = torch.Generator()
-        seeds = [mix(seed, epoch, index) for epoch, index in keys]
-        draws = torch.stack([torch.rand(3, generator=generator.manual_seed(one)) for one in seeds])  # (N, 3)
-        return augment_batch(*self.plain([index for _, index in keys]), draws)
-
-    def plain(self, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
-        """Return the batch before augmentation."""
-        records = self.cache.gather(indices, self.dataset.decode)  # (N, C + 1, H, W)
-        return to_float(records[:, :-1]), records[:, -1].long()
+        return load("extras.pixel_cache:cached_carvana", "cache")(self)
 
 
 def check_options(n_channels: int, mode: str, **at_least_one: int) -> None:

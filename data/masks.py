@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, __version__, features
+from PIL import Image
 from torch import Tensor
 
 from utils.errors import UserError
@@ -121,11 +121,6 @@ def read_pixels(path: str | Path, n_channels: int = 3, size: tuple[int, int] | N
 def load_image(path: str | Path, n_channels: int = 3, size: tuple[int, int] | None = None) -> Tensor:
     """Return an image file of any mode as float32 (C, H, W) in [0, 1]; see `read_pixels`."""
     return to_float(torch.from_numpy(read_pixels(path, n_channels, size)))
-
-
-def decoder_versions() -> tuple[str | None, ...]:
-    """Return the versions of the decoders. The last bits of the pixels of a JPEG depend on them."""
-    return __version__, features.version("jpg"), features.version("libjpeg_turbo")
 
 
 def to_float(pixels: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ import pytest
 from data.Carvana import CarvanaDataset, build_carvana
 from data.masks import ClassMap
 from data.pairs import car_of, find_pairs
+from extras.pixel_cache import cache_key
 
 GREYS = ClassMap((0, 0xFFFFFF))
 
@@ -89,4 +90,4 @@ def test_names_that_are_no_unicode_have_a_fingerprint(tmp_path):
         with open(os.fsencode(tmp_path / folder) + b"/\xff_1" + end.encode(), "w"):
             pass
     dataset = CarvanaDataset(find_pairs(tmp_path), GREYS, size=(8, 8))
-    assert len(dataset.fingerprint()) == len(dataset.cache_key()) == 64
+    assert len(dataset.fingerprint()) == len(cache_key(dataset)) == 64

@@ -18,7 +18,7 @@ from engine.options.parser import OptionParser, file_path, number
 from tools.synthetic.toy_car import BODY, Camera, Canvas, Car, Painter, design_car, disc
 from utils.errors import UserError, shown
 
-CACHE = ".cache"  # what a training keeps there, see data/cache.py
+CACHE = ".cache"  # what a training keeps there, see extras/pixel_cache.py
 LAYOUT = (("train", ".jpg"), ("train_masks", "_mask.gif"))
 
 

@@ -14,13 +14,13 @@ import pytest
 import torch
 from PIL import Image
 
-import data.cache
-from data.cache import KEPT, cache_directories, open_or_build
-from data.Carvana import CachedCarvana, augment_batch, augment_pair, build_carvana
+import extras.pixel_cache
+from data.Carvana import augment_batch, augment_pair, build_carvana
 from data.data_entry import to_load_from
 from data.loader import EvalLoader, UpdateLoader
 from engine.checkpoints.file import load_checkpoint, save_checkpoint
 from eval_seg_on_carvana import EvaluatorSeg
+from extras.pixel_cache import KEPT, CachedCarvana, cache_directories, open_or_build, record_of
 from trainer_seg_on_carvana import TrainerSeg
 from utils.errors import UserError
 
@@ -157,7 +157,7 @@ SLOW = """
 import os, sys, time
 from pathlib import Path
 import numpy as np
-from data.cache import open_or_build
+from extras.pixel_cache import open_or_build
 
 def decode(index):
     with open(sys.argv[2], "a") as file:
@@ -228,7 +228,7 @@ def test_a_directory_that_cannot_be_written_is_passed_over(tmp_path, caplog):
 def test_a_cache_that_can_only_be_read_is_used(tmp_path, monkeypatch):
     open_in(tmp_path)
     monkeypatch.setattr(os, "utime", raise_error(errno.EROFS))
-    monkeypatch.setattr(data.cache, "locked", never)
+    monkeypatch.setattr(extras.pixel_cache, "locked", never)
     assert has_all(open_in(tmp_path, never))
 
 
@@ -338,9 +338,9 @@ def test_the_pair_is_augmented_by_its_own_three_numbers():
 def count_decoded(dataset, monkeypatch):
     """Make the cache of a data set and return how many samples were decoded for it."""
     decoded = []
-    original = type(dataset).decode
     with monkeypatch.context() as patch:
-        patch.setattr(type(dataset), "decode", lambda self, index: decoded.append(index) or original(self, index))
+        counted = lambda dataset, index: decoded.append(index) or record_of(dataset, index)  # noqa: E731
+        patch.setattr(extras.pixel_cache, "record_of", counted)
         dataset.cached()
     return len(decoded)
 
@@ -354,7 +354,7 @@ def test_only_the_samples_of_a_part_are_decoded_and_only_once(parts, monkeypatch
 def test_a_changed_file_is_decoded_anew(parts, own_cars, monkeypatch, change):
     dataset = parts(own_cars)["val"]
     count_decoded(dataset, monkeypatch)
-    _, _, image_path, mask_path = dataset.pairs[2]
+    image_path, mask_path = dataset.pairs[2]
     status = os.stat(image_path)
     if change == "touch":
         os.utime(image_path, ns=(status.st_atime_ns, status.st_mtime_ns + 1))
@@ -380,7 +380,7 @@ def test_another_option_is_decoded_anew(parts, monkeypatch, option):
 @pytest.mark.parametrize("version", ["PIXELS_VERSION", "decoder_versions"])
 def test_other_code_decodes_anew(parts, monkeypatch, version):
     count_decoded(parts()["val"], monkeypatch)
-    monkeypatch.setattr(f"data.Carvana.{version}", 99 if version.isupper() else lambda: ("another",))
+    monkeypatch.setattr(f"extras.pixel_cache.{version}", 99 if version.isupper() else lambda: ("another",))
     assert count_decoded(parts()["val"], monkeypatch) == 4
 
 

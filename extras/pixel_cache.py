@@ -5,10 +5,11 @@ and, as one more plane, the classes of its mask. The row of a sample that could 
 
 The file's name holds a key: a digest of all that the pixels depend on, such as the sizes and times of the image files.
 After a change there is no file of the new name, and the samples are decoded again. A file gets its name when all of it
-is on the disk.
+is on the disk. The last part of this file loads Carvana from a cache; the rest knows nothing of it.
 """
 
 import contextlib
+import hashlib
 import logging
 import os
 import re
@@ -16,15 +17,22 @@ import shutil
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
+from PIL import __version__, features
 from torch import Tensor
+from torch.utils.data import Dataset
 
+from data.Carvana import CarvanaDataset, augment_batch, augment_pair
+from data.masks import PIXELS_VERSION, to_float
+from data.pairs import LINES
 from engine.runs.lock import LOCK_FILE, PATIENCE, locked
 from utils.errors import UserError
 from utils.files import NO_SPACE, fsync_directory, removed_afterwards, sweep_temporaries
+from utils.seed import mix
 
 KEPT = 12  # files in a cache directory; the least recently used ones above it are removed
 MOST_OF_FREE = 0.5  # of the free space on the disk, so that checkpoints have room, too
@@ -222,3 +230,92 @@ def remove_old(directory: Path) -> None:
     with contextlib.suppress(OSError):
         for path in sorted(paths, key=lambda path: path.stat().st_mtime_ns)[:-KEPT]:
             path.unlink()
+
+
+# ---- Carvana ---------------------------------------------------------------------------------------------------------
+def cached_carvana(dataset: CarvanaDataset) -> Dataset:
+    """Return a data set with the same samples from a cache, which is built if it is missing; or the data set itself."""
+    if len(dataset.class_map.codes) > 256:  # classes are kept in one byte
+        return dataset
+    directories = cache_directories(Path(dataset.pairs.folders[0]).parent, dataset.cache_dir)
+    shape = (len(dataset), dataset.n_channels + 1, dataset.size[1], dataset.size[0])
+    decode = partial(record_of, dataset)
+    cache = open_or_build(directories, cache_key(dataset), shape, decode, is_needed=dataset.cache_dir is not None)
+    if cache is None:
+        return dataset
+    dataset.cache_note = f"decoded images and masks are in {cache.path.parent}"
+    return CachedCarvana(dataset, cache)
+
+
+def cache_key(dataset: CarvanaDataset) -> str:
+    """Return SHA-256 of all that the pixels depend on: the files by name, size and time, and how they are read."""
+    pairs = dataset.pairs
+    read_how = (PIXELS_VERSION, decoder_versions(), dataset.size, dataset.n_channels, dataset.class_map)
+    digest = hashlib.sha256(repr(read_how).encode())
+    for first in range(0, len(pairs), LINES):
+        part = slice(first, first + LINES)
+        digest.update(repr((pairs.names[part], pairs.ends[part])).encode(errors="surrogateescape"))
+    digest.update(pairs.status())
+    return digest.hexdigest()
+
+
+def decoder_versions() -> tuple[str | None, ...]:
+    """Return the versions of the decoders. The last bits of the pixels of a JPEG depend on them."""
+    return __version__, features.version("jpg"), features.version("libjpeg_turbo")
+
+
+def record_of(dataset: CarvanaDataset, index: int) -> np.ndarray:
+    """Return the record of a sample, uint8 (C + 1, H, W): the channels, and the classes below them."""
+    pixels, classes = dataset.read(index)
+    return np.concatenate([pixels, classes[None].astype(np.uint8)])
+
+
+class CachedCarvana(Dataset):
+    """Loads the samples of a `CarvanaDataset` from a cache, whole batches at once, with the same bits.
+
+    Args:
+        dataset: the data set that the cache was built from.
+        cache: the records of all samples.
+    """
+
+    def __init__(self, dataset: CarvanaDataset, cache: PixelCache):
+        self.dataset = dataset
+        self.cache = cache
+        self.names = dataset.names
+        self.groups = dataset.groups
+        self.is_random = dataset.is_random
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    @staticmethod
+    def collate_fn(batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        """Return the batch: `__getitems__` and `get_batch` collate."""
+        return batch
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        """Return the image, float32 (C, H, W) in [0, 1], and the mask, int64 (H, W)."""
+        image, mask = (of_batch[0] for of_batch in self.plain([range(len(self))[index]]))
+        return augment_pair(image, mask) if self.is_random else (image, mask)
+
+    def __getitems__(self, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """Return the images, float32 (N, C, H, W) in [0, 1], and the masks, int64 (N, H, W), of a batch."""
+        images, masks = self.plain(indices)
+        return augment_batch(images, masks, torch.rand(len(images), 3)) if self.is_random else (images, masks)
+
+    def get_batch(self, keys: Sequence[tuple[int, int]], seed: int) -> tuple[Tensor, Tensor]:
+        """Return a batch like `__getitems__`, in which what is random is a function of (seed, epoch, index) each.
+
+        Args:
+            keys: epoch and index of each sample.
+            seed: of the run.
+        """
+        generator = torch.Generator()
+        seeds = [mix(seed, epoch, index) for epoch, index in keys]
+        draws = torch.stack([torch.rand(3, generator=generator.manual_seed(one)) for one in seeds])  # (N, 3)
+        return augment_batch(*self.plain([index for _, index in keys]), draws)
+
+    def plain(self, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """Return the batch before augmentation."""
+        records = self.cache.gather(indices, partial(record_of, self.dataset))  # (N, C + 1, H, W)
+        return to_float(records[:, :-1]), records[:, -1].long()
