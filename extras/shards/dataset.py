@@ -135,6 +135,16 @@ def check_split(made: dict[str, Any], asked: dict[str, Any]) -> None:
         raise UserError(f"These shards were made with other values of {', '.join(others)}: give {flags}")
 
 
+def check_cache_size(store: ShardStore, parts: dict[str, Any], shuffle_shards: int) -> None:
+    """Raise UserError when the shards that are needed at a time do not fit into the cache."""
+    sizes = {part: sorted(shard.num_bytes for shard in shards) for part, shards in parts.items()}
+    needed = max(sum(sizes["train"][-shuffle_shards:]), *sizes["val"], *sizes["test"])
+    if needed > store.cache_bytes:
+        least = f"{needed / 1e9:g} or more, twice as much with loading processes"
+        given = f"--shard_cache_gb {store.cache_bytes / 10**9:g} is too small for --shuffle_shards {shuffle_shards}"
+        raise UserError(f"{given}: give {least}.")
+
+
 def build_carvana_shards(
     data_dir: str | Path,
     *,
@@ -186,12 +196,7 @@ def build_carvana_shards(
     }
     check_split(index["made_with"], asked)
     if store.cache_dir:
-        sizes = {part: sorted(shard.num_bytes for shard in shards) for part, shards in index["parts"].items()}
-        needed = max(sum(sizes["train"][-shuffle_shards:]), *sizes["val"], *sizes["test"])
-        if needed > store.cache_bytes:
-            least = f"{needed / 1e9:g} or more, twice as much with loading processes"
-            given = f"--shard_cache_gb {shard_cache_gb:g} is too small for --shuffle_shards {shuffle_shards}"
-            raise UserError(f"{given}: give {least}.")
+        check_cache_size(store, index["parts"], shuffle_shards)
     datasets = {}
     for part, shards in index["parts"].items():
         size = (patch_size, patch_size) if mode == "direct" or part == "train" else None
