@@ -140,8 +140,9 @@ class EvaluatorBase:
             meter.reset()
         with self.inference():
             self.distributed.share_buffers(self.networks.values())
-            for batch, counts in self.distributed.in_step(loader, before_batch):
-                with self.precision.autocast(), contextlib.nullcontext() if counts else self.meters_aside():
+            for batch, is_real in self.distributed.in_step(loader, before_batch):
+                aside = contextlib.nullcontext() if is_real else self.meters_aside()  # padding counts in no meter
+                with self.precision.autocast(), aside:
                     self.eval_step(move_to(batch, self.device))
         self.distributed.merge(self.meters)
         self.num_samples = num_evaluated(loader, self.distributed.totals)

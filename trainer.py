@@ -1,10 +1,11 @@
 """The training loop.
 
 A task derives from `TrainerBase` and says how a batch becomes a loss: `compute_loss` is all that most tasks override.
-Read `train`, `train_epoch`, `train_update`, `train_step` and `finish_epoch` in this order: that is the whole loop.
+Read `train`, `train_epoch`, `train_update`, `guarded_step`, `train_step` and `finish_epoch` in this order: that is the
+whole loop.
 
 One update is one step of the optimizer. Its samples may go through the network in several micro-batches, and may be
-shared among several processes. With one process every call on `self.distributed` returns at once.
+shared among several processes. With one process every exchange on `self.distributed` returns at once.
 """
 
 from argparse import Namespace
@@ -75,6 +76,7 @@ class TrainerBase:
         # ---- the data
         with self.distributed.main_first():  # else two processes would download, or fill a cache, at once
             self.datasets = self.build_datasets()
+        # Hashes of the training and validation data, so that an evaluation on them is refused.
         self.seen_groups = seen_groups(self.datasets, self.initial_weights)
 
         # ---- the networks, and how they learn
@@ -192,19 +194,21 @@ class TrainerBase:
     def weighted(self, update: Update) -> Iterator[tuple[Any, float]]:
         """Yield each micro-batch on the device, with its share of this process's samples of the update.
 
-        The sum of the weighted losses is the mean over all samples, also when the last micro-batch is short. Several
-        processes exchange their gradients in the backward pass of the last one.
+        The sum of the weighted losses is the mean over this process's samples, also when the last micro-batch is short;
+        `backward` makes it the mean over those of all processes. They exchange gradients with the last micro-batch.
         """
         last = len(update.micro_batches) - 1
         for number, (batch, size) in enumerate(zip(update.micro_batches, update.sizes, strict=True)):
             with self.distributed.gradients(synchronize=number == last):
-                yield move_to(batch, self.device, non_blocking=True), size / max(update.num_local, 1)
+                weight = size / max(update.num_local, 1)  # 0 of 0: it only keeps in step with processes that have more
+                yield move_to(batch, self.device, non_blocking=True), weight
 
     def backward(self, loss: Tensor | Mapping[str, Tensor], weight: float = 1.0) -> dict[str, Tensor]:
         """Add the gradients of `weight * loss` to those of the update; return all terms times `weight`, detached."""
         terms = as_terms(loss)  # {"loss": (), ...}
-        self.guard.add_loss(terms["loss"])
-        self.precision.backward(self.distributed.to_share(terms["loss"], weight))
+        self.guard.add_loss(terms["loss"])  # to check that it is finite
+        share = self.distributed.to_share(terms["loss"], weight)  # weight * loss, scaled for the mean over processes
+        self.precision.backward(share)
         return {name: term.detach() * weight for name, term in terms.items()}
 
     def optimizer_step(self, name: str | None = None) -> Tensor:
@@ -214,11 +218,12 @@ class TrainerBase:
             name: the optimizer; not needed when there is one.
 
         Raises:
-            DivergedError: the gradients or the loss are not finite. No weight has changed.
+            DivergedError: the gradients or the loss are not finite. No weight has changed. A GPU does not raise here:
+                it skips this step and all later ones, until `train_update` reads its answer and takes them back.
         """
         name = name or next(iter(self.optimizers))
         optimizer = self.optimizers[name]
-        self.precision.unscale(optimizer)
+        self.precision.unscale(optimizer)  # float16: to their true size, so that the limit of --clip means what it says
         grad_norm = self.clipper(p for group in optimizer.param_groups for p in group["params"])
         self.guard.check(name, grad_norm, may_overflow=self.precision.may_overflow)
         self.guard.stepped.append(name)  # from here on the update cannot be undone
@@ -227,8 +232,11 @@ class TrainerBase:
 
     # ---- the loop ------------------------------------------------------------------------------------------------
     def train(self) -> None:
-        """Train until the last epoch, from the start or from a checkpoint. Whatever ends the run, it leaves one."""
-        with self.session:  # holds the run directory, hears signals, saves what an exception breaks off
+        """Train until the last epoch, from the start or from a checkpoint.
+
+        Whatever ends the run after its first update, it leaves a checkpoint.
+        """
+        with self.session:  # resumes, locks the run directory, hears signals, saves what an exception breaks off
             self.call("on_train_start")
             while not self.is_over():
                 self.train_epoch()
@@ -249,26 +257,27 @@ class TrainerBase:
         """Make one optimizer update, count it, and tell the callbacks."""
         self.call("on_update_start", update)
 
-        # Count: interrupted in this block, the weights would belong to no position of the run.
+        # Count: a state from inside this block belongs to no position of the run, so it is not saved.
         with self.progress.transaction():
             values = self.guarded_step(update)
             self.epoch_log.add(values, update.num_local, learning_rates(self.optimizers))
             for scheduler in self.schedulers.values():
-                scheduler.step()
+                scheduler.step()  # also after a skipped update: the schedule follows the position
             self.progress.finish_update(update.num_samples)
 
         # Tell, and save.
         is_logged = bool(values) and self.progress.update % self.opt.log_every == 0
-        self.guard.check_earlier(wait=is_logged)  # a GPU reports a non-finite update some updates later
+        self.guard.check_earlier(wait=is_logged)  # a GPU reports a non-finite update later; what was counted is undone
         self.call("on_update_end", values)
         if is_logged:
             self.call("on_log", self.epoch_log.read_newest(self.distributed.mean))
-        if self.checkpointer.is_due(self.progress.update) and not self.is_end_of_epoch():
+        if self.checkpointer.is_due(self.progress.update) and not self.is_end_of_epoch():  # finish_epoch saves that one
             self.save("last")
 
     def guarded_step(self, update: Update) -> dict[str, Tensor]:
         """Call `train_step` on an update; {} if it is skipped: not finite, or none of its samples could be loaded."""
-        if not self.distributed.begin_update(update, may_lose_samples=self.opt.skip_bad_samples > 0):
+        num_samples = self.distributed.begin_update(update, may_lose_samples=self.opt.skip_bad_samples > 0)  # of all
+        if num_samples == 0:
             return {}
         values = self.guard.attempt(self.train_step, update)  # undone if it fails
         self.precision.finish_update()
@@ -288,7 +297,7 @@ class TrainerBase:
         row |= {f"val/{name}": value for name, value in results.items()}
         row |= self.epoch_log.times(self.progress.sample)
 
-        # Count: interrupted in this block, a validation would count twice in the early stopping.
+        # Count: a state from inside this block is not saved, because the validation would count twice.
         with self.progress.transaction():
             is_best = bool(results) and self.stopper.update(results[self.opt.monitor])
             if results:
@@ -320,7 +329,10 @@ class TrainerBase:
         return results
 
     def average_epoch(self) -> None:
-        """Add the weights to their mean over epochs (--swa_start), and measure batch normalization with the mean."""
+        """Add the weights to their mean over epochs (--swa_start).
+
+        The running statistics of batch normalization are then measured for the mean, as torch's `update_bn` does.
+        """
         if self.averaging.is_due(self.progress.current_epoch):
             add_up = self.distributed.sum if self.distributed.size > 1 else None
             self.averaging.finish_epoch(self.progress.update, self.forward_epoch, add_up)
@@ -328,9 +340,9 @@ class TrainerBase:
     @torch.no_grad()
     @preserved_random_state()
     def forward_epoch(self) -> None:
-        """Send the training data of this epoch through the networks, without gradients."""
+        """Send the training data of this epoch through the networks, without gradients, for batch normalization."""
         for update in self.train_loader.updates(self.progress.epoch):
-            self.session.should_stop(at_once=True)
+            self.session.should_stop(at_once=True)  # raises on a signal
             for batch, size in zip(update.micro_batches, update.sizes, strict=True):
                 is_padding = size == 0  # it only keeps this process in step with the others
                 undo = buffers_kept(self.networks.values()) if is_padding else nullcontext()
@@ -357,7 +369,8 @@ class TrainerBase:
     def is_over(self) -> bool:
         """Return whether training ends between two epochs: all is done, early stopping, or a callback asked for it."""
         self.should_stop = bool(self.distributed.largest(self.should_stop))  # callbacks are in process 0
-        updates_done = self.progress.updates_left(self.opt.max_updates) == 0 and self.progress.sample == 0
+        is_counted = self.progress.sample == 0  # the last epoch, after its validation
+        updates_done = self.progress.updates_left(self.opt.max_updates) == 0 and is_counted
         all_done = updates_done or self.progress.epoch >= self.opt.n_epoch
         return all_done or self.should_stop or self.stopper.should_stop
 
@@ -468,7 +481,7 @@ class TrainerBase:
 
     def state_dict(self) -> dict[str, Any]:
         """Return what a resume and an evaluation need, as data that `torch.load(weights_only=True)` accepts."""
-        with suppress(DivergedError):  # then it is the state before the update that was not finite
+        with suppress(DivergedError):  # the state is then that before the bad update, which Session.rescue saves
             self.guard.check_earlier(wait=True)
         state = collect_state(self.stateful(), self.distributed, self.checkpointer.in_shards)
         return {**state, "options": saved_options(self.opt)}

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 class Progress:
     """The position of a run, in completed things only.
 
-    Two numbers (epoch, sample) give the next update; nothing else is needed to resume.
+    Two numbers (epoch, sample) give the data of the next update.
     """
 
     epoch: int = 0  # completed epochs
@@ -19,10 +19,10 @@ class Progress:
 
     @contextlib.contextmanager
     def transaction(self) -> Iterator[None]:
-        """Mark a block that counts as a whole: a checkpoint from inside it, or after it failed, cannot be resumed."""
+        """Mark a block that counts as a whole: a state from inside it, or after it failed, cannot be resumed."""
         self.is_exact = False
         yield
-        self.is_exact = True
+        self.is_exact = True  # no `finally`: after an error it stays False, unless the NaN guard undoes the update
 
     @property
     def current_epoch(self) -> int:

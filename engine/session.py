@@ -116,7 +116,8 @@ class Session:
         cause = distributed.cause_of(self.stop_signal.cause_of(error))
         trial = self.trial_of(error)
         is_failed_trial = bool(trial) and is_unexpected(cause)
-        if is_common and not is_failed_trial:  # alone, this process would wait for the others forever
+        is_nothing_lost = is_failed_trial and trainer.progress.update == 0
+        if is_common and not is_nothing_lost:  # an error of one process alone: it would wait for the others forever
             trainer.checkpointer.rescue(trainer.state_dict, trainer.logger)
         if isinstance(cause, torch.OutOfMemoryError):
             cause = self.out_of_memory(cause)
@@ -126,7 +127,7 @@ class Session:
         if is_failed_trial and not trainer.progress.update:
             trainer.run_dir.discard()
         distributed.leave(is_common)
-        raise cause from error.__cause__
+        raise cause from error.__cause__  # instead of the error
 
     def trial_of(self, error: BaseException) -> str:
         """Name what an error has broken off, if it was done for the first time: an update, or a validation; else ""."""

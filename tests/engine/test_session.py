@@ -65,6 +65,7 @@ def test_first_validation_that_fails_is_explained_too_and_its_run_stays(build):
     with pytest.raises(UserError, match=r"ValueError: no such metric \(.*test_session.py:"):
         trainer.train()
     assert "Traceback" in trainer.run_dir.log_path.read_text()
+    assert trainer.checkpointer.path("InT").exists()  # the epoch is not lost
 
 
 def test_error_of_a_later_update_is_raised_as_it_is_and_leaves_a_checkpoint_before_it(build, train, weights):
