@@ -34,7 +34,6 @@ from engine.options.parser import (
     run_main,
     weighted,
 )
-from engine.options.show import as_text
 from utils.errors import UserError
 
 DEBUG_BATCHES = 3  # of each part, with --debug
@@ -527,7 +526,7 @@ def print_config(parser: OptionParser, opt: Options) -> None:
         from engine.devices.job import place
 
         if place()[0] == 0:
-            print(as_text(parser, vars(opt)))
+            print(registry.load("tools.show_options:as_text", "print_config")(parser, vars(opt)))
         sys.exit(0)
 
 

@@ -15,8 +15,8 @@ from callbacks.callback import Callback
 from engine.checkpoints.file import load_checkpoint
 from engine.epoch_log import read_scalars
 from engine.options.parser import OptionParser, Options
-from engine.options.task_program import load_class
 from options import train_parser
+from tools.task_program import load_class
 from trainer import TrainerBase
 from utils.errors import DivergedError
 

@@ -17,8 +17,8 @@ from callbacks.callback import Callback
 from engine.devices.device import select_devices
 from engine.options.mappings import argument, setting
 from engine.options.parser import ExtendAction, OptionParser, file_path, plain_text, run_main
-from engine.options.task_program import load_class
 from engine.registry import call, is_reference, load, short_name
+from tools.task_program import load_class
 from trainer import TrainerBase
 from utils.errors import UserError, nearest, shown
 

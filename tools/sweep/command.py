@@ -26,7 +26,6 @@ from engine.options.parser import (
     number,
     run_main,
 )
-from engine.options.task_program import load_class
 from engine.registry import is_reference, reference_in
 from engine.runs.lock import DirectoryLock, is_locked
 from options import import_asked, train_parser
@@ -42,6 +41,7 @@ from tools.sweep.plan import (
 from tools.sweep.report import failures, importance, plot, table, write_csv
 from tools.sweep.runner import Runner, python_command
 from tools.sweep.study import FINISHED, PRUNED, Study, open_storage
+from tools.task_program import load_class
 from trainer import TrainerBase
 from utils.earlystopper import direction
 from utils.errors import UserError, shown

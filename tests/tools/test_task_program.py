@@ -6,7 +6,7 @@ import sys
 import pytest
 from torch import nn
 
-from engine.options.task_program import LOADED, load_class
+from tools.task_program import LOADED, load_class
 from utils.errors import UserError
 from utils.meter import Meter
 

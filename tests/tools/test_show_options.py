@@ -3,7 +3,7 @@
 import pytest
 
 from engine.options.parser import saved_options
-from engine.options.show import as_yaml
+from tools.show_options import as_yaml
 from trainer_vanilla import TrainerVanilla
 
 OPTIONS = ("--batch_size", "7", "--seed", "3", "--set", "optim_args.betas=[0.9,0.95]", "--description", 'a "b": # c\\')
