@@ -14,8 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from engine.metric_entry import build_metrics, metric_name
-from engine.options.mappings import mapping
-from engine.options.parser import BoolAction, ListAction, OptionParser, file_path, list_of, number, one_of
+from engine.options.parser import BoolAction, ListAction, OptionParser, file_path, list_of, mapping, number, one_of
 from engine.registry import names, short_name
 from eval import EvaluatorBase
 from loss.weighted_sum import loss_meters, update_losses

@@ -12,8 +12,7 @@ import torch
 
 from data.FashionMNIST import CLASSES
 from engine.metric_entry import build_metrics, metric_name
-from engine.options.mappings import mapping
-from engine.options.parser import ListAction, OptionParser, list_of, number
+from engine.options.parser import ListAction, OptionParser, list_of, mapping, number
 from engine.registry import names, short_name
 from eval import EvaluatorBase
 from loss.weighted_sum import loss_meters, update_losses

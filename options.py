@@ -13,7 +13,6 @@ from typing import Any
 from engine import registry
 from engine.options.early import Trainer, UnclearError, read_main_class
 from engine.options.files import read_with_bases
-from engine.options.mappings import mapping, setting
 from engine.options.parser import (
     BoolAction,
     ExtendAction,
@@ -27,11 +26,13 @@ from engine.options.parser import (
     file_path,
     frozen,
     list_of,
+    mapping,
     named_value,
     number,
     one_of,
     pattern,
     run_main,
+    setting,
     weighted,
 )
 from utils.errors import UserError

@@ -4,10 +4,11 @@
 """
 
 import json
+import math
 import os
 import re
 import stat
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -85,8 +86,6 @@ def read_file(path: str | Path) -> OptionFile:
         check_depth(values)
     except OSError as error:
         raise UserError(f"Cannot read the option file {path}: {error.strerror}.") from None
-    except RecursionError:
-        raise UserError(f"Cannot read the option file {path}: it is nested too deeply.") from None
     except (ValueError, TypeError) as error:  # TypeError: a list as a name
         raise UserError(f"Cannot read the option file {path}: {error}") from None
     if not isinstance(values, dict) or not all(isinstance(name, str) for name in values):
@@ -114,8 +113,19 @@ def read_text(path: str | Path, max_size: int = MAX_FILE_SIZE) -> str:
 def read_json(text: str) -> tuple[Any, dict[str, int]]:
     """Read JSON with comments; return it, and the line of each name of the outermost object."""
     text = without_comments(text)
-    values = json.loads(text, object_pairs_hook=without_duplicates)
-    return values, {json.loads(token[0]): line for token, line in outermost_names(text)}
+    return parse_json(text), {json.loads(token[0]): line for token, line in outermost_names(text)}
+
+
+def parse_json(text: str) -> Any:
+    """Return the value of JSON without comments.
+
+    Raises:
+        ValueError: a name is given twice, or it is nested too deeply; JSONDecodeError when it is no JSON.
+    """
+    try:
+        return json.loads(text, object_pairs_hook=without_duplicates)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
 
 
 def outermost_names(text: str) -> Iterator[tuple[re.Match, int]]:
@@ -208,7 +218,7 @@ def typed(text: str) -> Any:
     if text in WORDS:
         return WORDS[text]
     try:
-        return json.loads(text, object_pairs_hook=without_duplicates)
+        return parse_json(text)
     except json.JSONDecodeError as error:
         if text[:1] in ("[", "{", '"'):
             raise ValueError(f"{shown(text)} is not JSON ({error.msg})") from None
@@ -222,3 +232,38 @@ def check_depth(value: Any, most: int = MAX_DEPTH) -> None:
         raise ValueError("it is nested too deeply")
     for entry in entries:
         check_depth(entry, most - 1)
+
+
+def check_arguments(value: Any) -> None:
+    """Raise ValueError for numbers that are not finite, names that are no arguments, and what is nested too deeply."""
+    check_depth(value)
+    if isinstance(value, dict):
+        for name, entry in value.items():
+            if not name.isidentifier():
+                raise ValueError(f"{shown(name)} is not the name of an argument")
+            check_arguments(entry)
+    elif isinstance(value, list):
+        for entry in value:
+            check_arguments(entry)
+    elif isinstance(value, float) and not math.isfinite(value):
+        raise ValueError(f"{value} is not a finite number")
+    elif isinstance(value, str) and not value.isprintable():
+        raise ValueError(f"{shown(value)} cannot be printed")
+
+
+def argument(text: str) -> Any:
+    """Return the value of the text of a --set; ValueError when it is no argument."""
+    value = typed(text)
+    check_arguments({"value": value})
+    return value
+
+
+def with_value(values: Mapping[str, Any], path: Sequence[str], value: Any) -> dict[str, Any]:
+    """Return a copy of a mapping in which the entry at `path` has another value; missing mappings are made.
+
+    >>> with_value({"width": 64}, ["norm", "eps"], 1e-5)
+    {'width': 64, 'norm': {'eps': 1e-05}}
+    """
+    first, *rest = path
+    inner = values.get(first)
+    return {**values, first: with_value(inner if isinstance(inner, dict) else {}, rest, value) if rest else value}

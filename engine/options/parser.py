@@ -5,19 +5,20 @@ value, what is allowed and the nearest name. Nothing here imports torch.
 """
 
 import argparse
+import contextlib
 import json
 import math
+import operator
 import os
 import re
+import select
 import sys
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
-from engine.options.files import read_with_bases
-from engine.options.mappings import argument, mapping, with_value
-from engine.runs.stdout import STATUS_UNREAD, flush_output, is_unread
+from engine.options.files import argument, check_arguments, parse_json, read_with_bases, with_value
 from utils.duration import seconds_of
 from utils.errors import UserError, nearest, shown
 from utils.files import NO_SPACE
@@ -28,6 +29,8 @@ NUMBERS = {  # plainer than int() and float(), which take 1_000, ' 1', nan and t
     int: re.compile(r"[+-]?[0-9]+"),
     float: re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?"),
 }
+STATUS_UNREAD = 141  # 128 + SIGPIPE, the status of a program whose output nobody reads
+COMPARISONS = {">": operator.gt, ">=": operator.ge, "<": operator.lt, "<=": operator.le}
 UNPRINTABLE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")  # controls, broken UTF-8
 
 
@@ -61,13 +64,13 @@ def number(
     (0.001, 'auto')
     """
     limits = {">": above, ">=": low, "<": below, "<=": high}
-    bounds = " and ".join(f"{sign} {limit}" for sign, limit in limits.items() if limit is not None)
+    limits = {sign: limit for sign, limit in limits.items() if limit is not None}
+    bounds = " and ".join(f"{sign} {limit}" for sign, limit in limits.items())
     wanted = " or ".join([f"{'an integer' if kind is int else 'a finite number'} {bounds}".strip(), *words])
 
-    def is_within(value: Any) -> bool:
+    def is_allowed(value: Any) -> bool:
         is_finite = kind is int or math.isfinite(value)  # isfinite cannot take a huge int
-        is_high = (low is None or value >= low) and (above is None or value > above)
-        return is_finite and is_high and (high is None or value <= high) and (below is None or value < below)
+        return is_finite and all(COMPARISONS[sign](value, limit) for sign, limit in limits.items())
 
     def convert(text: str) -> Any:
         if text in words:
@@ -76,7 +79,7 @@ def number(
             value = kind(text if NUMBERS[kind].fullmatch(text) else "no number")
         except ValueError:  # an int of more than 4,300 digits, too
             value = None
-        if value is None or not is_within(value):
+        if value is None or not is_allowed(value):
             raise argparse.ArgumentTypeError(f"{shown(text)} is not {wanted}")
         return value
 
@@ -124,13 +127,6 @@ def file_path(text: str) -> str:
     return text
 
 
-def file_name(text: str) -> str:
-    """An argparse type for what becomes a part of a file's name."""
-    if not re.fullmatch(r"\w[\w.-]*", text) or len(text) > 100:
-        raise argparse.ArgumentTypeError(f"{shown(text)} is not a name of letters, digits, _ . and -, at most 100")
-    return text
-
-
 def duration(text: str) -> str:
     """An argparse type for a duration such as 1h30m, see utils/duration.py. It stays text, for option files."""
     try:
@@ -140,11 +136,26 @@ def duration(text: str) -> str:
     return text
 
 
-def device_ids(text: str) -> str:
-    """An argparse type for ``--gpu_devices``: cpu, or ids such as 0 or 0,1."""
-    if not re.fullmatch(r" *(cpu|[0-9]{1,4}( *, *[0-9]{1,4})*) *", text, re.IGNORECASE):
-        raise argparse.ArgumentTypeError(f"{shown(text)} is not a list of GPU ids like 0 or 0,1, and not cpu")
-    return text
+def text_like(regex: str, wanted: str) -> Callable:
+    """Return an argparse type for a text that a regular expression matches; `wanted` describes it.
+
+    >>> text_like("[a-z]+", "a word")("abc")
+    'abc'
+    """
+
+    def convert(text: str) -> str:
+        if not re.fullmatch(regex, plain_text(text)):
+            raise argparse.ArgumentTypeError(f"{shown(text)} is not {wanted}")
+        return text
+
+    return convert
+
+
+file_name = text_like(r"\w[\w.-]{,99}", "a name of letters, digits, _ . and -, at most 100")
+device_ids = text_like(
+    r"(?i) *(cpu|[0-9]{1,4}( *, *[0-9]{1,4})*) *", "a list of GPU ids like 0 or 0,1, and not cpu"
+)  # of --gpu_devices
+pattern = text_like(r"(?s).*\S.*", "a pattern on names, such as 'layers.0.*'")  # on the names of parameters
 
 
 def list_of(kind: Callable) -> Callable:
@@ -193,11 +204,35 @@ def weighted(kind: Callable) -> Callable:
     return convert
 
 
-def pattern(text: str) -> str:
-    """An argparse type for a pattern on the names of parameters."""
-    if not plain_text(text).strip():
-        raise argparse.ArgumentTypeError(f"{shown(text)} is not a pattern on names, such as 'layers.0.*'")
-    return text
+def mapping(text: str) -> dict[str, Any]:
+    """An argparse type for a JSON object.
+
+    >>> mapping('{"width": 64}')
+    {'width': 64}
+    """
+    try:
+        value = parse_json(text)
+        check_arguments(value)
+    except json.JSONDecodeError as error:
+        example = '{"width": 64}'
+        raise argparse.ArgumentTypeError(f"{shown(text)} is not JSON such as {example!r} ({error.msg})") from None
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{shown(text)}: {error}") from None
+    if not isinstance(value, dict):
+        raise argparse.ArgumentTypeError(f'{shown(text)}: it must be an object, such as {{"width": 64}}')
+    return value
+
+
+def setting(text: str) -> tuple[str, str]:
+    """An argparse type for ``name=value``, of which the name may have dots.
+
+    >>> setting("model_args.width=64")
+    ('model_args.width', '64')
+    """
+    name, equals, value = text.partition("=")
+    if not equals or not all(part.isidentifier() for part in name.split(".")):
+        raise argparse.ArgumentTypeError(f"{shown(text)} is not NAME=VALUE, such as model_args.width=64")
+    return name, value
 
 
 class OneOrMoreAction(argparse.Action):
@@ -386,7 +421,7 @@ class OptionParser(argparse.ArgumentParser):
             return text
         try:
             return argument(text)
-        except (ValueError, RecursionError) as error:
+        except ValueError as error:
             self.error(f"argument --set: {error}")
 
     def apply(
@@ -483,6 +518,26 @@ def leave_full_disk_to_main(failure: threading.ExceptHookArgs, others=threading.
     """For `threading.excepthook`: a thread that finds the disk full prints nothing, since the main thread tells."""
     if not (isinstance(failure.exc_value, OSError) and failure.exc_value.errno in NO_SPACE):
         others(failure)
+
+
+def is_unread(stream: TextIO) -> bool:
+    """Whether a stream is a pipe whose reader has gone away. Windows does not tell."""
+    if not hasattr(select, "poll"):
+        return False
+    poll = select.poll()
+    poll.register(stream, 0)
+    return any(events & (select.POLLERR | select.POLLHUP) for _, events in poll.poll(0))
+
+
+def flush_output() -> None:
+    """Write what standard output still holds. What nobody reads goes nowhere, or Python would complain at its end."""
+    with contextlib.suppress(OSError):  # a full disk is complained of there
+        try:
+            sys.stdout.flush()
+        except BrokenPipeError:
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, sys.stdout.fileno())
+            os.close(nowhere)
 
 
 def run_main(main: Callable[[], Any]) -> None:

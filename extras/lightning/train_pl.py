@@ -15,8 +15,8 @@ from typing import Any
 
 from callbacks.callback import Callback
 from engine.devices.device import select_devices
-from engine.options.mappings import argument, setting
-from engine.options.parser import ExtendAction, OptionParser, file_path, plain_text, run_main
+from engine.options.files import argument
+from engine.options.parser import ExtendAction, OptionParser, file_path, plain_text, run_main, setting
 from engine.registry import call, is_reference, load, short_name
 from tools.task_program import load_class
 from trainer import TrainerBase

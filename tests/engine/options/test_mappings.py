@@ -4,8 +4,8 @@ from argparse import ArgumentTypeError
 
 import pytest
 
-from engine.options.mappings import argument, mapping, setting, with_value
-from engine.options.parser import ExtendAction, OptionParser, number
+from engine.options.files import argument, with_value
+from engine.options.parser import ExtendAction, OptionParser, mapping, number, setting
 
 
 def parser() -> OptionParser:
