@@ -493,7 +493,7 @@ class TrainerBase:
     # ---- the command line ----------------------------------------------------------------------------------------
     @classmethod
     def main(cls, argv: list[str] | None = None) -> None:
-        """Train from the command line; docs/options.md says what the exit status means."""
+        """Train from the command line; README.md lists the exit statuses."""
         launch(cls, argv)
 
     @classmethod

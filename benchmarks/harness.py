@@ -163,7 +163,7 @@ def has_gpu() -> bool:
 def peak_memory() -> float:
     """The most memory that this process held so far, in MB (10**6 bytes).
 
-    Linux counts it anew for each program (VmHWM), while `ru_maxrss` also knows what the parent held when it started it.
+    Linux resets it for each program (VmHWM), while `ru_maxrss` also knows what the parent held when it started it.
     """
     with contextlib.suppress(OSError, StopIteration):
         lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
@@ -355,7 +355,7 @@ def build_parser(benchmark: Benchmark) -> OptionParser:
 
 
 def run_benchmark(benchmark: Benchmark, argv: Sequence[str] | None = None) -> None:
-    """The program of a benchmark; ends with status 1 when a variant failed. A mark that is missed is only told."""
+    """The program of a benchmark; ends with status 1 when a variant failed. A missed mark is only reported."""
     argv = list(sys.argv[1:] if argv is None else argv)
     parser = build_parser(benchmark)
     opt = parser.parse_args(argv)

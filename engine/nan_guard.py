@@ -36,7 +36,7 @@ class NanGuard:
 
     Args:
         modules: modules that the forward passes go through: the networks and the criterion.
-        progress: is told whether the state is that between two updates.
+        progress: records whether the state is that between two updates.
         policy: "stop" ends the run at a non-finite update, "skip" leaves it out.
         max_skips: number of updates that one run may leave out.
         sum_losses: sums a loss over all processes; None with one process.

@@ -5,8 +5,8 @@ numbers (completed epochs, completed updates), and the SHA-256 of everything bef
 as it is; the loader here also checks the digest, because torch does not check the archive's own checksums: a flipped
 bit would load as a wrong weight.
 
-A file with another magic is a distributed checkpoint, whose large tensors are in shards beside it, see distributed.py.
-Every function here reads it like one that holds them itself.
+A file with another magic is a distributed checkpoint, whose large tensors are in shards beside it (see
+extras/distributed_checkpoints.py). Every function here reads both kinds.
 """
 
 import contextlib

@@ -76,7 +76,7 @@ def lack_memory():
 
 
 class Numbers(Dataset):
-    """A sample is its index; the faulty ones do what they are told instead."""
+    """A sample is its index; faulty samples cause the given fault instead."""
 
     is_random = False
 
@@ -224,7 +224,7 @@ def test_of_two_that_hang_the_one_that_began_first_is_named():
 
 
 class Slow(RandomNumbers):
-    """Takes for each sample as many seconds as it is told."""
+    """Takes the given number of seconds for each sample."""
 
     def __init__(self, seconds):
         super().__init__(num_samples=len(seconds))
@@ -438,7 +438,7 @@ def test_bad_samples_are_left_out_named_and_counted(dataset, fault, num_workers)
         for count, index in enumerate(order, start=1)
     ]
     list(loader.updates(1))
-    assert len(warned) == 6  # each is told of once
+    assert len(warned) == 6  # each is reported once
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])

@@ -211,15 +211,15 @@ def test_a_run_that_is_well_ends_with_the_same_bits(build, train, weights, reque
 
 
 def test_without_the_flag_the_weights_would_be_spoilt(build, late, monkeypatch):
-    """The fault planted: an optimizer that is not told."""
+    """The fault planted: an optimizer without the flag."""
 
-    class Untold(DeferredNanGuard):
+    class Unflagged(DeferredNanGuard):
         def __init__(self, *arguments, **settings):
             super().__init__(*arguments, **settings)
             del self.optimizer.found_inf
 
     def build_untold(modules, progress, optimizers, counters, describe, **_):
-        return Untold(modules, progress, *optimizers.values(), counters, describe=describe)
+        return Unflagged(modules, progress, *optimizers.values(), counters, describe=describe)
 
     monkeypatch.setattr(trainer_module, "build_guard", build_untold)
     _, left, _ = stopped(build)

@@ -207,7 +207,7 @@ def test_what_could_not_be_written_is_told_and_the_one_before_stays(build, monke
     with pytest.raises(UserError, match="No space left"):
         trainer.checkpointer.finish()
     assert trainer.checkpointer.path("last").read_bytes() == good
-    trainer.checkpointer.finish()  # it is told once
+    trainer.checkpointer.finish()  # the error is raised once
     assert trainer.checkpointer.begin(trainer.progress.position) == []
     assert shards_in(trainer.run_dir.path) == ["0"]  # what was begun is gone
 

@@ -180,7 +180,7 @@ def test_a_file_that_is_no_image_is_named_when_it_is_read(dirs):
 
 
 def load_array(path):
-    """A loader of somebody's own."""
+    """A user-defined loader."""
     return np.load(path)
 
 

@@ -110,7 +110,7 @@ class WatchedFile:
 
 
 def state_after(update: int) -> dict[str, Any]:
-    """A small state that can be told from any other."""
+    """A small state that differs from that of any other update."""
     progress = {"epoch": 0, "update": update, "sample": update}
     return {"exact": True, "progress": progress, "weights": torch.full((1000,), float(update))}
 

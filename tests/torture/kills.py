@@ -77,7 +77,7 @@ def torture(job: Job, name: str, whole: End, seconds: float, most: int, director
     while True:
         dice = harness.draw(seed, name, len(kills))
         workers = ("--num_workers", dice.choice(WORKERS))
-        if newest is None:  # nothing was saved: it begins anew
+        if newest is None:  # nothing was saved: the run starts from scratch
             output_dir, run_dir = output_dir.with_name(f"{output_dir.name}_"), None
             life = Life(job.command("--output_dir", output_dir, *workers), output_dir)
         else:

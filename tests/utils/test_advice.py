@@ -53,7 +53,7 @@ def test_advice_fits_what_is_known(known, flag):
     known = {"num_workers": 0, "cores": 8} | known
     assert data_advice(MUCH_WAITING, **known) == ""
     text = data_advice(MUCH_WAITING + 0.01, **known)
-    assert data_advice(0.9, **known) == text  # the same text is told once, however long the waiting
+    assert data_advice(0.9, **known) == text  # the same text is printed once, however long the waiting
     assert text.startswith("Much of the time is spent waiting for data. ") and flag in text if flag else text == ""
     if text:
         assert sum(name in text for name in ("--num_workers", "--cache", "--data_device", "--patch_size")) <= 1
