@@ -20,6 +20,7 @@ from eval import EvaluatorBase
 from loss.weighted_sum import loss_meters, update_losses
 from utils.batch import move_to
 from utils.draw import contact_sheet, save_picture
+from utils.metrics import predicted_classes
 
 
 class EvaluatorSeg(EvaluatorBase):
@@ -85,17 +86,13 @@ class EvaluatorSeg(EvaluatorBase):
         padded = F.pad(images, (0, -width % divisor, 0, -height % divisor), mode="replicate")
         return self.model(padded)[..., :height, :width]
 
-    def to_classes(self, logits: Tensor) -> Tensor:
-        """(N, n_classes, H, W) logits to (N, H, W) class indices."""
-        return (logits[:, 0] > 0).long() if self.opt.n_classes == 1 else logits.argmax(dim=1)
-
     def to_grey(self, classes: Tensor) -> Tensor:
         """(H, W) class indices to (1, H, W) from black, the background, to white, the last class."""
         return classes[None].float() / max(self.opt.n_classes - 1, 1)
 
     def draw(self, batch: Any) -> Tensor:
         images, masks = batch
-        predicted = self.to_classes(self.predict(images))
+        predicted = predicted_classes(self.predict(images))
         rows = [
             (image, self.to_grey(mask), self.to_grey(pred))
             for image, mask, pred in list(zip(images, masks, predicted, strict=True))[:4]
@@ -116,7 +113,7 @@ class EvaluatorSeg(EvaluatorBase):
                 images, masks = move_to(batch.data, self.device)
                 for i, index in enumerate(batch.loaded):
                     if (place + i) % self.opt.n_snap == 0:
-                        predicted = self.to_classes(self.predict(images[i : i + 1]))[0]  # (H, W)
+                        predicted = predicted_classes(self.predict(images[i : i + 1]))[0]  # (H, W)
                         row = (images[i], self.to_grey(masks[i]), self.to_grey(predicted))
                         name = Path(loader.dataset.names[index]).name  # so that no name leads out of the directory
                         for kind, picture in zip(("origin", "mask", "pred"), row, strict=True):

@@ -25,6 +25,7 @@ import torch
 from torch.utils.data import Dataset
 
 from data.loader import EvalLoader, UpdateLoader, is_in_memory
+from data.memory import place_data
 from engine.checkpoints.file import load_file
 from engine.checkpoints.state import PlainState
 from engine.registry import call, find, load, taken
@@ -84,13 +85,11 @@ def build_loaders(
     Args:
         share: (rank, number of processes), of the processes that train together.
     """
-    dataset = to_load_from(datasets["train"])
-    num_workers, report = resolve_workers(opt, dataset, micro_batch_size, "train")
-    loading = loading_options(opt, num_workers, device)
-    dataset = place_in_memory(opt, dataset, num_workers, device)
-    plan = (opt.batch_size, micro_batch_size, opt.seed, opt.limit_batches)
-    train_loader = UpdateLoader(dataset, *plan, share=share, device=device, **loading)
-    train_loader.report = report
+    dataset, loading = prepare(opt, datasets["train"], "train", micro_batch_size, device)
+    train_loader = UpdateLoader(
+        dataset, opt.batch_size, micro_batch_size, opt.seed, opt.limit_batches, share, device, **loading
+    )
+    num_workers = loading["num_workers"]
     val_loader = build_eval_loader(opt, datasets["val"], "val", eval_batch_size, device, share, num_workers)
     return train_loader, val_loader
 
@@ -109,50 +108,33 @@ def build_eval_loader(
     Args:
         num_workers: loading processes; None for --num_workers.
     """
+    dataset, loading = prepare(opt, dataset, part, batch_size, device, num_workers)
+    return EvalLoader(dataset, batch_size, opt.limit_batches, share, **loading)
+
+
+def prepare(
+    opt: Namespace, dataset: Dataset, part: str, batch_size: int, device: torch.device, num_workers: int | None = None
+) -> tuple[Dataset, dict[str, Any]]:
+    """Return the data set that samples of a part are loaded from, and the options of its loader."""
     dataset = to_load_from(dataset)
+    loading = {"part": part, "worker_timeout": opt.worker_timeout, "max_bad_samples": opt.skip_bad_samples}
     report = ""
     if num_workers is None:
-        num_workers, report = resolve_workers(opt, dataset, batch_size, part)
-    loading = loading_options(opt, num_workers, device)
-    dataset = place_in_memory(opt, dataset, num_workers, device)
-    loader = EvalLoader(dataset, batch_size, opt.limit_batches, share, part=part, **loading)
-    loader.report = report
-    return loader
+        num_workers = opt.num_workers
+    if num_workers == "auto":
+        choose_workers = load("extras.choose_workers:choose_workers", "num_workers")
+        num_workers, report = choose_workers(dataset, batch_size, opt.seed or 0, **loading)
+    in_memory = is_in_memory(dataset)
+    if in_memory and num_workers == 0:
+        dataset = place_data(dataset, opt.data_device, device)
+    elif opt.data_device == "cuda":
+        why = "it is loaded by processes; add --num_workers 0" if in_memory else "it is not held in memory"
+        raise UserError(f"--data_device cuda does not fit this data: {why}. Or give --data_device auto.")
+    return dataset, loading | {"num_workers": num_workers, "pin_memory": device.type == "cuda", "report": report}
 
 
 def to_load_from(dataset: Dataset) -> Dataset:
     return dataset.cached() if hasattr(dataset, "cached") else dataset
-
-
-def resolve_workers(opt: Namespace, dataset: Dataset, batch_size: int, part: str) -> tuple[int, str]:
-    """Return the number of loading processes, and for --num_workers auto a line that says why this one."""
-    if opt.num_workers != "auto":
-        return opt.num_workers, ""
-    safety = {"worker_timeout": opt.worker_timeout, "max_bad_samples": opt.skip_bad_samples, "part": part}
-    choose_workers = load("extras.choose_workers:choose_workers", "num_workers")
-    return choose_workers(dataset, batch_size, opt.seed or 0, **safety)
-
-
-def loading_options(opt: Namespace, num_workers: int, device: torch.device) -> dict[str, Any]:
-    return {
-        "num_workers": num_workers,
-        "pin_memory": device.type == "cuda",
-        "worker_timeout": opt.worker_timeout,
-        "max_bad_samples": opt.skip_bad_samples,
-    }
-
-
-def place_in_memory(opt: Namespace, dataset: Dataset, num_workers: int, device: torch.device) -> Dataset:
-    """Return data that is held in memory on the device of --data_device; other data as it is."""
-    in_memory = is_in_memory(dataset)
-    if in_memory and num_workers == 0:
-        from data.memory import place_data
-
-        return place_data(dataset, opt.data_device, device)
-    if opt.data_device == "cuda":
-        why = "it is loaded by processes; add --num_workers 0" if in_memory else "it is not held in memory"
-        raise UserError(f"--data_device cuda does not fit this data: {why}. Or give --data_device auto.")
-    return dataset
 
 
 def sample_names(dataset: Dataset) -> list[str]:

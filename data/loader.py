@@ -79,10 +79,6 @@ class Update:
         """The number of samples that this process learns from."""
         return sum(self.sizes)
 
-    @property
-    def num_idle(self) -> int:
-        return self.sizes.count(0)
-
 
 class BadSamples:
     """The samples that could not be loaded, and how many of them may be skipped.
@@ -157,12 +153,12 @@ class Loader:
         num_workers: loading processes; data in memory is loaded without a DataLoader if there are none.
         max_bad_samples: how many different samples that raise are skipped; with 0 the first one ends the run.
         share: (rank, number of processes): this process loads its share of the samples.
+        report: a line for the log on how the data is loaded.
         seed, pin_memory, worker_timeout, persistent: see `data.dataloader.DataLoaderSource`.
 
     Attributes:
         bad: the samples that could not be loaded.
         interrupt: called about twice a second while batches are waited for; may raise, to stop.
-        report: a line for the log on how the data is loaded.
     """
 
     def __init__(
@@ -176,6 +172,7 @@ class Loader:
         max_bad_samples: int = 0,
         share: tuple[int, int] = (0, 1),
         seed: int = 0,
+        report: str = "",
         **settings: Any,
     ):
         self.dataset = dataset
@@ -183,7 +180,7 @@ class Loader:
         self.num_workers = num_workers
         self.bad = BadSamples(max_bad_samples, is_alone=share[1] == 1)
         self.interrupt: Callable[[], Any] = lambda: None
-        self.report = ""
+        self.report = report
         self.in_memory = num_workers == 0 and is_in_memory(dataset)
         if self.in_memory:
             from data.memory import MemorySource
@@ -210,6 +207,10 @@ class UpdateLoader(Loader):
         batch_size, micro_batch_size, seed, max_updates, share: see `data.sampler.UpdateSampler`.
         device: where the data is needed; to a GPU it is copied ahead, see data/prefetch.py.
         loading: num_workers, pin_memory, worker_timeout, max_bad_samples and part, see `Loader`.
+
+    Attributes:
+        num_samples: samples in one epoch, including those that cannot be loaded.
+        updates_per_epoch: how many updates load them.
     """
 
     def __init__(
@@ -237,17 +238,10 @@ class UpdateLoader(Loader):
         self.updates_at_once = max(1, SAMPLES_AT_ONCE // batch_size)
         settings = {"part": "train", "persistent": True, "seed": seed, "share": share} | loading
         super().__init__(dataset, sampler, batches_per_update * self.updates_at_once, **settings)
+        self.num_samples = sampler.num_samples
+        self.updates_per_epoch = -(-self.num_samples // batch_size)
         self.device = device or torch.device("cpu")
         self.good_sample: list = []  # a batch of one sample that could be loaded
-
-    @property
-    def num_samples(self) -> int:
-        """Samples in one epoch, including those that cannot be loaded."""
-        return self.sampler.num_samples
-
-    @property
-    def updates_per_epoch(self) -> int:
-        return -(-self.num_samples // self.sampler.batch_size)
 
     def updates(self, epoch: int, start: int = 0) -> Iterator[Update]:
         """Yield each update of `epoch` after its first `start` samples."""

@@ -118,11 +118,6 @@ def read_pixels(path: str | Path, n_channels: int = 3, size: tuple[int, int] | N
     return np.array(pixels.transpose(2, 0, 1), order="C")  # (C, H, W)
 
 
-def load_image(path: str | Path, n_channels: int = 3, size: tuple[int, int] | None = None) -> Tensor:
-    """Return an image file of any mode as float32 (C, H, W) in [0, 1]; see `read_pixels`."""
-    return to_float(torch.from_numpy(read_pixels(path, n_channels, size)))
-
-
 def to_float(pixels: Tensor) -> Tensor:
     """Turn uint8 into float32 in [0, 1]."""
     return pixels.float().div_(255)
@@ -171,8 +166,6 @@ def read_mask(path: str | Path, threshold_jpeg: bool = False) -> tuple[Image.Ima
     kind = f"mode {image.mode}"
     if image.mode in ("L", "P", "RGB", "I"):
         return image, kind
-    if image.mode in ("1", "LA", "La"):
-        return image.convert("L"), kind
     return image.convert("I" if image.mode.startswith("I;") else "RGB"), kind
 
 
@@ -243,7 +236,7 @@ def scan_masks(
     if len(codes) == 1:
         raise UserError(f"All {len(paths):,} masks ({kinds}) hold one value, {codes_text(codes)}: nothing to segment.")
     scanned = f"{len(paths):,} files" if len(chosen) == len(paths) else f"{len(chosen):,} of {len(paths):,} files"
-    classes = ", ".join(str(index) for index in range(len(codes)))
+    classes = ", ".join(map(str, range(len(codes))))
     report = f"masks: {scanned} scanned, {kinds}, values {codes_text(codes, len(codes))} -> classes {classes}"
     if bad:
         names = ", ".join(map(str, bad[:NAMED])) + (f" and {len(bad) - NAMED:,} more" if len(bad) > NAMED else "")

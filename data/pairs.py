@@ -18,7 +18,6 @@ from utils.errors import UserError
 EXTENSIONS = {"jpg", "jpeg", "png", "bmp", "tif", "tiff", "gif", "webp", "ppm", "pgm"}
 FOLDERS = ("train", "train_masks")
 MASK_END = "_mask"
-LINES = 1000  # hashed at once
 
 
 class MatchedFiles(Sequence):
@@ -67,11 +66,12 @@ class MatchedFiles(Sequence):
 
     def fingerprint(self) -> str:
         """Return SHA-256 of the names and the sizes of the files, which is quick and finds most changes."""
-        digest, sizes = hashlib.sha256(), self.status()[:, ::2]
-        for first in range(0, len(self), LINES):
-            named = zip(self.names[first : first + LINES], sizes[first : first + LINES].tolist(), strict=True)
-            text = "\n".join(" ".join([name, *map(str, of_files)]) for name, of_files in named)
-            digest.update(("\n" * (first > 0) + text).encode(errors="surrogateescape"))
+        digest = hashlib.sha256()
+        separator = ""
+        for name, sizes in zip(self.names, self.status()[:, ::2], strict=True):
+            line = " ".join([name, *map(str, sizes)])
+            digest.update(f"{separator}{line}".encode(errors="surrogateescape"))
+            separator = "\n"
         return digest.hexdigest()
 
 
@@ -111,12 +111,12 @@ def index_folder(
     doubled: set[str] = set()
     with os.scandir(folder) as entries:
         for entry in entries:
-            stem, dot, extension = entry.name.rpartition(".") if "." in entry.name else (entry.name, "", "")
-            counts = entry.is_file() if extensions is None else extension.lower() in extensions
-            if not counts or not stem or stem.startswith("."):
+            stem, extension = os.path.splitext(entry.name)
+            counts = entry.is_file() if extensions is None else extension[1:].lower() in extensions
+            if not counts or stem.startswith("."):
                 continue
             name = stem.removesuffix(name_end)
-            end = sys.intern(f"{stem[len(name) :]}{dot}{extension}")  # there are few different ones
+            end = sys.intern(entry.name[len(name) :])  # there are few different ones
             if name in ends:
                 doubled |= {name + ends[name], name + end}
                 end = min(end, ends[name])

@@ -28,13 +28,13 @@ from torch.utils.data import Dataset
 
 from data.Carvana import CarvanaDataset, augment_batch, augment_pair
 from data.masks import PIXELS_VERSION, to_float
-from data.pairs import LINES
 from engine.runs.lock import LOCK_FILE, PATIENCE, locked
 from utils.errors import UserError
 from utils.files import NO_SPACE, fsync_directory, removed_afterwards, sweep_temporaries
 from utils.seed import mix
 
 KEPT = 12  # files in a cache directory; the least recently used ones above it are removed
+LINES = 1000  # names that are hashed at once
 MOST_OF_FREE = 0.5  # of the free space on the disk, so that checkpoints have room, too
 
 Shape = tuple[int, int, int, int]  # number of samples, planes of a record, height, width

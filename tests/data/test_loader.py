@@ -659,7 +659,7 @@ def test_a_share_without_a_good_sample_gets_one_from_elsewhere():
     bad = {*order[3:6], 0, 1}  # the second share of the first update, and the first ones to be looked at instead
     loaders, _ = shared_loaders(sorted(bad), most=9)
     first, second = (next(loader.updates(0)) for loader in loaders)
-    assert len(first.micro_batches) == len(second.micro_batches) == second.num_idle == 2
+    assert len(first.micro_batches) == len(second.micro_batches) == second.sizes.count(0) == 2
     assert all(len(batch) == 1 and int(batch[0]) not in bad for batch in second.micro_batches)
 
 
@@ -667,7 +667,7 @@ def test_where_no_sample_is_good_nothing_stands_in():
     loaders, _ = shared_loaders(range(NUM_SAMPLES), most=NUM_SAMPLES)
     for loader in loaders:
         num_updates = len(loader.sampler.update_sizes())
-        assert [(update.micro_batches, update.num_idle) for update in loader.updates(0)] == [([], 0)] * num_updates
+        assert [(update.micro_batches, update.sizes) for update in loader.updates(0)] == [([], [])] * num_updates
     loaders, _ = shared_loaders(range(NUM_SAMPLES), most=4)
     next(loaders[0].updates(0))
     assert len(loaders[0].bad) == 5  # it does not look at all of them

@@ -7,12 +7,16 @@ import pytest
 import torch
 from PIL import Image, PngImagePlugin
 
-from data.masks import ClassMap, image_size, load_image, load_mask, scan_masks
+from data.masks import ClassMap, image_size, load_mask, read_pixels, scan_masks, to_float
 from utils.errors import UserError
 
 TRUTH = np.zeros((24, 36), dtype=np.uint8)  # classes of the masks below
 TRUTH[6:18, 8:28] = 1
 GREYS = ClassMap((0, 0xFFFFFF))
+
+
+def load_image(*arguments):
+    return to_float(torch.from_numpy(read_pixels(*arguments)))
 
 
 def write_mask(directory, name, mask=None):

@@ -152,7 +152,8 @@ def test_who_loads(dataset, num_workers, kind):
 
 # ---- several processes -----------------------------------------------------------------------------------------------
 def batches_that_count(update) -> list[list[int]]:
-    return [batch["indices"].tolist() for batch in update.micro_batches[: len(update.micro_batches) - update.num_idle]]
+    batches = zip(update.micro_batches, update.sizes, strict=True)
+    return [batch["indices"].tolist() for batch, size in batches if size > 0]
 
 
 @settings(max_examples=150, deadline=None)
@@ -171,18 +172,18 @@ def test_shares_are_slices_of_the_updates_of_one_process(num_samples, batch_size
     for update, shares in zip(whole, together, strict=True):
         assert [index for share in shares for index in share.indices] == update.indices
         assert {share.num_samples for share in shares} == {update.num_samples}
-        assert len({len(share.micro_batches) for share in shares}) == 1 and shares[0].num_idle == 0
+        assert len({len(share.micro_batches) for share in shares}) == 1 and shares[0].sizes.count(0) == 0
         for rank, share in enumerate(shares):
             begin, end = share_of(len(update.indices), rank, size)
             assert share.indices == update.indices[begin:end]
             step = micro or batch_size
             expected = [share.indices[i : i + step] for i in range(0, len(share.indices), step)]
             assert batches_that_count(share) == expected
-            assert share.sizes == [len(batch) for batch in expected] + [0] * share.num_idle
+            assert share.sizes == [len(batch) for batch in expected] + [0] * share.sizes.count(0)
             assert share.num_local == len(share.indices)
             for batch in share.micro_batches:
                 assert torch.equal(batch["values"], alone.dataset.values[batch["indices"]])
-            idle = share.micro_batches[len(share.micro_batches) - share.num_idle :]
+            idle = share.micro_batches[len(share.micro_batches) - share.sizes.count(0) :]
             assert all(batch["indices"].tolist() in ([update.indices[0]], share.indices[:1]) for batch in idle)
 
 
@@ -193,7 +194,7 @@ def test_shares_are_those_of_a_dataloader(size, micro_batch_size):
         order = {"batch_size": 16, "micro_batch_size": micro_batch_size, "seed": 5, "share": (rank, size)}
         memory, loader = UpdateLoader(InMemory(49), **order), UpdateLoader(OneByOne(49), **order)
         for a, b in zip(memory.updates(1), loader.updates(1), strict=True):
-            assert (a.indices, a.num_samples, a.num_idle, a.sizes) == (b.indices, b.num_samples, b.num_idle, b.sizes)
+            assert (a.indices, a.num_samples, a.sizes) == (b.indices, b.num_samples, b.sizes)
             assert batches_that_count(a) == batches_that_count(b) and len(a.micro_batches) == len(b.micro_batches)
 
 

@@ -45,7 +45,7 @@ def seen_by(loaders: list[Any], progress: Progress, most: int) -> list[list[int]
         assert all(update.micro_batches for update in updates), "one has no micro-batch"
         of_update: list[int] = []
         for update in updates:
-            counting = update.micro_batches[: len(update.micro_batches) - update.num_idle]
+            counting = update.micro_batches[: len(update.micro_batches) - update.sizes.count(0)]
             indices = [int(index) for batch in counting for index in batch["index"]]
             assert indices == update.indices, "the data is not that of the indices"
             of_update += indices
