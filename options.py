@@ -31,6 +31,7 @@ from engine.options.parser import (
     number,
     one_of,
     pattern,
+    plain_text,
     run_main,
     setting,
     weighted,
@@ -39,6 +40,14 @@ from utils.errors import UserError
 
 DEBUG_BATCHES = 3  # of each part, with --debug
 MAX_EPOCHS = 10**6
+
+# Types of many options.
+COUNT = number(int, low=1)
+COUNT_OR_ZERO = number(int, low=0)
+POSITIVE = number(float, above=0)
+NOT_NEGATIVE = number(float, low=0)
+EPOCHS = number(float, above=0, high=MAX_EPOCHS)
+SEED = number(int, low=0, high=2**63 - 1)
 
 # Options that were renamed. The old names are taken, too, in option files and checkpoints as well.
 OLD_NAMES = {"lr_decay_steps": "lr_decay_every", "save_every_steps": "save_every_updates"}
@@ -82,86 +91,89 @@ def add_common_options(parser: OptionParser, task: str | None) -> None:
 
 def add_file_options(parser: OptionParser) -> None:
     """Add the options that name other sources of options, see docs/options.md."""
-    add = parser.add_argument_group("where options come from").add_argument
-    add("--config", type=file_path, action=ExtendAction, nargs="+", default=None, metavar="FILE",
+    add = group(parser, "where options come from")
+    add("--config", file_path, None, "FILE", action=ExtendAction, nargs="+",
         help="option files, JSON or YAML; later ones win, and the command line wins over all")
-    add("--set", type=setting, action=ExtendAction, nargs="+", default=None, metavar="NAME=VALUE",
+    add("--set", setting, None, "NAME=VALUE", action=ExtendAction, nargs="+",
         help="single values, also inside of a mapping: model_args.width=64; these win over the flags")
-    add("--import", type=registry.module_name, nargs="+", default=None, metavar="MODULE",
+    add("--import", registry.module_name, None, "MODULE", nargs="+",
         help="modules of your own to import first, for the names that they register")
-    add("--print_config", action=BoolAction, default=False,
-        help="print all options, each with its source, and stop")
+    add("--print_config", bool, False, "BOOL", "print all options, each with its source, and stop")
 
 
 def add_data_options(parser: OptionParser, task: str | None) -> None:
     """Add the options of the data."""
-    add = parser.add_argument_group("data").add_argument
-    amount = number(float, above=0)
+    add = group(parser, "data")
     data_types = registry.names("data", task)
-    add("--data_type", type=registry.name_type("data", task), default=first(data_types), metavar="NAME",
-        help=f"{one_of_text(data_types)}MODULE:NAME of your own")
+    add("--data_type", registry.name_type("data", task), first(data_types), "NAME",
+        f"{one_of_text(data_types)}MODULE:NAME of your own")
     add_arguments(add, "--data_args", "the data")
-    add("--data_dir", type=file_path, default="./Dataset", metavar="DIR",
-        help="the directory of the data, also for a download")
-    add("--train_val_sample_rate", type=amount, default=1.0, metavar="X",
-        help="how much to train and validate on: a fraction of all but the test part, or a count above 1")
-    add("--test_sample_rate", type=amount, default=1.0, metavar="X",
-        help="how much to test on: a fraction, or a count above 1")
-    add("--val_split", type=amount, default=0.15, metavar="X",
-        help="how much of the training and validation samples is for validation: a fraction, or a count above 1")
-    add("--split_seed", type=number(int, low=0, high=2**63 - 1), default=0, metavar="N",
-        help="seed of the split; another --seed trains on the same split")
-    add("--num_workers", type=number(int, low=0, high=1000, words=["auto"]), default=0, metavar="N",
-        help="processes that load data; 0 loads in the main process; auto measures the fastest number, which takes "
-        "some seconds. Changes speed, not results")
-    add("--data_device", type=one_of(("auto", "cpu", "cuda")), default="auto", metavar="WHERE",
-        help="device of data in memory: auto is the GPU that trains, if a quarter of its free memory is enough")
-    add("--eval_batch_size", type=number(int, low=1), default=None, metavar="N",
-        help="samples per batch in validation and test (default: that of training). Changes speed, not results")
-    add("--worker_timeout", type=number(float, low=0), default=300.0, metavar="S",
-        help="seconds to wait for a batch of the loading processes before they count as hanging; 0 for ever")
-    add("--limit_batches", type=number(int, low=1), default=None, metavar="N",
-        help="at most N batches of each part in an epoch, for a trial run")
-    add("--skip_bad_samples", type=number(int, low=0), default=0, metavar="N",
-        help="skip samples that cannot be loaded, up to N different ones of each part")
+    add("--data_dir", file_path, "./Dataset", "DIR", "the directory of the data, also for a download")
+    add("--train_val_sample_rate", POSITIVE, 1.0, "X",
+        "how much to train and validate on: a fraction of all but the test part, or a count above 1")
+    add("--test_sample_rate", POSITIVE, 1.0, "X", "how much to test on: a fraction, or a count above 1")
+    add("--val_split", POSITIVE, 0.15, "X",
+        "how much of the training and validation samples is for validation: a fraction, or a count above 1")
+    add("--split_seed", SEED, 0, "N", "seed of the split; another --seed trains on the same split")
+    add("--num_workers", number(int, low=0, high=1000, words=["auto"]), 0, "N",
+        "processes that load data; 0 loads in the main process; auto measures the fastest number, which takes some "
+        "seconds. Changes speed, not results")
+    add("--data_device", one_of(("auto", "cpu", "cuda")), "auto", "WHERE",
+        "device of data in memory: auto is the GPU that trains, if a quarter of its free memory is enough")
+    add("--eval_batch_size", COUNT, None, "N",
+        "samples per batch in validation and test (default: that of training). Changes speed, not results")
+    add("--worker_timeout", NOT_NEGATIVE, 300.0, "S",
+        "seconds to wait for a batch of the loading processes before they count as hanging; 0 for ever")
+    add("--limit_batches", COUNT, None, "N", "at most N batches of each part in an epoch, for a trial run")
+    add("--skip_bad_samples", COUNT_OR_ZERO, 0, "N",
+        "skip samples that cannot be loaded, up to N different ones of each part")
 
 
 def add_model_options(parser: OptionParser, task: str | None) -> None:
     """Add the options of the network and its loss."""
-    add = parser.add_argument_group("model").add_argument
+    add = group(parser, "model")
     of_library = "; torchvision:NAME or timm:NAME, a classifier of one of these libraries"
     models, losses = registry.names("model", task), registry.names("loss", task)
-    add("--model_type", type=registry.name_type("model", task), default=first(models), metavar="NAME",
-        help=f"{one_of_text(models, of_library if task == 'classification' else '')}MODULE:NAME of your own")
+    add("--model_type", registry.name_type("model", task), first(models), "NAME",
+        f"{one_of_text(models, of_library if task == 'classification' else '')}MODULE:NAME of your own")
     add_arguments(add, "--model_args", "the network's class, or of several networks a mapping for each, by its name")
-    add("--n_channels", type=number(int, low=1, high=4096), default=1, metavar="N", help="channels of an image")
-    add("--n_classes", type=number(int, low=1, high=10**6), default=10, metavar="N", help="number of classes")
-    add("--loss_type", type=weighted(registry.name_type("loss", task)), action=OneOrMoreAction, nargs="+",
-        default=first(losses), metavar="NAME",
+    add("--n_channels", number(int, low=1, high=4096), 1, "N", "channels of an image")
+    add("--n_classes", number(int, low=1, high=10**6), 10, "N", "number of classes")
+    loss_name = weighted(registry.name_type("loss", task))
+    add("--loss_type", loss_name, first(losses), "NAME", action=OneOrMoreAction, nargs="+",
         help=f"{one_of_text(losses)}MODULE:NAME of your own; or a weighted sum of several, as NAME:1.0 NAME:0.5")
     add_arguments(add, "--loss_args", "the loss, or of several losses a mapping for each, by its name")
-    add("--model_path", type=file_path, default=None, metavar="FILE",
-        help="the checkpoint to evaluate, or to start --pretrained from")
+    add("--model_path", file_path, None, "FILE", "the checkpoint to evaluate, or to start --pretrained from")
 
 
 def add_machine_options(parser: OptionParser) -> None:
     """Add the options of the devices and the arithmetic."""
-    add = parser.add_argument_group("machine").add_argument
-    add("--gpu_devices", type=device_ids, default="0", metavar="IDS",
-        help="GPU ids as 0 or 0,1, among the visible ones; or cpu")
-    add("--amp", type=one_of(("no", "bf16", "fp16")), default="no", metavar="TYPE",
-        help="mixed precision: no, bf16 or fp16")
-    add("--compile", action=BoolAction, default=False, help="compile the networks with torch.compile")
-    add("--channels_last", action=BoolAction, default=False, help="networks in channels-last memory order")
-    add("--deterministic", action=BoolAction, default=False, help="only algorithms that repeat bit for bit on GPUs")
-    add("--seed", type=number(int, low=0, high=2**63 - 1), default=None, metavar="N",
-        help="seed of everything random; drawn, logged and saved when not given")
-    add("-d", "--debug", action=BoolAction, default=False, help=f"{DEBUG_BATCHES} batches of each part, one epoch")
+    add = group(parser, "machine")
+    add("--gpu_devices", device_ids, "0", "IDS", "GPU ids as 0 or 0,1, among the visible ones; or cpu")
+    add("--amp", one_of(("no", "bf16", "fp16")), "no", "TYPE", "mixed precision: no, bf16 or fp16")
+    add("--compile", bool, False, "BOOL", "compile the networks with torch.compile")
+    add("--channels_last", bool, False, "BOOL", "networks in channels-last memory order")
+    add("--deterministic", bool, False, "BOOL", "only algorithms that repeat bit for bit on GPUs")
+    add("--seed", SEED, None, "N", "seed of everything random; drawn, logged and saved when not given")
+    add("--debug", bool, False, "BOOL", f"{DEBUG_BATCHES} batches of each part, one epoch", short="-d")
+
+
+def group(parser: OptionParser, title: str) -> Callable:
+    """Return a function that adds options to a new group of the help text; those of type bool are a `BoolAction`."""
+    group = parser.add_argument_group(title)
+
+    def add(name: str, kind: Callable, default: Any, metavar: str, help: str, short: str = "", **more: Any) -> None:
+        names = [short, name] if short else [name]
+        if kind is bool:
+            group.add_argument(*names, action=BoolAction, default=default, help=help)
+        else:
+            group.add_argument(*names, type=kind, default=default, metavar=metavar, help=help, **more)
+
+    return add
 
 
 def add_arguments(add: Callable, name: str, owner: str) -> None:
-    add(name, type=mapping, default={}, metavar="JSON",
-        help=f"further arguments of {owner}, as '{{\"name\": value}}'")
+    add(name, mapping, {}, "JSON", f"further arguments of {owner}, as '{{\"name\": value}}'")
 
 
 def one_of_text(names: Sequence[str], more: str = "") -> str:
@@ -176,14 +188,14 @@ def first(names: Sequence[str]) -> str | None:
 # ---- evaluation ------------------------------------------------------------------------------------------------------
 def add_test_options(parser: OptionParser) -> None:
     """Add the options that only an evaluation has."""
-    add = parser.add_argument_group("evaluation").add_argument
-    add("--proj_name", type=file_name, default="Evaluation", metavar="NAME", help="name of the project")
-    add("--split", type=one_of(("test", "val", "train")), default="test", metavar="PART", help="test, val or train")
-    add("--save_path", type=file_path, default="./test_viz/", metavar="DIR", help="results go to DIR/TIMESTAMP")
-    add("--viz", action=BoolAction, default=True, help="save pictures")
-    add("--use_average", action=BoolAction, default=True,
-        help="evaluate the average of the weights, if the run has made one (--ema, --swa_start)")
-    add("--allow_seen", action=BoolAction, default=False, help="evaluate even on data that the run has seen")
+    add = group(parser, "evaluation")
+    add("--proj_name", file_name, "Evaluation", "NAME", "name of the project")
+    add("--split", one_of(("test", "val", "train")), "test", "PART", "test, val or train")
+    add("--save_path", file_path, "./test_viz/", "DIR", "results go to DIR/TIMESTAMP")
+    add("--viz", bool, True, "BOOL", "save pictures")
+    add("--use_average", bool, True, "BOOL",
+        "evaluate the average of the weights, if the run has made one (--ema, --swa_start)")
+    add("--allow_seen", bool, False, "BOOL", "evaluate even on data that the run has seen")
 
 
 # ---- training --------------------------------------------------------------------------------------------------------
@@ -200,20 +212,18 @@ def add_train_options(parser: OptionParser) -> None:
 
 def add_run_options(parser: OptionParser) -> None:
     """Add the options of the run directory and of the beginning."""
-    add = parser.add_argument_group("run").add_argument
+    add = group(parser, "run")
     loggers = registry.names("logger")
-    add("--proj_name", type=file_name, default="Plainloop", metavar="NAME", help="name of the run's files")
-    add("--description", default="", metavar="TEXT", help="a note that is saved with the options")
-    add("--output_dir", type=file_path, default="./Results/", metavar="DIR", help="a run goes to DIR/TIMESTAMP")
-    add("--resume", type=file_path, default=None, metavar="PATH",
-        help="a run directory or checkpoint to continue, in its directory; auto: the newest unfinished, or a new one")
-    add("--pretrained", action=BoolAction, default=False, help="start from the matching weights of --model_path")
-    add("--logger", type=list_of(logger_name), action=ListAction, nargs="+",
-        metavar="NAME", default=["tensorboard", "csv"],
+    add("--proj_name", file_name, "Plainloop", "NAME", "name of the run's files")
+    add("--description", plain_text, "", "TEXT", "a note that is saved with the options")
+    add("--output_dir", file_path, "./Results/", "DIR", "a run goes to DIR/TIMESTAMP")
+    add("--resume", file_path, None, "PATH",
+        "a run directory or checkpoint to continue, in its directory; auto: the newest unfinished, or a new one")
+    add("--pretrained", bool, False, "BOOL", "start from the matching weights of --model_path")
+    add("--logger", list_of(logger_name), ["tensorboard", "csv"], "NAME", action=ListAction, nargs="+",
         help=f"where the curves go: some of {', '.join(loggers)}; MODULE:NAME of your own; or none. wandb is offline "
         "unless WANDB_MODE is set")
-    add("--save_code", action=BoolAction, default=False,
-        help="keep a copy of this project's code in the run directory")
+    add("--save_code", bool, False, "BOOL", "keep a copy of this project's code in the run directory")
 
 
 def logger_name(text: str) -> str:
@@ -223,146 +233,137 @@ def logger_name(text: str) -> str:
 
 def add_optimizer_options(parser: OptionParser) -> None:
     """Add the options of an update."""
-    add = parser.add_argument_group("training").add_argument
+    add = group(parser, "training")
     optimizers = registry.names("optimizer")
-    add("--n_epoch", type=number(int, low=1, high=MAX_EPOCHS), default=10, metavar="N", help="epochs")
-    add("--max_updates", type=number(int, low=1), default=None, metavar="N",
-        help="end after N updates, if the epochs are not over before; the epoch that is cut short counts as one")
-    add("--batch_size", type=number(int, low=1), default=64, metavar="N", help="samples of one optimizer update")
-    add("--micro_batch_size", type=number(int, low=1, words=["auto"]), default=None, metavar="N",
-        help="samples that go through the network at once (default: all of the update); auto: as many as the memory "
-        "of the GPU holds. Changes memory, not results")
-    add("--init", type=one_of(("default", "kaiming", "xavier", "xavier_normal", "orthogonal", "normal")),
-        default="default", metavar="NAME",
-        help="initial weights of linear layers and convolutions: default, kaiming, xavier, xavier_normal, orthogonal "
-        "or normal")
-    add("--optim", type=registry.name_type("optimizer"), default="adamW", metavar="NAME",
-        help=f"one of {', '.join(optimizers)}; a class of torch.optim, such as Adamax; or MODULE:NAME of your own")
+    add("--n_epoch", number(int, low=1, high=MAX_EPOCHS), 10, "N", "epochs")
+    add("--max_updates", COUNT, None, "N",
+        "end after N updates, if the epochs are not over before; the epoch that is cut short counts as one")
+    add("--batch_size", COUNT, 64, "N", "samples of one optimizer update")
+    add("--micro_batch_size", number(int, low=1, words=["auto"]), None, "N",
+        "samples that go through the network at once (default: all of the update); auto: as many as the memory of the "
+        "GPU holds. Changes memory, not results")
+    add("--init", one_of(("default", "kaiming", "xavier", "xavier_normal", "orthogonal", "normal")), "default", "NAME",
+        "initial weights of linear layers and convolutions: default, kaiming, xavier, xavier_normal, orthogonal or "
+        "normal")
+    add("--optim", registry.name_type("optimizer"), "adamW", "NAME",
+        f"one of {', '.join(optimizers)}; a class of torch.optim, such as Adamax; or MODULE:NAME of your own")
     add_arguments(add, "--optim_args", "the optimizer's class")
-    add("--lr", type=number(float, above=0), default=1e-3, metavar="X", help="learning rate")
-    add("--weight_decay", type=number(float, low=0), default=0.01, metavar="X", help="weight decay")
-    add("--momentum", type=number(float, low=0, high=1), default=0.9, metavar="X", help="momentum of sgd and nesterov")
-    add("--clip", type=number(float, low=0), default=0.0, metavar="X", help="gradient clipping; 0 for none")
-    add("--clip_type", type=one_of(("norm", "value")), default="norm", metavar="TYPE",
-        help="clip the norm of all gradients together (norm) or each element (value)")
+    add("--lr", POSITIVE, 1e-3, "X", "learning rate")
+    add("--weight_decay", NOT_NEGATIVE, 0.01, "X", "weight decay")
+    add("--momentum", number(float, low=0, high=1), 0.9, "X", "momentum of sgd and nesterov")
+    add("--clip", NOT_NEGATIVE, 0.0, "X", "gradient clipping; 0 for none")
+    add("--clip_type", one_of(("norm", "value")), "norm", "TYPE",
+        "clip the norm of all gradients together (norm) or each element (value)")
 
 
 def add_schedule_options(parser: OptionParser) -> None:
     """Add the options of the learning rate over a run."""
-    add = parser.add_argument_group("learning-rate schedule").add_argument
-    epochs = number(float, above=0, high=MAX_EPOCHS)
+    add = group(parser, "learning-rate schedule")
     schedulers = registry.names("scheduler")
-    add("--lr_scheduler", type=registry.name_type("scheduler"), default="cosine", metavar="NAME",
-        help=f"one of {', '.join(schedulers)}; a class of torch.optim.lr_scheduler, such as OneCycleLR; or MODULE:NAME "
+    add("--lr_scheduler", registry.name_type("scheduler"), "cosine", "NAME",
+        f"one of {', '.join(schedulers)}; a class of torch.optim.lr_scheduler, such as OneCycleLR; or MODULE:NAME "
         "of your own")
     add_arguments(add, "--scheduler_args", "a scheduler's class")
-    add("--scheduler_step", type=one_of(("update", "epoch")), default="update", metavar="WHEN",
-        help="the learning rate changes after each update, or after each epoch")
-    add("--lr_min", type=number(float, low=0), default=0.0, metavar="X",
-        help="lowest learning rate after warm-up, where cosine and linear end")
-    add("--warmup_epoch", type=number(float, low=0, high=MAX_EPOCHS), default=0.0, metavar="E",
-        help="epochs of linear warm-up")
-    add("--warmup_multiplier", type=number(float, low=1), default=100.0, metavar="X", help="warm-up starts at lr / X")
-    add("--lr_decay_epochs", type=list_of(epochs), action=ListAction, nargs="+", default=None, metavar="E",
-        help="step: decay at these epochs")
-    add("--lr_decay_every", type=epochs, default=None, metavar="E", help="step: decay every E epochs")
-    add("--lr_decay_rate", type=number(float, above=0, high=1), default=0.1, metavar="X",
-        help="step, exponential: factor of a decay")
+    add("--scheduler_step", one_of(("update", "epoch")), "update", "WHEN",
+        "the learning rate changes after each update, or after each epoch")
+    add("--lr_min", NOT_NEGATIVE, 0.0, "X", "lowest learning rate after warm-up, where cosine and linear end")
+    add("--warmup_epoch", number(float, low=0, high=MAX_EPOCHS), 0.0, "E", "epochs of linear warm-up")
+    add("--warmup_multiplier", number(float, low=1), 100.0, "X", "warm-up starts at lr / X")
+    add("--lr_decay_epochs", list_of(EPOCHS), None, "E", "step: decay at these epochs", action=ListAction, nargs="+")
+    add("--lr_decay_every", EPOCHS, None, "E", "step: decay every E epochs")
+    add("--lr_decay_rate", number(float, above=0, high=1), 0.1, "X", "step, exponential: factor of a decay")
 
 
 def add_finetuning_options(parser: OptionParser) -> None:
     """Add the options of single parameters, and of averages."""
-    add = parser.add_argument_group("fine-tuning: patterns on the names of parameters, as 'layers.0.*'").add_argument
-    rate = named_value(number(float, above=0), "head.weight=1e-3 or 'layers.0.*=0.1x'", suffix="x")
-    add("--freeze", type=pattern, nargs="+", default=None, metavar="PATTERN",
+    add = group(parser, "fine-tuning: patterns on the names of parameters, as 'layers.0.*'")
+    rate = named_value(POSITIVE, "head.weight=1e-3 or 'layers.0.*=0.1x'", suffix="x")
+    add("--freeze", pattern, None, "PATTERN", nargs="+",
         help="do not train these; frozen batch normalization keeps its statistics, too")
-    add("--train_only", type=pattern, nargs="+", default=None, metavar="PATTERN",
-        help="train these and freeze the rest")
-    add("--param_lr", type=rate, nargs="+", default=None, metavar="PATTERN=LR",
+    add("--train_only", pattern, None, "PATTERN", "train these and freeze the rest", nargs="+")
+    add("--param_lr", rate, None, "PATTERN=LR", nargs="+",
         help="other learning rates, as head.weight=1e-3, or multiples of --lr, as 'layers.0.*=0.1x'; of several that "
         "match the last counts, and the schedule is that of all")
-    add("--param_clip", type=named_value(number(float, above=0), "'layers.0.*=0.5'"), nargs="+", default=None,
-        metavar="PATTERN=NORM",
+    add("--param_clip", named_value(POSITIVE, "'layers.0.*=0.5'"), None, "PATTERN=NORM", nargs="+",
         help="limits for the norm of the gradients of all that match, as 'layers.0.*=0.5'; before --clip")
-    add("--no_decay", type=pattern, nargs="+", default=None, metavar="PATTERN",
+    add("--no_decay", pattern, None, "PATTERN", nargs="+",
         help="no weight decay of these: patterns, bias (all of that name), norm (those of normalization layers), 1d "
         "(those with one dimension)")
 
-    add = parser.add_argument_group("averages of the weights, which are then measured").add_argument
-    add("--ema", type=number(float, low=0, below=1), default=None, metavar="X",
-        help="exponential moving average over the updates, which keeps the part X of itself in each, such as 0.999")
-    add("--swa_start", type=number(int, low=1, high=MAX_EPOCHS), default=None, metavar="E",
-        help="mean over the ends of the epochs from epoch E on")
+    add = group(parser, "averages of the weights, which are then measured")
+    add("--ema", number(float, low=0, below=1), None, "X",
+        "exponential moving average over the updates, which keeps the part X of itself in each, such as 0.999")
+    add("--swa_start", number(int, low=1, high=MAX_EPOCHS), None, "E",
+        "mean over the ends of the epochs from epoch E on")
 
 
 def add_process_options(parser: OptionParser) -> None:
     """Add the options of several devices and processes, and of memory."""
-    add = parser.add_argument_group("many devices, and memory").add_argument
+    add = group(parser, "many devices, and memory")
     modes = one_of(("none", "dp", "ddp", "fsdp"), {"True": "dp", "False": "none"})
-    add("--parallel", type=modes, default="none", metavar="MODE",
-        help="none; dp: DataParallel over --gpu_devices; ddp: a process for each of --gpu_devices, with the whole "
-        "network; fsdp: with a part of it. Processes that torchrun starts are ddp unless they are fsdp")
-    add("--nproc", type=number(int, low=1, high=256), default=1, metavar="N",
-        help="start N processes, on CPUs. For GPUs see --parallel")
-    add("--sync_bn", action=BoolAction, default=False,
-        help="batch normalization over the samples of all processes; on GPUs")
-    add("--dist_timeout", type=number(float, above=0, high=86400), default=600.0, metavar="S",
-        help="seconds that processes wait for each other")
-    add("--max_restarts", type=number(int, low=0, high=1000), default=0, metavar="N",
-        help="start the processes again, from the last checkpoint, up to N times when one dies")
-    add("--activation_checkpointing", action=BoolAction, default=False,
-        help="keep less for the backward pass and compute it again: less memory, up to half more time, the same bits")
-    add("--checkpoint_format", type=one_of(("file", "sharded")), default="file", metavar="FORMAT",
-        help="file: one file; sharded: each process writes its part, while training goes on")
+    add("--parallel", modes, "none", "MODE",
+        "none; dp: DataParallel over --gpu_devices; ddp: a process for each of --gpu_devices, with the whole network; "
+        "fsdp: with a part of it. Processes that torchrun starts are ddp unless they are fsdp")
+    add("--nproc", number(int, low=1, high=256), 1, "N", "start N processes, on CPUs. For GPUs see --parallel")
+    add("--sync_bn", bool, False, "BOOL", "batch normalization over the samples of all processes; on GPUs")
+    add("--dist_timeout", number(float, above=0, high=86400), 600.0, "S", "seconds that processes wait for each other")
+    add("--max_restarts", number(int, low=0, high=1000), 0, "N",
+        "start the processes again, from the last checkpoint, up to N times when one dies")
+    add("--activation_checkpointing", bool, False, "BOOL",
+        "keep less for the backward pass and compute it again: less memory, up to half more time, the same bits")
+    add("--checkpoint_format", one_of(("file", "sharded")), "file", "FORMAT",
+        "file: one file; sharded: each process writes its part, while training goes on")
 
 
 def add_stop_options(parser: OptionParser) -> None:
     """Add the options of the best checkpoint, of early stopping, and of intervals."""
-    add = parser.add_argument_group("best checkpoint and early stop").add_argument
-    add("--monitor", default="loss", metavar="NAME", help="the metric of the validation that decides")
-    add("--monitor_mode", type=one_of(("auto", "min", "max")), default="auto", metavar="MODE",
-        help="the best is the min or the max; auto is min for a loss and max for anything else")
-    add("--patience", type=number(int, low=0), default=10, metavar="N",
-        help="stop after N validations without a better one; 0 for never")
-    add("--min_delta", type=number(float, low=0), default=0.0, metavar="X", help="better means better by more than X")
-    add("--stop_below", type=number(float), default=None, metavar="X",
-        help="stop after an epoch whose mean training loss is below X")
+    add = group(parser, "best checkpoint and early stop")
+    add("--monitor", plain_text, "loss", "NAME", "the metric of the validation that decides")
+    add("--monitor_mode", one_of(("auto", "min", "max")), "auto", "MODE",
+        "the best is the min or the max; auto is min for a loss and max for anything else")
+    add("--patience", COUNT_OR_ZERO, 10, "N", "stop after N validations without a better one; 0 for never")
+    add("--min_delta", NOT_NEGATIVE, 0.0, "X", "better means better by more than X")
+    add("--stop_below", number(float), None, "X", "stop after an epoch whose mean training loss is below X")
 
-    add = parser.add_argument_group("how often").add_argument
+    add = group(parser, "how often")
     callbacks = registry.names("callback")
-    add("--callbacks", type=registry.name_type("callback"), nargs="+", default=None, metavar="NAME",
+    add("--callbacks", registry.name_type("callback"), None, "NAME", nargs="+",
         help=f"further callbacks: {', '.join([*callbacks, ''])}MODULE:NAME of your own")
-    add("--log_every", type=number(int, low=1), default=50, metavar="N", help="updates between two entries of the log")
-    add("--val_every", type=number(int, low=0), default=1, metavar="E",
-        help="whole epochs between two validations; 0 for none at all: then no checkpoint is the best")
-    add("--save_every", type=number(float, above=0, high=MAX_EPOCHS), default=1.0, metavar="E",
-        help="epochs between two checkpoints")
-    add("--save_every_updates", type=number(int, low=1), default=None, metavar="N",
-        help="updates between two checkpoints, instead")
-    add("--keep", type=number(int, low=1), default=2, metavar="N", help="number of last checkpoints to keep")
+    add("--log_every", COUNT, 50, "N", "updates between two entries of the log")
+    add("--val_every", COUNT_OR_ZERO, 1, "E",
+        "whole epochs between two validations; 0 for none at all: then no checkpoint is the best")
+    add("--save_every", EPOCHS, 1.0, "E", "epochs between two checkpoints")
+    add("--save_every_updates", COUNT, None, "N", "updates between two checkpoints, instead")
+    add("--keep", COUNT, 2, "N", "number of last checkpoints to keep")
 
 
 def add_safety_options(parser: OptionParser) -> None:
     """Add the options of an end before the end, and of the profiler."""
-    add = parser.add_argument_group("limits, errors and profiling").add_argument
-    add("--max_time", type=duration, default=None, metavar="TIME",
-        help="save and stop before so much time has passed since the start, such as 3h50m, with status 75")
-    add("--requeue", action=BoolAction, default=False,
-        help="under SLURM, put the job back in the queue after SIGUSR1 or --max_time; needs --resume auto")
-    add("--nan_policy", type=one_of(("stop", "skip")), default="stop", metavar="NAME",
-        help="when a loss or gradient is not finite: stop, or skip the update")
-    add("--max_skips", type=number(int, low=0), default=10, metavar="N", help="updates that --nan_policy skip may skip")
-    add("--profile", type=number(int, low=1, high=1000), default=None, metavar="N",
-        help="after a few updates, record the time of each operation for N updates of one epoch, in RUN/profile; "
-        "training goes on")
+    add = group(parser, "limits, errors and profiling")
+    add("--max_time", duration, None, "TIME",
+        "save and stop before so much time has passed since the start, such as 3h50m, with status 75")
+    add("--requeue", bool, False, "BOOL",
+        "under SLURM, put the job back in the queue after SIGUSR1 or --max_time; needs --resume auto")
+    add("--nan_policy", one_of(("stop", "skip")), "stop", "NAME",
+        "when a loss or gradient is not finite: stop, or skip the update")
+    add("--max_skips", COUNT_OR_ZERO, 10, "N", "updates that --nan_policy skip may skip")
+    add("--profile", number(int, low=1, high=1000), None, "N",
+        "after a few updates, record the time of each operation for N updates of one epoch, in RUN/profile; training "
+        "goes on")
 
 
 # ---- the parsers -----------------------------------------------------------------------------------------------------
-def train_parser(trainer_class: type, kind: type[OptionParser] = OptionParser) -> OptionParser:
-    """Return the parser of a task's trainer, with the task's defaults."""
-    parser = kind(description=trainer_class.__doc__)
+def task_parser(task: type) -> OptionParser:
+    """Return a parser without options that knows what other options have become."""
+    parser = OptionParser(description=task.__doc__)
     parser.old_names = OLD_NAMES
     parser.moved = MOVED
+    return parser
+
+
+def train_parser(trainer_class: type) -> OptionParser:
+    """Return the parser of a task's trainer, with the task's defaults."""
+    parser = task_parser(trainer_class)
     add_train_options(parser)
     add_common_options(parser, trainer_class.evaluator_class.task)
     trainer_class.evaluator_class.add_options(parser)
@@ -373,9 +374,7 @@ def train_parser(trainer_class: type, kind: type[OptionParser] = OptionParser) -
 
 def test_parser(evaluator_class: type) -> OptionParser:
     """Return the parser of a task's evaluator."""
-    parser = OptionParser(description=evaluator_class.__doc__)
-    parser.old_names = OLD_NAMES
-    parser.moved = MOVED
+    parser = task_parser(evaluator_class)
     add_test_options(parser)
     add_common_options(parser, evaluator_class.task)
     evaluator_class.add_options(parser)
@@ -455,16 +454,9 @@ def parse_train_options(trainer_class: type, argv: Sequence[str] | None) -> Opti
     if opt.seed is None:
         opt.seed = earlier.get("seed", draw_seed())
         parser.note_source("seed", "drawn")
-    if opt.debug:
-        opt.n_epoch = 1
-        opt.limit_batches = DEBUG_BATCHES
-        parser.note_source("n_epoch", "--debug")
-        parser.note_source("limit_batches", "--debug")
-    load_own_code(opt)
     opt.resume = resume
     opt.resume_notes = notes
-    print_config(parser, opt)
-    return frozen(opt)
+    return completed(parser, opt)
 
 
 def parse_test_options(evaluator_class: type, argv: Sequence[str] | None) -> Options:
@@ -495,12 +487,7 @@ def parse_test_options(evaluator_class: type, argv: Sequence[str] | None) -> Opt
     check_own_code(known, model_path, test_parser(evaluator_class), argv)
     opt = parser.resolve(argv, [(trained, model_path)])
     check_network(vars(opt), trained, model_path)
-    if opt.debug:
-        opt.limit_batches = DEBUG_BATCHES
-        parser.note_source("limit_batches", "--debug")
-    load_own_code(opt)
-    print_config(parser, opt)
-    return frozen(opt)
+    return completed(parser, opt)
 
 
 def find_automatically(parser: OptionParser, argv: Sequence[str] | None, notes: list[str]) -> str | None:
@@ -521,14 +508,22 @@ def find_automatically(parser: OptionParser, argv: Sequence[str] | None, notes: 
     return None
 
 
-def print_config(parser: OptionParser, opt: Options) -> None:
-    """With --print_config, print the options and end with status 0."""
+def completed(parser: OptionParser, opt: Options) -> Options:
+    """Apply --debug, import what the options name, and return them read-only; --print_config ends here."""
+    if opt.debug:
+        opt.limit_batches = DEBUG_BATCHES
+        parser.note_source("limit_batches", "--debug")
+    if opt.debug and "n_epoch" in opt:
+        opt.n_epoch = 1
+        parser.note_source("n_epoch", "--debug")
+    load_own_code(opt)
     if opt.print_config:
         from engine.devices.job import place
 
         if place()[0] == 0:
             print(registry.load("tools.show_options:as_text", "print_config")(parser, vars(opt)))
         sys.exit(0)
+    return frozen(opt)
 
 
 # ---- check -----------------------------------------------------------------------------------------------------------

@@ -160,18 +160,17 @@ def module_name(text: str) -> str:
 def name_type(kind: str, task: str | None = None, more: Iterable[str] = ()) -> Callable[[str], str]:
     """Return an argparse type for the name of a component; `more` describes what else there is, for the message."""
     known = names(kind, task)
-    of_torch = OF_TORCH[kind][1].split() if kind in OF_TORCH else []
+    module, words = OF_TORCH.get(kind, ("", ""))
+    of_torch = words.split()
     libraries = [f"{library}:NAME" for library in LIBRARIES if kind == "model" and task == "classification"]
+    lists = [(f"one of {', '.join(known)}", known), (f"of {module}: {', '.join(of_torch)}", of_torch)]
+    ways = [*(text for text, choices in lists if choices), *more, *libraries, "MODULE:NAME of your own"]
 
     def convert(text: str) -> str:
         is_of_library = f"{text.partition(':')[0]}:NAME" in libraries
         if text not in known and text not in of_torch and not is_of_library and not is_reference(text):
-            ways = [*more, *libraries, "MODULE:NAME of your own"]
-            if of_torch:
-                ways.insert(0, f"of {OF_TORCH[kind][0]}: {', '.join(of_torch)}")
-            if known:
-                ways.insert(0, f"one of {', '.join(known)}")
-            raise ArgumentTypeError(f"{shown(text)} is not {'; or '.join(ways)}{nearest(text[:60], of_torch + known)}")
+            hint = nearest(text[:60], of_torch + known)
+            raise ArgumentTypeError(f"{shown(text)} is not {'; or '.join(ways)}{hint}")
         return text
 
     return convert
