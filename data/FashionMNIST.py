@@ -143,7 +143,6 @@ class FashionMNIST(Dataset):
     collate_fn = staticmethod(already_batched)
     is_random = False  # a sample is the same each time: there is no augmentation
     in_memory = True
-    report = ""
 
     def __init__(self, images: Tensor, labels: Tensor, names: Sequence[str], summary: str = ""):
         self.images = images

@@ -119,7 +119,7 @@ def seeded_dataset(dataset: Dataset, seed: int) -> "SeededDataset":
 class SeededDataset(Dataset):
     """Makes what is random inside a sample a function of (seed, epoch, index), in whatever process it is loaded.
 
-    `data.fetcher.BatchFetcher` restores the generators of the process after each batch.
+    `data.dataloader.BatchFetcher` restores the generators of the process after each batch.
     """
 
     is_seeded = True

@@ -25,10 +25,10 @@ def without_random_state() -> None:
 
 def without_sample_seeds() -> None:
     """Draw what is random in a sample from wherever the generators stand."""
-    from data import fetcher, sampler
+    from data import dataloader, sampler
 
     sampler.seed_cpu = lambda seed: None
-    fetcher.preserved_random_state = nullcontext
+    dataloader.preserved_random_state = nullcontext
 
 
 SWITCHES = {"random_state": without_random_state, "sample_seeds": without_sample_seeds}
