@@ -12,7 +12,6 @@ from typing import Any
 
 from engine import registry
 from engine.options.early import Trainer, UnclearError, read_main_class
-from engine.options.files import read_with_bases
 from engine.options.parser import (
     BoolAction,
     ExtendAction,
@@ -30,6 +29,7 @@ from engine.options.parser import (
     named_value,
     number,
     one_of,
+    option_files,
     pattern,
     plain_text,
     run_main,
@@ -568,10 +568,9 @@ def import_asked(argv: Sequence[str] | None) -> None:
     parser = OptionParser(add_help=False)
     add_file_options(parser)
     given, _ = parser.parse_known_args(argv)
-    for path in given.config or []:
-        for file in read_with_bases(path):
-            modules = {name: value for name, value in file.values.items() if name == "import"}
-            parser.apply(modules, file.path, lines=file.lines)
+    for file in option_files(given.config):
+        modules = {name: value for name, value in file.values.items() if name == "import"}
+        parser.apply(modules, file.path, lines=file.lines)
     for module in getattr(given, "import") or parser.get_default("import") or []:
         registry.import_module(module, f"--import {module}")
 

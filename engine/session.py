@@ -8,7 +8,6 @@ import torch
 from engine.checkpoints.file import load_checkpoint
 from engine.registry import load
 from engine.runs.signals import STOP_ASKED, StopSignal
-from utils.duration import seconds_of
 from utils.errors import UserError
 
 MEMORY_ADVICE = "--activation_checkpointing and --amp bf16 need less memory, too."
@@ -33,8 +32,12 @@ class Session:
 
     def __init__(self, trainer):
         self.trainer = trainer
-        max_time = trainer.opt.max_time
-        self.stop_signal = StopSignal(seconds_of(max_time) if max_time else None)
+        max_seconds = None
+        if trainer.opt.max_time:
+            from utils.duration import seconds_of  # here, as few runs need it
+
+            max_seconds = seconds_of(trainer.opt.max_time)
+        self.stop_signal = StopSignal(max_seconds)
         self.connect_loaders()
 
     @property

@@ -8,7 +8,7 @@ import math
 import os
 import re
 import stat
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -256,14 +256,3 @@ def argument(text: str) -> Any:
     value = typed(text)
     check_arguments({"value": value})
     return value
-
-
-def with_value(values: Mapping[str, Any], path: Sequence[str], value: Any) -> dict[str, Any]:
-    """Return a copy of a mapping in which the entry at `path` has another value; missing mappings are made.
-
-    >>> with_value({"width": 64}, ["norm", "eps"], 1e-5)
-    {'width': 64, 'norm': {'eps': 1e-05}}
-    """
-    first, *rest = path
-    inner = values.get(first)
-    return {**values, first: with_value(inner if isinstance(inner, dict) else {}, rest, value) if rest else value}

@@ -18,8 +18,6 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
-from engine.options.files import argument, check_arguments, parse_json, read_with_bases, with_value
-from utils.duration import seconds_of
 from utils.errors import UserError, nearest, shown
 from utils.files import NO_SPACE
 
@@ -129,6 +127,8 @@ def file_path(text: str) -> str:
 
 def duration(text: str) -> str:
     """An argparse type for a duration such as 1h30m, see utils/duration.py. It stays text, for option files."""
+    from utils.duration import seconds_of  # here, as few runs need it
+
     try:
         seconds_of(text)
     except ValueError as error:
@@ -210,6 +210,8 @@ def mapping(text: str) -> dict[str, Any]:
     >>> mapping('{"width": 64}')
     {'width': 64}
     """
+    from engine.options.files import check_arguments, parse_json
+
     try:
         value = parse_json(text)
         check_arguments(value)
@@ -402,9 +404,8 @@ class OptionParser(argparse.ArgumentParser):
         given = self.parse_given(argv)
         for values, source in layers:
             self.apply(values, source, ignore_unknown=True)
-        for path in given.get("config") or []:
-            for file in read_with_bases(path):
-                self.asked |= self.apply(file.values, file.path, lines=file.lines)
+        for file in option_files(given.get("config")):
+            self.asked |= self.apply(file.values, file.path, lines=file.lines)
         self.set_defaults(**given)
         for name in given:
             self.note_source(name, "command line")
@@ -419,6 +420,8 @@ class OptionParser(argparse.ArgumentParser):
             self.error("argument --set: give --import by its own flag")
         if "." not in name and not text.startswith("["):
             return text
+        from engine.options.files import argument
+
         try:
             return argument(text)
         except ValueError as error:
@@ -511,6 +514,26 @@ def as_flags(name: str, value: Any) -> list[str]:
     if isinstance(value, (list, tuple)):
         return [f"--{name}", *map(str, value)]
     return [f"--{name}={value}"]
+
+
+def option_files(paths: Sequence[str] | None) -> list:
+    """Return the content of the files of --config as `OptionFile`, each behind those that it builds on."""
+    if not paths:
+        return []
+    from engine.options.files import read_with_bases  # here, as few runs need it
+
+    return [file for path in paths for file in read_with_bases(path)]
+
+
+def with_value(values: Mapping[str, Any], path: Sequence[str], value: Any) -> dict[str, Any]:
+    """Return a copy of a mapping in which the entry at `path` has another value; missing mappings are made.
+
+    >>> with_value({"width": 64}, ["norm", "eps"], 1e-5)
+    {'width': 64, 'norm': {'eps': 1e-05}}
+    """
+    first, *rest = path
+    inner = values.get(first)
+    return {**values, first: with_value(inner if isinstance(inner, dict) else {}, rest, value) if rest else value}
 
 
 # ---- main ------------------------------------------------------------------------------------------------------------

@@ -13,7 +13,6 @@ from torch import nn
 
 from engine.checkpoints.checkpointer import ENDED, Checkpointer
 from engine.devices.process_group import Distributed
-from engine.options.files import read_options
 from engine.runs.lock import DirectoryLock
 from engine.runs.provenance import command_line, write_provenance
 from utils.files import write_json
@@ -140,6 +139,8 @@ def unfinished_runs(output_dir: str | Path, proj_name: str) -> Iterator[tuple[Pa
         output_dir: the parent of the runs.
         proj_name: the project; the directory may hold runs of others.
     """
+    from engine.options.files import read_options  # here, as few runs need it
+
     runs = [path for path in Path(output_dir).glob("*/") if path.name.isdigit()]
     for path in sorted(runs, key=lambda path: int(path.name), reverse=True):
         config = path / f"config_{proj_name}_{path.name}.json"

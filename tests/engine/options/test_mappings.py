@@ -4,8 +4,8 @@ from argparse import ArgumentTypeError
 
 import pytest
 
-from engine.options.files import argument, with_value
-from engine.options.parser import ExtendAction, OptionParser, mapping, number, setting
+from engine.options.files import argument
+from engine.options.parser import ExtendAction, OptionParser, mapping, number, setting, with_value
 
 
 def parser() -> OptionParser:
