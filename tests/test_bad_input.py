@@ -116,7 +116,7 @@ def test_a_value_that_cannot_be_is_refused_before_anything_is_written(refuse, tm
         (("--set", "optim_args..eps=3"), "is not NAME=VALUE"), (("--set", "lr"), "is not NAME=VALUE"),
         (("--set", "lr.x=3"), "flat"), (("--set", "optim_args.eps=[1"), "is not JSON"), (("--set", "lrr=3"), "'lr'"),
         (("--metrics", "accuracyy"), "did you mean 'accuracy'"), (("--metrics", "top11"), "at least 11 classes"),
-        (("--init", "kaimin"), "did you mean 'kaiming'"), (("--micro_batch_size", "automatic"), "not auto"),
+        (("--init", "kaimin"), "did you mean 'kaiming'"), (("--micro_batch_size", "automatic"), "or auto"),
         (("--doctor",), "python -m tools.doctor"), (("--logger", "tensorbord"), "did you mean 'tensorboard'"),
         (("--logger", "none", "csv"), "none stands alone"), (("--model_type", "torchvision:resnet19"), "'resnet18'"),
         (("--callbacks", "no_such_module:Mine"), "no module 'no_such_module'"),
@@ -141,7 +141,7 @@ def test_arguments_and_names_that_cannot_be_are_refused_before_there_is_a_run(re
 )
 def test_a_component_that_fails_with_the_first_batch_is_named_in_one_line(refuse, flags, words):
     said = refuse(TrainerVanilla, *flags)
-    assert "The first batch failed: RuntimeError" in said and words in said
+    assert "Failed in the first update: RuntimeError" in said and words in said
 
 
 def test_loggers_and_networks_of_packages_that_are_not_there_say_so(refuse, tmp_path, monkeypatch):

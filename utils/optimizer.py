@@ -44,10 +44,17 @@ Adagrad = eager(optim.Adagrad)  # Duchi, Hazan and Singer 2011
 class Nesterov(SGD):
     """Stochastic gradient descent with Nesterov momentum (Sutskever et al. 2013)."""
 
-    def __init__(self, params: Iterable, lr: float = 1e-3, momentum: float = 0.9, **settings: Any):
+    def __init__(
+        self,
+        params: Iterable,
+        lr: float = 1e-3,
+        momentum: float = 0.9,
+        weight_decay: float = 0.0,
+        fused: bool | None = None,
+    ):
         if momentum <= 0:
             raise UserError(f"optim=nesterov needs a momentum above 0, not {momentum:g}. Give one, or take optim=sgd.")
-        super().__init__(params, lr, momentum, nesterov=True, **settings)
+        super().__init__(params, lr, momentum, weight_decay=weight_decay, nesterov=True, fused=fused)
 
 
 OPTIMIZERS: dict[str, type[Optimizer]] = {

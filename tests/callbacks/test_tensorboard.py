@@ -144,7 +144,7 @@ def test_run_that_was_interrupted_before_its_first_update_leaves_none_twice(trai
 @pytest.mark.parametrize("state", [{}, {"last_log": 3}, {"last_log": {"update": 2, "values": {"loss": "x"}}}])
 def test_state_that_is_none_is_refused(trainer, tmp_path, state):
     with pytest.raises(UserError, match="does not fit"):
-        set_state(TensorBoard(tmp_path, OPTIONS, "accuracy"), state, "The callbacks", may_hold_nan=True)
+        set_state(TensorBoard(tmp_path, OPTIONS, "accuracy"), state, "The callbacks")
 
 
 def test_state_goes_into_a_checkpoint_and_is_not_changed_by_what_comes_later(trainer, tmp_path):
