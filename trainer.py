@@ -279,11 +279,11 @@ class TrainerBase:
         num_samples = self.distributed.begin_update(update, may_lose_samples=self.opt.skip_bad_samples > 0)  # of all
         if num_samples == 0:
             return {}
-        values = self.guard.attempt(self.train_step, update)  # undone if it fails
+        values = self.guard.attempt(self.train_step, update)  # undone if it fails; None if it is then skipped
         self.precision.finish_update()
-        if values and not self.precision.overflowed:
+        if values is not None and not self.precision.overflowed:
             self.averaging.finish_update()
-        return values
+        return values or {}
 
     def finish_epoch(self) -> None:
         """Validate, count the epoch, tell the callbacks, and save: the score of an epoch is in its checkpoint."""

@@ -71,21 +71,24 @@ class NanGuard:
         self.num_skipped = 0
         self.stepped: list[str] = []  # networks whose step in this update has begun
         # By owner and name, because a forward pass may also replace a buffer by a new tensor.
+        modules = list(modules)
         owners = [owner for module in modules for owner in module.modules()]
+        self._parameters = [parameter for module in modules for parameter in module.parameters()]
         self._places = [(owner, name) for owner in owners for name, _ in owner.named_buffers(recurse=False)]
         self._buffers: list[Tensor] = []
         self._copies = self._allocate_copies()
         self._loss: Tensor | None = None
         self._random: RandomBookmark | None = None
+        self._versions: list[int] = []  # torch counts how often a tensor was written to
 
     def _allocate_copies(self) -> list[Tensor]:
         return [getattr(owner, name).clone() for owner, name in self._places]
 
     # ---- one update ----------------------------------------------------------------------------------------------
-    def attempt(self, step: Callable[[Any], dict[str, Any]], update: Any) -> dict[str, Any]:
-        """Call `step` with an update and return its values; {} when the update is skipped.
+    def attempt(self, step: Callable[[Any], dict[str, Any]], update: Any) -> dict[str, Any] | None:
+        """Call `step` with an update and return its values; None when the update is skipped.
 
-        Whatever `step` raises before an optimizer's step has begun leaves everything as it was before the update.
+        Whatever `step` raises before it writes to a weight leaves everything as it was before the update.
 
         Raises:
             DivergedError: the loss or a gradient is not finite, and the policy is to stop, or no skip is left.
@@ -94,16 +97,18 @@ class NanGuard:
         try:
             return step(update)
         except Exception as error:
-            self.progress.is_exact = self.undo()
+            is_undone = self.undo()
             if not isinstance(error, DivergedError):
+                self.progress.is_exact = is_undone and self._versions == self._read_versions()
                 raise
+            self.progress.is_exact = is_undone  # `check` comes when the weights are those before the step
             message = self.describe(update, error)
             if self.stepped:
                 message += "\nAnother network was already stepped, so the update cannot be undone."
             if not self.may_skip():
                 raise DivergedError(message) from None
             self.warn(f"{message}\nSkipped: {self.num_skipped} of at most {self.max_skips}.")
-            return {}
+            return None
 
     def begin_update(self, update: Any = None) -> None:
         """Remember what the update may change besides weights."""
@@ -112,7 +117,13 @@ class NanGuard:
         self._buffers = [getattr(owner, name) for owner, name in self._places]
         if self._buffers:
             torch._foreach_copy_(self._copies, [buffer.detach() for buffer in self._buffers])
-        self._random = RandomBookmark(self._random)
+        # The short cut of a bookmark after another one is not taken where it could change a later update.
+        is_series = self.policy == "stop" and self.progress.sample > 0
+        self._random = RandomBookmark(self._random if is_series else None)
+        self._versions = self._read_versions()
+
+    def _read_versions(self) -> list[int]:
+        return [parameter._version for parameter in self._parameters]
 
     def add_loss(self, loss: Tensor) -> None:
         """Add a loss of this update to those that are checked with the gradient.

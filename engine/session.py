@@ -6,6 +6,7 @@ from types import TracebackType
 import torch
 
 from engine.checkpoints.file import load_checkpoint
+from engine.devices.process_group import share_of
 from engine.registry import load
 from engine.runs.signals import STOP_ASKED, StopSignal
 from utils.errors import UserError
@@ -118,8 +119,9 @@ class Session:
         is_common = distributed.is_common(error)
         cause = distributed.cause_of(self.stop_signal.cause_of(error))
         trial = self.trial_of(error)
-        is_failed_trial = bool(trial) and is_unexpected(cause)
-        is_nothing_lost = is_failed_trial and trainer.progress.update == 0
+        may_restart = trainer.opt.max_restarts > 0  # the next attempt may succeed
+        is_failed_trial = bool(trial) and is_unexpected(cause) and not may_restart
+        is_nothing_lost = is_failed_trial and self.is_new_run()
         if is_common and not is_nothing_lost:  # an error of one process alone: it would wait for the others forever
             trainer.checkpointer.rescue(trainer.state_dict, trainer.logger)
         if isinstance(cause, torch.OutOfMemoryError):
@@ -127,10 +129,14 @@ class Session:
         if is_failed_trial:
             cause = self.failed_trial(cause, trial)
         trainer.call("on_exception", cause)
-        if is_failed_trial and not trainer.progress.update:
+        if is_nothing_lost:
             trainer.run_dir.discard()
         distributed.leave(is_common)
         raise cause from error.__cause__  # instead of the error
+
+    def is_new_run(self) -> bool:
+        """Return whether the run began in this session and has made no update: its directory holds no result."""
+        return self.trainer.progress.update == 0 and not self.trainer.opt.resume
 
     def trial_of(self, error: BaseException) -> str:
         """Name what an error has broken off, if it was done for the first time: an update, or a validation; else ""."""
@@ -145,7 +151,11 @@ class Session:
         from engine.first_batch import blame
 
         trainer = self.trainer
-        trainer.run_dir.log_quietly("".join(traceback.format_exception(error)))
+        text = "".join(traceback.format_exception(error))
+        if trainer.distributed.is_main:
+            trainer.run_dir.log_quietly(text)
+        else:
+            trainer.logger.error(text)  # to standard error: process 0 alone writes files
         known = {
             "--model_type": list(trainer.networks.values()),
             "--loss_type": [trainer.criterion],
@@ -153,19 +163,24 @@ class Session:
             "--lr_scheduler": list(trainer.schedulers.values()),
             "--data_type": list(trainer.datasets.values()),
         }
-        path = trainer.run_dir.log_path if trainer.progress.update else trainer.run_dir.discarded_log_path
-        return UserError(f"Failed in {trial}: {blame(error, known)}\nThe traceback is in {path}.")
+        line = f"Failed in {trial}: {blame(error, known)}"
+        if not trainer.distributed.is_main:
+            return UserError(line)
+        path = trainer.run_dir.discarded_log_path if self.is_new_run() else trainer.run_dir.log_path
+        return UserError(f"{line}\nThe traceback is in {path}.")
 
     def out_of_memory(self, error: torch.OutOfMemoryError) -> UserError:
         """Say how to go on with smaller micro-batches, which change no result."""
-        size = self.trainer.micro_batch_size
+        trainer = self.trainer
+        _, largest_share = share_of(trainer.opt.batch_size, 0, trainer.distributed.size)
+        size = min(trainer.micro_batch_size, largest_share)
         reason = str(error).split(". ")[0].rstrip(".")
         smaller = f"--micro_batch_size {size // 2}"
         if size < 2:
             return UserError(f"{reason}, with a single sample at once. {MEMORY_ADVICE}")
         how = smaller
-        if self.trainer.progress.update:
-            how = f"--resume {self.trainer.run_dir.path} {smaller}"
+        if trainer.checkpointer.candidates(trainer.run_dir.path):
+            how = f"--resume {trainer.run_dir.path} {smaller}"
         return UserError(f"{reason}, with {size} samples at once. To go on: {how}. {MEMORY_ADVICE}")
 
     # ---- --micro_batch_size auto ---------------------------------------------------------------------------------

@@ -111,7 +111,12 @@ class DistributedCheckpointer(Checkpointer):
 
         self._group = self._group or self.distributed.new_group()
         self._writing = dcp.async_save(
-            tensors, storage_writer=Writer(directory, commit), process_group=self._group, no_dist=self._group is None
+            tensors,
+            storage_writer=Writer(directory, commit),
+            # What all processes have, process 0 writes: the running statistics of batch normalization differ.
+            planner=dcp.DefaultSavePlanner(dedup_save_to_lowest_rank=True),
+            process_group=self._group,
+            no_dist=self._group is None,
         )
         self.seconds += time.perf_counter() - started
         return self.longest_save

@@ -11,7 +11,8 @@ from typing import Any
 
 import torch
 
-from engine.devices.process_group import Distributed
+from engine.devices.process_group import Distributed, share_of
+from engine.options.parser import changed, saved_options
 from engine.session import MEMORY_ADVICE
 from tools.snapshot import Snapshot
 from utils.batch import cut
@@ -52,10 +53,12 @@ def find_micro_batch_size(trainer) -> None:
     """
     if trainer.device.type != "cuda":
         reason = f"the memory of this device ({trainer.device.type}) has no limit to try"
-        return trainer.run_dir.note(f"Micro-batch size: {trainer.micro_batch_size}, the whole update: {reason}.")
+        trainer.run_dir.note(f"Micro-batch size: {trainer.micro_batch_size}, the whole update: {reason}.")
+        return keep(trainer, trainer.micro_batch_size)
     if trainer.distributed.is_sharded:
         raise UserError("--micro_batch_size auto cannot try sizes with --parallel fsdp: give a number.")
     update = next(iter(trainer.train_loader.updates(0)))
+    _, largest_share = share_of(trainer.opt.batch_size, 0, trainer.distributed.size)
     parts = {name: part for name, part in trainer.stateful().items() if name != "callbacks"}
     snapshot = Snapshot(parts, device="cpu")  # on the GPU it would take memory that the training needs
     trainer.freezing.set_train_mode(trainer.networks)
@@ -64,18 +67,26 @@ def find_micro_batch_size(trainer) -> None:
         trainer.distributed = Distributed()  # one process may run out of memory alone
         trainer.guard.sum_losses = None
         try:
-            size = largest_that_fits(update.num_local, lambda size: fits(trainer, update, size, snapshot))
+            size = largest_that_fits(largest_share, lambda size: fits(trainer, update, size, snapshot))
         finally:
             trainer.distributed = together
             trainer.guard.sum_losses = together.sum if together.size > 1 else None
     size = -together.largest(-size)  # the smallest
     if not size:
         raise UserError(f"Out of memory with a single sample. {MEMORY_ADVICE}")
-    if size < update.num_local:
-        trainer.micro_batch_size = size
+    is_smaller = size < largest_share  # the same in all processes
+    size = size if is_smaller else trainer.opt.batch_size
+    trainer.run_dir.note(f"Micro-batch size: {size}, the largest tried that fits.")
+    keep(trainer, size)
+    if is_smaller:
         trainer.train_loader, trainer.val_loader = trainer.build_loaders()
-    count = trainer.opt.batch_size
-    trainer.run_dir.note(f"Micro-batch size: {size}, the largest tried that fits, of {count} samples of an update.")
+
+
+def keep(trainer, size: int) -> None:
+    """Save the size with the options: a resumed run must go on with it, because batch normalization depends on it."""
+    trainer.micro_batch_size = size
+    trainer.opt = changed(trainer.opt, micro_batch_size=size)
+    trainer.run_dir.record_options(saved_options(trainer.opt))
 
 
 def fits(trainer, update: Any, size: int, snapshot: Snapshot) -> bool:

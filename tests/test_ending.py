@@ -22,7 +22,7 @@ def rows(trainer) -> list[dict]:
 # ---- --max_updates ---------------------------------------------------------------------------------------------------
 def test_a_run_ends_after_so_many_updates_validated_and_saved(train):
     trainer = train("--max_updates", 11, "--n_epoch", 5)  # eight updates an epoch
-    assert trainer.progress.state_dict() == {"epoch": 2, "update": 11, "sample": 0}
+    assert trainer.progress.state_dict() == {"epoch": 2, "update": 11, "sample": 0, "is_exact": True}
     last = rows(trainer)[-1]
     assert (last["epoch"], last["update"]) == ("2", "11") and float(last["val/accuracy"]) > 0
     assert load_checkpoint(trainer.checkpointer.path("last"))["progress"]["update"] == 11
@@ -32,7 +32,8 @@ def test_a_run_ends_after_so_many_updates_validated_and_saved(train):
 @pytest.mark.parametrize("max_updates", [8, 16])
 def test_the_end_may_be_that_of_an_epoch(train, max_updates):
     trainer = train("--max_updates", max_updates, "--n_epoch", 5)
-    assert trainer.progress.state_dict() == {"epoch": max_updates // 8, "update": max_updates, "sample": 0}
+    position = {"epoch": max_updates // 8, "update": max_updates, "sample": 0}
+    assert trainer.progress.state_dict() == {**position, "is_exact": True}
 
 
 def test_more_updates_than_there_are_change_nothing(train, weights, differences):
@@ -78,7 +79,7 @@ def test_a_run_that_is_interrupted_at_its_last_update_is_yet_to_be_validated(bui
         broken.train()
     assert broken.progress.state_dict()["sample"] == 3 * 64
     resumed = train("--resume", broken.run_dir.path)
-    assert resumed.progress.state_dict() == {"epoch": 2, "update": 11, "sample": 0}
+    assert resumed.progress.state_dict() == {"epoch": 2, "update": 11, "sample": 0, "is_exact": True}
     assert resumed.score == whole.score and resumed.averaging.num_averaged == 1
     assert differences(weights(resumed), weights(whole)) == []
     assert load_checkpoint(resumed.checkpointer.path("last"))["progress"]["epoch"] == 2
@@ -87,14 +88,14 @@ def test_a_run_that_is_interrupted_at_its_last_update_is_yet_to_be_validated(bui
 def test_a_lower_limit_than_what_is_done_ends_the_epoch_that_was_begun(train):
     trainer = train("--save_every_updates", 3, "--keep", 9)
     resumed = train("--resume", trainer.run_dir.path / "Vanilla_last-6_ckpt.pth", "--max_updates", 2)
-    assert resumed.progress.state_dict() == {"epoch": 1, "update": 6, "sample": 0}
+    assert resumed.progress.state_dict() == {"epoch": 1, "update": 6, "sample": 0, "is_exact": True}
     assert rows(resumed)[-1]["val/accuracy"]
 
 
 def test_a_run_goes_on_with_a_higher_limit_from_the_next_epoch(train):
     trainer = train("--max_updates", 11, "--n_epoch", 5)
     resumed = train("--resume", trainer.run_dir.path, "--max_updates", 14)
-    assert resumed.progress.state_dict() == {"epoch": 3, "update": 14, "sample": 0}
+    assert resumed.progress.state_dict() == {"epoch": 3, "update": 14, "sample": 0, "is_exact": True}
 
 
 def test_a_schedule_by_epochs_has_as_many_steps_as_there_are_epochs(train):

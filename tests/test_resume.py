@@ -181,7 +181,7 @@ def test_a_signal_during_a_validation_stops_it_between_two_batches(build):
         trainer.train()
     assert trainer.evaluator.num_steps == 1
     progress = load_checkpoint(trainer.checkpointer.path("InT"))["progress"]
-    assert progress == {"epoch": 0, "update": 8, "sample": 510}
+    assert progress == {"epoch": 0, "update": 8, "sample": 510, "is_exact": True}
 
 
 @pytest.mark.parametrize("hook", ["on_validation_end", "on_epoch_end"])

@@ -63,9 +63,9 @@ class RunDir:
             self.logger.log(logging.WARNING if is_warning else logging.INFO, text)
 
     def log_quietly(self, text: str) -> None:
-        """Append to the log file alone."""
+        """Append to the log file alone; a full disk must not hide the error that is being reported."""
         if self.is_main:
-            with open(self.log_path, "a", encoding="utf-8") as file:
+            with contextlib.suppress(OSError), open(self.log_path, "a", encoding="utf-8") as file:
                 file.write(text)
 
     def end(self, progress: Mapping[str, int]) -> None:
@@ -78,8 +78,9 @@ class RunDir:
         if self.is_main:
             for handler in self.logger.handlers:
                 handler.close()
-            self.log_path.replace(self.discarded_log_path)
-            shutil.rmtree(self.path)
+            with contextlib.suppress(OSError):
+                self.log_path.replace(self.discarded_log_path)
+            shutil.rmtree(self.path, ignore_errors=True)
 
     # ---- what a run is made from -------------------------------------------------------------------------------------
     def record(

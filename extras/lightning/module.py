@@ -45,6 +45,9 @@ class LightningProcesses(Distributed):
     def sum(self, tensor: Tensor) -> Tensor:
         return super().sum(tensor.to(self.strategy.root_device)).to(tensor.device)
 
+    def agree(self, wish: int, at_once: bool = True) -> int:
+        return super().agree(wish, at_once=True)  # a vote in the background needs a group for tensors of the CPU
+
     def leave(self, in_order: bool = True) -> None:
         """Do nothing: Lightning ends its processes."""
 

@@ -134,6 +134,30 @@ def test_failed_step_is_undone_before_a_step_of_the_optimizer_and_only_then(erro
         assert network.num_batches_tracked == 0 and progress.is_exact == (not stepped)
 
 
+def test_step_that_has_written_to_a_weight_is_not_exact_when_it_fails():
+    network = nn.Linear(2, 2)
+    watch = NanGuard([network], progress := Progress())
+
+    def step(update):
+        with torch.no_grad():
+            network.weight += 1.0  # as a method does that looks uphill
+        raise torch.OutOfMemoryError("out of memory")
+
+    with pytest.raises(torch.OutOfMemoryError), progress.transaction():
+        watch.attempt(step, "update 1")
+    assert not progress.is_exact
+
+
+def test_generators_are_put_back_also_when_they_rested_before():
+    watch = NanGuard([nn.Linear(1, 1)], Progress(sample=64), policy="skip")
+    for _ in range(3):
+        watch.begin_update()
+    state = (random.getstate(), np.random.get_state()[1].tolist())
+    random.random(), np.random.rand(700)
+    watch.undo()
+    assert (random.getstate(), np.random.get_state()[1].tolist()) == state
+
+
 # ---- a check that is read later --------------------------------------------------------------------------------------
 class Sick(TrainerVanilla):
     """Vanilla with batch normalization and dropout, whose loss is NaN in one update of the run."""

@@ -96,3 +96,30 @@ def test_memory_that_runs_out_ends_with_the_command_that_goes_on(build):
     message = str(caught.value)
     assert f"--resume {trainer.run_dir.path} --micro_batch_size 16" in message and "32 samples at once" in message
     assert trainer.checkpointer.path("InT").exists()
+
+
+def test_resumed_run_whose_first_update_fails_keeps_its_directory(build, train):
+    class Interrupted(TrainerVanilla):
+        def train_epoch(self):
+            raise KeyboardInterrupt
+
+    trainer = build(task=Interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        trainer.train()
+    first = trainer.checkpointer.path("InT")
+    copy = first.read_bytes()
+    finished = train("--resume", trainer.run_dir.path)
+    first.write_bytes(copy)  # a position before the first update, in a run that has results
+    again = build("--resume", first, task=WithWrongLoss)
+    with pytest.raises(UserError, match="Failed in the first update"):
+        again.train()
+    assert list(finished.run_dir.path.glob("*_ckpt.pth*"))
+
+
+def test_average_takes_in_an_update_without_values(train):
+    class Silent(TrainerVanilla):
+        def train_step(self, update):
+            super().train_step(update)
+            return {}
+
+    assert train("--ema", 0.9, "--n_epoch", 1, task=Silent).averaging.num_averaged == 8
