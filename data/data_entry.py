@@ -11,7 +11,7 @@ Each part is a map-style `torch.utils.data.Dataset`. The template also uses thes
     epoch_order(seed, epoch)   the order of an epoch, as a list of all indices (default: any sample may come anywhere)
     collate_fn  how samples become a batch; with `__getitems__`, whole batches are fetched at once, and with
                 `get_batch(keys, seed)` also when samples are random; keys are pairs (epoch, index)
-    in_memory   True when it can be loaded without a DataLoader, and held on the GPU, see data/memory.py
+    in_memory   True when it can be loaded without a DataLoader, and held on the GPU, see `data.loader.MemorySource`
     cached()    the data set that samples are loaded from (default: this one); called before processes are started
     fingerprint()   a digest of the data, for provenance.json (default: of the names)
     summary, report, cache_note   lines for the log
@@ -25,7 +25,6 @@ import torch
 from torch.utils.data import Dataset
 
 from data.loader import EvalLoader, UpdateLoader, is_in_memory
-from data.memory import place_data
 from engine.checkpoints.file import load_file
 from engine.checkpoints.state import PlainState
 from engine.registry import call, find, load, taken
@@ -39,6 +38,7 @@ OFFERED = (
     "shuffle_shards", "shard_cache_dir", "shard_cache_gb",
 )  # fmt: skip
 LOG_LINES = ("report", "summary", "cache_note")
+SHARE_OF_DEVICE = 0.25  # of the free memory of a GPU may hold data
 
 
 def build_datasets(opt: Namespace) -> dict[str, Dataset]:
@@ -131,6 +131,33 @@ def prepare(
         why = "it is loaded by processes; add --num_workers 0" if in_memory else "it is not held in memory"
         raise UserError(f"--data_device cuda does not fit this data: {why}. Or give --data_device auto.")
     return dataset, loading | {"num_workers": num_workers, "pin_memory": device.type == "cuda", "report": report}
+
+
+def place_data(dataset: Dataset, data_device: str, device: torch.device) -> Dataset:
+    """Return the data set on the device that is to hold it.
+
+    Args:
+        dataset: in memory.
+        data_device: "cpu"; "cuda" for the device that trains; or "auto" for that device if a quarter of its free
+            memory is enough, else for the CPU.
+        device: the one that trains.
+
+    Raises:
+        UserError: for "cuda", when training runs elsewhere, or there is no room.
+    """
+    if data_device == "cpu" or (data_device == "auto" and device.type != "cuda"):
+        return dataset
+    if device.type != "cuda":
+        raise UserError(f"--data_device cuda: the run computes on {device.type}. Give --data_device auto.")
+    free, _ = torch.cuda.mem_get_info(device)
+    if dataset.num_bytes <= SHARE_OF_DEVICE * free:
+        return dataset.to(device)
+    if data_device == "auto":
+        return dataset
+    raise UserError(
+        f"--data_device cuda: {dataset.num_bytes:,} bytes of data are more than a quarter of the {free:,} that are "
+        f"free on {device}. Give --data_device auto."
+    )
 
 
 def to_load_from(dataset: Dataset) -> Dataset:

@@ -1,14 +1,14 @@
 """The two loaders: `UpdateLoader` for training, `EvalLoader` for validation and test.
 
-Both decide which samples a batch has. The batches come from a source: from tensors in memory (data/memory.py), or from
+Both decide which samples a batch has. The batches come from a source: from tensors in memory (`MemorySource`), or from
 a DataLoader (data/dataloader.py). The loader counts samples, once, by their indices: a sample that cannot be loaded is
 in no count but that of the position.
 """
 
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import islice
+from itertools import chain, islice
 from typing import Any
 
 import torch
@@ -141,6 +141,41 @@ class BadSamples:
         self.reasons = {int(index): reason for index, reason in state.items()}
 
 
+class MemorySource:
+    """Gathers the batches of a sampler from a data set in memory, on the GPU where there is room.
+
+    A data set is loaded so when it says ``in_memory = True``, is not random, and has
+
+        __getitems__(indices)   the collated batch of a tensor of indices, without side effects
+        device, num_bytes       where its tensors are, and their size together
+        to(device)              a data set with the same samples, its tensors on `device`
+
+    Small batches are gathered several at a time, which costs no more than one, and cut apart.
+
+    Args:
+        dataset: in memory.
+        sampler: yields the indices of each batch.
+        batches_at_once: how many are gathered at a time.
+    """
+
+    def __init__(self, dataset: Dataset, sampler: Iterable[list[int]], batches_at_once: int = 1):
+        self.dataset = dataset
+        self.sampler = sampler
+        self.batches_at_once = batches_at_once
+
+    def batches(self, interrupt: Callable[[], None]) -> Iterator[Batch]:
+        """Yield the batches. There is no waiting, so nothing calls `interrupt`."""
+        sampler = iter(self.sampler)
+        while group := list(islice(sampler, self.batches_at_once)):
+            indices = torch.tensor(list(chain.from_iterable(group)))
+            data = self.dataset.__getitems__(indices.to(self.dataset.device, non_blocking=True))
+            begin = 0
+            for indices_of_batch in group:
+                end = begin + len(indices_of_batch)
+                yield Batch(indices_of_batch, data=cut(data, begin, end))
+                begin = end
+
+
 class Loader:
     """The common part of both loaders: the source of the batches, and its bad samples.
 
@@ -183,8 +218,6 @@ class Loader:
         self.report = report
         self.in_memory = num_workers == 0 and is_in_memory(dataset)
         if self.in_memory:
-            from data.memory import MemorySource
-
             self.source: Any = MemorySource(dataset, sampler, batches_at_once)
         else:
             from data.dataloader import DataLoaderSource

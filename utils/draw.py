@@ -1,5 +1,6 @@
 """Draw pictures of predictions."""
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -31,13 +32,10 @@ def captioned_grid(
         The picture, (3, H', W') uint8.
     """
     images = images[:max_images]
-    columns = max(1, int(np.ceil(np.sqrt(len(images)))))
-    marked = [False] * len(images) if marked is None else marked
-    texts = [caption.replace(", ", ",\n") for caption in captions[: len(images)]]
-    cells = [
-        (to_pixels(image), text, MARKED if is_marked else BLACK)
-        for image, text, is_marked in zip(images, texts, marked, strict=False)
-    ]
+    columns = max(1, math.ceil(math.sqrt(len(images))))
+    texts = [caption.replace(", ", ",\n") for caption in captions]
+    colours = [MARKED if is_marked else BLACK for is_marked in marked or [False] * len(images)]
+    cells = list(zip(map(to_pixels, images), texts, colours, strict=False))
     rows = [cells[first : first + columns] for first in range(0, len(cells), columns)]
     return draw_cells(rows, GRID_WIDTH, path)
 

@@ -8,10 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils.data import Dataset
 
-from data.data_entry import build_loaders
+from data.data_entry import build_loaders, place_data
 from data.dataloader import DataLoaderSource
-from data.loader import SAMPLES_AT_ONCE, EvalLoader, UpdateLoader, is_in_memory
-from data.memory import MemorySource, place_data
+from data.loader import SAMPLES_AT_ONCE, EvalLoader, MemorySource, UpdateLoader, is_in_memory
 from engine.devices.process_group import share_of
 from utils.errors import UserError
 

@@ -6,7 +6,7 @@ from torch import nn
 
 from callbacks.callback import Callback
 from data.dataloader import DataLoaderSource
-from data.memory import MemorySource
+from data.loader import MemorySource
 from engine.checkpoints.file import load_checkpoint
 from engine.nan_guard import DeferredNanGuard
 from trainer_seg_on_carvana import TrainerSeg
