@@ -86,17 +86,15 @@ class EvaluatorSeg(EvaluatorBase):
         padded = F.pad(images, (0, -width % divisor, 0, -height % divisor), mode="replicate")
         return self.model(padded)[..., :height, :width]
 
-    def to_grey(self, classes: Tensor) -> Tensor:
-        """(H, W) class indices to (1, H, W) from black, the background, to white, the last class."""
-        return classes[None].float() / max(self.opt.n_classes - 1, 1)
+    def row(self, image: Tensor, *masks: Tensor) -> tuple[Tensor, ...]:
+        """Return an image with its masks (H, W) as pictures (1, H, W), from black, the background, to white."""
+        white = max(self.opt.n_classes - 1, 1)
+        return image, *(mask[None].float() / white for mask in masks)
 
     def draw(self, batch: Any) -> Tensor:
         images, masks = batch
         predicted = predicted_classes(self.predict(images))
-        rows = [
-            (image, self.to_grey(mask), self.to_grey(pred))
-            for image, mask, pred in list(zip(images, masks, predicted, strict=True))[:4]
-        ]
+        rows = list(map(self.row, images, masks, predicted))[:4]
         return contact_sheet(rows, [("origin", "mask", "prediction")] * len(rows))
 
     def report(self, loader: Iterable) -> None:
@@ -114,7 +112,7 @@ class EvaluatorSeg(EvaluatorBase):
                 for i, index in enumerate(batch.loaded):
                     if (place + i) % self.opt.n_snap == 0:
                         predicted = predicted_classes(self.predict(images[i : i + 1]))[0]  # (H, W)
-                        row = (images[i], self.to_grey(masks[i]), self.to_grey(predicted))
+                        row = self.row(images[i], masks[i], predicted)
                         name = Path(loader.dataset.names[index]).name  # so that no name leads out of the directory
                         for kind, picture in zip(("origin", "mask", "pred"), row, strict=True):
                             save_picture(picture, output_dir / f"{name}_{kind}.png")

@@ -257,16 +257,9 @@ class UpdateLoader(Loader):
         device: torch.device | None = None,
         **loading: Any,
     ):
-        sampler = UpdateSampler(
-            len(dataset),
-            batch_size,
-            micro_batch_size,
-            seed,
-            max_updates,
-            keyed=may_be_random(dataset),
-            order=getattr(dataset, "epoch_order", None),
-            share=share,
-        )
+        keyed = may_be_random(dataset)
+        order = getattr(dataset, "epoch_order", None)
+        sampler = UpdateSampler(len(dataset), batch_size, micro_batch_size, seed, max_updates, keyed, order, share)
         batches_per_update = max(1, len(sampler.slices(batch_size)))
         self.updates_at_once = max(1, SAMPLES_AT_ONCE // batch_size)
         settings = {"part": "train", "persistent": True, "seed": seed, "share": share} | loading
