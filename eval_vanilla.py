@@ -99,7 +99,7 @@ class EvaluatorVanilla(EvaluatorBase):
         return images, predicted, actual
 
     def caption(self, predicted: int, actual: int) -> str:
-        """What stands above a picture: the class, or the mistake."""
+        """Return the caption of a picture: the class, or the mistake."""
         names = self.classes
         return names[actual] if predicted == actual else f"said {names[predicted]}, is {names[actual]}"
 

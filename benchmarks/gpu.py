@@ -158,7 +158,7 @@ def by_hand(kind: str, datasets, opt: argparse.Namespace, size: int, amp: str, m
 
 
 def variants_of(opt: argparse.Namespace, kind: str, datasets, size: int, directory: str) -> dict[str, Callable]:
-    """What builds each variant, by name."""
+    """The function that builds each variant, by name."""
     ours = functools.partial(plainloop, kind, datasets, opt, size, directory=directory)
     hand = functools.partial(by_hand, kind, datasets, opt, size)
     return {  # the longest to wait for, and to do without, last
@@ -222,7 +222,7 @@ def measure_case(opt: argparse.Namespace, name: str) -> dict[str, Any]:
 
 # ---- all cases -------------------------------------------------------------------------------------------------------
 def case_of(name: str, num_samples: int, size: int) -> Case:
-    """What the table of a case says."""
+    """Describe the table of a case."""
     kind, _ = CASES[name]
     title = {"mlp": "The multilayer perceptron", "unet": "The U-Net"}[kind]
     variants = variants_of(argparse.Namespace(), kind, None, size, "")

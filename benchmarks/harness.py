@@ -1,4 +1,4 @@
-"""What the benchmarks share: variants run in turn, each run in a process of its own; medians, ratios, marks; a page.
+"""The common parts of the benchmarks: variants that take turns, each run in its own process; ratios, marks, a page.
 
 A benchmark is a file with cases. A case is one table: variants that do the same work in different ways, and marks that
 their ratios should reach. Every single run of a variant is a new process, and the variants take turns (A B A B ...), so
@@ -301,7 +301,7 @@ def row(cells: Sequence[str]) -> str:
 
 
 def section_of(case: Case, table: str, machines: Sequence[str], command: str) -> str:
-    """What the page says of a case."""
+    """Return the section of the page on a case."""
     on = "; and on: ".join(dict.fromkeys(machines))
     return f"## {case.title}\n\n{case.about.strip()}\n\n{table}\n\n`{command}` on: {on}; {date.today()}."
 

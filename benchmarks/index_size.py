@@ -1,4 +1,4 @@
-"""What the index of a large data set costs: its time and memory at the start, and the time to find one sample.
+"""The cost of the index of a large data set: its time and memory at the start, and the time to find one sample.
 
     python -m benchmarks.index_size --write
 

@@ -27,7 +27,7 @@ LOG_EVERY = 50  # updates between two entries of a log, for all that have one
 
 @dataclass
 class Job:
-    """What is to be trained.
+    """A training task.
 
     Attributes:
         parts: "train" and "val", each images (N, 1, 28, 28) uint8 and labels (N,) int64, on the CPU.

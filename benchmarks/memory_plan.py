@@ -1,4 +1,4 @@
-"""What a transformer of 7 billion parameters takes of the memory of each device under FSDP, for 8 to 1,024 devices.
+"""The memory of a transformer of 7 billion parameters on each device under FSDP, for 8 to 1,024 devices.
 
     python -m benchmarks.memory_plan
     python -m benchmarks.memory_plan --write

@@ -2,7 +2,7 @@
 
 Loading alone is measured with 1, 2, 4, ... processes, on the samples that the first epoch asks for. No sample is loaded
 in this process: a data set may open a file at its first sample, and processes that start later must not share it. The
-speed without any process is what the first one measures of its own loading.
+speed without any process is measured by the first one, on its own loading.
 """
 
 import contextlib
@@ -40,7 +40,7 @@ def choose_workers(
     Args:
         dataset: a map-style data set.
         batch_size: samples of a batch; slow ones are measured in smaller batches.
-        seed: of the order, and of what is random in a sample.
+        seed: of the order, and of the random numbers of a sample.
         cores: the largest number to try; None for those that this process may use.
         time_limit: seconds; a number that is not measured by then is not chosen.
         max_bad_samples: how many bad samples are skipped, without a warning: training warns.

@@ -1,4 +1,4 @@
-"""Distributed checkpoints: all processes write together, each its part of the tensors, while training goes on.
+"""Distributed checkpoints: all processes write together, each its part of the tensors, while training continues.
 
     RUN/PREFIX_last_ckpt.pth        everything but the tensors of `PARTS`; its entry "shards" names the files below
     RUN/shards/UPDATE/*.distcp      the tensors, written by torch.distributed.checkpoint (DCP)
@@ -102,7 +102,7 @@ class DistributedCheckpointer(Checkpointer):
         update = state["progress"]["update"]
         directory = self.distributed.broadcast(first_free(self.run_dir / SHARDS / str(update), "-"))
         tensors, rest = take_tensors(state)
-        rest = copy.deepcopy(rest)  # because training goes on and changes it
+        rest = copy.deepcopy(rest)  # because training continues and changes it
 
         def commit() -> None:
             files = {path.name: [path.stat().st_size, file_digest(path)] for path in sorted(directory.iterdir())}
@@ -113,7 +113,7 @@ class DistributedCheckpointer(Checkpointer):
         self._writing = dcp.async_save(
             tensors,
             storage_writer=Writer(directory, commit),
-            # What all processes have, process 0 writes: the running statistics of batch normalization differ.
+            # Process 0 writes the common tensors: the running statistics of batch normalization differ.
             planner=dcp.DefaultSavePlanner(dedup_save_to_lowest_rank=True),
             process_group=self._group,
             no_dist=self._group is None,

@@ -1,7 +1,7 @@
 """Load image files as tensors of bytes, JPEG by the fastest decoder at hand.
 
 JPEG goes through torchvision's `decode_jpeg`, whose libjpeg-turbo writes straight into a tensor; all other formats, and
-what it refuses, go through Pillow. A file becomes the same tensor either way:
+files that it refuses, go through Pillow. A file becomes the same tensor either way:
 
     RGB               the bytes of Pillow's plain decoding, as long as both have libjpeg-turbo
     grey from colour  the JPEG's own luma, as Pillow's `draft("L")` gives it; to make RGB of it first, and grey of that,
@@ -63,7 +63,7 @@ def read_header(path: str | Path, upright: bool) -> tuple[str, tuple[int, int], 
 
 
 def size_of(path: str | Path, upright: bool = False) -> tuple[int, int]:
-    """Return width and height of what `load_pixels` gives without `size`, from the header of the file."""
+    """Return the width and height that `load_pixels` gives without `size`, from the header of the file."""
     _, (width, height), turn = read_header(path, upright)
     return (height, width) if TURNS.get(turn, (False,))[0] else (width, height)
 

@@ -24,7 +24,7 @@ class InOrder(Dataset):
         return self.dataset[index]
 
     def __getattr__(self, name: str) -> Any:
-        """What else the data set has, see data/data_entry.py."""
+        """Return another attribute of the data set, see data/data_entry.py."""
         if name == "dataset" or (name.startswith("__") and name != "__getitems__"):  # it is being unpickled
             raise AttributeError(name)
         return getattr(self.dataset, name)

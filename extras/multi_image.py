@@ -60,7 +60,7 @@ LOADERS = {"image": load_pixels, "mask": load_stored}
 
 
 def to_tensor(loaded: Any, kind: str, path: str) -> Tensor:
-    """Return what a loader gave, a tensor, a Pillow image or an array (H, W) or (H, W, C), as (H, W) or (C, H, W)."""
+    """Convert a tensor, a Pillow image or an array (H, W) or (H, W, C) to a tensor (H, W) or (C, H, W)."""
     if isinstance(loaded, Tensor):
         return loaded
     if isinstance(loaded, Image.Image) and kind == "image" and loaded.mode not in ("L", "RGB"):
@@ -73,7 +73,7 @@ def to_tensor(loaded: Any, kind: str, path: str) -> Tensor:
 
 
 def finished(image: Any, kind: str) -> Any:
-    """Return what a network is given, a plain tensor side by side in memory; what is no tensor stays as it is.
+    """Return an image as a plain, contiguous tensor for a network; other objects are returned unchanged.
 
     An image that still is bytes becomes float32 in [0, 1], (C, H, W); a mask of whole numbers int64 (H, W).
     """
@@ -89,7 +89,7 @@ def finished(image: Any, kind: str) -> Any:
 
 
 def one_each(value: Any, dirs: Sequence, what: str) -> list:
-    """Return a list of what there is for each directory: the entries of a list or tuple, or one thing for all."""
+    """Return a list with an entry for each directory, from a list, a tuple, or one object for all."""
     if not isinstance(value, list | tuple):
         return [value] * len(dirs)
     if len(value) != len(dirs):
@@ -103,7 +103,7 @@ class MultiImageDataset(Dataset):
     A sample is a tuple with one tensor for each directory, in their order: images float32 (C, H, W) in [0, 1], masks
     int64 (H, W), unless the loader or the transforms make something else.
 
-    What is random in the transforms comes from the global generators of torch, NumPy and Python. The loaders of the
+    The transforms draw from the global generators of torch, NumPy and Python. The loaders of the
     template seed these for each sample, so that a sample is a function of (seed, epoch, index).
 
     Args:
@@ -115,9 +115,9 @@ class MultiImageDataset(Dataset):
             mixing classes, and leave its values alone.
         loader: a function of a path that returns a tensor (C, H, W) or (H, W), an array or a Pillow image, for each
             directory or for all; None for `extras.image_loader.load_pixels`, and `load_stored` for masks.
-        name_ends: for each directory, what its file names have behind the name, such as ("", "_mask").
+        name_ends: for each directory, the suffix after the name in its file names, such as ("", "_mask").
         extensions: of the files that count, in small letters; None for all.
-        group_of: a function of a name that returns what must not be torn apart by a split, such as the patient.
+        group_of: a function of a name that returns its group, such as the patient; a group is always in one part.
         check: is called with the paths of a sample before they are loaded, to raise if they do not fit.
 
     Attributes:
@@ -210,7 +210,7 @@ class MultiImageDataset(Dataset):
         return images
 
     def transformed(self, images: list[Tensor], name: str) -> Sequence:
-        """Return what the transforms make of the images of the sample `name`."""
+        """Return the transformed images of the sample `name`."""
         if self.transforms is None:
             return images
         if isinstance(self.transforms, list | tuple):
@@ -279,7 +279,7 @@ def check_arguments(group_until: Any, **switches: Any) -> None:
 
 
 def until_last(separator: str, name: str) -> str:
-    """Return what stands before the last `separator` in a name; all of it when there is none."""
+    """Return a name up to the last `separator`; all of it when there is none."""
     return name.rpartition(separator)[0] or name
 
 
@@ -306,7 +306,7 @@ def build_multi_image(
         dirs: the directories, as seen from `data_dir`.
         data_dir: where they are.
         kinds, name_ends: see `MultiImageDataset`. The values of masks become classes, see `data.masks.scan_masks`.
-        group_until: what stands before the last of these in a name is its group; None: each name is one.
+        group_until: a separator; a name up to its last occurrence is the group. None: each name is a group.
         draft, upright: see `extras.image_loader.load_pixels`.
         patch_size: width and height in pixels that images are resized to; None keeps each image's own size.
         n_channels: of images: 3 for RGB, 1 for grey.

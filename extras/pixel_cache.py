@@ -304,7 +304,7 @@ class CachedCarvana(Dataset):
         return augment_batch(images, masks, torch.rand(len(images), 3)) if self.is_random else (images, masks)
 
     def get_batch(self, keys: Sequence[tuple[int, int]], seed: int) -> tuple[Tensor, Tensor]:
-        """Return a batch like `__getitems__`, in which what is random is a function of (seed, epoch, index) each.
+        """Return a batch like `__getitems__`; the random numbers of each sample are a function of (seed, epoch, index).
 
         Args:
             keys: epoch and index of each sample.

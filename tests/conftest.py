@@ -1,4 +1,4 @@
-"""What the tests of whole runs share: small data, small runs, commands as a user gives them, and a comparison."""
+"""Fixtures for tests of whole runs: small data, small runs, commands as a user gives them, and a comparison."""
 
 import hashlib
 import math

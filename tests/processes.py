@@ -21,7 +21,7 @@ TIMEOUT = 120  # seconds that a function may take; then it hangs
 
 
 class FailedInProcess(AssertionError):
-    """What a process raised, with its rank and its traceback."""
+    """An error of a process, with its rank and its traceback."""
 
 
 def free_port() -> int:
@@ -85,7 +85,7 @@ def collect(ends: list[Connection], until: float) -> list[Any]:
 def work(
     end: Connection, environment: dict[str, Any], method: str, function: Callable[..., Any], arguments: tuple
 ) -> None:
-    """What one of the processes does."""
+    """Call the function in one of the processes."""
     import torch
 
     from engine.devices.process_group import Distributed

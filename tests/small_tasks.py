@@ -161,7 +161,7 @@ def weights_of(trainer: TrainerBase) -> dict[str, torch.Tensor]:
 
 
 def rows_of(run_dir: Path) -> list[dict[str, str]]:
-    """What metrics.csv says; nothing when no epoch was finished."""
+    """Return the rows of metrics.csv; none if no epoch was finished."""
     if not (run_dir / "metrics.csv").exists():
         return []
     with open(run_dir / "metrics.csv", newline="", encoding="utf-8") as file:

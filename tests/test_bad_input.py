@@ -1,4 +1,4 @@
-"""What a person gives wrongly: exit status 2, one or two lines that name it, no traceback, and nothing is harmed."""
+"""Wrong input of a user: exit status 2, one or two lines that name it, no traceback, and no file is changed."""
 
 import json
 import shutil

@@ -1,4 +1,4 @@
-"""What ends a run before its last epoch: --max_updates and --stop_below; and a run that validates nothing."""
+"""A run that ends before its last epoch, by --max_updates or --stop_below; and a run without validation."""
 
 import os
 import signal

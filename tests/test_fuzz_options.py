@@ -1,4 +1,4 @@
-"""Malformed command lines and option files are refused; what is right comes back as it was. See tests/torture."""
+"""Malformed command lines and option files are refused; valid values are read back unchanged. See tests/torture."""
 
 import json
 import os

@@ -23,6 +23,13 @@ def prose_of(path) -> str:
     return "\n".join([*comments, *(doc for doc in docs if doc)])
 
 
+def test_a_docstring_begins_with_its_subject_or_verb():
+    documented = (ast.Module, ast.ClassDef, ast.FunctionDef)
+    nodes = [(path, node) for path in FILES for node in ast.walk(TREES[path]) if isinstance(node, documented)]
+    docs = [(path.as_posix(), ast.get_docstring(node) or "") for path, node in nodes]
+    assert [(path, doc) for path, doc in docs if re.match(r"What(ever)?\b", doc)] == []
+
+
 def test_the_field_s_own_words_are_used():
     found = {path.as_posix(): words for path in [*FILES, *PAGES] if (words := BANNED.findall(prose_of(path)))}
     assert found == {}

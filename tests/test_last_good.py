@@ -1,4 +1,4 @@
-"""What a resume goes on from: the newest unfinished run, its newest good checkpoint, and nobody else's."""
+"""A resume takes the newest unfinished run of the same options, and its newest intact checkpoint."""
 
 import json
 import shutil

@@ -33,7 +33,7 @@ REPEATED = (
 
 @pytest.fixture(autouse=True)
 def forgotten(monkeypatch):
-    """What a test registers is unknown to the others."""
+    """Forget the names that a test registers."""
     for kind in REGISTERED:
         monkeypatch.setitem(REGISTERED, kind, {})
     sys.modules.pop(PARTS, None)

@@ -1,4 +1,4 @@
-"""What several processes train, validate, refuse and save is what one process would. Each mode starts its processes
+"""Several processes train, validate, refuse and save as one process does. Each mode starts its processes
 once, and they go through all the runs that are looked at here."""
 
 import contextlib
@@ -35,7 +35,7 @@ HOOKS = ("on_train_start", "on_epoch_start", "on_update_end", "on_validation_end
 
 
 def stop_in(hook: str) -> Callback:
-    """What asks for a stop in one of its hooks, after two updates at the earliest if the hook comes later."""
+    """Asks for a stop in one of its hooks, after two updates at the earliest if the hook comes later."""
 
     def ask(self, trainer: Any, *arguments: Any) -> None:
         trainer.should_stop |= trainer.progress.update >= 2 or hook in ("on_train_start", "on_epoch_start")
@@ -44,7 +44,7 @@ def stop_in(hook: str) -> Callback:
 
 
 def end_of(trainer: Any) -> dict[str, Any]:
-    """What a finished run is compared by."""
+    """The compared results of a finished run."""
     return {
         "weights": weights_of(trainer), "rows": rows_of(trainer.run_dir.path), "guard": trainer.guard.state_dict(),
         "progress": trainer.progress.state_dict(), "bad": trainer.train_loader.bad.state_dict(), "score": trainer.score,

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from engine.checkpoints.state import PLAIN, check_plain
 
-# The options of a run, its observers and its clock do not decide how training goes on.
+# The options of a run, its observers and its clock do not determine the rest of the training.
 NOT_THE_RUN = ("seconds", "options", "callbacks", "format")
 
 
@@ -26,7 +26,7 @@ def digest(value: Any) -> str:
     False
 
     Raises:
-        TypeError: for what a checkpoint cannot hold.
+        TypeError: for an object that a checkpoint cannot hold.
     """
     sha = hashlib.sha256()
     feed(sha, value)
@@ -60,9 +60,9 @@ def feed_bytes(sha: Any, kind: str, content: bytes | memoryview) -> None:
 
 
 def digests(state: Mapping[str, Any]) -> dict[str, str]:
-    """Return the digest of each part of a checkpoint, and under "run" one over all that decides how training goes on.
+    """Return the digest of each part of a checkpoint, and under "run" that of all parts that determine the training.
 
-    Two runs with the same are the same from there on.
+    Two runs with the same digest "run" continue in the same way.
     """
     assert "run" not in state, "'run' is the name of the digest over the parts"
     found = {name: digest(part) for name, part in state.items()}

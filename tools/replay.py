@@ -96,7 +96,7 @@ class Watch(Callback):
 
     Attributes:
         update: the data of the update under way.
-        output: the first layer whose output is not finite, and what is known about it; "" when all are finite.
+        output: the first layer with a non-finite output, and its description; "" when all are finite.
         gradient: the same of the gradient that reaches a layer's output, in the order of the backward pass.
     """
 
@@ -117,7 +117,7 @@ class Watch(Callback):
         self.gradient = ""
 
     def on_update_end(self, trainer, values: Mapping[str, Any]) -> None:
-        trainer.guard.check_earlier(wait=True)  # on a GPU it would tell some updates later
+        trainer.guard.check_earlier(wait=True)  # on a GPU it would report some updates later
 
     def look_at_output(self, name: str, module: nn.Module, inputs: tuple, output: Any) -> None:
         layer = f"{name} ({type(module).__name__})"

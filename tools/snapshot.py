@@ -1,4 +1,4 @@
-"""What a training was at one moment, kept in memory and put back bit for bit: to try something out, and forget it."""
+"""Keep the state of a training in memory and restore it, bit for bit: for trials without a trace."""
 
 import copy
 from collections.abc import Mapping
@@ -11,7 +11,7 @@ from utils.seed import RandomBookmark
 
 
 def copied(state: Any, device: torch.device | str | None = None) -> Any:
-    """A state with memory of its own, on `device` if it is given: what is done to the original does not reach it.
+    """Copy a state, to `device` if it is given, so that no change of the original reaches the copy.
 
     >>> weight = torch.zeros(1)
     >>> kept = copied({"weight": weight})
@@ -29,7 +29,7 @@ def copied(state: Any, device: torch.device | str | None = None) -> Any:
 
 
 class Snapshot:
-    """Objects with a state, and the global random generators, as they are now. It can be put back as often as needed.
+    """The current state of objects and of the global random generators. It can be restored any number of times.
 
     Take it between two updates: gradients are not kept, and `put_back` removes them.
 
@@ -53,13 +53,13 @@ class Snapshot:
         self._random = RandomBookmark()
 
     def put_back(self) -> None:
-        """Make everything what it was."""
+        """Restore everything."""
         with torch.no_grad():
             for owner, name, buffer, kept in self._buffers:
                 setattr(owner, name, buffer)
                 buffer.copy_(kept)
         for entry, state in self._states:
-            entry.load_state_dict(copied(state))  # a copy: an optimizer goes on with the very tensors that it is given
+            entry.load_state_dict(copied(state))  # a copy, because an optimizer changes the tensors that it loads
         for module in self._modules:
             for parameter in module.parameters():
                 parameter.grad = None

@@ -16,7 +16,7 @@ def load_class(program: str, base: type, option: str) -> type:
 
     Args:
         program: a file such as trainer_vanilla.py, a module such as examples.own_task, or ``module:Class``.
-        base: what the class derives from.
+        base: a base class of the task.
         option: the option that names the program, for messages.
 
     Raises:
@@ -41,10 +41,10 @@ def load_class(program: str, base: type, option: str) -> type:
 
 
 def load_file(program: str) -> ModuleType:
-    """Load a file as a module; what it imports may stand beside it."""
+    """Load a file as a module; it may import its neighbours."""
     sys.path.insert(1, str(Path(program).resolve().parent))
     module = importlib.util.module_from_spec(spec := importlib.util.spec_from_file_location(LOADED, program))
-    sys.modules[LOADED] = module  # where pickle and dataclasses look for what it defines
+    sys.modules[LOADED] = module  # where pickle and dataclasses look for its classes
     try:
         spec.loader.exec_module(module)
     except UserError:

@@ -40,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 class Trace(Callback):
     """Appends a JSON line for each update to a file. The first entry that differs shows where to look:
 
-    | entry | what it is |
+    | entry | content |
     |---|---|
     | update, epoch, sample | the position after the update, in completed ones |
     | data | digest of the micro-batches |

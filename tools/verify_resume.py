@@ -281,7 +281,7 @@ def prove(runs: Runs, num_kills: int, num_workers: int) -> bool:
         with reported(f"with {other_number} loading processes, not {num_workers}") as note:
             others[WORKERS] = runs.train("workers", other_number)
             note.append(outcome(whole, others[WORKERS]))
-        # If the number of loading processes changes the result, it would hide what a resume changes.
+        # A difference by the number of loading processes would hide one by the resume.
         free = not compare(whole, others[WORKERS])
         numbers = itertools.cycle([num_workers, 0, 1, 2]) if free else itertools.repeat(num_workers)
         dice = random.Random(runs.seed)

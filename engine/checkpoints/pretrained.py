@@ -38,7 +38,7 @@ def strip_wrappers(key: str, known: Mapping[str, Any]) -> str:
 
 
 def fits(own: Mapping[str, torch.Tensor], found: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """What of `found` has the name and the shape of a tensor of `own`."""
+    """Return the tensors of `found` with the name and the shape of a tensor of `own`."""
     return {key: value for key, value in found.items() if key in own and value.shape == own[key].shape}
 
 

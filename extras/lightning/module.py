@@ -92,7 +92,7 @@ class Float16(MixedPrecision):
 
 
 class Hosted:
-    """What a task's trainer overrides under Lightning."""
+    """The methods that a task's trainer overrides under Lightning."""
 
     module: "TaskModule"  # set on the class that is derived from this one and the task
 
@@ -198,7 +198,7 @@ class TaskModule(lightning.LightningModule):
         self.criterion = self.task.criterion
 
     def configure_optimizers(self) -> tuple[list, list]:
-        """Return what the update steps, for Lightning's callbacks, such as LearningRateMonitor."""
+        """Return the optimizers, for Lightning's callbacks, such as LearningRateMonitor."""
         names = {name: "lr" if len(self.task.optimizers) == 1 else f"lr/{name}" for name in self.task.optimizers}
         schedulers = [{"scheduler": s, "name": names[name]} for name, s in self.task.schedulers.items()]
         return list(self.task.optimizers.values()), schedulers

@@ -92,7 +92,7 @@ def options_of_task(trainer_class: type[TrainerBase], own: Namespace, rest: Sequ
     """Return the resolved options of the task.
 
     Raises:
-        UserError: one of them cannot be had under Lightning, or contradicts --pl_args.
+        UserError: Lightning does not support one of them, or one contradicts --pl_args.
     """
     precision = dict(own.pl_args).get("precision")
     if precision is not None:

@@ -81,7 +81,7 @@ def make_shards(
     Args:
         data_dir: holds `train` and `train_masks`, see `data.Carvana.find_pairs`.
         shards_dir: a directory that is new, empty, or holds shards of a call that did not end.
-        samples_per_shard: from 1; the last shard of a part takes what is left.
+        samples_per_shard: from 1; the last shard of a part may have fewer.
         n_classes: the most values that may occur in the masks, see `data.masks.scan_masks`.
         cut: train_val_sample_rate, test_sample_rate, val_split and split_seed, see `data.split.split_by_group`.
 

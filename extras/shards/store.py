@@ -77,7 +77,7 @@ def is_url(location: str | Path) -> bool:
 
 
 def chunks_of(place: str) -> Iterator[bytes]:
-    """Yield the content of a file or URL; UserError when it cannot be had."""
+    """Yield the content of a file or URL; UserError when it cannot be read or fetched."""
     stream = None
     try:
         with load_webdataset().gopen(place) if is_url(place) else open(place, "rb") as stream:
@@ -89,7 +89,7 @@ def chunks_of(place: str) -> Iterator[bytes]:
 
 
 class ShardStore:
-    """Gives the content of members of shards, and refuses a shard that is not what the index says.
+    """Reads the content of members of shards, and refuses a shard that does not match the index.
 
     A shard is read through once by each process that uses it, for its SHA-256, and again when the file has changed.
 
@@ -118,7 +118,7 @@ class ShardStore:
         """The content of members of a shard.
 
         Raises:
-            UserError: the shard is missing, cannot be fetched, is not what it was, or holds something else there.
+            UserError: the shard is missing, cannot be fetched, has changed, or has another member there.
         """
         if shard.file in self.refused:
             raise UserError(self.refused[shard.file])

@@ -1,4 +1,4 @@
-"""What the tests of the callbacks share: a stand-in for the trainer."""
+"""A stand-in for the trainer, for the tests of the callbacks."""
 
 from types import SimpleNamespace
 
@@ -15,7 +15,7 @@ from utils.param_groups import Freezing
 
 @pytest.fixture
 def trainer(tmp_path) -> SimpleNamespace:
-    """What callbacks see of a trainer: 3 epochs of 4 updates, 100 samples each; one network with its gradients."""
+    """The trainer that callbacks see: 3 epochs of 4 updates, 100 samples each; one network with its gradients."""
     torch.manual_seed(0)
     network = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 2))
     network(torch.rand(5, 3)).sum().backward()

@@ -1,4 +1,4 @@
-"""What the log advises is worth following."""
+"""The advice in the log is worth following."""
 
 import csv
 import re

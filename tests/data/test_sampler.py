@@ -1,4 +1,4 @@
-"""The order of the data, and what is random in a sample, are functions of the seed and the position alone."""
+"""The order of the data and the random numbers of a sample are functions of the seed and the position alone."""
 
 import random
 from itertools import chain
@@ -113,7 +113,7 @@ def test_sampler_gives_every_sample_exactly_once(num_samples, batch_size):
 
 # ---- what is random in a sample --------------------------------------------------------------------------------------
 def augmented(loader: UpdateLoader, epoch: int = 0, start: int = 0) -> dict[int, list[float]]:
-    """What was drawn for each sample, by its index."""
+    """The random numbers of each sample, by its index."""
     rows = torch.cat(updates_of(loader, epoch, start))
     assert len(set(rows[:, 0].tolist())) == len(rows)
     return {int(row[0]): row[1:].tolist() for row in rows}

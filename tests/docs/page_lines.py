@@ -91,7 +91,7 @@ def files_of(text: str) -> dict[str, str]:
 
 
 def faults_of(text: str, directory: Path) -> list[str]:
-    """What is wrong with a page before anything is run.
+    """Return the faults of a page that show without running its commands.
 
     Args:
         text: of the page.
@@ -129,7 +129,7 @@ def is_there(target: str, text: str, directory: Path) -> bool:
 
 
 def anchors(text: str) -> Iterator[str]:
-    """What GitHub makes of the headings of a page, to link to."""
+    """Yield the anchors that GitHub makes of the headings of a page."""
     for heading in re.findall(r"^#+ +(.+)$", text, flags=re.MULTILINE):
         yield re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-")
 

@@ -15,7 +15,7 @@ OWN = ("--data_type", "examples.own_parts:bright_squares", "--gpu_devices", "cpu
 
 @pytest.fixture(autouse=True)
 def registered(monkeypatch):
-    """What is registered in a test is forgotten after it."""
+    """Forget the names that a test registers."""
     for kind, names in REGISTERED.items():
         monkeypatch.setitem(REGISTERED, kind, dict(names))
 

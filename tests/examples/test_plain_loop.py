@@ -10,7 +10,7 @@ FLAGS = ("--seed", "0", "--n_epoch", "2")
 
 @pytest.fixture(scope="module")
 def plain(command, tmp_path_factory):
-    """What the plain loop prints, and its weights."""
+    """The output of the plain loop, and its weights."""
     saved = tmp_path_factory.mktemp("plain") / "weights.pth"
     done = command("-m", "examples.plain_loop", *FLAGS, "--save", saved)
     assert done.returncode == 0, done.stderr

@@ -1,4 +1,4 @@
-"""Distributed checkpoints: the same numbers as one file, written while training goes on, there only when whole."""
+"""Distributed checkpoints: the same numbers as one file, written while training continues, visible only when whole."""
 
 import hashlib
 import json

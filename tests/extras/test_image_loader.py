@@ -30,7 +30,7 @@ def photo():
 
 
 def plain(path, mode="RGB", size=None):
-    """What Pillow gives without any hint, int64 (C, H, W)."""
+    """Return the image as Pillow decodes it without any hint, int64 (C, H, W)."""
     with Image.open(path) as image:
         image = image.convert(mode)
         image = image if size is None else image.resize(size, Image.Resampling.BILINEAR)

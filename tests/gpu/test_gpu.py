@@ -1,4 +1,4 @@
-"""What only a CUDA GPU can show: nobody waits for it, data is there before it is needed, and the bits are right."""
+"""Tests on a CUDA GPU: the CPU does not wait for it, data arrives before it is needed, and the results are exact."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""A new project has the files of the template, and nothing that somebody's runs have left."""
+"""A new project has the files of the template, and no results of earlier runs."""
 
 import subprocess
 import sys

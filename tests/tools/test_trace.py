@@ -1,4 +1,4 @@
-"""A trace tells any two updates apart that differ, and says nothing of what does not matter."""
+"""A trace shows every difference between two updates, and nothing else."""
 
 import json
 import random

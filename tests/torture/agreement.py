@@ -85,7 +85,7 @@ def learn(cases: tuple[Case, ...], modes: tuple[str, ...], directory: Path, cars
 
 
 def faults_of(case: Case, alone: dict, several: list[dict], again: list[dict]) -> tuple[list[str], float]:
-    """What is wrong with the runs of several processes; and the largest difference from the run of one."""
+    """Return the faults of the runs of several processes, and the largest difference from the run of one."""
     difference = largest_difference(alone["weights"], several[0]["weights"])
     faults = [] if difference <= case.tolerance else [f"weights differ by {difference:.1e}"]
     faults += [] if len(alone["rates"]) >= 50 else [f"only {len(alone['rates'])} updates were made"]

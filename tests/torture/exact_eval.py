@@ -105,7 +105,7 @@ def evaluate_all(modes: tuple[str, ...], counts: tuple[int, ...], loadings: tupl
 
 
 def faults_of(one: dict, several: list[dict], num_samples: int) -> list[str]:
-    """What the processes of an evaluation say otherwise than one process."""
+    """Return the differences between an evaluation by several processes and by one."""
     faults = []
     for rank, found in enumerate(several):
         if found["indices"] != list(range(num_samples)):

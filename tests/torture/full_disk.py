@@ -1,4 +1,4 @@
-"""A file system without enough space while a run writes: the old checkpoint is intact, and the run goes on later.
+"""A file system without enough space while a run writes: the old checkpoint is intact, and the run resumes later.
 
 python -m tests.torture.full_disk --count 12
 

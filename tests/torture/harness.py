@@ -1,4 +1,4 @@
-"""What the torture scripts share: small runs in processes of their own, how they are compared, and a row of figures."""
+"""The common parts of the torture scripts: small runs in separate processes, their comparison, and a row of figures."""
 
 import argparse
 import contextlib
@@ -282,7 +282,7 @@ def resumed_updates(log: str) -> list[int]:
 
 @dataclass(frozen=True)
 class End:
-    """What a finished run is compared by: nothing in it may depend on how often it was interrupted."""
+    """The compared results of a finished run: none may depend on the number of interruptions."""
 
     last: dict[str, str]  # the digest of each part of the newest checkpoint
     best: dict[str, str]

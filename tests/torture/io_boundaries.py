@@ -136,7 +136,7 @@ def save_and_die(
 
 
 def faults_after(directory: Path, old: int | None, new: int, kinds: tuple[str, ...], keep: int) -> list[str]:
-    """What is wrong with a directory in which a save died."""
+    """Return the faults of a directory in which a save died."""
     faults = []
     for path in harness.checkpoints(directory):
         try:

@@ -23,7 +23,7 @@ NOTE = (
 
 
 def jobs(cars: Path) -> list[Job]:
-    """What is trained: all that has a state takes part in one of them."""
+    """The trained tasks: each part with a state takes part in one of them."""
     early = ("--patience", "2", "--min_delta", "1", "--n_epoch", "12")
     micro = ("--micro_batch_size", "7", "--clip", "0.5", "--optim", "sgd", "--warmup_epoch", "1.5")
     return [
@@ -58,7 +58,7 @@ def kill(life: Life, dice: random.Random, seconds: float) -> str | None:
 
 
 def start_faults(life: Life, newest: int | None) -> list[str]:
-    """A process goes on from the newest checkpoint that was there, or was killed before it said where."""
+    """Check that a process resumed from the newest checkpoint, or was killed before it logged it."""
     said = harness.resumed_updates(life.log())[life.resumes_before :]
     if newest is None:
         return [f"went on after update {said[-1]}, but nothing was saved"] if said else []

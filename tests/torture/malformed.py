@@ -203,7 +203,7 @@ BASE = {
 
 
 def flags_of(program: str) -> dict:
-    """What the flags of a program take: its options, and those of the launch."""
+    """The kinds of values of a program's flags: its options, and those of the launch."""
     of_all = {"set": SETTING, "print_config": BOOL} if program in TASKS else {}
     return KINDS[program] | of_all | (OF_THE_LAUNCH if program.startswith("trainer") else {})
 

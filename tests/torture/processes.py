@@ -1,4 +1,4 @@
-"""What happens to one of two processes happens to both, and costs nothing: kills, and signals.
+"""A kill of one of two processes, or a signal to it, stops both and changes no result.
 
 python -m tests.torture.restarts --count 8
 python -m tests.torture.one_signal --count 8

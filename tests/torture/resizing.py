@@ -1,4 +1,4 @@
-"""A run that goes on with another number of processes, from the middle of an epoch, sees each sample exactly once.
+"""A run that resumes with another number of processes, in the middle of an epoch, sees each sample exactly once.
 
 python -m tests.torture.resizing
 """

@@ -1,4 +1,4 @@
-"""Two processes in one run directory: the second is refused, and a dead one keeps nobody out.
+"""Two processes in one run directory: the second is refused, and a dead one keeps no lock.
 
 python -m tests.torture.two_runs
 """

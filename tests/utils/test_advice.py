@@ -1,4 +1,4 @@
-"""Where the time went adds up, and what is advised fits what is known."""
+"""The shares of time add up, and the advice fits the measurements."""
 
 import random
 

@@ -1,4 +1,4 @@
-"""What several processes print comes once, or in the order of their ranks."""
+"""Several processes print a line once, or in the order of their ranks."""
 
 import os
 import socket

@@ -1,4 +1,4 @@
-"""Random numbers repeat, and what is drawn in between leaves no trace."""
+"""Random numbers repeat, and draws within `preserved_random_state` leave no trace."""
 
 import io
 import random
@@ -28,7 +28,7 @@ def draw() -> list:
 
 @pytest.fixture(autouse=True)
 def settings_of_torch():
-    """Put back what `seed_everything` sets for the whole process."""
+    """Restore the process-wide settings that `seed_everything` changes."""
     cudnn = torch.backends.cudnn
     before = torch.are_deterministic_algorithms_enabled(), cudnn.deterministic, cudnn.benchmark
     yield

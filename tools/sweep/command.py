@@ -169,7 +169,7 @@ def flags_of(options: Mapping[str, str]) -> list[str]:
 
 
 def check(trainer_class: type[TrainerBase], opt: Namespace, settings: Sequence[Mapping[str, str]]) -> Namespace:
-    """Let the trainer's own parser read what the runs will get; it ends the program with what it refuses.
+    """Check the options of the runs with the trainer's own parser, which ends the program at an error.
 
     Args:
         trainer_class: the task's.

@@ -11,14 +11,14 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
+from engine.devices.launch import end_with_parent
 from engine.runs.run_dir import ENDED
 from engine.runs.signals import TIME_IS_UP, StopSignal, exit_status
-from extras.launch import end_with_parent
 from tools.sweep.study import FAILED, FINISHED, INTERRUPTED, PRUNED, RUNNING, UNFINISHED, Run, Study, Trial
 from utils.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]  # of the repository
-OUTPUT = "output.txt"  # in the directory of a run: what it printed
+OUTPUT = "output.txt"  # in the directory of a run: its output
 POLL = 0.2  # seconds between two looks at the runs
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 STOPPED = (TIME_IS_UP, *map(exit_status, STOP_SIGNALS), *[-number for number in STOP_SIGNALS])  # exit statuses

@@ -256,7 +256,7 @@ class Study:
         draw = handle.suggest_int if is_int else handle.suggest_float
         return draw(name, space.low, space.high, log=space.log)
 
-    # ---- what the runner reports -------------------------------------------------------------------------------------
+    # ---- reports of the runner ---------------------------------------------------------------------------------------
     def record(self, trial: Trial) -> None:
         """Save the runs of an unfinished trial."""
         trial.handle.set_user_attr("runs", [asdict(run) for run in trial.runs])

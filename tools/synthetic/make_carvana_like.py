@@ -2,7 +2,7 @@
 
     python -m tools.synthetic.make_carvana_like --data_dir DIR --cars 32 --views 16 --size 480x320
 
-writes `DIR/train/<car>_<view>.jpg` and `DIR/train_masks/<car>_<view>_mask.gif`. A toy car (`toy_car.py`) turns
+writes `DIR/train/<car>_<view>.jpg` and `DIR/train_masks/<car>_<view>_mask.gif`. A toy car (toy_car.py) turns
 from view to view, and each view has its own scene and light. The scenes hold objects of the car's own colour, so
 colour alone does not find the car.
 """
@@ -18,7 +18,7 @@ from engine.options.parser import OptionParser, file_path, number
 from tools.synthetic.toy_car import BODY, Camera, Canvas, Car, Painter, design_car, disc
 from utils.errors import UserError, shown
 
-CACHE = ".cache"  # what a training keeps there, see extras/pixel_cache.py
+CACHE = ".cache"  # made by a training, see extras/pixel_cache.py
 LAYOUT = (("train", ".jpg"), ("train_masks", "_mask.gif"))
 
 

@@ -26,7 +26,7 @@ PAINTS = ((225, 225, 222), (28, 28, 32), (128, 132, 138), (150, 24, 28), (26, 58
 
 @dataclass
 class Car:
-    """What all views of one car share. Lengths in metres; x points forward, y to the left, z up from the ground."""
+    """The properties of one car. Lengths in metres; x points forward, y to the left, z up from the ground."""
 
     name: str
     length: float

@@ -316,7 +316,7 @@ def test_options_of_a_checkpoint_are_a_mapping_or_refused_by_name():
 
 
 def unsafe_reads(source: str) -> list[str]:
-    """What in a program's text reads files that can execute something, `torch.load` included."""
+    """Return the calls in a program that read files which can execute code, `torch.load` included."""
     found = []
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):

@@ -1,4 +1,4 @@
-"""What processes share out covers all and doubles nothing; and one process alone has nothing to do."""
+"""The shares of the processes cover everything once; one process alone has nothing to exchange."""
 
 from pathlib import Path
 
@@ -70,7 +70,7 @@ class Noting:
 
 
 def in_three() -> dict:
-    """What three processes tell each other."""
+    """The values that three processes exchange."""
     joined = Distributed.join()
     rank, found = joined.rank, {}
     found["share"], found["is_main"] = joined.share, joined.is_main

@@ -1,4 +1,4 @@
-"""What does not fit is refused before anything is made: options for several processes, and what a task is made of."""
+"""Contradictions are refused early: among options for several processes, and among the parts of a task."""
 
 from argparse import Namespace
 

@@ -1,4 +1,4 @@
-"""A program whose output nobody reads any more ends quietly; another pipe that breaks is a fault."""
+"""A program ends quietly when its standard output is closed; any other broken pipe is an error."""
 
 import os
 import subprocess

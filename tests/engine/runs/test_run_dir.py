@@ -1,4 +1,4 @@
-"""A run has a directory for itself, which holds what a reader needs to know of it, and goes on there when resumed."""
+"""A run has its own directory, with everything a reader needs to know of it; a resumed run continues there."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""The norms of the layers are those of the update that is logged, and the weights stay what they are."""
+"""The norms of the layers are those of the logged update, and the weights do not change."""
 
 import csv
 import math

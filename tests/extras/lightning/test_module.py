@@ -52,7 +52,7 @@ def referee(task, flags, output_dir):
 
 
 def run_of(trainer) -> str:
-    """The digest of all that decides how training goes on."""
+    """The digest of everything that determines the rest of the training."""
     return digests(trainer.state_dict())["run"]
 
 

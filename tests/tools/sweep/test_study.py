@@ -24,7 +24,7 @@ def states(study):
 
 
 def value_of(trial):
-    """What a run might reach with these settings."""
+    """A possible result of a run with these settings."""
     return float(trial.settings["lr"]) + 0.01 * int(trial.settings["n"])
 
 

@@ -1,6 +1,5 @@
 """Start processes, and report how they ended. Real processes are killed in tests/torture."""
 
-import contextlib
 import signal
 import socket
 import sys
@@ -9,9 +8,9 @@ from types import SimpleNamespace
 import pytest
 
 from engine.devices import job
+from engine.devices import launch as processes
 from engine.devices.job import job_store, place
-from extras import launch as processes
-from extras.launch import end_as, own_command, reported
+from engine.devices.launch import end_as, own_command, reported
 from utils.errors import DivergedError, PeerError, UserError
 
 
@@ -24,7 +23,7 @@ def fresh(monkeypatch):
 
 
 class Store(dict):
-    """What is asked of torch's store."""
+    """The requests to torch's store."""
 
     def check(self, names):
         return all(name in self for name in names)
@@ -180,7 +179,12 @@ def test_one_of_several_processes_ends_without_tidying_up(monkeypatch, ending, s
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setattr(processes.os, "_exit", ended.append)
     monkeypatch.setattr(processes.logging, "shutdown", lambda: None)
-    monkeypatch.setattr(processes, "run_main", lambda main: main())
-    monkeypatch.setattr(processes, "reported", contextlib.nullcontext)
-    processes.run_one_of_several(main)
+    processes.run_to_the_end(main)
     assert ended == [status]
+
+
+def test_a_single_process_ends_as_python_does(monkeypatch):
+    monkeypatch.setattr(processes.os, "_exit", lambda status: pytest.fail("it was cut short"))
+    processes.run_to_the_end(lambda: None)
+    with pytest.raises(SystemExit):
+        processes.run_to_the_end(lambda: sys.exit(3))
