@@ -25,8 +25,8 @@ from data.loader import EvalLoader, Update, UpdateLoader
 from engine.checkpoints.checkpointer import build_checkpointer
 from engine.checkpoints.pretrained import load_pretrained
 from engine.checkpoints.state import PlainState
+from engine.command import launch
 from engine.devices.device import place_criterion
-from engine.devices.launch import launch
 from engine.devices.setup import agree_on_options, join_processes, place_networks, wrap_networks
 from engine.devices.wrap import buffers_kept
 from engine.epoch_log import EpochLog

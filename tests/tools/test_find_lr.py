@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from engine.devices.launch import run
+from engine.command import run
 from tools.digest import digest
 from tools.find_lr import loss_of, main
 from trainer_vanilla import TrainerVanilla

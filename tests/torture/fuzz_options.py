@@ -23,10 +23,10 @@ import torch
 from hypothesis import HealthCheck, Phase, given, seed, settings
 
 import benchmarks.accuracy
+import tools.configcmp
 import tools.plot_log
 import tools.synthetic.make_carvana_like
 import tools.synthetic.make_sample
-import utils.configcmp
 from data.FashionMNIST import SAMPLE_DIR
 from engine.checkpoints.file import load_checkpoint, save_checkpoint
 from engine.options.parser import run_main
@@ -52,7 +52,7 @@ PROGRAMS: dict[str, Callable[[], int | None]] = {
     "eval_vanilla": EvaluatorVanilla.main,
     "eval_seg_on_carvana": EvaluatorSeg.main,
     "eval_gan": EvaluatorGAN.main,
-    "configcmp": utils.configcmp.main,
+    "configcmp": tools.configcmp.main,
     "make_carvana_like": tools.synthetic.make_carvana_like.main,
     "make_sample": tools.synthetic.make_sample.main,
     "plot_log": lambda: run_main(tools.plot_log.main),

@@ -11,9 +11,9 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
-from engine.devices.launch import end_with_parent
 from engine.runs.run_dir import ENDED
 from engine.runs.signals import TIME_IS_UP, StopSignal, exit_status
+from extras.launch import end_with_parent
 from tools.sweep.study import FAILED, FINISHED, INTERRUPTED, PRUNED, RUNNING, UNFINISHED, Run, Study, Trial
 from utils.errors import UserError
 

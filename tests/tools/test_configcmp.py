@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-from utils.configcmp import MISSING, compare, main, printable, render, same
+from tools.configcmp import MISSING, compare, main, printable, render, same
 
 NAN = float("nan")
 COLOUR = re.compile(r"\x1b\[[0-9;]*m")

@@ -1,5 +1,6 @@
 """Start processes, and report how they ended. Real processes are killed in tests/torture."""
 
+import contextlib
 import signal
 import socket
 import sys
@@ -8,9 +9,9 @@ from types import SimpleNamespace
 import pytest
 
 from engine.devices import job
-from engine.devices import launch as processes
 from engine.devices.job import job_store, place
-from engine.devices.launch import end_as, own_command, reported
+from extras import launch as processes
+from extras.launch import end_as, own_command, reported
 from utils.errors import DivergedError, PeerError, UserError
 
 
@@ -179,12 +180,7 @@ def test_one_of_several_processes_ends_without_tidying_up(monkeypatch, ending, s
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setattr(processes.os, "_exit", ended.append)
     monkeypatch.setattr(processes.logging, "shutdown", lambda: None)
-    processes.run_to_the_end(main)
+    monkeypatch.setattr(processes, "run_main", lambda main: main())
+    monkeypatch.setattr(processes, "reported", contextlib.nullcontext)
+    processes.run_one_of_several(main)
     assert ended == [status]
-
-
-def test_a_single_process_ends_as_python_does(monkeypatch):
-    monkeypatch.setattr(processes.os, "_exit", lambda status: pytest.fail("it was cut short"))
-    processes.run_to_the_end(lambda: None)
-    with pytest.raises(SystemExit):
-        processes.run_to_the_end(lambda: sys.exit(3))

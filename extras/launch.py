@@ -7,14 +7,12 @@ key-value store has no password, and whoever reaches it can write to it.
 
 import contextlib
 import ctypes
-import gc
 import hashlib
 import logging
 import os
 import signal
 import sys
 import uuid
-from argparse import Namespace
 from collections.abc import Callable, Iterator, Sequence
 
 from engine.devices.job import attempt, job_store, place
@@ -142,26 +140,27 @@ def is_reported_already(message: str) -> bool:
         return False
 
 
-def run_to_the_end(main: Callable[[], None]) -> None:
-    """Call `main`; in one of several processes, end the process there and then, with the same status.
+def run_one_of_several(main: Callable[[], None]) -> None:
+    """Call `main` in one of several processes, report what it raises, and end the process with its status.
 
-    Threads of torch in such a process now and then crash while Python shuts down, which would count as a failure of
-    the job.
+    The process ends there and then: threads of torch in such a process now and then crash while Python shuts down,
+    which would count as a failure of the job.
     """
-    is_alone = os.environ.get("WORLD_SIZE", "1") == "1"
+
+    def reporting() -> None:
+        with reported():
+            main()
+
     status: int | str | None = 0
     try:
-        main()
+        run_main(reporting)
     except SystemExit as end:
-        if is_alone:
-            raise
         status = end.code
-    if not is_alone:
-        logging.shutdown()
-        for stream in (sys.stdout, sys.stderr):
-            with contextlib.suppress(OSError, ValueError):
-                stream.flush()
-        os._exit(status if isinstance(status, int) else int(status is not None))
+    logging.shutdown()
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):
+            stream.flush()
+    os._exit(status if isinstance(status, int) else int(status is not None))
 
 
 def end_with_parent() -> None:
@@ -169,32 +168,3 @@ def end_with_parent() -> None:
     if sys.platform == "linux":
         pr_set_pdeathsig = 1
         ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGTERM)
-
-
-# ---- a trainer -------------------------------------------------------------------------------------------------------
-def launch(trainer_class: type, argv: Sequence[str] | None = None) -> None:
-    """Train a task as its command line asks, and exit with the status of the run.
-
-    Args:
-        trainer_class: the task's.
-        argv: the command line; None for this process's.
-    """
-    run_to_the_end(lambda: run_main(lambda: run(trainer_class, argv)))
-
-
-def run(trainer_class: type, argv: Sequence[str] | None) -> None:
-    """Train in this process, or start several that train."""
-    gc.freeze()  # imported modules stay to the end; the garbage collector need not look at them again and again
-    with reported():
-        opt = trainer_class.parse_options(argv)
-        if (count := num_processes(opt)) > 1 and place()[1] == 1:
-            on_cpus = ["--gpu_devices", "cpu"] if opt.nproc > 1 else []
-            start_processes([*own_command(argv), *on_cpus], count, opt.max_restarts)
-        else:
-            trainer_class(opt).train()
-
-
-def num_processes(opt: Namespace) -> int:
-    """Return the number of processes that the options ask for: --nproc, or one for each of several GPUs."""
-    of_gpus = len(opt.gpu_devices.split(",")) if opt.parallel in ("ddp", "fsdp") else 1
-    return opt.nproc if opt.nproc > 1 else of_gpus
