@@ -6,6 +6,7 @@ wrong option should not wait for it.
 """
 
 import sys
+from argparse import Namespace
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,6 @@ from engine.options.parser import (
     duration,
     file_name,
     file_path,
-    frozen,
     list_of,
     mapping,
     named_value,
@@ -508,7 +508,7 @@ def find_automatically(parser: OptionParser, argv: Sequence[str] | None, notes: 
     return None
 
 
-def completed(parser: OptionParser, opt: Options) -> Options:
+def completed(parser: OptionParser, opt: Namespace) -> Options:
     """Apply --debug, import what the options name, and return them read-only; --print_config ends here."""
     if opt.debug:
         opt.limit_batches = DEBUG_BATCHES
@@ -523,7 +523,7 @@ def completed(parser: OptionParser, opt: Options) -> Options:
         if place()[0] == 0:
             print(registry.load("tools.show_options:as_text", "print_config")(parser, vars(opt)))
         sys.exit(0)
-    return frozen(opt)
+    return Options(**vars(opt))
 
 
 # ---- check -----------------------------------------------------------------------------------------------------------
@@ -583,7 +583,7 @@ def check_own_code(
     registry.refuse_unrepeated(registry.unrepeated(options, own, parser.asked, not is_in_run_dir(path)), path)
 
 
-def load_own_code(opt: Options) -> None:
+def load_own_code(opt: Namespace) -> None:
     """Import everything that the options name, so that an error comes before anything is made or written."""
     registry.load_all(vars(opt))
     if getattr(opt, "callbacks", None):

@@ -14,7 +14,7 @@ from typing import Any
 from callbacks.callback import Callback
 from engine.checkpoints.file import load_checkpoint
 from engine.epoch_log import read_scalars
-from engine.options.parser import OptionParser, Options
+from engine.options.parser import OptionParser, changed
 from options import train_parser
 from tools.task_program import load_class
 from trainer import TrainerBase
@@ -95,7 +95,7 @@ def trial(
             of_a_trial |= {"logger": ["none"], "requeue": False, "save_code": False}
             if cls.start:
                 of_a_trial |= {"pretrained": False, "model_path": None}
-            return Options(**vars(opt) | of_a_trial | change(opt))
+            return changed(opt, **of_a_trial | change(opt))
 
         def build_callbacks(self):
             return list(callbacks)

@@ -14,6 +14,7 @@ import re
 import select
 import sys
 import threading
+from argparse import ArgumentTypeError, Namespace
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TextIO
@@ -78,7 +79,7 @@ def number(
         except ValueError:  # an int of more than 4,300 digits, too
             value = None
         if value is None or not is_allowed(value):
-            raise argparse.ArgumentTypeError(f"{shown(text)} is not {wanted}")
+            raise ArgumentTypeError(f"{shown(text)} is not {wanted}")
         return value
 
     return convert
@@ -94,9 +95,7 @@ def one_of(names: Sequence[str], aliases: Mapping[str, str] | None = None) -> Ca
     def convert(text: str) -> str:
         text = (aliases or {}).get(text, text)
         if text not in names:
-            raise argparse.ArgumentTypeError(
-                f"{shown(text)} is not one of {', '.join(names)}{nearest(text[:60], names)}"
-            )
+            raise ArgumentTypeError(f"{shown(text)} is not one of {', '.join(names)}{nearest(text[:60], names)}")
         return text
 
     return convert
@@ -105,14 +104,14 @@ def one_of(names: Sequence[str], aliases: Mapping[str, str] | None = None) -> Ca
 def boolean(text: str) -> bool:
     """An argparse type for True and False."""
     if text.lower() not in ("true", "false"):
-        raise argparse.ArgumentTypeError(f"{shown(text)} is not True or False")
+        raise ArgumentTypeError(f"{shown(text)} is not True or False")
     return text.lower() == "true"
 
 
 def plain_text(text: str) -> str:
     """The argparse type of options without one: text that files, a terminal and a log can take."""
     if found := UNPRINTABLE.search(text):
-        raise argparse.ArgumentTypeError(f"{shown(text)} holds {found[0]!r}, which cannot be printed")
+        raise ArgumentTypeError(f"{shown(text)} holds {found[0]!r}, which cannot be printed")
     return text
 
 
@@ -121,7 +120,7 @@ def file_path(text: str) -> str:
     parts = plain_text(text).split("/")
     is_too_long = any(len(os.fsencode(part)) > 255 for part in parts) or len(os.fsencode(text)) > 4095
     if not text.strip() or "\n" in text or "\t" in text or is_too_long:
-        raise argparse.ArgumentTypeError(f"{shown(text)} cannot be the name of a file or directory")
+        raise ArgumentTypeError(f"{shown(text)} cannot be the name of a file or directory")
     return text
 
 
@@ -132,7 +131,7 @@ def duration(text: str) -> str:
     try:
         seconds_of(text)
     except ValueError as error:
-        raise argparse.ArgumentTypeError(str(error)) from None
+        raise ArgumentTypeError(str(error)) from None
     return text
 
 
@@ -145,7 +144,7 @@ def text_like(regex: str, wanted: str) -> Callable:
 
     def convert(text: str) -> str:
         if not re.fullmatch(regex, plain_text(text)):
-            raise argparse.ArgumentTypeError(f"{shown(text)} is not {wanted}")
+            raise ArgumentTypeError(f"{shown(text)} is not {wanted}")
         return text
 
     return convert
@@ -180,11 +179,11 @@ def named_value(kind: Callable, example: str, suffix: str = "") -> Callable:
     def convert(text: str) -> str:
         named, _, value = plain_text(text).rpartition("=")
         if not named.strip():
-            raise argparse.ArgumentTypeError(f"{shown(text)} is not PATTERN=VALUE, such as {example}")
+            raise ArgumentTypeError(f"{shown(text)} is not PATTERN=VALUE, such as {example}")
         try:
             kind(value.removesuffix(suffix))
-        except argparse.ArgumentTypeError as error:
-            raise argparse.ArgumentTypeError(f"{shown(text)}: {error}") from None
+        except ArgumentTypeError as error:
+            raise ArgumentTypeError(f"{shown(text)}: {error}") from None
         return text
 
     return convert
@@ -217,11 +216,11 @@ def mapping(text: str) -> dict[str, Any]:
         check_arguments(value)
     except json.JSONDecodeError as error:
         example = '{"width": 64}'
-        raise argparse.ArgumentTypeError(f"{shown(text)} is not JSON such as {example!r} ({error.msg})") from None
+        raise ArgumentTypeError(f"{shown(text)} is not JSON such as {example!r} ({error.msg})") from None
     except ValueError as error:
-        raise argparse.ArgumentTypeError(f"{shown(text)}: {error}") from None
+        raise ArgumentTypeError(f"{shown(text)}: {error}") from None
     if not isinstance(value, dict):
-        raise argparse.ArgumentTypeError(f'{shown(text)}: it must be an object, such as {{"width": 64}}')
+        raise ArgumentTypeError(f'{shown(text)}: it must be an object, such as {{"width": 64}}')
     return value
 
 
@@ -233,7 +232,7 @@ def setting(text: str) -> tuple[str, str]:
     """
     name, equals, value = text.partition("=")
     if not equals or not all(part.isidentifier() for part in name.split(".")):
-        raise argparse.ArgumentTypeError(f"{shown(text)} is not NAME=VALUE, such as model_args.width=64")
+        raise ArgumentTypeError(f"{shown(text)} is not NAME=VALUE, such as model_args.width=64")
     return name, value
 
 
@@ -280,48 +279,35 @@ class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
 
 
 # ---- the options -----------------------------------------------------------------------------------------------------
-class Options(argparse.Namespace):
-    """The options of a run, an attribute for each. They are read-only once they are resolved, see `frozen`."""
+class Options(Namespace):
+    """The resolved options of a run, an attribute for each. They cannot change.
 
-    __slots__ = ("_is_frozen",)  # beside the options, so that vars(opt) has the options alone
-
-    def __init__(self, **options: Any):
-        self._is_frozen = False
-        super().__init__(**options)
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        if name not in self.__slots__ and self._is_frozen:
-            raise AttributeError(
-                f"the options are resolved, so {name} cannot change; changed(opt, {name}=...) returns a copy"
-            )
-        super().__setattr__(name, value)
-
-    def __delattr__(self, name: str) -> None:
-        self.__setattr__(name, None)
-        super().__delattr__(name)
-
-
-def frozen(opt: Options) -> Options:
-    """Refuse every change of the options from now on, and return them.
-
-    >>> frozen(Options(lr=0.1)).lr = 0.2
+    >>> Options(lr=0.1).lr = 0.2
     Traceback (most recent call last):
     AttributeError: the options are resolved, so lr cannot change; changed(opt, lr=...) returns a copy
     """
-    opt._is_frozen = True
-    return opt
+
+    def __init__(self, **options: Any):
+        vars(self).update(options)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        mend = f"changed(opt, {name}=...) returns a copy"
+        raise AttributeError(f"the options are resolved, so {name} cannot change; {mend}")
+
+    def __delattr__(self, name: str) -> None:
+        self.__setattr__(name, None)
 
 
 def changed(opt: Options, **changes: Any) -> Options:
     """Return a copy of the options with these changes, for tools and tests that make a run out of another one.
 
-    >>> changed(frozen(Options(lr=0.1, seed=0)), lr=0.2)
+    >>> changed(Options(lr=0.1, seed=0), lr=0.2)
     Options(lr=0.2, seed=0)
     """
-    return frozen(Options(**vars(opt) | changes))
+    return Options(**vars(opt) | changes)
 
 
-def saved_options(opt: argparse.Namespace) -> dict[str, Any]:
+def saved_options(opt: Namespace) -> dict[str, Any]:
     """Return the options that make a run what it is, without those of one launch."""
     return {name: value for name, value in vars(opt).items() if name not in NOT_SAVED}
 
@@ -362,7 +348,7 @@ class OptionParser(argparse.ArgumentParser):
     # ---- the command line ----------------------------------------------------------------------------------------
     def parse_known_args(self, args: Sequence[str] | None = None, namespace=None):
         args = map(self.with_new_name, sys.argv[1:] if args is None else args)
-        return super().parse_known_args(list(args), Options() if namespace is None else namespace)
+        return super().parse_known_args(list(args), namespace)
 
     def with_new_name(self, text: str) -> str:
         """Return a word of the command line, with the new name if it is a flag with an old one."""
@@ -371,7 +357,7 @@ class OptionParser(argparse.ArgumentParser):
         is_old = flag.startswith("--") and old in self.old_names
         return f"--{self.old_names[old]}{equals}{value}" if is_old else text
 
-    def parse_args(self, args: Sequence[str] | None = None, namespace=None) -> argparse.Namespace:
+    def parse_args(self, args: Sequence[str] | None = None, namespace=None) -> Namespace:
         # argparse may take this -- for the end of the options, and an empty list for the value.
         for text in (args := sys.argv[1:] if args is None else args):
             if text.startswith("-") and text.endswith("=--"):
@@ -390,11 +376,11 @@ class OptionParser(argparse.ArgumentParser):
     def parse_given(self, args: Sequence[str] | None = None) -> dict[str, Any]:
         """Return only the options that `args` names, checked and converted."""
         missing = object()
-        given = vars(self.parse_args(args, Options(**dict.fromkeys(self.known, missing))))
+        given = vars(self.parse_args(args, Namespace(**dict.fromkeys(self.known, missing))))
         return {name: value for name, value in given.items() if value is not missing}
 
     # ---- other sources -------------------------------------------------------------------------------------------
-    def resolve(self, argv: Sequence[str] | None, layers: Sequence[tuple[Mapping[str, Any], str]] = ()) -> Options:
+    def resolve(self, argv: Sequence[str] | None, layers: Sequence[tuple[Mapping[str, Any], str]] = ()) -> Namespace:
         """Return all options: the defaults, then `layers`, then the files of --config, `argv`, its --set; later win.
 
         Args:
@@ -416,7 +402,7 @@ class OptionParser(argparse.ArgumentParser):
 
     def value_of(self, name: str, text: str) -> Any:
         """Return the value that --set gives to an option, or with dots to an argument in a mapping."""
-        if name == "import":
+        if name.partition(".")[0] == "import":
             self.error("argument --set: give --import by its own flag")
         if "." not in name and not text.startswith("["):
             return text

@@ -135,7 +135,7 @@ def parse(argv: Sequence[str]) -> Namespace:
     if bool(opt.grid) == bool(opt.search):
         raise UserError("Give either --grid or --search: the options to try.")
     for name in OF_SEARCH if opt.grid else ():
-        if getattr(opt, name) != parser.known[name].default and name in given:
+        if name in given and given[name] != build_parser().get_default(name):  # resolve() has changed the defaults
             raise UserError(f"--{name} is for --search; a grid runs all of its combinations.")
     if opt.devices and opt.jobs > 1:
         raise UserError("--devices says how many runs go on side by side: one on each. Leave --jobs out.")

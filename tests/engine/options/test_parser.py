@@ -25,7 +25,6 @@ from engine.options.parser import (
     device_ids,
     file_name,
     file_path,
-    frozen,
     list_of,
     number,
     one_of,
@@ -527,13 +526,11 @@ def test_an_old_name_is_taken_everywhere_and_listed_nowhere(option_file, capsys)
 
 def test_resolved_options_are_read_only_and_a_copy_may_differ():
     opt = Options(lr=0.1, seed=0)
-    opt.seed = 1
-    frozen(opt)
     for change in (lambda: setattr(opt, "lr", 1), lambda: setattr(opt, "new", 1), lambda: delattr(opt, "lr")):
         with pytest.raises(AttributeError, match=r"changed\(opt"):
             change()
     other = changed(opt, lr=0.2)
-    assert (vars(opt), vars(other)) == ({"lr": 0.1, "seed": 1}, {"lr": 0.2, "seed": 1})
+    assert (vars(opt), vars(other)) == ({"lr": 0.1, "seed": 0}, {"lr": 0.2, "seed": 0})
     for copied in (copy.deepcopy(other), pickle.loads(pickle.dumps(other))):
         assert copied == other
         with pytest.raises(AttributeError):
