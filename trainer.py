@@ -23,12 +23,10 @@ from callbacks.callback_entry import build_asked_for, build_default_callbacks
 from data.data_entry import build_loaders, data_notes, describe, seen_groups
 from data.loader import EvalLoader, Update, UpdateLoader
 from engine.checkpoints.checkpointer import build_checkpointer
-from engine.checkpoints.pretrained import load_pretrained
 from engine.checkpoints.state import PlainState
 from engine.command import launch
 from engine.devices.device import place_criterion
 from engine.devices.setup import agree_on_options, join_processes, place_networks, wrap_networks
-from engine.devices.wrap import buffers_kept
 from engine.epoch_log import EpochLog
 from engine.nan_guard import build_guard
 from engine.optimizers import (
@@ -341,6 +339,8 @@ class TrainerBase:
     @preserved_random_state()
     def forward_epoch(self) -> None:
         """Send the training data of this epoch through the networks, without gradients, for batch normalization."""
+        from engine.devices.wrap import buffers_kept
+
         for update in self.train_loader.updates(self.progress.epoch):
             self.session.should_stop(at_once=True)  # raises on a signal
             for batch, size in zip(update.micro_batches, update.sizes, strict=True):
@@ -395,7 +395,11 @@ class TrainerBase:
     def load_initial_weights(self) -> list[str]:
         """Load the weights of --pretrained into the networks; return a note on each for the log."""
         path = self.initial_weights
-        return [load_pretrained(network, path, name) for name, network in self.networks.items()] if path else []
+        if path is None:
+            return []
+        from engine.checkpoints.pretrained import load_pretrained
+
+        return [load_pretrained(network, path, name) for name, network in self.networks.items()]
 
     def build_guard(self) -> Any:
         """Return the guard that undoes an update that is not finite."""

@@ -9,10 +9,8 @@ from torch import nn
 from engine.devices.device import place_network, select_devices
 from engine.devices.job import local_place
 from engine.devices.process_group import Distributed
-from engine.devices.wrap import checkpoint_activations, wrap_network
 from engine.options.parser import changed
 from utils.errors import UserError
-from utils.initialize import initialize
 
 
 def join_processes(opt: Namespace) -> tuple[Distributed, list[torch.device], str]:
@@ -61,8 +59,13 @@ def place_networks(
     records_graphs = distributed.size == 1 and not is_cut
     placed = {}
     for name, network in networks.items():
-        network = initialize(network, opt.init)
+        if opt.init != "default":
+            from utils.initialize import initialize
+
+            network = initialize(network, opt.init)
         if opt.activation_checkpointing:
+            from engine.devices.wrap import checkpoint_activations
+
             network = checkpoint_activations(network)
         placed[name] = place_network(network, device, opt.channels_last, opt.compile, records_graphs)
     return placed
@@ -72,5 +75,9 @@ def wrap_networks(
     opt: Namespace, networks: Mapping[str, nn.Module], devices: list[torch.device], distributed: Distributed
 ) -> dict[str, nn.Module]:
     """Return the modules that are called in training, by the names of the networks."""
-    mode = "ddp" if opt.parallel == "none" else opt.parallel  # with one process ddp is the same as none
+    if distributed.size == 1 and opt.parallel != "dp":
+        return dict(networks)
+    from engine.devices.wrap import wrap_network
+
+    mode = "ddp" if opt.parallel == "none" else opt.parallel
     return {name: wrap_network(network, devices, mode, distributed, opt.sync_bn) for name, network in networks.items()}
