@@ -16,7 +16,7 @@ OF_OTHERS = {"signal", "nodes", "nnodes"}  # of SLURM and torchrun, whose other 
 PACKAGES = "benchmarks|callbacks|data|engine|examples|extras|loss|model|tests|tools|utils"
 SOURCES = {path: path.read_text(encoding="utf-8") for path in ROOT.rglob("*.py") if "Results" not in path.parts}
 FILE = re.compile(r"(?<![\w/.*-])((?:\w+/)*\w+\.(?:py|yaml|sh|sbatch))\b")
-PROGRAMS = [text for path, text in SOURCES.items() if path.relative_to(ROOT).parts[0] != "tests"]
+PROGRAMS = [text for path, text in SOURCES.items() if not path.name.startswith("test_")]
 OPTIONS = set(re.findall(r"--(\w+)", "\n".join(PROGRAMS)))
 
 
