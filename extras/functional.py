@@ -185,7 +185,7 @@ def fit(
         optimizer, scheduler: for parameters of the model (see `param_groups`), and of the optimizer; or None.
         dataset, val_dataset: map-style; the mean loss on the latter is measured after each epoch.
         batch_size: samples that go through the model at once, over all processes together.
-        num_epochs, num_updates: the length; give one of them. An epoch that is cut short counts as one.
+        num_epochs, num_updates: the length; give one of them. An incomplete epoch counts as one.
         accumulate: batches whose gradients make one update; their loss is the mean over all their samples.
         schedule_per_update: the scheduler is stepped after each update; False: after each epoch.
         snapshot_every: epochs from one checkpoint to the next, such as 0.5.

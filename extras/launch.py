@@ -91,7 +91,7 @@ def end_as(failures: dict) -> None:
 def reported() -> Iterator[None]:
     """Report an error once if all processes have it, else with the rank; and let no restart repeat a final end.
 
-    An end is final if it was asked for, or if its reason would come again. A process that is restarted nevertheless
+    An end is final if it was requested, or if its reason would recur. A process that is restarted nevertheless
     ends at once with the same status.
 
     Raises:

@@ -44,7 +44,7 @@ class Snapshot:
         self._states = [(entry, copied(entry.state_dict(), device)) for entry in entries]
         self._modules = [entry for entry in entries if isinstance(entry, nn.Module)]
         owners = [owner for module in self._modules for owner in module.modules()]
-        # By owner and name, because a forward pass may put a new tensor in the place of a buffer.
+        # By owner and name, because a forward pass may replace a buffer by a new tensor.
         self._buffers = [
             (owner, name, buffer, copied(buffer, device))
             for owner in owners for name, buffer in owner.named_buffers(recurse=False)

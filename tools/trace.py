@@ -65,7 +65,7 @@ class Trace(Callback):
         try:
             with open(self.path, "a+b") as file:
                 file.seek(max(file.tell() - 1, 0))
-                if file.read(1) not in (b"\n", b""):  # keep a line that a kill has cut short apart
+                if file.read(1) not in (b"\n", b""):  # keep apart from a line that a kill has truncated
                     file.write(b"\n")
         except OSError as error:
             raise UserError(f"Cannot write the trace {path}: {error.strerror or error}.") from None

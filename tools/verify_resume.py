@@ -139,7 +139,7 @@ class Runs:
 
 
 def read_trace(path: Path) -> list[dict[str, Any]]:
-    """Read the lines of a trace, without one that a kill has cut short."""
+    """Read the lines of a trace, without one that a kill has truncated."""
     lines = []
     for text in path.read_text(encoding="utf-8").splitlines():
         with contextlib.suppress(ValueError):

@@ -35,7 +35,7 @@ class Member(NamedTuple):
 
 
 class Sample(NamedTuple):
-    """An image with its mask; samples of one group must not be torn apart by a split."""
+    """An image with its mask; a split keeps the samples of one group in one part."""
 
     name: str
     group: str
