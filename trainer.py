@@ -24,8 +24,8 @@ from data.data_entry import build_loaders, data_notes, describe, seen_groups
 from data.loader import EvalLoader, Update, UpdateLoader
 from engine.checkpoints.checkpointer import build_checkpointer
 from engine.checkpoints.state import PlainState
-from engine.command import launch
 from engine.devices.device import place_criterion
+from engine.devices.job import launch
 from engine.devices.setup import agree_on_options, join_processes, place_networks, wrap_networks
 from engine.epoch_log import EpochLog
 from engine.nan_guard import build_guard

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from engine.command import run
+from engine.devices.job import run
 from tools.digest import digest
 from tools.find_lr import loss_of, main
 from trainer_vanilla import TrainerVanilla

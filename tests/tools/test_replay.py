@@ -53,7 +53,7 @@ def replayed(build, monkeypatch, capsys):
         runs = list(trainer.run_dir.path.parent.iterdir())
         monkeypatch.setattr("tools.task.load_class", lambda *_: again or task)
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("engine.command.run_main", lambda main: main())  # raise, do not exit
+            patch.setattr("engine.devices.job.run_main", lambda main: main())  # raise, do not exit
             replay.main([str(trainer.run_dir.path), "task.py"])
         assert list(trainer.run_dir.path.parent.iterdir()) == runs  # it leaves no run
         return capsys.readouterr().out
