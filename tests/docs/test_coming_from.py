@@ -159,7 +159,7 @@ CLAIMS: dict[str, Callable[..., bool]] = {
     "C5": lambda d: option(d, "loss_args") == {"margin": 0.5},
     "C15": says("left", "val/accuracy"),
     "C16": lambda d: (d.run / "metrics.csv").exists() and not (d.run / "summary").exists(),
-    "C17": says("The largest norm of a gradient"),
+    "C17": says("The largest gradient norm"),
     "D1": says("Resumed Results/call/", "64 updates, [0.025]"),
     "D2": says("2 processes (ddp)", "64 updates, [0.025]"),
     "D5": says("Finished after 25 updates"),

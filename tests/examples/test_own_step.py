@@ -8,7 +8,6 @@ import torch
 
 from callbacks.callback import Callback
 from engine.checkpoints.file import load_checkpoint
-from engine.checkpoints.state import set_state
 from examples.lbfgs import TrainerLBFGS
 from examples.sam import TrainerSAM
 from utils.errors import DivergedError, UserError
@@ -83,28 +82,6 @@ def test_what_is_not_finite_never_reaches_the_weights(build, weights, task):
 def test_lbfgs_refuses_what_it_cannot_have(build):
     with pytest.raises(UserError, match="no --amp fp16"):
         build("--amp", "fp16", task=TrainerLBFGS)
-
-
-def test_a_damaged_history_is_refused(train):
-    trainer = train(*SMALL, "--n_epoch", 1, task=TrainerLBFGS)
-    good = trainer.optimizers["model"].state_dict()
-    entry = good["state"][0]
-    assert len(entry["old_dirs"]) > 1
-    set_state(trainer.optimizers, {"model": good}, "This")
-    for name, value in (("d", entry["d"][:-1]), ("old_stps", entry["old_stps"][:-1]), ("d", entry["d"] * float("nan"))):
-        damaged = {**good, "state": {0: {**entry, name: value}}}
-        with pytest.raises(UserError, match="does not fit"):
-            set_state(trainer.optimizers, {"model": damaged}, "This")
-
-
-def test_a_vector_of_all_parameters_is_taken_from_lbfgs_only(build):
-    trainer = build("--optim", "adam")
-    trainer.train_update(next(iter(trainer.train_loader.updates(0))))
-    state = trainer.optimizers["model"].state_dict()
-    total = sum(parameter.numel() for parameter in trainer.networks["model"].parameters())
-    state["state"][0]["exp_avg"] = torch.zeros(total)
-    with pytest.raises(UserError, match="exp_avg"):
-        set_state(trainer.optimizers, {"model": state}, "This")
 
 
 def test_what_the_documentation_shows_is_the_code():

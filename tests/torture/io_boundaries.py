@@ -111,8 +111,8 @@ class WatchedFile:
 
 def state_after(update: int) -> dict[str, Any]:
     """A small state that differs from that of any other update."""
-    progress = {"epoch": 0, "update": update, "sample": update}
-    return {"exact": True, "progress": progress, "weights": torch.full((1000,), float(update))}
+    progress = {"epoch": 0, "update": update, "sample": update, "is_exact": True}
+    return {"progress": progress, "weights": torch.full((1000,), float(update))}
 
 
 def save_and_die(
