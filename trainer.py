@@ -74,7 +74,7 @@ class TrainerBase:
         # ---- the data
         with self.distributed.main_first():  # else two processes would download, or fill a cache, at once
             self.datasets = self.build_datasets()
-        # Hashes of the training and validation data, so that an evaluation on them is refused.
+        # Hashes of the data that the weights have seen, also before --pretrained: an evaluation on it is refused.
         self.seen_groups = seen_groups(self.datasets, self.initial_weights)
 
         # ---- the networks, and how they learn
@@ -223,9 +223,10 @@ class TrainerBase:
         optimizer = self.optimizers[name]
         self.precision.unscale(optimizer)  # float16: to their true size, so that the limit of --clip means what it says
         grad_norm = self.clipper(p for group in optimizer.param_groups for p in group["params"])
+        # Infinite float16 gradients are no failure: the scaler skips the step, and lowers its scale.
         self.guard.check(name, grad_norm, may_overflow=self.precision.may_overflow)
-        self.guard.stepped.append(name)  # from here on the update cannot be undone
-        self.precision.step(optimizer)
+        self.guard.stepped.append(name)  # a later failure in this train_step can be neither undone nor skipped
+        self.precision.step(optimizer)  # does nothing on a GPU where the guard has set its flag
         return grad_norm
 
     # ---- the loop ------------------------------------------------------------------------------------------------
@@ -265,7 +266,8 @@ class TrainerBase:
 
         # Tell, and save.
         is_logged = bool(values) and self.progress.update % self.opt.log_every == 0
-        self.guard.check_earlier(wait=is_logged)  # a GPU reports a non-finite update later; what was counted is undone
+        # A GPU reports a non-finite update some updates later. This then raises, with all counts as before that update.
+        self.guard.check_earlier(wait=is_logged)
         self.call("on_update_end", values)
         if is_logged:
             self.call("on_log", self.epoch_log.read_newest(self.distributed.mean))
@@ -277,8 +279,9 @@ class TrainerBase:
         num_samples = self.distributed.begin_update(update, may_lose_samples=self.opt.skip_bad_samples > 0)  # of all
         if num_samples == 0:
             return {}
-        values = self.guard.attempt(self.train_step, update)  # undone if it fails; None if it is then skipped
-        self.precision.finish_update()
+        # Not finite: undone. --nan_policy skip then returns None, up to --max_skips times; else it raises DivergedError.
+        values = self.guard.attempt(self.train_step, update)
+        self.precision.finish_update()  # float16: adapts the scale of the loss
         if values is not None and not self.precision.overflowed:
             self.averaging.finish_update()
         return values or {}
@@ -332,8 +335,8 @@ class TrainerBase:
         The running statistics of batch normalization are then measured for the mean, as torch's `update_bn` does.
         """
         if self.averaging.is_due(self.progress.current_epoch):
-            add_up = self.distributed.sum if self.distributed.size > 1 else None
-            self.averaging.finish_epoch(self.progress.update, self.forward_epoch, add_up)
+            sum_over_processes = self.distributed.sum if self.distributed.size > 1 else None
+            self.averaging.finish_epoch(self.progress.update, self.forward_epoch, sum_over_processes)
 
     @torch.no_grad()
     @preserved_random_state()
@@ -369,7 +372,7 @@ class TrainerBase:
     def is_over(self) -> bool:
         """Return whether training ends between two epochs: all is done, early stopping, or a callback asked for it."""
         self.should_stop = bool(self.distributed.largest(self.should_stop))  # callbacks are in process 0
-        is_counted = self.progress.sample == 0  # the last epoch, after its validation
+        is_counted = self.progress.sample == 0  # else the validation of the last epoch is still to come, after a resume
         updates_done = self.progress.updates_left(self.opt.max_updates) == 0 and is_counted
         all_done = updates_done or self.progress.epoch >= self.opt.n_epoch
         return all_done or self.should_stop or self.stopper.should_stop
@@ -411,7 +414,7 @@ class TrainerBase:
             counters=(self.progress, *self.schedulers.values(), self.epoch_log),
             policy=self.opt.nan_policy,
             max_skips=self.opt.max_skips,
-            reads_at_once=self.opt.amp == "fp16" or is_averaged,
+            reads_at_once=self.opt.amp == "fp16" or is_averaged,  # they need the answer before the next update
             sum_losses=self.distributed.sum if self.distributed.size > 1 else None,
             describe=self.describe_failure,
             warn=lambda message: self.run_dir.note(message, is_warning=True),
