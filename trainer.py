@@ -279,7 +279,7 @@ class TrainerBase:
         num_samples = self.distributed.begin_update(update, may_lose_samples=self.opt.skip_bad_samples > 0)  # of all
         if num_samples == 0:
             return {}
-        # Not finite: undone. --nan_policy skip then returns None, up to --max_skips times; else it raises DivergedError.
+        # Not finite: undone. With --nan_policy skip it returns None, at most --max_skips times; else it raises.
         values = self.guard.attempt(self.train_step, update)
         self.precision.finish_update()  # float16: adapts the scale of the loss
         if values is not None and not self.precision.overflowed:
