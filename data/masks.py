@@ -166,6 +166,8 @@ def read_mask(path: str | Path, threshold_jpeg: bool = False) -> tuple[Image.Ima
     kind = f"mode {image.mode}"
     if image.mode in ("L", "P", "RGB", "I"):
         return image, kind
+    if image.mode in ("1", "LA", "La"):
+        return image.convert("L"), kind
     return image.convert("I" if image.mode.startswith("I;") else "RGB"), kind
 
 
