@@ -51,9 +51,13 @@ class Console(Callback):
     """
 
     def __init__(
-        self, logger: logging.Logger, monitor: str, num_epochs: int,
-        advise: Callable[[Any, float], str] = lambda trainer, share: "",
-    ):  # fmt: skip
+        self,
+        logger: logging.Logger,
+        monitor: str,
+        num_epochs: int,
+        advise: Callable[[Any, float], str] = lambda trainer,
+        share: "",
+    ):
         self.logger = logger
         self.monitor = monitor
         self.num_epochs = num_epochs
@@ -116,9 +120,13 @@ class Console(Callback):
         now = time.perf_counter()
         saved = trainer.checkpointer.seconds
         shares = time_shares(
-            now - self.epoch_began, row["time/train"], row["time/data_wait"], row.get("time/val", 0.0),
-            saving=saved - self.saved[0], saving_in_train=saved - self.saved[1],
-        )  # fmt: skip
+            now - self.epoch_began,
+            row["time/train"],
+            row["time/data_wait"],
+            row.get("time/val", 0.0),
+            saving=saved - self.saved[0],
+            saving_in_train=saved - self.saved[1],
+        )
         self.epoch_began = now
         self.saved = (saved, saved)
         return shares

@@ -15,14 +15,14 @@ MEMORY_ADVICE = "--activation_checkpointing and --amp bf16 need less memory, too
 
 
 class Session:
-    """A `with` block in which a trainer trains. It leaves a checkpoint, whatever ends it.
+    """A `with` block in which a trainer trains. Whatever ends it after the first update, it leaves a checkpoint.
 
     On entering, the trainer takes the state of the checkpoint that it resumes. In the block its run directory is
     locked, and the first signal only sets a flag, which `should_stop` reads between two updates. When an exception
     leaves the block, the state is saved and the callbacks are called.
 
     The first update and the first validation are the trial of the task's own code, data and options. What they raise
-    ends the run with one line that names the option and the line of code; the traceback is kept in a file.
+    ends the run with one line that names the option and the line of code; the traceback is kept in the log.
 
     Args:
         trainer: the trainer.

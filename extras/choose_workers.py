@@ -32,9 +32,14 @@ class OutOfTime(Exception):
 
 
 def choose_workers(
-    dataset: Dataset, batch_size: int, seed: int = 0, cores: int | None = None, time_limit: float = TIME_LIMIT,
-    max_bad_samples: int = 0, **loading: Any,
-) -> tuple[int, str]:  # fmt: skip
+    dataset: Dataset,
+    batch_size: int,
+    seed: int = 0,
+    cores: int | None = None,
+    time_limit: float = TIME_LIMIT,
+    max_bad_samples: int = 0,
+    **loading: Any,
+) -> tuple[int, str]:
     """Return how many loading processes to use, and a line that says why. All random states are left as they were.
 
     Args:

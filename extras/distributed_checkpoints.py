@@ -207,9 +207,11 @@ def check_shards(state: Mapping[str, Any], path: str | Path, deep: bool = True) 
 
 
 def read_shards(
-    state: Mapping[str, Any], path: str | Path, parts: Collection[str] = PARTS,
+    state: Mapping[str, Any],
+    path: str | Path,
+    parts: Collection[str] = PARTS,
     models: Mapping[str, Tensor] | None = None,
-) -> dict[str, Any]:  # fmt: skip
+) -> dict[str, Any]:
     """Return the state with the tensors of these parts; each process reads the pieces that it needs.
 
     Args:

@@ -52,9 +52,15 @@ def beside_the_runs(opt: Namespace) -> dict[str, str]:
 
 
 def try_learning_rates(
-    trainer: TrainerBase, low: float, high: float, num_values: int, num_updates: int, num_runs: int,
-    base_lr: float | None = None, option: str = "--lr",
-) -> LrCurve:  # fmt: skip
+    trainer: TrainerBase,
+    low: float,
+    high: float,
+    num_values: int,
+    num_updates: int,
+    num_runs: int,
+    base_lr: float | None = None,
+    option: str = "--lr",
+) -> LrCurve:
     """Run the range test with a trainer's own updates, report and save the result, and return the curve.
 
     Args:

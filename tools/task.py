@@ -70,9 +70,11 @@ def attached(task: type[TrainerBase], *make_callbacks: Callable) -> type[Trainer
 
 
 def trial(
-    task: type[TrainerBase], examine: Callable[[TrainerBase], None], change: Callable[[Namespace], dict[str, Any]],
+    task: type[TrainerBase],
+    examine: Callable[[TrainerBase], None],
+    change: Callable[[Namespace], dict[str, Any]],
     callbacks: Sequence[Callback] = (),
-) -> type[TrainerBase]:  # fmt: skip
+) -> type[TrainerBase]:
     """Return a class that calls `examine(trainer)` instead of training, and leaves no run that could be resumed.
 
     With --resume, the trainer has the state of that run, whose directory is not touched.

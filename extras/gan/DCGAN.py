@@ -65,8 +65,13 @@ class Generator(nn.Module):
     """
 
     def __init__(
-        self, latent: int = 64, n_channels: int = 1, width: int = 32, size: int = 28, batch_norm: bool = True
-    ):  # fmt: skip
+        self,
+        latent: int = 64,
+        n_channels: int = 1,
+        width: int = 32,
+        size: int = 28,
+        batch_norm: bool = True,
+    ):
         super().__init__()
         check_numbers(latent, n_channels, width, size)
         self.latent = latent
