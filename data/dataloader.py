@@ -175,6 +175,20 @@ class DataLoaderSource:
                 pass  # DataLoader has taken nothing: the next poll waits for the same batch
         raise LoadingError(self.hang_message(workers))
 
+    def close(self) -> None:
+        """End the persistent loading processes. They start again when batches are asked for.
+
+        Left to the garbage collector, an iterator waits five seconds for each process: its queues are closed first.
+        """
+        iterator = self.loader._iterator
+        if not workers_of(iterator):
+            return
+        if iterator._tasks_outstanding:  # left within an epoch; a process may be busy for long
+            abandon(iterator)
+        else:
+            iterator._shutdown_workers()
+        self.loader = self.make_loader()
+
     def ask(self, call: Callable[[], Any], workers: list[BaseProcess]) -> Any:
         """Return ``call()``, which asks DataLoader for something.
 

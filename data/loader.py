@@ -230,6 +230,11 @@ class Loader:
         """Yield every batch, including those without a good sample."""
         return self.source.batches(self.interrupt)
 
+    def close(self) -> None:
+        """End the loading processes, if there are any. They start again when batches are asked for."""
+        if not self.in_memory:
+            self.source.close()
+
 
 class UpdateLoader(Loader):
     """Loads training data, one optimizer update at a time.

@@ -87,7 +87,8 @@ class Session:
             self.release()
 
     def release(self) -> None:
-        """Stop watching signals, and unlock the run directory."""
+        """End the loading processes, stop watching signals, and unlock the run directory."""
+        self.trainer.train_loader.close()
         self.stop_signal.__exit__()
         self.trainer.run_dir.lock.__exit__(None, None, None)
 

@@ -72,4 +72,5 @@ def test_the_number_of_workers_is_chosen_by_whoever_loads_and_changes_no_result(
     run = train("--num_workers", "auto", "--n_epoch", "1")
     assert run.train_loader.num_workers in (2, 4) and run.opt.num_workers == "auto"
     assert run.val_loader.num_workers == run.train_loader.num_workers
+    assert run.train_loader.source.workers == []  # they ended with the run
     assert not differences(weights(run), weights(train("--num_workers", 0, "--n_epoch", "1")))

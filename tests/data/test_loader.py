@@ -4,6 +4,7 @@ left out."""
 import contextlib
 import ctypes
 import gc
+import itertools
 import multiprocessing
 import os
 import signal
@@ -265,6 +266,21 @@ def test_what_a_sample_raises_for_want_of_time_is_no_slow_sample():
         raise TimeoutError("DataLoader timed out after 1 seconds")
 
     assert seconds_until(TimeoutError, loader_of(Numbers(time_out)), "timed out") < PROMPT
+
+
+@pytest.mark.parametrize("num_updates", [None, 2], ids=["after an epoch", "within an epoch"])
+def test_closed_loaders_have_no_processes_and_load_again(num_updates):
+    loader = UpdateLoader(Numbers(), 4, num_workers=2)
+    first = [update.indices for update in itertools.islice(loader.updates(0), num_updates)]
+    workers = loader.source.workers
+    assert [worker.is_alive() for worker in workers] == [True, True]
+    started = time.monotonic()
+    loader.close()
+    gc.collect()
+    assert not any(worker.is_alive() for worker in workers) and time.monotonic() - started < PROMPT
+    loader.close()
+    assert [update.indices for update in loader.updates(0)][:num_updates] == first
+    loader.close()
 
 
 def test_an_epoch_may_begin_while_a_process_is_at_what_the_last_one_asked_for():

@@ -334,6 +334,7 @@ class Scaled(nn.Module):
         return self.layer(inputs) * self.scale  # what is the network's own stays fetched after a forward pass
 
 def main(rank):
+    torch.set_num_threads(1)  # replaces the thread pool of before the fork; two threads at once would fail to
     torch.manual_seed(0)
     dist.init_process_group("gloo", init_method=f"file://{sys.argv[1]}", rank=rank, world_size=2)
     network, inputs, mesh = Scaled(), torch.ones(1, 2), init_device_mesh("cpu", (2,))
