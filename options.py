@@ -431,12 +431,16 @@ def parse_train_options(trainer_class: type, argv: Sequence[str] | None) -> Opti
     # Imported here, because these import torch.
     from engine.checkpoints.checkpointer import Checkpointer
     from engine.checkpoints.file import options_of
-    from engine.devices.job import earlier_run
+    from engine.devices.job import place
     from utils.seed import draw_seed
 
     notes: list[str] = []
     resume = given.get("resume")
-    earlier = earlier_run()  # of this job, whose processes were started again
+    earlier: dict[str, Any] = {}  # run of this job, whose processes were started again
+    if place().size > 1:
+        from engine.devices.store import earlier_run
+
+        earlier = earlier_run()
     if earlier and Checkpointer.candidates(Path(earlier["run_dir"])):
         resume = earlier["run_dir"]
         notes.append(f"The processes were started again: they go on with {resume}.")
@@ -479,7 +483,7 @@ def parse_test_options(evaluator_class: type, argv: Sequence[str] | None) -> Opt
     from engine.checkpoints.file import load_checkpoint, options_of
     from engine.devices.job import place
 
-    if place()[1] > 1:
+    if place().size > 1:
         raise UserError("An evaluation is made by one process: start it without torchrun.")
     saved = options_of(load_checkpoint(model_path, tensors_of=()), model_path)
     trained = {name: value for name, value in harmless_options(saved, model_path).items() if name not in OF_THE_LAUNCH}
@@ -520,7 +524,7 @@ def completed(parser: OptionParser, opt: Namespace) -> Options:
     if opt.print_config:
         from engine.devices.job import place
 
-        if place()[0] == 0:
+        if place().rank == 0:
             print(registry.load("tools.show_options:as_text", "print_config")(parser, vars(opt)))
         sys.exit(0)
     return Options(**vars(opt))

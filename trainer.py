@@ -24,7 +24,7 @@ from data.data_entry import build_loaders, data_notes, describe, seen_groups
 from data.loader import EvalLoader, Update, UpdateLoader
 from engine.checkpoints.checkpointer import build_checkpointer
 from engine.checkpoints.state import PlainState
-from engine.devices.device import place_criterion
+from engine.devices.device import place_network
 from engine.devices.job import launch
 from engine.devices.setup import agree_on_options, join_processes, place_networks, wrap_networks
 from engine.epoch_log import EpochLog
@@ -82,7 +82,7 @@ class TrainerBase:
         self.freezing = Freezing(self.networks, opt.freeze, opt.train_only)
         pretrained_notes = self.load_initial_weights()
         self.wrapped = self.wrap_networks()
-        self.criterion = place_criterion(self.build_criterion(), self.device, opt.compile)
+        self.criterion = place_network(self.build_criterion(), self.device, compile=opt.compile)
         self.evaluator = self.build_evaluator()
         check_monitor(opt.monitor, self.evaluator.meters)
         self.optimizers = checked_optimizers(self.build_optimizers(), self.networks)
@@ -342,7 +342,7 @@ class TrainerBase:
     @preserved_random_state()
     def forward_epoch(self) -> None:
         """Send the training data of this epoch through the networks, without gradients, for batch normalization."""
-        from engine.devices.wrap import buffers_kept
+        from utils.buffers import buffers_kept
 
         for update in self.train_loader.updates(self.progress.epoch):
             self.session.should_stop(at_once=True)  # raises on a signal

@@ -21,10 +21,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from benchmarks.harness import ROOT, row
-from engine.devices.process_group import Distributed
-from engine.devices.wrap import blocks_of, wrap_network
 from engine.options.parser import BoolAction, ListAction, OptionParser, list_of, number, run_main
 from engine.runs.provenance import command_line
+from extras.blocks import blocks_of
+from extras.sharding import ShardedProcesses
 from utils.model_summary import memory_of, num_bytes
 
 PAGE = ROOT / "docs" / "distributed.md"
@@ -88,13 +88,13 @@ class Decoder(nn.Module):
 
 # ---- the plan --------------------------------------------------------------------------------------------------------
 @contextlib.contextmanager
-def pretended_world(size: int) -> Iterator[Distributed]:
+def pretended_world(size: int) -> Iterator[ShardedProcesses]:
     """In the block this is process 0 of `size` processes, whose messages are not sent."""
     from torch.testing._internal.distributed.fake_pg import FakeStore
 
     dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=size)
     try:
-        yield Distributed(0, size)
+        yield ShardedProcesses(0, size)
     finally:
         dist.destroy_process_group()
 
@@ -113,7 +113,7 @@ def plan(size: Size, num_devices: int) -> dict[str, float]:
         with without_content:
             network = Decoder(size)
         count = sum(parameter.numel() for parameter in network.parameters())
-        network = wrap_network(network, [torch.device("cpu")], "fsdp", world)
+        network = world.wrap(network, torch.device("cpu"))
         with without_content:
             optimizer = torch.optim.AdamW(network.parameters(), fused=True)
             network(torch.zeros(1, 8, dtype=torch.int64)).mean().backward()

@@ -20,10 +20,12 @@ import time
 import warnings
 from collections.abc import Callable, Collection, Mapping
 from concurrent.futures import Future
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch import Tensor
 from torch.distributed.checkpoint.api import CheckpointException
@@ -109,7 +111,9 @@ class DistributedCheckpointer(Checkpointer):
             self._write({**rest, "shards": {"directory": directory.name, "files": files}}, kinds)
             self.longest_save = max(self.longest_save, time.perf_counter() - started)
 
-        self._group = self._group or self.distributed.new_group()
+        if self._group is None and self.distributed.size > 1:
+            limit = timedelta(seconds=self.distributed.timeout)
+            self._group = dist.new_group(backend="gloo", timeout=limit)
         self._writing = dcp.async_save(
             tensors,
             storage_writer=Writer(directory, commit),

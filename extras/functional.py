@@ -269,7 +269,7 @@ def sizes(batch_size: int, accumulate: int) -> dict[str, int]:
     """Return the options for the size of an update and of its micro-batches."""
     batch_size = converted(WHOLE, "batch_size", batch_size)
     accumulate = converted(WHOLE, "accumulate", accumulate)
-    num_processes = place()[1]  # they share a batch
+    num_processes = place().size  # they share a batch
     return {"batch_size": batch_size * accumulate, "micro_batch_size": -(-batch_size // num_processes)}
 
 

@@ -13,9 +13,11 @@ import os
 import signal
 import sys
 import uuid
+from argparse import Namespace
 from collections.abc import Callable, Iterator, Sequence
 
-from engine.devices.job import attempt, job_store, place
+from engine.devices.job import place
+from engine.devices.store import attempt, job_store
 from engine.options.parser import printable, run_main
 from engine.runs.signals import exit_status
 from utils.errors import DamagedError, DivergedError, PeerError, UserError
@@ -33,6 +35,18 @@ def own_command(argv: Sequence[str] | None) -> list[str]:
     """
     typed = sys.orig_argv[1:]  # also what the program may have removed from sys.argv
     return typed if argv is None or typed[-len(argv) :] == list(argv) else [sys.argv[0], *argv]
+
+
+def start_several(argv: Sequence[str] | None, opt: Namespace, count: int) -> None:
+    """Run the program of this process in `count` processes.
+
+    Args:
+        argv: see `own_command`.
+        opt: what they resolve to.
+        count: number of processes.
+    """
+    on_cpus = ["--gpu_devices", "cpu"] if opt.nproc > 1 else []
+    start_processes([*own_command(argv), *on_cpus], count, opt.max_restarts)
 
 
 def start_processes(arguments: Sequence[str], count: int, max_restarts: int = 0) -> None:
@@ -97,10 +111,7 @@ def reported() -> Iterator[None]:
     Raises:
         SystemExit: instead of a UserError that another process has reported.
     """
-    rank, size, _ = place()
-    if size == 1:
-        yield
-        return
+    rank, size, _, _ = place()
     end_with_parent()
     if attempt() and job_store().check([ENDED]):
         sys.exit(int(job_store().get(ENDED)))

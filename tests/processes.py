@@ -88,13 +88,13 @@ def work(
     """Call the function in one of the processes."""
     import torch
 
-    from engine.devices.process_group import Distributed
+    from engine.devices.several import SeveralProcesses
 
     os.environ.update({name: str(value) for name, value in environment.items()})
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # what the trainers log
     multiprocessing.set_start_method(method, force=True)  # of loading processes: not that of this one
     torch.set_num_threads(1)
-    Distributed.leave = stay
+    SeveralProcesses.leave = stay
     try:
         result = True, function(*arguments)
     except BaseException:
@@ -107,6 +107,6 @@ def work(
 
 
 def stay(distributed: Any, in_order: bool = True) -> None:
-    """In the place of `Distributed.leave`: the processes stay together, for the next run of the same function."""
+    """In the place of `SeveralProcesses.leave`: the processes stay together, for the next run of the same function."""
     if in_order:
         distributed.barrier()

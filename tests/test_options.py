@@ -4,7 +4,6 @@ from pathlib import Path
 
 import pytest
 
-from engine.devices.wrap import MODES
 from engine.nan_guard import POLICIES
 from engine.options.parser import OptionParser, Options, changed
 from eval_vanilla import EvaluatorVanilla
@@ -25,7 +24,7 @@ def test_resolved_options_are_read_only(vanilla_run):
 def test_listed_choices_are_those_that_there_are():
     parser = OptionParser()
     add_train_options(parser)
-    for option, names in (("init", INITS), ("parallel", MODES), ("nan_policy", POLICIES)):
+    for option, names in (("init", INITS), ("parallel", ("none", "dp", "ddp", "fsdp")), ("nan_policy", POLICIES)):
         assert [parser.known[option].type(name) for name in names] == list(names)
         with pytest.raises(Exception, match=rf"is not one of {', '.join(names)}"):
             parser.known[option].type("no such name")

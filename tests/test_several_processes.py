@@ -11,7 +11,8 @@ from torch.profiler import ProfilerActivity, profile
 from callbacks.callback import Callback
 from data import sampler
 from data.sampler import epoch_order
-from engine.devices.process_group import Distributed, share_of
+from engine.devices.process_group import share_of
+from engine.devices.several import SeveralProcesses
 from eval import EvaluatorBase
 from tests import small_tasks
 from tests.processes import in_processes
@@ -109,11 +110,12 @@ def outcomes(mode: str, directory: Path) -> dict[str, Any]:
             sizes = ("--batch_size", 16, "--micro_batch_size", micro_batch_size)
             trainer = build(small_tasks.TrainerSmall, ("--parallel", mode, *sizes), place("collectives"))
             found["collectives"][micro_batch_size] = collectives(trainer)
-        Distributed.gradients, kept = lambda self, synchronize: contextlib.nullcontext(), Distributed.gradients
+        made = type(trainer.distributed)
+        made.gradients, kept = lambda self, synchronize: contextlib.nullcontext(), made.gradients
         found["collectives"]["always"] = collectives(trainer := build(
             small_tasks.TrainerSmall, ("--parallel", mode, "--batch_size", 16, "--micro_batch_size", 2), place("always")
         ))
-        Distributed.gradients = kept
+        made.gradients = kept
     return found
 
 
@@ -249,7 +251,7 @@ def test_the_number_of_processes_may_change_in_an_epoch():
 # ---- what they compare can fail --------------------------------------------------------------------------------------
 def weigh_alike(directory: Path) -> dict:
     """Learn as if all processes had equally many samples."""
-    Distributed.to_share = lambda self, loss, weight: loss * weight  # 16 samples are 6, 5 and 5
+    SeveralProcesses.to_share = lambda self, loss, weight: loss * weight  # 16 samples are 6, 5 and 5
     return agreement.learn(agreement.CASES[:1], ("ddp",), directory, directory)
 
 
@@ -264,8 +266,8 @@ def test_shares_that_weigh_alike_are_seen(tmp_path):
 def evaluate_wrongly(way: str, num_samples: int) -> dict:
     """Evaluate with a fault: the states are joined in the wrong order, or what only keeps in step counts."""
     if way == "order":
-        gather = Distributed.gather
-        Distributed.gather = lambda self, value: gather(self, value)[::-1]
+        gather = SeveralProcesses.gather
+        SeveralProcesses.gather = lambda self, value: gather(self, value)[::-1]
     else:
         EvaluatorBase.meters_aside = lambda self: contextlib.nullcontext()
     return exact_eval.evaluate_all(("fsdp",), (num_samples,), ("memory",))

@@ -10,7 +10,7 @@ from functools import partial
 from typing import Any
 
 from callbacks.callback import Callback
-from engine.devices.job import attempt
+from engine.devices.store import attempt
 from engine.options.parser import OptionParser, file_path, number, run_main
 
 

@@ -189,7 +189,7 @@ class Checkpointer:
             DamagedError: when there are checkpoints, but none is intact.
             UserError: when there is nothing to resume from.
         """
-        source, deep = Path(source), place()[0] == 0  # of several processes, process 0 chooses
+        source, deep = Path(source), place().rank == 0  # of several processes, process 0 chooses
         if not source.exists():
             raise UserError(f"--resume {source}: there is no such run directory or checkpoint.")
         damaged = []

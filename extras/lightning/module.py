@@ -25,12 +25,13 @@ from torch import Tensor, nn
 from callbacks.callback import Callback, CallbackList
 from data.loader import Update
 from engine.devices.process_group import Distributed
+from engine.devices.several import SeveralProcesses
 from trainer import TrainerBase
 from utils.precision import Precision
 
 
 # ---- processes and precision -----------------------------------------------------------------------------------------
-class LightningProcesses(Distributed):
+class LightningProcesses(SeveralProcesses):
     """The processes of a strategy of Lightning's, which adds up their gradients."""
 
     def __init__(self, strategy):
@@ -38,7 +39,7 @@ class LightningProcesses(Distributed):
         self.strategy = strategy
 
     def gradients(self, synchronize: bool) -> contextlib.AbstractContextManager:
-        if synchronize or self.size == 1:
+        if synchronize:
             return contextlib.nullcontext()
         return self.strategy.block_backward_sync()
 
@@ -100,10 +101,9 @@ class Hosted:
         strategy = self.module.trainer.strategy
         device = strategy.root_device
         note = f"Device: {device}, {type(strategy).__name__} of Lightning {lightning.__version__}."
-        distributed = LightningProcesses(strategy)
-        if distributed.size > 1:
-            note += f" {distributed.size} processes."
-        return distributed, [device], note
+        if strategy.world_size == 1:
+            return Distributed(), [device], note
+        return LightningProcesses(strategy), [device], f"{note} {strategy.world_size} processes."
 
     def wrap_networks(self) -> dict[str, nn.Module]:
         return dict(self.networks)  # Lightning wraps the whole module

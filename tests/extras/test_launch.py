@@ -8,8 +8,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from engine.devices import job
-from engine.devices.job import job_store, place
+from engine.devices import store as store_module
+from engine.devices.job import place
+from engine.devices.store import job_store
 from extras import launch as processes
 from extras.launch import end_as, own_command, reported
 from utils.errors import DivergedError, PeerError, UserError
@@ -18,7 +19,7 @@ from utils.errors import DivergedError, PeerError, UserError
 @pytest.fixture(autouse=True)
 def fresh(monkeypatch):
     """No store of another test, and no launcher's environment."""
-    monkeypatch.setattr(job, "_store", None)
+    monkeypatch.setattr(store_module, "_store", None)
     for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT", "TORCHELASTIC_RESTART_COUNT"):
         monkeypatch.delenv(name, raising=False)
 
@@ -52,7 +53,7 @@ def second(monkeypatch):
 
 # ---- the environment -------------------------------------------------------------------------------------------------
 def test_without_a_launcher_there_is_one_process():
-    assert place() == (0, 1, 0)
+    assert place() == (0, 1, 0, 1)
 
 
 @pytest.mark.parametrize(

@@ -13,9 +13,11 @@ from torch.nn import functional as F
 from torchmetrics.classification import MulticlassAccuracy, MulticlassAUROC
 
 from data.loader import EvalLoader
+from engine.devices.job import place
 from engine.devices.process_group import Distributed
-from engine.devices.wrap import wrap_network
+from engine.devices.several import SeveralProcesses
 from eval import EvaluatorBase
+from extras.sharding import ShardedProcesses
 from tests.processes import in_processes
 from tests.small_data import Numbered, NumberedInMemory, NumberedRandom
 from tests.torture import harness
@@ -83,13 +85,13 @@ def loader_of(num_samples: int, loading: str, share: tuple[int, int]) -> Any:
 
 def evaluate_all(modes: tuple[str, ...], counts: tuple[int, ...], loadings: tuple[str, ...]) -> dict[tuple, dict]:
     """Evaluate in every way; return what the meters say, for each mode, loading and number of samples."""
-    distributed = Distributed.join()
     found = {}
     for mode in modes:
         torch.manual_seed(0)
         network = nn.Sequential(nn.Linear(8, 16), nn.BatchNorm1d(16), nn.Tanh(), nn.Linear(16, 3))
-        distributed.is_sharded, distributed._wrapped = False, []
-        wrap_network(network, [torch.device("cpu")], mode, distributed)
+        several = ShardedProcesses if mode == "fsdp" else SeveralProcesses
+        distributed = several.join() if place().size > 1 else Distributed()
+        distributed.wrap(network, torch.device("cpu"))
         parts = ({"model": network}, nn.Identity(), torch.device("cpu"), Precision("no", torch.device("cpu")))
         evaluator = EvaluatorNumbered(Namespace(), *parts, distributed)
         for loading in loadings:

@@ -12,11 +12,11 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn, get_swa_m
 import trainer as trainer_module
 from callbacks.callback import Callback
 from engine.checkpoints.file import load_checkpoint, weights_of
-from engine.devices.wrap import buffers_kept
 from eval_vanilla import EvaluatorVanilla
 from trainer import TrainerBase
 from trainer_vanilla import TrainerVanilla
 from utils.averaging import Averaging, measure_statistics
+from utils.buffers import buffers_kept
 from utils.errors import UserError
 
 OF_THE_LAUNCH = ("options", "callbacks", "seconds")

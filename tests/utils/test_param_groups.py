@@ -6,7 +6,7 @@ from torch import nn
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 
 from engine.checkpoints.state import get_state, set_state
-from engine.devices.wrap import checkpoint_activations
+from extras.activation_checkpointing import checkpoint_activations
 from trainer_vanilla import TrainerVanilla
 from utils.errors import UserError
 from utils.param_groups import (

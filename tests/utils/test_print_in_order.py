@@ -8,8 +8,8 @@ import sys
 from engine.devices.process_group import Distributed
 
 PROGRAM = """
-from engine.devices.process_group import Distributed
-distributed = Distributed.join(60)
+from engine.devices.several import SeveralProcesses
+distributed = SeveralProcesses.join(60)
 distributed.print_once("of all", distributed.size)
 distributed.print_in_order("I am", distributed.rank)
 distributed.leave()

@@ -1,5 +1,6 @@
 """The shares of the processes cover everything once; one process alone has nothing to exchange."""
 
+import inspect
 from pathlib import Path
 
 import pytest
@@ -9,9 +10,9 @@ from hypothesis import strategies as st
 from torch import nn
 
 from data.loader import Update
-from engine.devices import process_group as module
 from engine.devices.process_group import Distributed, share_of
-from engine.devices.wrap import wrap_network
+from engine.devices.several import SeveralProcesses, gather_tensors
+from extras.sharding import ShardedProcesses
 from tests.processes import FailedInProcess, in_processes
 from utils.meter import AvgMeter
 
@@ -25,11 +26,8 @@ def test_shares_cover_all_in_order_and_differ_by_one_at_most(count, size):
 
 
 # ---- one process -----------------------------------------------------------------------------------------------------
-def test_one_process_does_nothing(monkeypatch):
-    for name in ("all_reduce", "broadcast", "barrier", "all_gather_object", "broadcast_object_list"):
-        monkeypatch.setattr(torch.distributed, name, None)  # to call it would raise
-    monkeypatch.delenv("WORLD_SIZE", raising=False)
-    alone, meter, tensor = Distributed.join(), AvgMeter(), torch.tensor(2.0)
+def test_one_process_does_nothing():
+    alone, meter, tensor = Distributed(), AvgMeter(), torch.tensor(2.0)
     assert (alone.share, alone.is_main, alone.is_sharded) == ((0, 1), True, False)
     assert alone.broadcast("a") == "a" and alone.gather("a") == ["a"]
     assert alone.sum(tensor) is tensor and alone.totals(3, 4) == (3, 4) and alone.largest(5) == 5
@@ -52,10 +50,17 @@ def test_one_process_in_step_gives_its_batches_and_is_asked_before_each():
     assert steps == [("a", True, 1), ("b", True, 2), ("c", True, 3)] and list(Distributed().in_step([])) == []
 
 
-@pytest.mark.parametrize("parallel", ["none", "ddp", "fsdp"])
-def test_a_network_of_one_process_is_not_wrapped(parallel):
+def test_a_network_of_one_process_is_not_wrapped():
     network = nn.Linear(2, 2)
-    assert wrap_network(network, [torch.device("cpu")], parallel, Distributed()) is network
+    assert Distributed().wrap(network, torch.device("cpu")) is network
+
+
+def test_several_processes_take_the_same_calls_as_one():
+    names = [name for name, method in vars(Distributed).items() if inspect.isfunction(method)]
+    for several in (SeveralProcesses, ShardedProcesses):
+        for name in names:
+            taken, wanted = (list(inspect.signature(getattr(kind, name)).parameters) for kind in (several, Distributed))
+            assert taken == wanted, name
 
 
 # ---- several ---------------------------------------------------------------------------------------------------------
@@ -71,7 +76,7 @@ class Noting:
 
 def in_three() -> dict:
     """The values that three processes exchange."""
-    joined = Distributed.join()
+    joined = SeveralProcesses.join()
     rank, found = joined.rank, {}
     found["share"], found["is_main"] = joined.share, joined.is_main
     found["broadcast"] = [joined.broadcast(f"of {rank}"), joined.broadcast(f"of {rank}", source=2)]
@@ -83,17 +88,17 @@ def in_three() -> dict:
     found["late votes"] = [joined.agree(wish * (rank == 1), at_once=False) for wish in (3, 0, 0)]
     joined.agree(5 * (rank == 2), at_once=False)
     found["a late vote is not lost"] = [joined.agree(0), joined.agree(0)]
-    for is_sharded in (False, True):
-        joined.is_sharded, before = is_sharded, Noting()
+    for processes in (joined, ShardedProcesses.join()):
+        before = Noting()
         batches = [f"{rank}{number}" for number in range([0, 3, 1][rank])]
-        found["in step", is_sharded] = list(joined.in_step(batches, before)), before.count
-        found["nothing", is_sharded] = list(joined.in_step([], before))
+        found["in step", processes.is_sharded] = list(processes.in_step(batches, before)), before.count
+        found["nothing", processes.is_sharded] = list(processes.in_step([], before))
     joined.begin_update(Update([], indices=[], num_samples=6, sizes=[rank + 1]), may_lose_samples=False)
     found["weight"] = float(joined.to_share(torch.tensor(1.0, dtype=torch.float64), 0.1))
     found["nan"] = float(joined.to_share(torch.tensor(float("inf")), 0.1))
     found["unsure"] = joined.begin_update(Update([], indices=[], num_samples=99, sizes=[rank]), may_lose_samples=True)
-    found["rows"] = [t.tolist() for t in module.gather_tensors(torch.arange(rank))]
-    found["shapes"] = [t.shape for t in module.gather_tensors(torch.ones(2, 3) if rank else torch.tensor([]))]
+    found["rows"] = [t.tolist() for t in gather_tensors(torch.arange(rank))]
+    found["shapes"] = [t.shape for t in gather_tensors(torch.ones(2, 3) if rank else torch.tensor([]))]
     buffers = nn.BatchNorm1d(1)
     buffers.running_mean.fill_(rank)
     joined.share_buffers([buffers])
@@ -123,7 +128,7 @@ def test_three_processes():
 
 
 def fail_in_one(directory: Path) -> None:
-    if Distributed.join().rank == 1:
+    if SeveralProcesses.join().rank == 1:
         raise ValueError("one of them fails")
 
 

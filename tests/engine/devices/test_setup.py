@@ -1,12 +1,14 @@
 """Contradictions are refused early: among options for several processes, and among the parts of a task."""
 
-from argparse import Namespace
-
 import pytest
 import torch
+from torch import nn
 
+from engine.devices import setup, several
+from engine.devices.job import Place
 from engine.devices.process_group import Distributed
-from engine.devices.setup import agree_on_options, join_processes, share_text
+from engine.devices.setup import agree_on_options, join_processes
+from engine.devices.several import SeveralProcesses
 from engine.options.parser import Options
 from utils.errors import UserError
 
@@ -14,16 +16,26 @@ OPTIONS = {"gpu_devices": "cpu", "dist_timeout": 9, "parallel": "none", "amp": "
            "resume": None, "resume_notes": ["note"]}  # fmt: skip
 
 
+class Apart(SeveralProcesses):
+    """One of several processes, without any other."""
+
+    def broadcast(self, value, source=0):
+        return value
+
+
 @pytest.fixture
 def join(monkeypatch):
     """A function that joins as process `rank` of `size`, without any other."""
 
     def join(size, rank=0, **options):
-        distributed = Distributed(rank, size)
-        distributed.broadcast = lambda value: value
-        monkeypatch.setattr(Distributed, "join", lambda timeout, device: distributed)
+        monkeypatch.setattr(setup, "place", lambda: Place(rank, size, rank, size))
+        monkeypatch.setattr(several, "place", lambda: Place(rank, size, rank, size))
+        monkeypatch.setattr(several, "SeveralProcesses", Apart)
+        monkeypatch.setattr(several, "load", lambda *reference: type("Sharded", (Apart,), {"kind": "fsdp"}))
+        monkeypatch.setattr(Apart, "join", classmethod(lambda cls, timeout, device: cls(rank, size)))
         opt = Options(**OPTIONS | options)
-        return join_processes(opt), agree_on_options(opt, distributed)
+        distributed, devices, line = join_processes(opt)
+        return devices, line, agree_on_options(opt, distributed)
 
     return join
 
@@ -46,11 +58,21 @@ def test_what_fits(join):
 
 
 def test_only_process_0_tells_what_was_found_on_resume(join):
-    assert [join(2, rank)[1].resume_notes for rank in range(2)] == [["note"], []]
+    assert [join(2, rank)[2].resume_notes for rank in range(2)] == [["note"], []]
 
 
 def test_the_line_on_the_processes_tells_the_shares(join):
-    (_, devices, line), _ = join(3, parallel="fsdp")
+    devices, line, _ = join(3, parallel="fsdp")
     assert devices == [torch.device("cpu")]
     assert line.endswith("3 processes (fsdp), each with 2 or 3 of the 8 samples of an update.")
-    assert share_text(Namespace(batch_size=9), 3) == "each with 3 of the 9 samples of an update"
+    assert Apart(0, 3).describe(9) == "3 processes (ddp), each with 3 of the 9 samples of an update."
+
+
+def test_data_parallel_shares_a_batch_only_among_the_chosen_gpus(monkeypatch):
+    network, given = nn.Linear(2, 2), []
+    monkeypatch.setattr(setup.nn, "DataParallel", lambda module, ids: given.append((module, ids)))
+    gpus = [torch.device("cuda", 2), torch.device("cuda", 0)]
+    opt = Options(parallel="dp", sync_bn=False)
+    setup.wrap_networks(opt, {"model": network}, gpus, Distributed())
+    assert given == [(network, [2, 0])]
+    assert setup.wrap_networks(opt, {"model": network}, [torch.device("cpu")], Distributed()) == {"model": network}

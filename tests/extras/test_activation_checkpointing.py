@@ -1,4 +1,4 @@
-"""A network is wrapped for what was asked for; blocks of a network, and the same training with less memory."""
+"""The blocks of a network, and the same training with less memory."""
 
 import copy
 
@@ -7,27 +7,10 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrizations
 
-from engine.devices import wrap as parallel
-from engine.devices.process_group import Distributed
-from engine.devices.wrap import blocks_of, checkpoint_activations, wrap_network
+from extras.activation_checkpointing import checkpoint_activations
+from extras.blocks import blocks_of
 from model.UNet import DoubleConv, UNet
 from utils.model_summary import layer_table
-
-CPU = torch.device("cpu")
-
-
-def test_only_what_is_asked_for_shares_a_batch_and_only_among_the_chosen_gpus(monkeypatch):
-    network, given = nn.Linear(2, 2), []
-    monkeypatch.setattr(parallel.nn, "DataParallel", lambda module, device_ids: given.append((module, device_ids)))
-    gpus = [torch.device("cuda", 2), torch.device("cuda", 0)]
-    assert wrap_network(network, gpus, "none", Distributed()) is network and given == []
-    wrap_network(network, gpus, "dp", Distributed())
-    assert given == [(network, [2, 0])]
-
-
-def test_on_the_cpu_there_is_nothing_to_share_among():
-    network = nn.Linear(2, 2)
-    assert wrap_network(network, [CPU], "dp", Distributed()) is network
 
 
 # ---- blocks and recomputing ------------------------------------------------------------------------------------------
@@ -139,7 +122,8 @@ def test_running_statistics_count_a_batch_once():
 
 
 def test_a_forward_pass_that_began_with_other_buffers_would_be_seen(monkeypatch):
-    monkeypatch.setattr("engine.devices.wrap.buffers_set", lambda values: torch.no_grad())  # the buffers of now
+    buffers_of_now = lambda values: torch.no_grad()  # noqa: E731
+    monkeypatch.setattr("extras.activation_checkpointing.buffers_set", buffers_of_now)
     torch.manual_seed(1)
     network = nn.Sequential(nn.Conv2d(3, 3, 1), Restless(), Restless())
     with pytest.raises((AssertionError, RuntimeError)):
