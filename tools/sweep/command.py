@@ -7,26 +7,26 @@
 docs/sweeps.md explains it. The options after -- go to the trainer.
 """
 
-import re
-import socket
+import shlex
 import sys
 from argparse import Namespace
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
-from engine.options.files import read_options
 from engine.options.parser import (
     BoolAction,
     ExtendAction,
     OptionParser,
+    Options,
+    changed,
     device_ids,
     file_name,
     file_path,
     number,
     run_main,
 )
-from engine.registry import is_reference, reference_in
+from engine.registry import is_reference
 from engine.runs.lock import DirectoryLock, is_locked
 from options import import_asked, train_parser
 from tools.sweep.plan import (
@@ -39,18 +39,16 @@ from tools.sweep.plan import (
     parse_search,
 )
 from tools.sweep.report import failures, importance, plot, table, write_csv
-from tools.sweep.runner import Runner, python_command
-from tools.sweep.study import FINISHED, PRUNED, Study, open_storage
+from tools.sweep.runner import Runner
+from tools.sweep.study import FINISHED, PRUNED, Study
 from tools.task_program import load_class
 from trainer import TrainerBase
 from utils.earlystopper import direction
-from utils.errors import UserError, shown
-from utils.files import write_json
+from utils.errors import UserError
 from utils.timestamp import make_timestamped_dir
 
-PLAN = "sweep.json"  # in the directory of a sweep
+COMMAND = "command.txt"  # in the directory of a sweep: the command that resumes it
 OF_SEARCH = ("trials", "prune", "prune_after", "search_seed")
-OF_THE_PLAN = ("grid", "search", "seeds", "options", "flags")  # they define a sweep, and stay when it is resumed
 # Options of the trainer that a sweep sets itself, or that a run of a sweep cannot have.
 RESERVED = {
     "output_dir": "each run has a directory in that of the sweep",
@@ -58,13 +56,15 @@ RESERVED = {
     "seed": "--seeds says how many",
     "print_config": "it trains nothing",
     "requeue": "a scheduler restarts the sweep, not its runs",
+}
+# Options that all runs may share, but that cannot be swept.
+SHARED = {
     "config": "give the sweep a file instead",
     "gpu_devices": "--devices says which",
     "monitor": "all runs are compared by one metric; give it after --",
     "monitor_mode": "all runs are compared by one metric; give it after --",
     "logger": "the sweep reads metrics.csv of each run",
 }
-COMMON = ("gpu_devices", "monitor", "monitor_mode", "logger", "config")  # reserved ones that all runs may share
 
 
 def build_parser() -> OptionParser:
@@ -102,58 +102,43 @@ def build_parser() -> OptionParser:
         help="a sweep goes to DIR/TIMESTAMP")
     add("--config", type=file_path, action=ExtendAction, nargs="+", default=None, metavar="FILE",
         help="option files, JSON or YAML; later ones win")
-    add("--resume", type=file_path, default=None, metavar="DIR", help="a sweep to continue; finished runs stay")
+    add("--resume", type=file_path, default=None, metavar="DIR",
+        help="a sweep to continue, with the rest of its command repeated; finished runs stay")
     return parser
 
 
 # ---- options ---------------------------------------------------------------------------------------------------------
-def parse(argv: Sequence[str]) -> Namespace:
-    """Return the options of the sweep, with the trainer's for all runs as `opt.flags`.
+def parse(argv: Sequence[str]) -> Options:
+    """Return the options of the sweep, with those of the trainer for all runs as `opt.flags`.
 
     Raises:
         UserError: when something is missing or contradicts something else.
     """
-    end = argv.index("--") if "--" in argv else len(argv)
-    own = [*argv[:end]]
-    flags = [*argv[end + 1 :]]
+    own, flags = split_at_dashes(argv)
     if own and not own[0].startswith("-"):
         own[0] = f"--trainer={own[0]}"
     parser = build_parser()
     given = parser.parse_given(own)
-    saved = {}
-    layers = []
-    if given.get("resume"):
-        path = Path(given["resume"]) / PLAN
-        saved = read_options(path)
-        layers = [({name: value for name, value in saved.items() if name != "flags"}, str(path))]
-    opt = parser.resolve(own, layers)
-    for name in ("grid", "search", "options"):
-        setattr(opt, name, given.get(name) or getattr(opt, name) or [])  # those of a file are replaced, not extended
-    opt.flags = flags or saved.get("flags") or []
-    if not opt.trainer:  # the directory of a sweep does not say which program to run
+    opt = parser.resolve(own)
+    lists = {name: given.get(name) or getattr(opt, name) or [] for name in ("grid", "search", "options")}
+    opt = Options(**vars(opt) | lists)  # a list of a file is replaced by that of the command line, not extended
+    if not opt.trainer:
         raise UserError("Say which trainer: python sweep.py trainer_vanilla.py --grid lr=1e-3,3e-4")
     if bool(opt.grid) == bool(opt.search):
-        raise UserError("Give either --grid or --search: the options to try.")
-    for name in OF_SEARCH if opt.grid else ():
-        if name in given and given[name] != build_parser().get_default(name):  # resolve() has changed the defaults
+        hint = f" To resume a sweep, repeat its command: it is in {Path(opt.resume, COMMAND)}." if opt.resume else ""
+        raise UserError(f"Give either --grid or --search: the options to try.{hint}")
+    for name in OF_SEARCH:
+        if opt.grid and name in given:
             raise UserError(f"--{name} is for --search; a grid runs all of its combinations.")
     if opt.devices and opt.jobs > 1:
         raise UserError("--devices says how many runs go on side by side: one on each. Leave --jobs out.")
-    if saved:
-        refuse_code(path, [*opt.flags, *opt.grid, *opt.search, *opt.options], argv)
-    return opt
+    return changed(opt, flags=[*flags_of(by_name(opt.options, "--options")), *flags])
 
 
-def refuse_code(path: Path, texts: Iterable[str], argv: Sequence[str]) -> None:
-    """Raise UserError when texts of a saved plan would import code, or read a file, that the user has not named."""
-    imports = re.compile(r"(--)?(import|config|set)(=.*)?", re.DOTALL)
-    for text in texts:
-        names_code = imports.fullmatch(text) or any(map(reference_in, re.split(r"[=,\s\[\]\"']+", text)))
-        if names_code and text not in argv:
-            raise UserError(
-                f"{path} names code of your own, or a file that may ({shown(text)}), which is imported only when you "
-                f"name it. If you trust it, repeat the flags behind --, and --grid, --search or --options."
-            )
+def split_at_dashes(argv: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Return the words before and after the first --."""
+    end = argv.index("--") if "--" in argv else len(argv)
+    return [*argv[:end]], [*argv[end + 1 :]]
 
 
 def load_trainer(program: str) -> type[TrainerBase]:
@@ -185,16 +170,15 @@ def check(trainer_class: type[TrainerBase], opt: Namespace, settings: Sequence[M
     swept = settings[0].keys()
     import_asked(opt.flags)
     given = train_parser(trainer_class).parse_given(opt.flags)
-    common = [*given, *[name for name, _ in given.get("set") or []], *by_name(opt.options, "--options")]
-    for name in (*swept, *common):
+    common = [*given, *[name for name, _ in given.get("set") or []]]
+    reasons = {**dict.fromkeys(common, RESERVED), **dict.fromkeys(swept, RESERVED | SHARED)}
+    for name, reserved in reasons.items():
         head = name.split(".")[0]
-        if head in RESERVED and (name in swept or head not in COMMON):
-            raise UserError(f"--{head} is not for a run of a sweep: {RESERVED[head]}.")
-    for name in swept:
-        if name in common:
+        if head in reserved:
+            raise UserError(f"--{head} is not for a run of a sweep: {reserved[head]}.")
+        if name in common and name in swept:
             raise UserError(f"--{name} is swept, and has one value for all runs as well. Leave one out.")
-    flags = [*opt.flags, *flags_of(by_name(opt.options, "--options")), "--seed=0"]
-    parsed = [trainer_class.parse_options([*flags, *flags_of(each)]) for each in settings]
+    parsed = [trainer_class.parse_options([*opt.flags, "--seed=0", *flags_of(each)]) for each in settings]
     if "csv" not in parsed[0].logger:
         raise UserError("A sweep reads metrics.csv: --logger needs csv among its names.")
     if not all(each.val_every for each in parsed):
@@ -203,81 +187,67 @@ def check(trainer_class: type[TrainerBase], opt: Namespace, settings: Sequence[M
 
 
 # ---- the sweep -------------------------------------------------------------------------------------------------------
-def open_directory(opt: Namespace) -> tuple[Path, DirectoryLock]:
-    """Return the directory of the sweep and its lock: of a new one, with its plan in it, or of one to continue."""
-    if not opt.resume:
-        root = make_timestamped_dir(opt.output_dir)
-        lock = DirectoryLock(root, "sweep")
-        left_out = ("trainer", "config", "resume")
-        plan = {name: value for name, value in vars(opt).items() if name not in left_out and value != []}
-        write_json(root / PLAN, plan)
-        return root, lock
-    root = Path(opt.resume)
+def open_directory(opt: Options, argv: Sequence[str]) -> tuple[Path, DirectoryLock]:
+    """Return the directory of the sweep and its lock: a new one, with the command that resumes it, or an old one."""
+    if opt.resume and not Path(opt.resume, COMMAND).is_file():
+        raise UserError(f"--resume {opt.resume} is not the directory of a sweep.")
+    root = Path(opt.resume) if opt.resume else make_timestamped_dir(opt.output_dir)
     lock = DirectoryLock(root, "sweep")
+    if not opt.resume:
+        own, flags = split_at_dashes(argv)
+        command = shlex.join(["python", "sweep.py", *own, f"--resume={root}", *(["--", *flags] if flags else [])])
+        (root / COMMAND).write_text(f"{command}\n", encoding="utf-8")
     for path in root.glob("runs/*/*/"):
         if is_locked(path):
             raise UserError(f"{path} is still running. Wait for its end, or stop it.")
     return root, lock
 
 
-def make_command(opt: Namespace, settings: dict[str, str], seed: int, directory: Path, slot: int) -> list[str]:
+def make_command(opt: Options, settings: Mapping[str, str], seed: int, directory: Path, slot: int) -> list[str]:
     """Return the command of a run."""
-    options = by_name(opt.options, "--options") | settings
-    options |= {"seed": str(seed), "output_dir": str(directory), "resume": "auto"}
+    options = {**settings, "seed": str(seed), "output_dir": str(directory), "resume": "auto"}
     if opt.devices:
         options["gpu_devices"] = opt.devices.replace(" ", "").split(",")[slot]
-    return python_command(opt.trainer, [*opt.flags, *flags_of(options)])
+    program = [opt.trainer] if opt.trainer.endswith(".py") else ["-m", opt.trainer]
+    return [sys.executable, *program, *opt.flags, *flags_of(options)]
 
 
-def report(root: Path, study: Study, metric: str, mode: str) -> bool:
+def report(root: Path, study: Study) -> bool:
     """Print the table, and save it and the picture; return whether every run has finished or was pruned."""
     trials = study.trials()
     num_finished = sum(trial.mean is not None for trial in trials)
     names = ["table.csv"]
-    write_csv(root / "table.csv", trials, metric, mode)
+    write_csv(root / "table.csv", trials, study.metric, study.mode)
     if num_finished:
-        plot(root / "sweep.png", study, metric)
+        plot(root / "sweep.png", study)
         names.append("sweep.png")
     saved = f"Saved in {root}: {', '.join(names)}"
-    lines = [table(trials, metric, mode), "", *failures(trials), importance(study, num_finished), saved]
-    print("\n" + "\n".join(line for number, line in enumerate(lines) if line or number == 1), flush=True)
-    return all(run.state in (FINISHED, PRUNED) for trial in trials for run in trial.runs)
+    lines = [table(trials, study.metric, study.mode), *failures(trials), importance(study, num_finished), saved]
+    print("\n" + "\n".join(filter(None, lines)), flush=True)
+    return all(trial.state in (FINISHED, PRUNED) for trial in trials)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    opt = parse(sys.argv[1:] if argv is None else argv)
+    argv = sys.argv[1:] if argv is None else argv
+    opt = parse(argv)
     import_optuna()  # a missing package ends the program before anything is written
     spaces = parse_grid(opt.grid) if opt.grid else parse_search(opt.search)
     grid = grid_settings(spaces) if opt.grid else None
     trainer_class = load_trainer(opt.trainer)
     first = check(trainer_class, opt, grid or extreme_settings(spaces))
-    metric = first.monitor
-    mode = direction(metric, first.monitor_mode)
+    mode = direction(first.monitor, first.monitor_mode)
     num_slots = len(opt.devices.split(",")) if opt.devices else opt.jobs
-    root, lock = open_directory(opt)
-    plan = {name: getattr(opt, name) for name in OF_THE_PLAN} | {"task": trainer_class.__name__, "metric": metric}
+    root, lock = open_directory(opt, argv)
     with lock:
-        study = Study(
-            open_storage(opt.storage or str(root / "optuna.journal")),
-            opt.study,
-            spaces,
-            plan,
-            mode=mode,
-            seeds=range(opt.seeds),
-            grid=grid,
-            num_trials=opt.trials,
-            prune_after=opt.prune_after if opt.search and opt.prune else None,
-            search_seed=opt.search_seed,
-            owner=f"{socket.gethostname()} {root.resolve()}" if opt.storage else "",
-        )
+        study = Study(opt, root, spaces, grid, trainer_class.__name__, first.monitor, mode)
         print(f"Sweep directory: {root}", flush=True)
         try:
-            Runner(root, study, partial(make_command, opt), num_slots, metric, mode, partial(print, flush=True)).run()
+            Runner(root, study, partial(make_command, opt), num_slots).run()
         except (KeyboardInterrupt, SystemExit):
-            print(f"Stopped. To go on: python sweep.py {opt.trainer} --resume {root}", flush=True)
+            print(f"Stopped. To go on: {(root / COMMAND).read_text(encoding='utf-8')}", end="", flush=True)
             raise
         finally:
-            is_complete = report(root, study, metric, mode)
+            is_complete = report(root, study)
     if not is_complete:
         sys.exit(1)
 

@@ -4,6 +4,7 @@ import argparse
 import itertools
 import math
 import re
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -21,6 +22,8 @@ def import_optuna() -> Any:
     except ImportError:
         raise UserError("A sweep needs Optuna, which is not installed: pip install optuna") from None
     optuna.logging.set_verbosity(optuna.logging.ERROR)
+    warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
+    warnings.filterwarnings("ignore", message="The reported value is ignored")  # of an epoch before a kill
     return optuna
 
 
@@ -49,47 +52,32 @@ def by_name(entries: Sequence[str], flag: str) -> dict[str, str]:
     return texts
 
 
-def split_values(text: str) -> list[str]:
-    """Split at the commas outside of brackets and quotes.
-
-    Raises:
-        ValueError: for a bracket or quote without its other half, an empty value, and a value that comes twice.
-
-    >>> split_values("[0.9,0.95],[0.9,0.999]")
-    ['[0.9,0.95]', '[0.9,0.999]']
-    """
-    values = [""]
-    depth = 0
-    is_quoted = False
-    previous = ""
-    for letter in text:
-        if letter == '"' and previous != "\\":
-            is_quoted = not is_quoted
-        elif not is_quoted:
-            depth += (letter in "[{") - (letter in "]}")
-        if depth < 0:
-            break
-        if letter == "," and depth == 0 and not is_quoted:
-            values.append("")
-        else:
-            values[-1] += letter
-        previous = letter
-    if depth or is_quoted:
-        raise ValueError("has a bracket or quote without its other half")
-    for value in values:
-        if not value.strip():
-            raise ValueError("has an empty value")
-        if values.count(value) > 1:
-            raise ValueError(f"has {value} twice")
-    return values
+def is_whole(text: str) -> bool:
+    """Say whether each bracket and quote of a text has its other half."""
+    bare = re.sub(r'"(\\.|[^"\\])*"', "", text)
+    return '"' not in bare and all(bare.count(left) == bare.count(right) for left, right in ("[]", "{}"))
 
 
 def parse_choice(name: str, text: str, flag: str) -> Any:
-    """Return the distribution over a list of texts; UserError when it cannot be read."""
-    try:
-        return import_optuna().distributions.CategoricalDistribution(split_values(text))
-    except ValueError as error:
-        raise UserError(f"{flag} {shown(f'{name}={text}')} {error}.") from None
+    """Return the distribution over values between commas; a comma in brackets or quotes belongs to its value.
+
+    >>> parse_choice("optim_args.betas", "[0.9,0.95],[0.9,0.999]", "--grid").choices
+    ('[0.9,0.95]', '[0.9,0.999]')
+    """
+    values: list[str] = []
+    for piece in text.split(","):
+        if values and not is_whole(values[-1]):
+            values[-1] += f",{piece}"
+        else:
+            values.append(piece)
+    entry = f"{flag} {shown(f'{name}={text}')}"
+    if not is_whole(values[-1]):
+        raise UserError(f"{entry} has a bracket or quote without its other half.")
+    if not all(value.strip() for value in values):
+        raise UserError(f"{entry} has an empty value.")
+    if len(set(values)) < len(values):
+        raise UserError(f"{entry} has a value twice.")
+    return import_optuna().distributions.CategoricalDistribution(values)
 
 
 def parse_grid(entries: Sequence[str]) -> dict[str, Any]:
@@ -107,38 +95,33 @@ def parse_search(entries: Sequence[str]) -> dict[str, Any]:
 
 
 def parse_space(name: str, text: str) -> Any:
-    """Read LOW..HIGH, with int: or log: or both before it, or a list of texts to choose from."""
-    entry = shown(f"{name}={text}")
-    *kinds, body = text.split(":")
-    words = [kind for kind in kinds if re.fullmatch(r"[A-Za-z_]*", kind)]
-    for word in words:
-        if word not in RANGE_KINDS:
-            raise UserError(f"--search {entry}: {word!r} is not one of int, log{nearest(word, RANGE_KINDS)}.")
-    is_range = ".." in body and not {"/", ","} & set(body)  # ../data is a path
-    if not is_range:
-        if words:
-            raise UserError(f"--search {entry} is not a range: after {words[-1]}: comes LOW..HIGH.")
+    """Read LOW..HIGH, with int: or log: or both before it, or a list of values to choose from."""
+    match = re.fullmatch(r"((?:\w*:)*)([^/,:]*)\.\.([^/,:]*)", text)  # ../data is a path
+    if not match:
         return parse_choice(name, text, "--search")
-    if len(words) < len(kinds) or len(set(kinds)) < len(kinds):
-        raise UserError(f"--search {entry} is not a range: before LOW..HIGH, write int:, log: or both.")
+    entry = shown(f"{name}={text}")
+    kinds = match[1].split(":")[:-1]
+    for kind in kinds:
+        if kind not in RANGE_KINDS:
+            raise UserError(f"--search {entry}: {kind!r} is not one of int, log{nearest(kind, RANGE_KINDS)}.")
     convert = number(int if "int" in kinds else float)
     try:
-        low, high = [convert(end) for end in body.split("..", 1)]
-    except argparse.ArgumentTypeError as error:
-        raise UserError(f"--search {entry}: {error}.") from None
-    if low >= high:
-        raise UserError(f"--search {entry}: {low} is not below {high}.")
-    if "log" in kinds and low <= 0:
-        raise UserError(f"--search {entry}: a logarithmic range begins above 0, not at {low}.")
-    distributions = import_optuna().distributions
-    distribution = distributions.IntDistribution if "int" in kinds else distributions.FloatDistribution
-    return distribution(low, high, log="log" in kinds)
+        low = convert(match[2])
+        high = convert(match[3])
+        distributions = import_optuna().distributions
+        distribution = distributions.IntDistribution if "int" in kinds else distributions.FloatDistribution
+        return distribution(low, high, log="log" in kinds)
+    except (argparse.ArgumentTypeError, ValueError) as error:
+        raise UserError(f"--search {entry}: {error}") from None
 
 
 # ---- settings --------------------------------------------------------------------------------------------------------
-def as_text(value: str | float) -> str:
-    """Return a value that Optuna has drawn, as it stands on a command line."""
-    return value if isinstance(value, str) else repr(value)
+def as_text(value: str | float, name: str, space: Any) -> str:
+    """Return a value of a study as it stands on a command line; UserError if it is not in its space."""
+    is_choice = hasattr(space, "choices")
+    if not (value in space.choices if is_choice else space.low <= value <= space.high):
+        raise UserError(f"The study has {name}={shown(value)}, which is not in {space}. Was its file changed?")
+    return value if is_choice else repr(value)
 
 
 def grid_settings(grid: Mapping[str, Any]) -> list[dict[str, str]]:
@@ -157,6 +140,6 @@ def grid_settings(grid: Mapping[str, Any]) -> list[dict[str, str]]:
 def extreme_settings(spaces: Mapping[str, Any]) -> list[dict[str, str]]:
     """Return settings that have each end of each range, and each value of a list, at least once."""
     ends = {name: getattr(space, "choices", None) or (space.low, space.high) for name, space in spaces.items()}
-    texts = {name: [as_text(value) for value in values] for name, values in ends.items()}
+    texts = {name: [as_text(value, name, spaces[name]) for value in values] for name, values in ends.items()}
     first = {name: values[0] for name, values in texts.items()}
     return [first | {name: value} for name, values in texts.items() for value in values]

@@ -3,7 +3,6 @@
 import csv
 import io
 import math
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -66,16 +65,14 @@ def failures(trials: Sequence[Trial]) -> list[str]:
     ]
 
 
-def plot(path: Path, study: Study, metric: str) -> None:
+def plot(path: Path, study: Study) -> None:
     """Draw the metric over each swept option; a point is the mean of a finished trial."""
     import matplotlib
 
     matplotlib.use("Agg")
     from optuna.visualization.matplotlib import plot_slice
 
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", import_optuna().exceptions.ExperimentalWarning)
-        plot_slice(study.study, params=list(study.spaces), target_name=f"val/{metric}")
+    plot_slice(study.study, params=list(study.spaces), target_name=f"val/{study.metric}")
     figure = matplotlib.pyplot.gcf()
     figure.set_size_inches(3 + 3 * len(study.spaces), 4)
     figure.savefig(path, bbox_inches="tight", dpi=100)

@@ -1,27 +1,38 @@
 """Run the trials of a sweep as processes, several side by side, and record how each ends."""
 
-import asyncio
 import csv
 import math
 import os
 import signal
 import subprocess
-import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 from engine.runs.run_dir import ENDED
 from engine.runs.signals import TIME_IS_UP, StopSignal, exit_status
 from extras.launch import end_with_parent
-from tools.sweep.study import FAILED, FINISHED, INTERRUPTED, PRUNED, RUNNING, UNFINISHED, Run, Study, Trial
-from utils.errors import UserError
+from tools.sweep.study import FAILED, FINISHED, INTERRUPTED, PRUNED, RUNNING, WAITING, Run, Study, Trial
 
 ROOT = Path(__file__).resolve().parents[2]  # of the repository
 OUTPUT = "output.txt"  # in the directory of a run: its output
 POLL = 0.2  # seconds between two looks at the runs
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 STOPPED = (TIME_IS_UP, *map(exit_status, STOP_SIGNALS), *[-number for number in STOP_SIGNALS])  # exit statuses
+
+
+@dataclass
+class Job:
+    """A run in progress."""
+
+    trial: Trial
+    run: Run
+    slot: int
+    process: subprocess.Popen
+    started: float
+    is_stopped: bool = False
+    last_epoch: int = 0  # the last one that was reported to the study
 
 
 class Runner:
@@ -32,9 +43,6 @@ class Runner:
         study: where the trials come from, and where their results go.
         command: makes the command of (settings, seed, output directory, slot).
         num_slots: how many runs are in progress at once.
-        metric: the name of the monitored metric.
-        mode: "max" or "min": which values of the metric are best.
-        say: takes a line for the user.
     """
 
     def __init__(
@@ -43,62 +51,48 @@ class Runner:
         study: Study,
         command: Callable[[dict[str, str], int, Path, int], list[str]],
         num_slots: int,
-        metric: str,
-        mode: str,
-        say: Callable[[str], object] = print,
     ):
         self.root = root
         self.study = study
         self.command = command
         self.num_slots = num_slots
-        self.metric = metric
-        self.mode = mode
-        self.say = say
         self.stop_signal = StopSignal()
-        self.environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), *python_path()])}
+        path = filter(None, [str(ROOT), os.environ.get("PYTHONPATH")])
+        self.environment = os.environ | {"PYTHONPATH": os.pathsep.join(path)}
         if num_slots > 1:
             self.environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // num_slots)))
 
     def run(self) -> None:
         """Run everything. After a signal, let all runs save and end, and raise the exception of the signal."""
+        runs = self.left()
+        jobs: list[Job] = []
+        slots = [*range(self.num_slots)]
         with self.stop_signal:
-            asyncio.run(self.run_all())
+            while True:
+                while slots and not self.stop_signal.pending() and (chosen := next(runs, None)):
+                    jobs.append(self.start(*chosen, slots.pop(0)))
+                if not jobs:
+                    break
+                time.sleep(POLL)
+                for job in [job for job in jobs if self.is_over(job)]:
+                    jobs.remove(job)
+                    slots.append(job.slot)
             self.stop_signal.raise_if_set()
 
-    async def run_all(self) -> None:
-        """Start a run whenever a slot is free."""
-        slots = asyncio.Queue()
-        for slot in range(self.num_slots):
-            slots.put_nowait(slot)
-        runs = self.runs()
-        async with asyncio.TaskGroup() as tasks:
-            while True:
-                slot = await slots.get()
-                if self.stop_signal.pending():
-                    break
-                trial, run = next(runs, (None, None))
-                if trial is None:
-                    break
-                task = tasks.create_task(self.run_one(trial, run, slot))
-                task.add_done_callback(lambda _, slot=slot: slots.put_nowait(slot))
+    def left(self) -> Iterator[tuple[Trial, Run]]:
+        """Yield the runs to start. One that ended after the sweep was killed is recorded instead."""
+        for trial, run in self.study.runs():
+            if any(trial.directory(self.root, run).glob(f"*/{ENDED}")):
+                self.end(trial, run, 0)
+            else:
+                yield trial, run
 
-    def runs(self) -> Iterator[tuple[Trial, Run]]:
-        """Yield the runs that are left, those of unfinished trials first. A trial is proposed when a slot is free."""
-        unfinished = iter(self.study.unfinished())
-        while trial := next(unfinished, None) or self.study.next_trial():
-            for run in trial.runs:
-                if run.state in UNFINISHED:
-                    yield trial, run
-
-    async def run_one(self, trial: Trial, run: Run, slot: int) -> None:
-        """Start a run, wait for its end, and stop it when a signal came or its trial is not worth continuing."""
+    def start(self, trial: Trial, run: Run, slot: int) -> Job:
+        """Start the process of a run."""
         directory = trial.directory(self.root, run)
-        if any(directory.glob(f"*/{ENDED}")):  # it ended, but the sweep was killed before it recorded that
-            return self.end(trial, run, 0)
         directory.mkdir(parents=True, exist_ok=True)
         run.state = RUNNING
         self.study.record(trial)
-        started = time.monotonic()
         with open(directory / OUTPUT, "ab") as output:
             process = subprocess.Popen(
                 self.command(trial.settings, run.seed, directory, slot),
@@ -109,63 +103,50 @@ class Runner:
                 process_group=0,  # Ctrl-C reaches this process alone, which passes it on once
                 preexec_fn=end_with_parent,  # SIGTERM when the sweep is killed
             )
-        is_stopped = False
-        while process.poll() is None:
-            await asyncio.sleep(POLL)
-            if not is_stopped and (self.stop_signal.pending() or self.should_prune(trial, run)):
-                is_stopped = True
-                process.send_signal(signal.SIGTERM)  # it saves, and ends
-        run.seconds += round(time.monotonic() - started, 1)
-        self.end(trial, run, process.returncode)
+        return Job(trial, run, slot, process, time.monotonic())
 
-    def should_prune(self, trial: Trial, run: Run) -> bool:
+    def is_over(self, job: Job) -> bool:
+        """Look at a run: record its end, or stop it when a signal came or its trial is not worth continuing."""
+        if job.process.poll() is not None:
+            job.run.seconds += round(time.monotonic() - job.started, 1)
+            self.end(job.trial, job.run, job.process.returncode)
+            return True
+        if not job.is_stopped and (self.should_prune(job) or self.stop_signal.pending()):
+            job.is_stopped = True
+            job.process.send_signal(signal.SIGTERM)  # it saves, and ends
+        return False
+
+    def should_prune(self, job: Job) -> bool:
         """Report the new epochs of a trial's first run; say whether the trial is not worth continuing."""
-        if run is trial.runs[0] and not trial.is_pruned:
-            for epoch, value in read_curve(trial.directory(self.root, run), self.metric):
-                if epoch > trial.last_epoch and math.isfinite(value) and not trial.is_pruned:
-                    trial.last_epoch = epoch
+        trial = job.trial
+        if job.run is trial.runs[0] and not trial.is_pruned:
+            for epoch, value in read_curve(trial.directory(self.root, job.run), self.study.metric):
+                if epoch > job.last_epoch and not trial.is_pruned:
+                    job.last_epoch = epoch
                     trial.is_pruned = self.study.should_prune(trial, epoch, value)
         return trial.is_pruned
 
     def end(self, trial: Trial, run: Run, status: int) -> None:
-        """Record how a run ended, and the result of its trial when it was the last one."""
+        """Record how a run ended."""
         directory = trial.directory(self.root, run)
+        curve = read_curve(directory, self.study.metric)
         run.status = status
-        run.last_line = ""
-        try:
-            curve = read_curve(directory, self.metric)
-        except UserError as error:
-            curve = []
-            run.last_line = str(error)
-        run.value = best_of((value for _, value in curve), self.mode)
+        best_of = max if self.study.mode == "max" else min
+        run.value = best_of((value for _, value in curve), default=None)
         run.epochs = max((epoch for epoch, _ in curve), default=0)
-        if status == 0 and run.value is not None:  # also a run that was to be pruned but reached its end
+        run.last_line = ""
+        if status in STOPPED:
+            run.state = PRUNED if trial.is_pruned else INTERRUPTED
+        elif status == 0 and curve:  # also a run that was to be pruned but reached its end
             run.state = FINISHED
-        elif status == 0:
+        else:
             run.state = FAILED
-            run.last_line = run.last_line or f"it has no finite val/{self.metric}"
-        elif trial.is_pruned and status in STOPPED:
-            run.state = PRUNED
-        else:
-            run.state = INTERRUPTED if status in STOPPED else FAILED
-            run.last_line = run.last_line or last_line(directory / OUTPUT)
-        self.say(describe(trial, run, self.metric))
-        if trial.is_pruned:
-            trial.drop_waiting()
-        if trial.is_over:
-            self.study.finish(trial)
-        else:
-            self.study.record(trial)
-
-
-def python_path() -> list[str]:
-    """Return the directories that Python's own environment variable names."""
-    return [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path]
-
-
-def python_command(program: str, flags: Sequence[str]) -> list[str]:
-    """Return the command that runs a file NAME.py, or a module by its dotted name, with flags."""
-    return [sys.executable, *([program] if program.endswith(".py") else ["-m", program]), *flags]
+            run.last_line = last_line(directory / OUTPUT) if status else f"it has no finite val/{self.study.metric}"
+        for other in trial.runs if trial.is_pruned else ():
+            if other.state == WAITING:
+                other.state = PRUNED
+        print(describe(trial, run, self.study.metric), flush=True)
+        self.study.record(trial)
 
 
 # ---- the files of a run ----------------------------------------------------------------------------------------------
@@ -190,37 +171,26 @@ def short(text: str) -> str:
 
 
 def read_curve(directory: Path, metric: str) -> list[tuple[int, float]]:
-    """Return the (epoch, value) of each validation of the newest run in a directory; empty while there is none.
+    """Return the (epoch, finite value) of each validation of the newest run in a directory.
 
     Args:
         directory: the --output_dir of the run.
         metric: the name of the metric, without val/.
-
-    Raises:
-        UserError: when metrics.csv cannot be read as numbers.
     """
     paths = sorted(directory.glob("*/metrics.csv"))
     if not paths:
         return []
-    with open(paths[-1], newline="", encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))
-    try:
-        curve = [(int(row["epoch"]), float(row.get(f"val/{metric}") or "nan")) for row in rows]
-    except (LookupError, ValueError, TypeError) as error:
-        raise UserError(f"{paths[-1]} is not the metrics.csv of a run: {error}.") from None
-    return [(epoch, value) for epoch, value in curve if not math.isnan(value)]
-
-
-def best_of(values: Iterable[float], mode: str) -> float | None:
-    """Return the largest ("max") or smallest ("min") of the finite values; None without one."""
-    finite = [value for value in values if math.isfinite(value)]
-    return (max if mode == "max" else min)(finite) if finite else None
+    curve = []
+    with open(paths[-1], newline="", encoding="utf-8", errors="replace") as file:
+        for row in csv.DictReader(file):
+            try:
+                curve.append((int(row["epoch"]), float(row[f"val/{metric}"])))
+            except (KeyError, TypeError, ValueError):  # no validation, no such metric, or a damaged line
+                continue
+    return [(epoch, value) for epoch, value in curve if math.isfinite(value)]
 
 
 def last_line(path: Path) -> str:
     """Return the last line of a file that is not blank, cut at 300 letters; "" without one."""
-    try:
-        lines = path.read_bytes()[-4096:].decode(errors="replace").split("\n")
-    except OSError:
-        return ""
+    lines = path.read_bytes()[-4096:].decode(errors="replace").split("\n")
     return next((line.strip()[:300] for line in reversed(lines) if line.strip()), "")

@@ -1,19 +1,30 @@
-"""A study in memory, or in a file."""
+"""A study in a directory of its own."""
+
+from argparse import Namespace
 
 import pytest
 
 
 @pytest.fixture
-def make_study():
-    """A function that makes a study: `make_study(storage=None, **settings)`; None is memory."""
-    optuna = pytest.importorskip("optuna")
-    from tools.sweep.plan import parse_search
+def make_study(tmp_path):
+    """A function that makes a study: `make_study(root=None, grid=None, **options)`; None is a new directory."""
+    pytest.importorskip("optuna")
+    from tools.sweep.plan import grid_settings, parse_grid, parse_search
     from tools.sweep.study import Study
 
-    def make_study(storage=None, **settings):
-        storage = optuna.storages.InMemoryStorage() if storage is None else storage
-        spaces = parse_search(["lr=log:1e-4..1e-1", "n=int:1..9", "optim=adamW,sgd"])
-        defaults = {"plan": {"metric": "accuracy"}, "mode": "max", "num_trials": 8, "seeds": [0], "prune_after": 2}
-        return Study(storage, "sweep", **{"spaces": spaces, **defaults, **settings})
+    search = ["lr=log:1e-4..1e-1", "n=int:1..9", "optim=adamW,sgd"]
+    defaults = {
+        "grid": [], "search": search, "trials": 8, "seeds": 1, "flags": [], "prune": True, "prune_after": 2,
+        "search_seed": 0, "storage": None, "study": "sweep",
+    }  # fmt: skip
+
+    def make_study(root=None, metric="accuracy", **options):
+        if root is None:
+            root = tmp_path / f"study{len(list(tmp_path.iterdir()))}"
+            root.mkdir()
+        opt = Namespace(**{**defaults, **options})
+        spaces = parse_grid(opt.grid) if opt.grid else parse_search(opt.search)
+        grid = grid_settings(spaces) if opt.grid else None
+        return Study(opt, root, spaces, grid, "TrainerVanilla", metric, "max")
 
     return make_study

@@ -32,11 +32,11 @@ def test_the_table_and_its_file_agree(tmp_path):
 
 
 def test_the_picture_has_a_panel_for_each_option_and_importance_needs_enough_trials(make_study, tmp_path):
-    study = make_study(num_trials=20)
+    study = make_study(trials=20)
     while trial := study.next_trial():
         trial.runs[0] = Run(0, FINISHED, value=float(trial.settings["lr"]))
-        study.finish(trial)
-    plot(tmp_path / "sweep.png", study, "accuracy")
+        study.record(trial)
+    plot(tmp_path / "sweep.png", study)
     picture = Image.open(tmp_path / "sweep.png")
     assert picture.width > 900 and picture.convert("L").getextrema()[0] < 100
     assert importance(study, 20).startswith("Importance: lr ")

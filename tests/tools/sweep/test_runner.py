@@ -7,9 +7,8 @@ import sys
 import pytest
 
 from engine.runs.signals import Terminated
-from tools.sweep.runner import Runner, best_of, last_line, read_curve
-from tools.sweep.study import FAILED, FINISHED, INTERRUPTED, PRUNED, RUNNING, open_storage
-from utils.errors import UserError
+from tools.sweep.runner import Runner, last_line, read_curve
+from tools.sweep.study import FAILED, FINISHED, INTERRUPTED, PRUNED, RUNNING
 
 # Writes metrics.csv as a run does, goes on where it was, and answers SIGTERM. Takes a directory, epochs, an action.
 PROGRAM = """
@@ -35,26 +34,17 @@ while len(lines) <= num_epochs:
 
 
 @pytest.fixture
-def runner(tmp_path, make_study):
-    """A function that makes a runner of a grid over `do`, and collects its messages in `runner.messages`.
+def runner(tmp_path, make_study, capsys):
+    """A function that makes a runner of a grid over `do`. A second one in a test continues the sweep of the first."""
 
-    A second one in the same test continues the sweep of the first.
-    """
-    from tools.sweep.plan import grid_settings, parse_grid
-
-    def runner(actions, num_slots=1, num_epochs=3, seeds=(0,)):
-        grid = parse_grid([f"do={actions}"])
-        storage = open_storage(str(tmp_path / "optuna.journal"))
-        study = make_study(storage, spaces=grid, grid=grid_settings(grid), seeds=seeds, prune_after=None)
+    def runner(actions, num_slots=1, num_epochs=3, seeds=1):
+        study = make_study(tmp_path, grid=[f"do={actions}"], search=[], seeds=seeds)
 
         def command(settings, seed, directory, slot):
             action = settings["do"].rstrip("0123456789")
             return [sys.executable, "-S", "-c", PROGRAM, str(directory), str(num_epochs), action]
 
-        messages = []
-        made = Runner(tmp_path, study, command, num_slots, "accuracy", "max", messages.append)
-        made.messages = messages
-        return made
+        return Runner(tmp_path, study, command, num_slots)
 
     return runner
 
@@ -67,23 +57,23 @@ def outputs(tmp_path):
     return [path.read_text() for path in sorted(tmp_path.glob("runs/*/output.txt"))]
 
 
-def test_a_failed_run_does_not_keep_the_others_from_running(runner):
+def test_a_failed_run_does_not_keep_the_others_from_running(runner, capsys):
     made = runner("fast1,fails,fast2", num_slots=2)
     made.run()
     assert states(made) == [FINISHED, FAILED, FINISHED]
     finished, failed, _ = (trial.runs[0] for trial in made.study.trials())
     assert (failed.status, failed.last_line) == (5, "no memory is left")
     assert (finished.value, finished.epochs) == (0.3, 3)
-    assert any("status 5: no memory" in message for message in made.messages)
+    assert "status 5: no memory" in capsys.readouterr().out
 
 
 def test_runs_go_side_by_side_the_seeds_of_one_trial_too(runner):
-    made = runner("slow", num_slots=2, seeds=(0, 1))
+    made = runner("slow", num_slots=2, seeds=2)
     most, should_prune = [], made.should_prune
 
-    def look(trial, run):
+    def look(job):
         most.append(states(made).count(RUNNING))
-        return should_prune(trial, run)
+        return should_prune(job)
 
     made.should_prune = look
     made.run()
@@ -94,10 +84,10 @@ def test_a_signal_stops_the_runs_and_a_resume_continues_them(runner, tmp_path):
     made = runner("fast1,slow,fast2", num_epochs=8)
     should_prune = made.should_prune
 
-    def stop_in_the_second(trial, run):
-        if trial.number == 1 and read_curve(trial.directory(tmp_path, run), "accuracy"):
+    def stop_in_the_second(job):
+        if job.trial.number == 1 and read_curve(job.trial.directory(tmp_path, job.run), "accuracy"):
             os.kill(os.getpid(), signal.SIGTERM)
-        return should_prune(trial, run)
+        return should_prune(job)
 
     made.should_prune = stop_in_the_second
     with pytest.raises(Terminated):
@@ -114,7 +104,7 @@ def test_a_signal_stops_the_runs_and_a_resume_continues_them(runner, tmp_path):
 
 def test_a_run_that_ended_after_the_sweep_was_killed_is_not_repeated(runner, tmp_path, monkeypatch):
     made = runner("fast")
-    with monkeypatch.context() as patch, pytest.raises(ExceptionGroup):
+    with monkeypatch.context() as patch, pytest.raises(ZeroDivisionError):
         patch.setattr(made, "end", lambda *_: 1 / 0)
         made.run()
     assert states(made) == [RUNNING]
@@ -124,7 +114,7 @@ def test_a_run_that_ended_after_the_sweep_was_killed_is_not_repeated(runner, tmp
 
 
 def test_a_pruned_trial_is_stopped_with_its_other_seeds(runner):
-    made, reported = runner("slow", num_epochs=50, seeds=(0, 1)), []
+    made, reported = runner("slow", num_epochs=50, seeds=2), []
 
     def prune_after_two(trial, epoch, value):
         reported.append((epoch, value))
@@ -139,7 +129,7 @@ def test_a_pruned_trial_is_stopped_with_its_other_seeds(runner):
 
 def test_a_run_without_the_metric_has_failed(runner):
     made = runner("fast")
-    made.metric = "dice"
+    made.study.metric = "dice"
     made.run()
     assert states(made) == [FAILED] and "no finite val/dice" in made.study.trials()[0].runs[0].last_line
 
@@ -151,17 +141,10 @@ def test_the_curve_is_that_of_the_newest_run_without_epochs_that_were_not_valida
         (tmp_path / name).mkdir()
         (tmp_path / name / "metrics.csv").write_text(text)
     assert read_curve(tmp_path, "accuracy") == [(2, 0.5)]
-    (tmp_path / "2" / "metrics.csv").write_text("no,numbers\nx,y\n")
-    with pytest.raises(UserError, match="is not the metrics"):
-        read_curve(tmp_path, "accuracy")
-
-
-def test_the_best_is_finite():
-    values = [0.5, float("nan"), float("inf"), 0.2]
-    assert (best_of(values, "max"), best_of(values, "min"), best_of([float("nan")], "max")) == (0.5, 0.2, None)
+    (tmp_path / "2" / "metrics.csv").write_text("epoch,val/accuracy\n1,0.1\n2,0.5\n\0,\n3,inf\n4\n")
+    assert read_curve(tmp_path, "accuracy") == [(1, 0.1), (2, 0.5)]
 
 
 def test_the_last_line_is_not_blank(tmp_path):
     (tmp_path / "output.txt").write_text("x" * 9000 + "\nfirst\nlast  \n\n")
     assert last_line(tmp_path / "output.txt") == "last"
-    assert last_line(tmp_path / "nowhere") == ""

@@ -1,22 +1,25 @@
 """Optuna proposes, prunes and remembers: also after the sweep was killed, and for two machines."""
 
+import re
 import sys
-from functools import partial
+from dataclasses import asdict
+from functools import partialmethod
 
 import pytest
 
 optuna = pytest.importorskip("optuna")
 
-from tools.sweep.plan import grid_settings, import_optuna, parse_grid  # noqa: E402
-from tools.sweep.study import FAILED, FINISHED, PRUNED, Run, Trial, open_storage  # noqa: E402
+from tools.sweep.plan import import_optuna  # noqa: E402
+from tools.sweep.study import FAILED, FINISHED, PRUNED, Run, Study, Trial  # noqa: E402
 from utils.errors import UserError  # noqa: E402
 
+enqueue = Study.enqueue
 COMPLETE, FAIL, STATE_PRUNED = (getattr(optuna.trial.TrialState, name) for name in ("COMPLETE", "FAIL", "PRUNED"))
 
 
 def finish(study, trial, value=None, state=FINISHED):
     trial.runs[0] = Run(0, state, 0, value=value)
-    study.finish(trial)
+    study.record(trial)
 
 
 def states(study):
@@ -29,7 +32,7 @@ def value_of(trial):
 
 
 def test_proposals_are_in_the_spaces(make_study):
-    study = make_study(num_trials=4)
+    study = make_study(trials=4)
     trials = [study.next_trial() for _ in range(5)]
     assert trials.pop() is None
     for trial in trials:
@@ -38,7 +41,7 @@ def test_proposals_are_in_the_spaces(make_study):
     assert len({str(trial.settings) for trial in trials}) == 4
 
 
-def killed_in_the_second_value(suggest, handle, name, space):
+def killed_at_n(handle, suggest, name, space):
     if name == "n":
         raise KeyboardInterrupt
     return suggest(handle, name, space)
@@ -46,29 +49,28 @@ def killed_in_the_second_value(suggest, handle, name, space):
 
 @pytest.mark.parametrize("killed", ["in a run", "in a proposal", "after each trial"])
 def test_a_killed_search_proposes_the_same_trials(make_study, tmp_path, monkeypatch, killed):
-    storage = str(tmp_path / "journal")
-    uninterrupted = make_study(num_trials=16)
+    uninterrupted = make_study(trials=16)
     while trial := uninterrupted.next_trial():
         finish(uninterrupted, trial, value_of(trial))
 
-    study = make_study(open_storage(storage), num_trials=16)
+    study = make_study(tmp_path, trials=16)
     for number in range(16):
         if killed == "in a proposal" and number in (5, 13):  # before the second of three values is drawn
             with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-                patch.setattr(study, "suggest", partial(killed_in_the_second_value, study.suggest))
+                patch.setattr(optuna.trial.Trial, "_suggest", partialmethod(killed_at_n, optuna.trial.Trial._suggest))
                 study.next_trial()
-            study = make_study(open_storage(storage), num_trials=16)
-            (trial,) = study.unfinished()
-        else:
-            trial = study.next_trial()
+            study = make_study(tmp_path, trials=16)
+            assert study.unfinished() == []
+        trial = study.next_trial()
         if killed == "in a run" and number in (5, 13):
-            study = make_study(open_storage(storage), num_trials=16)
+            study = make_study(tmp_path, trials=16)
             (trial,) = study.unfinished()
         finish(study, trial, value_of(trial))
         if killed == "after each trial":
-            study = make_study(open_storage(storage), num_trials=16)
+            study = make_study(tmp_path, trials=16)
     assert study.next_trial() is None
-    assert study.trials() == uninterrupted.trials()
+    made, wanted = ([(trial.settings, trial.runs) for trial in each.trials()] for each in (study, uninterrupted))
+    assert made == wanted
 
 
 def test_another_search_seed_proposes_other_trials(make_study):
@@ -88,37 +90,51 @@ def test_a_trial_below_the_median_is_pruned_once_enough_have_finished(make_study
     finish(study, bad, 0.1, PRUNED)
     finish(study, good, state=FAILED)
     assert states(study) == [COMPLETE, COMPLETE, STATE_PRUNED, FAIL]
-    unpruned = make_study(prune_after=None)
+    unpruned = make_study(prune=False)
     trial = unpruned.next_trial()
     assert not any(unpruned.should_prune(trial, epoch, -epoch) for epoch in range(1, 9))
 
 
 def test_a_grid_is_in_its_order_also_when_it_was_killed_while_it_was_written_down(make_study, tmp_path, monkeypatch):
-    grid = parse_grid(["lr=1,2", "optim=a,b"])
-    settings = grid_settings(grid)
-    make_study(open_storage(str(tmp_path / "journal")), spaces=grid, grid=settings[:3])  # killed before the last one
-    study = make_study(open_storage(str(tmp_path / "journal")), spaces=grid, grid=settings)
+    options = {"grid": ["lr=1,2", "optim=a,b"], "search": []}
+    with monkeypatch.context() as patch:
+        patch.setattr(Study, "enqueue", lambda study, grid: enqueue(study, grid[:3]))  # killed before the last one
+        make_study(tmp_path, **options)
+    study = make_study(tmp_path, **options)
     trials = []
     while trial := study.next_trial():
         trials.append(trial)
-    assert [trial.settings for trial in trials] == settings
-    again = make_study(open_storage(str(tmp_path / "journal")), spaces=grid, grid=settings)
+    assert [tuple(trial.settings.values()) for trial in trials] == [("1", "a"), ("1", "b"), ("2", "a"), ("2", "b")]
+    again = make_study(tmp_path, **options)
     assert again.unfinished() == trials and again.next_trial() is None
 
 
-@pytest.mark.parametrize("url", ["study.journal", "sqlite:///{}/study.db"])
+def test_a_setting_of_a_grid_whose_proposal_was_killed_is_run(make_study, tmp_path, monkeypatch):
+    options = {"grid": ["lr=1,2", "n=a,b"], "search": []}
+    study = make_study(tmp_path, **options)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(optuna.trial.Trial, "_suggest", partialmethod(killed_at_n, optuna.trial.Trial._suggest))
+        study.next_trial()
+    study = make_study(tmp_path, **options)
+    settings = []
+    while trial := study.next_trial():
+        settings.append(tuple(trial.settings.values()))
+    assert sorted(settings) == [("1", "a"), ("1", "b"), ("2", "a"), ("2", "b")]
+
+
+@pytest.mark.parametrize("url", ["{}/study.journal", "sqlite:///{}/study.db"])
 def test_machines_share_a_study_and_each_goes_on_with_its_own_trials(make_study, tmp_path, url):
-    where = url.format(tmp_path) if "://" in url else str(tmp_path / url)
-    first = make_study(open_storage(where), owner="here")
+    here, there = tmp_path / "here", tmp_path / "there"
+    storage = url.format(tmp_path)
+    first = make_study(here, storage=storage)
     done, going, over = first.next_trial(), first.next_trial(), first.next_trial()
     finish(first, done, 0.5)
     assert not first.should_prune(going, 1, 0.4)
-    over.runs[0] = Run(0, FINISHED, 0, value=0.6)
-    first.record(over)  # killed before the study had its result
+    over.handle.set_user_attr("runs", [asdict(Run(0, FINISHED, 0, value=0.6))])  # killed before its result
 
-    other = make_study(open_storage(where), owner="there")
+    other = make_study(there, storage=storage)
     assert other.unfinished() == [] and other.next_trial().number == 3
-    again = make_study(open_storage(where), owner="here")
+    again = make_study(here, storage=storage)
     assert again.unfinished() == [going]
     (going,) = again.unfinished()
     assert states(again)[2] == COMPLETE
@@ -128,17 +144,28 @@ def test_machines_share_a_study_and_each_goes_on_with_its_own_trials(make_study,
 
 
 def test_a_study_of_another_plan_is_not_continued(make_study, tmp_path):
-    storage = open_storage(str(tmp_path / "study"))
-    make_study(storage)
+    make_study(tmp_path)
     with pytest.raises(UserError, match="another metric: accuracy, and not loss"):
-        make_study(storage, plan={"metric": "loss"})
+        make_study(tmp_path, metric="loss")
+    with pytest.raises(UserError, match="another flags"):
+        make_study(tmp_path, flags=["--n_epoch=3"])
+
+
+def test_a_value_that_was_put_into_the_file_of_a_study_does_not_reach_a_command_line(make_study, tmp_path):
+    options = {"grid": ["model_type=Vanilla,LeNet"], "search": []}
+    study = make_study(tmp_path, **options)
+    study.next_trial()
+    journal = tmp_path / "optuna.journal"
+    journal.write_text(re.sub("(?<![=r])Vanilla", "os:system", journal.read_text()))  # not in the plan
+    with pytest.raises(UserError, match="model_type='os:system', which is not in"):
+        make_study(tmp_path, **options).unfinished()
 
 
 @pytest.mark.parametrize("where", ["nowhere/x.journal", "sqlite:////nowhere/x/y.db", "what://x", "sqlite://:bad:/x"])
 def test_a_storage_that_cannot_be_opened_is_named_in_one_line(make_study, tmp_path, monkeypatch, where):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match="Cannot open the storage") as error:
-        make_study(open_storage(where))
+        make_study(storage=where)
     assert where in str(error.value) and "\n" not in str(error.value)
 
 

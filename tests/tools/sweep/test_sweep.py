@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -101,7 +102,7 @@ def test_a_sweep_in_a_file_means_the_same_and_the_command_line_wins(tmp_path, re
     path.write_text(f"{grid}options: [n_epoch=2]\nseeds: 3\n")
     opt = sweep.parse(["--config", str(path), "--seeds", "2", "--", "--debug"])
     assert (opt.trainer, opt.grid, opt.seeds) == ("trainer_vanilla.py", ["lr=1e-3,1e-2", "optim=sgd"], 2)
-    assert (opt.options, opt.flags) == (["n_epoch=2"], ["--debug"])
+    assert opt.flags == ["--n_epoch=2", "--debug"]
     assert sweep.parse(["--config", str(path), "--grid", "lr=1", "--grid", "clip=1"]).grid == ["lr=1", "clip=1"]
     path.write_text("trainer: trainer_vanilla.py\ngird: [lr=1]\n")
     assert "did you mean 'grid'" in refuse("--config", path)
@@ -130,10 +131,12 @@ def test_a_sweep_is_stopped_by_ctrl_c_and_continued(command, root, tmp_path):
     printed, _ = started.communicate(timeout=60)
     (directory,) = tmp_path.iterdir()
     assert started.returncode == 130
-    assert f"To go on: python sweep.py trainer_vanilla.py --resume {directory}" in printed
+    (to_go_on,) = [line for line in printed.splitlines() if "To go on: " in line]
+    resume = shlex.split(to_go_on.partition("To go on: ")[2])
+    assert resume[:2] == ["python", "sweep.py"] and f"--resume={directory}" in resume
     assert "interrupted" in [row["state"] for row in read_table(directory)]
 
-    done = command("sweep.py", GRID[0], "--resume", directory)
+    done = command(*resume[1:])
     assert (done.returncode, done.stderr) == (0, "")
     assert {"table.csv", "sweep.png"} <= {path.name for path in directory.iterdir()}
     for path in directory.glob("runs/*"):
@@ -172,19 +175,7 @@ def test_arguments_of_classes_are_swept_and_a_task_may_stand_in_a_subdirectory(c
         assert arguments == {"betas": json.loads(row["optim_args.betas"]), "eps": 1e-6}
 
 
-@pytest.mark.parametrize(
-    ("plan", "named"),
-    [
-        ({"flags": ["--import", "evil_module"]}, "--import"), ({"flags": ["--model_type", "os:system"]}, "os:system"),
-        ({"grid": ["model_type=Vanilla,evil_module:Net"]}, "evil_module:Net"),
-        ({"flags": ["--config=evil.yaml"]}, "--config"),
-        ({"options": ["loss_type=evil_module:Loss:0.5"]}, "evil_module:Loss"),
-        ({"options": ["import=evil_module"]}, "import=evil_module"), ({"grid": ["import=evil_module"]}, "import=evil"),
-        ({"options": ["config=evil.yaml"]}, "config=evil.yaml"),
-    ],
-)  # fmt: skip
-def test_the_plan_of_a_foreign_sweep_imports_no_code(refuse, tmp_path, plan, named):
-    (tmp_path / "s").mkdir()
-    (tmp_path / "s" / "sweep.json").write_text(json.dumps({"grid": ["lr=1e-3,1e-2"], "seeds": 1, **plan}))
-    message = refuse("trainer_vanilla.py", "--resume", tmp_path / "s")
-    assert "names code of your own" in message and named in message
+def test_a_sweep_is_resumed_by_its_whole_command_as_its_directory_is_not_trusted(refuse, tmp_path):
+    (tmp_path / "command.txt").write_text("python -c evil")
+    message = refuse("trainer_vanilla.py", "--resume", tmp_path)
+    assert "Give either --grid or --search" in message and f"{tmp_path}/command.txt" in message
