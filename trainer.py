@@ -28,10 +28,11 @@ from engine.devices.device import place_network
 from engine.devices.job import launch
 from engine.devices.setup import agree_on_options, join_processes, place_networks, wrap_networks
 from engine.epoch_log import EpochLog
-from engine.nan_guard import build_guard
+from engine.nan_guard import NanGuard, can_be_voided
 from engine.optimizers import (
     checked_optimizers,
     checked_schedulers,
+    freeze,
     make_clipper,
     make_optimizers,
     make_schedulers,
@@ -49,7 +50,6 @@ from utils.averaging import Averaging, check_can_measure, check_start
 from utils.batch import move_to
 from utils.earlystopper import EarlyStopper, direction
 from utils.errors import DivergedError
-from utils.param_groups import Freezing
 from utils.precision import Precision
 from utils.scheduler import learning_rates
 from utils.seed import GlobalGenerators, preserved_random_state, seed_apart, seed_everything
@@ -79,7 +79,7 @@ class TrainerBase:
 
         # ---- the networks, and how they learn
         self.networks = place_networks(opt, self.build_networks(), self.device, self.distributed)
-        self.freezing = Freezing(self.networks, opt.freeze, opt.train_only)
+        self.in_eval_mode = freeze(opt, self.networks)  # by network: the frozen layers that stay in eval mode
         pretrained_notes = self.load_initial_weights()
         self.wrapped = self.wrap_networks()
         self.criterion = place_network(self.build_criterion(), self.device, compile=opt.compile)
@@ -245,12 +245,19 @@ class TrainerBase:
     def train_epoch(self) -> None:
         """Train on the rest of the epoch, validate, and save."""
         self.call("on_epoch_start")
-        self.freezing.set_train_mode(self.networks)
+        self.set_train_mode()
         for update in self.epoch_log.timed(self.updates_left()):
             self.train_update(update)
             if self.session.should_stop():  # raises on a signal; True if a callback asked to stop
                 return self.save("last")
         self.finish_epoch()
+
+    def set_train_mode(self) -> None:
+        """Put the networks in train mode, except for frozen normalization."""
+        for name, network in self.networks.items():
+            network.train()
+            for layer in self.in_eval_mode.get(name, ()):  # by name, since wrapping may replace modules
+                network.get_submodule(layer).eval()
 
     def train_update(self, update: Update) -> None:
         """Make one optimizer update, count it, and tell the callbacks."""
@@ -404,21 +411,25 @@ class TrainerBase:
 
         return [load_pretrained(network, path, name) for name, network in self.networks.items()]
 
-    def build_guard(self) -> Any:
-        """Return the guard that undoes an update that is not finite."""
-        is_averaged = self.opt.ema is not None
-        return build_guard(
-            modules=(*self.networks.values(), self.criterion),
-            progress=self.progress,
-            optimizers=self.optimizers,
-            counters=(self.progress, *self.schedulers.values(), self.epoch_log),
-            policy=self.opt.nan_policy,
-            max_skips=self.opt.max_skips,
-            reads_at_once=self.opt.amp == "fp16" or is_averaged,  # they need the answer before the next update
-            sum_losses=self.distributed.sum if self.distributed.size > 1 else None,
-            describe=self.describe_failure,
-            warn=lambda message: self.run_dir.note(message, is_warning=True),
-        )
+    def build_guard(self) -> NanGuard:
+        """Return the guard that undoes an update that is not finite; the loop waits for a GPU's answer only if it must.
+
+        The scaler of float16 and averages of the weights need the answer before the next update, and so does skipping.
+        """
+        settings = {
+            "modules": (*self.networks.values(), self.criterion),
+            "progress": self.progress,
+            "sum_losses": self.distributed.sum if self.distributed.size > 1 else None,
+            "describe": self.describe_failure,
+        }
+        must_wait = self.opt.nan_policy == "skip" or self.opt.amp == "fp16" or self.opt.ema is not None
+        if not must_wait and can_be_voided(self.optimizers.values()):
+            from engine.late_nan_guard import DeferredNanGuard
+
+            counters = (self.progress, *self.schedulers.values(), self.epoch_log)
+            return DeferredNanGuard(optimizer=self.optimizer, counters=counters, **settings)
+        warn = partial(self.run_dir.note, is_warning=True)
+        return NanGuard(policy=self.opt.nan_policy, max_skips=self.opt.max_skips, warn=warn, **settings)
 
     def build_averaging(self) -> Averaging:
         """Return the average of the weights (--ema, --swa_start), which the evaluator then measures."""

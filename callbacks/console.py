@@ -14,7 +14,6 @@ from utils.advice import shares_text, time_shares
 from utils.errors import DivergedError, LoadingError
 from utils.files import NO_SPACE, StorageError
 from utils.model_summary import memory_of, memory_text
-from utils.param_groups import group_table
 
 SECONDS_BETWEEN_LINES = 10.0
 LEAST_WAIT = 1.0  # seconds of waiting for data in an epoch, below which no advice is given
@@ -71,9 +70,12 @@ class Console(Callback):
 
     def on_train_start(self, trainer) -> None:
         self.started = (time.perf_counter(), trainer.progress.update)
-        for text in (trainer.freezing.note(trainer.networks), group_table(trainer.optimizers)):
-            if text:
-                self.logger.info(text)
+        groups = [group for optimizer in trainer.optimizers.values() for group in optimizer.param_groups]
+        if trainer.in_eval_mode or any("name" in group for group in groups):
+            from utils.param_groups import frozen_table, group_table  # here, as few runs have groups
+
+            tables = (frozen_table(trainer.networks, trainer.in_eval_mode), group_table(trainer.optimizers))
+            self.logger.info("\n".join(filter(None, tables)))
         if trainer.progress.update:
             where = f"{trainer.progress.epoch} of {self.num_epochs} epochs and {trainer.progress.sample:,} samples done"
             self.logger.info(f"Resumed {trainer.opt.resume} after update {trainer.progress.update:,}: {where}.")

@@ -1,11 +1,7 @@
 """Refuse an update whose loss or gradient is infinite or not a number, before it reaches the weights."""
 
-import dataclasses
 import math
-import time
-from collections import deque
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -17,11 +13,43 @@ from utils.errors import DivergedError, UserError
 from utils.seed import RandomBookmark
 
 POLICIES = ("stop", "skip")
-UNREAD = -1.0
 
 
 def default_message(update: Any, error: DivergedError) -> str:
     return str(error)
+
+
+class Before:
+    """Buffers and random generators as they were before an update: all that a forward pass changes.
+
+    Args:
+        modules: modules that the forward passes go through.
+    """
+
+    def __init__(self, modules: Iterable[nn.Module]):
+        owners = [owner for module in modules for owner in module.modules()]
+        # By owner and name, because a forward pass may also replace a buffer by a new tensor.
+        self.places = [(owner, name) for owner in owners for name, _ in owner.named_buffers(recurse=False)]
+        self.buffers: list[Tensor] = []
+        self.copies = [getattr(owner, name).clone() for owner, name in self.places]
+        self.random: RandomBookmark | None = None
+
+    @torch.no_grad()
+    def take(self, previous: RandomBookmark | None) -> None:
+        """Remember how things are now; `previous` is the bookmark before this one in a series."""
+        self.buffers = [getattr(owner, name) for owner, name in self.places]
+        if self.buffers:
+            torch._foreach_copy_(self.copies, self.buffers)
+        self.random = RandomBookmark(previous)
+
+    @torch.no_grad()
+    def put_back(self) -> None:
+        """Restore everything."""
+        if self.buffers:
+            torch._foreach_copy_(self.buffers, self.copies)
+        for (owner, name), buffer in zip(self.places, self.buffers, strict=True):
+            setattr(owner, name, buffer)
+        self.random.put_back()
 
 
 class NanGuard:
@@ -53,7 +81,7 @@ class NanGuard:
 
     def __init__(
         self,
-        modules: Iterable[nn.Module],
+        modules: Sequence[nn.Module],
         progress: Progress,
         policy: str = "stop",
         max_skips: int = 10,
@@ -70,19 +98,11 @@ class NanGuard:
         self.warn = warn
         self.num_skipped = 0
         self.stepped: list[str] = []  # networks whose step in this update has begun
-        # By owner and name, because a forward pass may also replace a buffer by a new tensor.
-        modules = list(modules)
-        owners = [owner for module in modules for owner in module.modules()]
+        self._before = Before(modules)
+        self._random: RandomBookmark | None = None  # of the last update
         self._parameters = [parameter for module in modules for parameter in module.parameters()]
-        self._places = [(owner, name) for owner in owners for name, _ in owner.named_buffers(recurse=False)]
-        self._buffers: list[Tensor] = []
-        self._copies = self._allocate_copies()
-        self._loss: Tensor | None = None
-        self._random: RandomBookmark | None = None
         self._versions: list[int] = []  # torch counts how often a tensor was written to
-
-    def _allocate_copies(self) -> list[Tensor]:
-        return [getattr(owner, name).clone() for owner, name in self._places]
+        self._loss: Tensor | None = None
 
     # ---- one update ----------------------------------------------------------------------------------------------
     def attempt(self, step: Callable[[Any], dict[str, Any]], update: Any) -> dict[str, Any] | None:
@@ -114,12 +134,10 @@ class NanGuard:
         """Remember what the update may change besides weights."""
         self.stepped = []
         self._loss = None
-        self._buffers = [getattr(owner, name) for owner, name in self._places]
-        if self._buffers:
-            torch._foreach_copy_(self._copies, [buffer.detach() for buffer in self._buffers])
         # The short cut of a bookmark after another one is not taken where it could change a later update.
         is_series = self.policy == "stop" and self.progress.sample > 0
-        self._random = RandomBookmark(self._random if is_series else None)
+        self._before.take(self._random if is_series else None)
+        self._random = self._before.random
         self._versions = self._read_versions()
 
     def _read_versions(self) -> list[int]:
@@ -176,12 +194,7 @@ class NanGuard:
 
     def undo(self) -> bool:
         """Put back what the update changed; return False when a step has begun, which cannot be undone."""
-        if self._buffers:
-            with torch.no_grad():
-                torch._foreach_copy_(self._buffers, self._copies)
-            for (owner, name), buffer in zip(self._places, self._buffers, strict=True):
-                setattr(owner, name, buffer)
-        self._random.put_back()
+        self._before.put_back()
         return not self.stepped
 
     def may_skip(self) -> bool:
@@ -197,166 +210,8 @@ class NanGuard:
         self.num_skipped = state["num_skipped"]
 
 
-# ---- on a GPU --------------------------------------------------------------------------------------------------------
-@dataclass
-class Pending:
-    """An update whose check has not been read yet, and where everything stood before it."""
-
-    update: Any  # without its data
-    buffers: list[Tensor]
-    copies: list[Tensor]
-    random: RandomBookmark
-    counts: list[Any]
-    had_state: bool  # whether the optimizer had any: its first step creates some, even when the step is void
-    flag: Tensor  # in the CPU's memory, written by the GPU: 0 or 1, before that UNREAD
-    name: str = ""
-    grad_norm: Tensor | None = None
-    loss: Tensor | None = None
-
-
-class DeferredNanGuard(NanGuard):
-    """Reads its checks some updates later, while the GPU works on the next ones.
-
-    To read a number of the GPU, the CPU must wait until it is computed. Meanwhile it prepares nothing, so afterwards
-    the GPU waits for the CPU. Here nobody waits. The check stays on the GPU, as a flag that the fused optimizers of
-    torch know (``found_inf``): where it is 1, their step changes nothing. Once it is 1 it stays 1. So when the CPU
-    reads it, up to `lag` updates later, the weights are still those before the bad update. Only what the CPU has
-    counted since then must be put back.
-
-    Args:
-        modules, progress, sum_losses, describe: see `NanGuard`. Several processes must read a check after the same
-            update, so they read it when `lag` updates have passed, not when it arrives.
-        optimizer: the only one, fused.
-        counters: objects that count updates on the CPU. Each has `state_dict` and `load_state_dict`, or `mark` and
-            `back_to` where these would wait for the GPU. They are called in every update.
-        lag: updates that may be unread.
-    """
-
-    def __init__(
-        self,
-        modules: Iterable[nn.Module],
-        progress: Progress,
-        optimizer: Optimizer,
-        counters: Iterable[Any],
-        lag: int = 8,
-        sum_losses: Callable[[Tensor], Tensor] | None = None,
-        describe: Callable[[Any, DivergedError], str] = default_message,
-    ):
-        super().__init__(modules, progress, sum_losses=sum_losses, describe=describe)
-        self.optimizer = optimizer
-        self.counters: list[tuple[Callable[[], Any], Callable[[Any], Any]]] = [
-            (c.mark, c.back_to) if hasattr(c, "mark") else (c.state_dict, c.load_state_dict) for c in counters
-        ]
-        self.counters.append((self._learning_rates, self._set_learning_rates))
-        self.lag = lag
-        device = optimizer.param_groups[0]["params"][0].device
-        self.bad = optimizer.found_inf = torch.zeros((), device=device)  # whether this update or one before it is
-        self._one = torch.ones((), device=device)
-        self._rooms = [self._copies, *(self._allocate_copies() for _ in range(lag))]  # one more than may be unread
-        self._flags = torch.zeros(lag + 1, pin_memory=device.type == "cuda").unbind()
-        self._count = 0
-        self._pending: deque[Pending] = deque()
-
-    def begin_update(self, update: Any = None) -> None:
-        place = self._count % (self.lag + 1)
-        self._copies = self._rooms[place]
-        super().begin_update(update)
-        counts = [mark() for mark, _ in self.counters]
-        flag = self._flags[place].fill_(UNREAD)
-        had_state = bool(self.optimizer.state)
-        without_data = dataclasses.replace(update, micro_batches=[]) if update is not None else None
-        pending = Pending(without_data, self._buffers, self._copies, self._random, counts, had_state, flag)
-        self._pending.append(pending)
-        self._count += 1
-
-    def check(self, name: str, grad_norm: Tensor, may_overflow: bool = False) -> None:
-        """Make the step that follows void, and all later ones, when a loss or the gradient is not finite.
-
-        A second step in one update is checked at once, because then the update cannot be undone as a whole.
-        """
-        if self.stepped:
-            return super().check(name, grad_norm, may_overflow)
-        suspect = self._suspect(grad_norm)
-        # The kernel of torch's own GradScaler: sets `bad` to 1 where something is not finite, and never back to 0.
-        torch._amp_foreach_non_finite_check_and_unscale_([suspect], self.bad, self._one)
-        pending = self._pending[-1]
-        pending.name = name
-        pending.grad_norm = grad_norm
-        pending.loss = self._loss
-        pending.flag.copy_(self.bad, non_blocking=True)
-
-    def check_earlier(self, wait: bool = False) -> None:
-        """Read the checks that have arrived; with `wait`, all of them.
-
-        Raises:
-            DivergedError: one failed. Everything is as it was before that update.
-        """
-        while self._pending and (wait or len(self._pending) > self.lag or self._has_come(self._pending[0])):
-            pending = self._pending.popleft()
-            if self._wait_for(pending):
-                self._go_back(pending)
-                error = self._divergence(pending.name, pending.grad_norm, pending.loss)
-                raise DivergedError(self.describe(pending.update, error))
-
-    def forget(self) -> None:
-        """Drop the checks that are not read yet, of updates that were only tried."""
-        self._pending.clear()
-        self.bad.zero_()
-
-    def _has_come(self, pending: Pending) -> bool:
-        return self.sum_losses is None and self.bad.is_cuda and float(pending.flag) != UNREAD
-
-    def _wait_for(self, pending: Pending) -> bool:
-        """Return whether an update was bad, as soon as it is known; the GPU may have more to do by then."""
-        is_idle = False
-        while float(pending.flag) == UNREAD and not is_idle:  # idle and still unread: it was never checked
-            time.sleep(2e-5)
-            is_idle = not self.bad.is_cuda or torch.cuda.current_stream(self.bad.device).query()
-        return float(pending.flag) == 1
-
-    def _go_back(self, pending: Pending) -> None:
-        self._pending.clear()
-        self._buffers = pending.buffers
-        self._copies = pending.copies
-        self._random = pending.random
-        self.stepped = []
-        self.undo()
-        self.bad.zero_()
-        if not pending.had_state:
-            self.optimizer.state.clear()
-        for (_, back_to), count in zip(self.counters, pending.counts, strict=True):
-            back_to(count)
-
-    def _learning_rates(self) -> list[float]:
-        return [group["lr"] for group in self.optimizer.param_groups]
-
-    def _set_learning_rates(self, rates: list[float]) -> None:
-        for group, rate in zip(self.optimizer.param_groups, rates, strict=True):
-            group["lr"] = rate
-
-
-def build_guard(
-    modules: Iterable[nn.Module],
-    progress: Progress,
-    optimizers: Mapping[str, Optimizer],
-    counters: Iterable[Any],
-    policy: str,
-    max_skips: int,
-    reads_at_once: bool,
-    sum_losses: Callable[[Tensor], Tensor] | None = None,
-    describe: Callable[[Any, DivergedError], str] = default_message,
-    warn: Callable[[str], Any] = print,
-) -> NanGuard:
-    """Build a `DeferredNanGuard` if a step can be made void on the device and the policy is to stop; else a `NanGuard`.
-
-    Args:
-        modules, progress, optimizers, counters, policy, max_skips, sum_losses, describe, warn: see the two classes.
-        reads_at_once: something must know at once whether a step is made: a gradient scaler (of fp16), which uses the
-            optimizers' flag itself, or an average of the weights, which must not take in what is undone later.
-    """
-    groups = [group for optimizer in optimizers.values() for group in optimizer.param_groups]
+def can_be_voided(optimizers: Collection[Optimizer]) -> bool:
+    """Return whether a flag on the GPU can make a step change nothing: there is one optimizer, and it is fused."""
+    groups = [group for optimizer in optimizers for group in optimizer.param_groups]
     is_on_gpu = all(group.get("fused") and all(p.is_cuda for p in group["params"]) for group in groups)
-    if is_on_gpu and len(optimizers) == 1 and policy == "stop" and not reads_at_once:
-        (optimizer,) = optimizers.values()
-        return DeferredNanGuard(modules, progress, optimizer, counters, sum_losses=sum_losses, describe=describe)
-    return NanGuard(modules, progress, policy, max_skips, sum_losses, describe, warn)
+    return is_on_gpu and len(optimizers) == 1

@@ -1,5 +1,6 @@
 """Make the optimizers, schedulers and the clipper that the options select, for networks by name."""
 
+import inspect
 from argparse import Namespace
 from collections.abc import Mapping
 from typing import Any
@@ -12,40 +13,66 @@ from engine.checkpoints.state import check_plain, set_state
 from engine.registry import call, find
 from utils.clipper import Clipper
 from utils.errors import UserError, nearest
-from utils.optimizer import OPTIMIZERS, as_lists, choose_optimizer, has_sparse_gradients, needs_closure
-from utils.param_groups import groups_of_networks, matching_parameters, parse_rate
+from utils.optimizer import can_fuse, eager
 from utils.scheduler import SCHEDULERS, build_scheduler
 
+FUSED = ("adam", "adamW", "sgd", "nesterov")  # of torch, other classes have such a kernel only on some devices
 SCHEDULE_OPTIONS = (
     "warmup_epoch", "warmup_multiplier", "lr_decay_epochs", "lr_decay_every", "lr_decay_rate", "lr_min",
 )  # fmt: skip
 OF_OUR_SCHEDULES = ("warmup_epoch", "lr_min", "lr_decay_epochs", "lr_decay_every")  # unset by default
 
 
+# ---- parameters ------------------------------------------------------------------------------------------------------
+def freeze(opt: Namespace, networks: Mapping[str, nn.Module]) -> dict[str, list[str]]:
+    """Freeze the parameters of --freeze and --train_only; return by network the layers that stay in eval mode."""
+    if not opt.freeze and not opt.train_only:
+        return {}
+    from utils.param_groups import freeze_parameters  # here, as few runs need it
+
+    return freeze_parameters(networks, opt.freeze or (), opt.train_only or ())
+
+
+def trained_parameters(opt: Namespace, networks: Mapping[str, nn.Module]) -> dict[str, Any]:
+    """Return the parameters of each network for its optimizer, in groups if an option asks for them."""
+    if not (opt.freeze or opt.train_only or opt.param_lr or opt.no_decay):
+        return {name: network.parameters() for name, network in networks.items()}
+    from utils.param_groups import groups_of_networks, parse_rate
+
+    rates = dict(map(parse_rate, opt.param_lr or ()))
+    return groups_of_networks(networks, rates, opt.lr, opt.no_decay or ())
+
+
+# ---- optimizers ------------------------------------------------------------------------------------------------------
 def make_optimizers(opt: Namespace, networks: Mapping[str, nn.Module]) -> dict[str, Optimizer]:
     """Return an optimizer for each network, by the network's name."""
-    parameters = {name: network.parameters() for name, network in networks.items()}
-    if opt.freeze or opt.train_only or opt.param_lr or opt.no_decay:
-        rates = dict(map(parse_rate, opt.param_lr or ()))
-        parameters = groups_of_networks(networks, rates, opt.lr, opt.no_decay or ())
-    return {name: make_optimizer(opt, as_lists(parameters[name]), network) for name, network in networks.items()}
+    parameters = trained_parameters(opt, networks)
+    return {name: make_optimizer(opt, parameters[name], network) for name, network in networks.items()}
 
 
-def make_optimizer(opt: Namespace, parameters: list[Any], network: nn.Module) -> Optimizer:
+def make_optimizer(opt: Namespace, parameters: Any, network: nn.Module) -> Optimizer:
     """Return the optimizer of --optim; UserError when it cannot be made with its arguments."""
-    name_or_class = opt.optim if opt.optim in OPTIMIZERS else find("optimizer", opt.optim)
-    optimizer_class, settings = choose_optimizer(
-        parameters,
-        name_or_class,
-        lr=opt.lr,
-        weight_decay=opt.weight_decay,
-        momentum=opt.momentum,
-        is_sparse=has_sparse_gradients(network),
-    )
+    optimizer_class = find("optimizer", opt.optim)
+    is_of_torch = isinstance(optimizer_class, type) and optimizer_class.__module__.startswith("torch.optim.")
+    if is_of_torch and not needs_closure(optimizer_class):
+        optimizer_class = eager(optimizer_class)
+    settings = {"lr": opt.lr, "weight_decay": opt.weight_decay}
+    if opt.optim != "rmsprop":  # which has none, as Tieleman and Hinton gave it
+        settings["momentum"] = opt.momentum
+    if opt.optim == "nesterov":
+        settings["nesterov"] = True
+    if opt.optim in FUSED:
+        settings["fused"] = can_fuse(network, only_whole=not opt.optim.startswith("adam"))
     optimizer = call(optimizer_class, settings, opt.optim_args, "--optim_args", first=[parameters])
     if not isinstance(optimizer, Optimizer) or needs_closure(type(optimizer)):
         raise UserError(f"--optim {opt.optim} makes no torch.optim.Optimizer whose step() needs no arguments.")
     return optimizer
+
+
+def needs_closure(optimizer_class: type[Optimizer]) -> bool:
+    """Return whether the step of an optimizer cannot be called without arguments, as that of LBFGS."""
+    parameters = list(inspect.signature(optimizer_class.step).parameters.values())[1:]
+    return any(p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD) for p in parameters)
 
 
 def checked_optimizers(
@@ -73,6 +100,7 @@ def checked_optimizers(
     return dict(optimizers)
 
 
+# ---- schedulers ------------------------------------------------------------------------------------------------------
 class OncePerEpoch:
     """Steps a scheduler after the last update of each epoch, while it is itself stepped after every update.
 
@@ -104,16 +132,14 @@ def make_schedulers(
     opt: Namespace, optimizers: Mapping[str, Optimizer], updates_per_epoch: int
 ) -> dict[str, LRScheduler | OncePerEpoch]:
     """Return a scheduler for each optimizer, by the same name; it is stepped once per update, see --scheduler_step."""
-    by_epoch = opt.scheduler_step == "epoch"
-    steps_per_epoch = 1 if by_epoch else updates_per_epoch
-    num_steps = opt.n_epoch * steps_per_epoch
-    if opt.max_updates and opt.max_updates < opt.n_epoch * updates_per_epoch:
-        num_steps = -(-opt.max_updates // updates_per_epoch) if by_epoch else opt.max_updates
-    schedulers: dict[str, LRScheduler | OncePerEpoch] = {}
-    for name, optimizer in optimizers.items():
-        scheduler = make_scheduler(opt, optimizer, steps_per_epoch, num_steps)
-        schedulers[name] = OncePerEpoch(scheduler, updates_per_epoch) if by_epoch else scheduler
-    return schedulers
+    num_updates = opt.n_epoch * updates_per_epoch
+    if opt.max_updates:
+        num_updates = min(num_updates, opt.max_updates)
+    if opt.scheduler_step == "update":
+        return {name: make_scheduler(opt, one, updates_per_epoch, num_updates) for name, one in optimizers.items()}
+    num_epochs = -(-num_updates // updates_per_epoch)  # rounded up
+    by_epoch = {name: make_scheduler(opt, one, 1, num_epochs) for name, one in optimizers.items()}
+    return {name: OncePerEpoch(scheduler, updates_per_epoch) for name, scheduler in by_epoch.items()}
 
 
 def make_scheduler(opt: Namespace, optimizer: Optimizer, steps_per_epoch: int, num_steps: int) -> LRScheduler:
@@ -155,15 +181,14 @@ def checked_schedulers(
     """Return the schedulers, if each has the name of the optimizer whose rate it sets; UserError otherwise."""
     for name, scheduler in schedulers.items():
         if scheduler.optimizer is not optimizers.get(name):
-            owner = next((own for own, optimizer in optimizers.items() if optimizer is scheduler.optimizer), None)
             raise UserError(
-                f"build_schedulers() returns {name!r}, whose optimizer is "
-                f"{'none of build_optimizers()' if owner is None else repr(owner)}{nearest(name, optimizers)}: "
-                f"a scheduler has the name of its optimizer, one of {', '.join(optimizers)}."
+                f"build_schedulers() returns {name!r}{nearest(name, optimizers)}: a scheduler has the name of its "
+                f"optimizer, one of {', '.join(optimizers)}."
             )
     return dict(schedulers)
 
 
+# ---- the clipper -----------------------------------------------------------------------------------------------------
 def make_clipper(opt: Namespace, networks: Mapping[str, nn.Module]) -> Clipper:
     """Return the clipper of the gradients, with the limits of --param_clip first.
 
@@ -172,6 +197,8 @@ def make_clipper(opt: Namespace, networks: Mapping[str, nn.Module]) -> Clipper:
     """
     limits = []
     for text in opt.param_clip or ():
+        from utils.param_groups import matching_parameters
+
         pattern, _, limit = text.rpartition("=")
         limits.append((matching_parameters(networks, pattern, "--param_clip"), float(limit)))
     return Clipper(opt.clip, opt.clip_type, limits)

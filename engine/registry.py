@@ -66,14 +66,14 @@ BUILT_INS: dict[str, dict[str, tuple[str, ...]]] = {
         "LeastSquares": ("torch.nn:MSELoss", "generation"),  # Mao et al., ICCV 2017
     },
     "optimizer": {
-        "adam": ("utils.optimizer:Adam",),
-        "adamW": ("utils.optimizer:AdamW",),
-        "nadam": ("utils.optimizer:NAdam",),
-        "radam": ("utils.optimizer:RAdam",),
-        "sgd": ("utils.optimizer:SGD",),
-        "nesterov": ("utils.optimizer:Nesterov",),
-        "rmsprop": ("utils.optimizer:RMSprop",),
-        "adagrad": ("utils.optimizer:Adagrad",),
+        "adam": ("torch.optim:Adam",),  # Kingma and Ba 2015; weight decay is an L2 penalty, added to the gradient
+        "adamW": ("torch.optim:AdamW",),  # Loshchilov and Hutter 2019; weight decay acts beside the gradient
+        "nadam": ("torch.optim:NAdam",),  # Dozat 2016: Adam with Nesterov momentum
+        "radam": ("torch.optim:RAdam",),  # Liu et al. 2020: Adam that holds back until the variance is known
+        "sgd": ("torch.optim:SGD",),  # with momentum (Polyak 1964)
+        "nesterov": ("torch.optim:SGD",),  # with Nesterov momentum (Sutskever et al. 2013)
+        "rmsprop": ("torch.optim:RMSprop",),  # Tieleman and Hinton 2012, without momentum, as they gave it
+        "adagrad": ("torch.optim:Adagrad",),  # Duchi, Hazan and Singer 2011
     },
     "scheduler": {
         name: (f"utils.scheduler:{name}",) for name in ("constant", "step", "cosine", "linear", "exponential")

@@ -61,7 +61,7 @@ def find_micro_batch_size(trainer) -> None:
     _, largest_share = share_of(trainer.opt.batch_size, 0, trainer.distributed.size)
     parts = {name: part for name, part in trainer.stateful().items() if name != "callbacks"}
     snapshot = Snapshot(parts, device="cpu")  # on the GPU it would take memory that the training needs
-    trainer.freezing.set_train_mode(trainer.networks)
+    trainer.set_train_mode()
     together = trainer.distributed
     with together.gradients(synchronize=False):
         trainer.distributed = Distributed()  # one process may run out of memory alone

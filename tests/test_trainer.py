@@ -11,12 +11,12 @@ from torch.nn import functional as F
 from callbacks.callback import Callback, CallbackList
 from data.data_entry import group_hashes
 from engine.checkpoints.file import load_checkpoint
+from engine.registry import names
 from eval_vanilla import EvaluatorVanilla
 from tools.synthetic.make_carvana_like import make_carvana_like
 from trainer_seg_on_carvana import TrainerSeg
 from trainer_vanilla import TrainerVanilla
 from utils.errors import UserError
-from utils.optimizer import OPTIMIZERS
 from utils.scheduler import SCHEDULERS
 
 ONE_EPOCH = ("--n_epoch", 1, "--train_val_sample_rate", 200)  # 170 train: updates of 64, 64 and 42
@@ -432,7 +432,7 @@ def test_two_runs_of_one_second_have_two_directories(build):
 
 
 # ---- options that change the computation -----------------------------------------------------------------------------
-@pytest.mark.parametrize("optim", OPTIMIZERS)
+@pytest.mark.parametrize("optim", names("optimizer"))
 def test_every_optimizer_trains(train, optim):
     rows = rows_of(train("--optim", optim))
     assert float(rows[1]["train/loss"]) < float(rows[0]["train/loss"]) - 0.001

@@ -69,7 +69,7 @@ def diagnose(trainer: TrainerBase) -> dict[str, tuple[str, str]]:
 
 def run_check(name: str, patient: Patient) -> tuple[str, str]:
     """Return the outcome of a check, ok or problem or skipped, and its description; the trainer is restored."""
-    patient.trainer.freezing.set_train_mode(patient.trainer.networks)
+    patient.trainer.set_train_mode()
     try:
         return OK, CHECKS[name](patient)
     except Finding as finding:

@@ -73,7 +73,7 @@ def try_learning_rates(
     """
     if trainer.opt.micro_batch_size == "auto":
         trainer.session.find_micro_batch_size()
-    trainer.freezing.set_train_mode(trainer.networks)
+    trainer.set_train_mode()
     before = digests(trainer.state_dict())["run"]
 
     def batches(run: int) -> Iterator[Any]:

@@ -7,7 +7,7 @@ of them, and a pattern without a colon for all. A parameter that two modules sha
 
 import math
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -81,11 +81,7 @@ def matching_parameters(networks: Mapping[str, nn.Module], pattern: str, option:
 
 # ---- groups ----------------------------------------------------------------------------------------------------------
 def param_groups(
-    model: nn.Module,
-    rates: Mapping[str, float | str],
-    lr: float | None = None,
-    no_decay: Iterable[str] = (),
-    strict: bool = True,
+    model: nn.Module, rates: Mapping[str, float | str], lr: float | None = None, no_decay: Iterable[str] = ()
 ) -> list[dict[str, Any]]:
     """Return the trainable parameters as groups for any optimizer of `torch.optim`, those without a pattern first.
 
@@ -96,7 +92,6 @@ def param_groups(
         lr: the learning rate of all others; None for that of the optimizer.
         no_decay: the parameters without weight decay: patterns, "bias" for all of this name, "norm" for those of
             normalization layers, "1d" for those with at most one dimension, whatever their names.
-        strict: whether a pattern must match a trainable parameter.
 
     Returns:
         Groups with "params" and "name", which is the pattern, or "" for the rest. They have an "lr" or a "weight_decay"
@@ -110,35 +105,14 @@ def param_groups(
     >>> [(group["name"], len(group["params"]), group.get("lr"), group.get("weight_decay")) for group in groups]
     [('', 1, None, None), ('', 1, None, 0.0), ('0.*', 1, 0.0001, None), ('0.*', 1, 0.0001, 0.0)]
     """
-    patterns = [pattern for pattern in no_decay if pattern not in KINDS]
-    if strict:
-        check_trainable({"model": model}, rates, "rates")
-        check_trainable({"model": model}, patterns, "no_decay")
-    pattern_of: dict[int, str] = {}
-    without_decay = kinds_without_decay(model, no_decay)
-    for name, parameter in named_parameters(model):
-        if matches := [pattern for pattern in rates if fnmatchcase(name, pattern)]:
-            pattern_of[id(parameter)] = matches[-1]
-        if any(fnmatchcase(name, pattern) for pattern in patterns):
-            without_decay.add(id(parameter))
-    members = {(pattern, decays): [] for pattern in ("", *rates) for decays in (True, False)}
-    for parameter in model.parameters():
-        if parameter.requires_grad:
-            members[pattern_of.get(id(parameter), ""), id(parameter) not in without_decay].append(parameter)
-    groups = []
-    for (pattern, decays), parameters in members.items():
-        group = {"params": parameters, "name": pattern}
-        if pattern:
-            group["lr"] = rate_of(rates[pattern], lr)
-        if not decays:
-            group["weight_decay"] = 0.0
-        if parameters:
-            groups.append(group)
-    return groups
+    return groups_of_networks({"model": model}, rates, lr, no_decay)["model"]
 
 
 def groups_of_networks(
-    networks: Mapping[str, nn.Module], rates: Mapping[str, float | str], lr: float, no_decay: Iterable[str] = ()
+    networks: Mapping[str, nn.Module],
+    rates: Mapping[str, float | str],
+    lr: float | None,
+    no_decay: Iterable[str] = (),
 ) -> dict[str, list[dict[str, Any]]]:
     """Return the groups of each network, by its name; ``NETWORK:PATTERN`` is for one of them.
 
@@ -146,41 +120,49 @@ def groups_of_networks(
         networks: by name.
         rates, lr, no_decay: see `param_groups`. A pattern must match a parameter of one of the networks.
     """
-    no_decay = list(no_decay)
-    check_trainable(networks, rates, "--param_lr")
-    check_trainable(networks, [pattern for pattern in no_decay if pattern not in KINDS], "--no_decay")
-    groups = {}
+    pattern_of: dict[int, str] = {}
+    for pattern in rates:
+        pattern_of |= {id(parameter): pattern for parameter in trained(networks, pattern, "--param_lr")}
+    without_decay: set[int] = set()
+    for pattern in no_decay:
+        if pattern in KINDS:
+            chosen = [p for network in networks.values() for p in parameters_of_kind(network, pattern)]
+        else:
+            chosen = trained(networks, pattern, "--no_decay")
+        without_decay |= {id(parameter) for parameter in chosen}
+    groups: dict[str, list[dict[str, Any]]] = {}
     for name, network in networks.items():
-        own_rates = {rest: rates[pattern] for pattern, rest in patterns_for(name, rates)}
-        without_decay = [rest for _, rest in patterns_for(name, no_decay)]
-        groups[name] = param_groups(network, own_rates, lr, without_decay, strict=False)
+        members = {(pattern, decays): [] for pattern in ("", *rates) for decays in (True, False)}
+        for parameter in filter(is_trained, network.parameters()):
+            members[pattern_of.get(id(parameter), ""), id(parameter) not in without_decay].append(parameter)
+        groups[name] = []
+        for (pattern, decays), parameters in members.items():
+            group = {"params": parameters, "name": split_pattern(pattern)[1]}
+            if pattern:
+                group["lr"] = rate_of(rates[pattern], lr)
+            if not decays:
+                group["weight_decay"] = 0.0
+            if parameters:
+                groups[name].append(group)
     return groups
 
 
-def patterns_for(network: str, patterns: Iterable[str]) -> list[tuple[str, str]]:
-    """Return the patterns that are for a network, each with the part after the colon."""
-    split = [(pattern, *split_pattern(pattern)) for pattern in patterns]
-    return [(pattern, rest) for pattern, wanted, rest in split if wanted in (None, network)]
+def trained(networks: Mapping[str, nn.Module], pattern: str, option: str) -> list[nn.Parameter]:
+    """Return the parameters that match a pattern; UserError when all of them are frozen."""
+    matches = matching_parameters(networks, pattern, option)
+    if not any(map(is_trained, matches)):
+        raise UserError(f"{option} {pattern!r} matches only parameters that are frozen.")
+    return matches
 
 
-def check_trainable(networks: Mapping[str, nn.Module], patterns: Iterable[str], option: str) -> None:
-    """Raise UserError when a pattern matches no parameter, or only frozen ones."""
-    for pattern in patterns:
-        if not any(parameter.requires_grad for parameter in matching_parameters(networks, pattern, option)):
-            raise UserError(f"{option} {pattern!r} matches only parameters that are frozen.")
-
-
-def kinds_without_decay(model: nn.Module, no_decay: Iterable[str]) -> set[int]:
-    """Return the ids of the parameters that the words of `KINDS` in `no_decay` stand for."""
-    ids = set()
-    if "bias" in no_decay:
-        ids |= {id(parameter) for name, parameter in named_parameters(model) if name.split(".")[-1] == "bias"}
-    if "norm" in no_decay:
-        layers = [module for module in model.modules() if isinstance(module, NORMALIZATION)]
-        ids |= {id(parameter) for layer in layers for parameter in layer.parameters()}
-    if "1d" in no_decay:
-        ids |= {id(parameter) for parameter in model.parameters() if parameter.ndim <= 1}
-    return ids
+def parameters_of_kind(network: nn.Module, kind: str) -> list[nn.Parameter]:
+    """Return the parameters of a network that one of the words in `KINDS` stands for."""
+    if kind == "bias":
+        return [parameter for name, parameter in named_parameters(network) if name.split(".")[-1] == "bias"]
+    if kind == "norm":
+        layers = [module for module in network.modules() if isinstance(module, NORMALIZATION)]
+        return [parameter for layer in layers for parameter in layer.parameters()]
+    return [parameter for parameter in network.parameters() if parameter.ndim <= 1]
 
 
 def parse_rate(text: str) -> tuple[str, float | str]:
@@ -226,8 +208,10 @@ def group_table(optimizers: Mapping[str, Optimizer]) -> str:
 
 
 # ---- freezing --------------------------------------------------------------------------------------------------------
-class Freezing:
-    """Freezes parameters, in place: they have no gradient, and belong in no optimizer.
+def freeze_parameters(
+    networks: Mapping[str, nn.Module], freeze: Sequence[str] = (), train_only: Sequence[str] = ()
+) -> dict[str, list[str]]:
+    """Freeze parameters, in place: they have no gradient, and belong in no optimizer.
 
     Normalization with running statistics would go on to update them, and so change the output of a frozen layer. So it
     stays in eval mode where all of its parameters are frozen. Without parameters of its own, those of the module around
@@ -238,63 +222,60 @@ class Freezing:
         freeze: patterns of the parameters to freeze.
         train_only: patterns of the parameters to train; all others are frozen. `freeze` wins over it.
 
+    Returns:
+        By network, the names of the normalization layers that stay in eval mode.
+
     Raises:
         UserError: when a pattern matches nothing, or no parameter of a network is left to train.
 
-    Attributes:
-        in_eval_mode: by network, the names of the normalization layers that stay in eval mode.
-
     >>> network = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2), nn.Linear(2, 2))
-    >>> Freezing({"model": network}, freeze=["0.*", "1.*"]).in_eval_mode
+    >>> freeze_parameters({"model": network}, freeze=["0.*", "1.*"])
     {'model': ['1']}
     """
-
-    def __init__(self, networks: Mapping[str, nn.Module], freeze: Iterable[str] = (), train_only: Iterable[str] = ()):
-        freeze, train_only = list(freeze or ()), list(train_only or ())
-        self.in_eval_mode: dict[str, list[str]] = {}
-        frozen = [parameter for pattern in freeze for parameter in matching_parameters(networks, pattern, "--freeze")]
-        if train_only:
-            chosen = {id(p) for pattern in train_only for p in matching_parameters(networks, pattern, "--train_only")}
-            frozen += [p for network in networks.values() for p in network.parameters() if id(p) not in chosen]
-        if not frozen:
-            return
-        before = [name for name, network in networks.items() if is_trained(network)]
-        for parameter in frozen:
-            parameter.requires_grad_(False)
-        given = (("--freeze", freeze), ("--train_only", train_only))
-        flags = " and ".join(f"{flag} {' '.join(patterns)}" for flag, patterns in given if patterns)
-        for name in before:
-            if not is_trained(networks[name]):
-                raise UserError(f"{flags}: nothing is left to be trained in the network {name!r}.")
-        self.in_eval_mode = {name: frozen_normalization(network) for name, network in networks.items()}
-
-    def set_train_mode(self, networks: Mapping[str, nn.Module]) -> None:
-        """Put networks in train mode, except for frozen normalization."""
-        for name, network in networks.items():
-            network.train()
-            for layer in self.in_eval_mode.get(name, ()):  # by name, since wrapping may replace modules
-                network.get_submodule(layer).eval()
-
-    def note(self, networks: Mapping[str, nn.Module]) -> str:
-        """Describe the frozen parameters, for a log; "" when there are none."""
-        lines = []
-        for name, layers in self.in_eval_mode.items():
-            frozen = [parameter for parameter in networks[name].parameters() if not parameter.requires_grad]
-            more = f"; in eval mode stay {', '.join(map(plain_name, layers))}" if layers else ""
-            count = sum(parameter.numel() for parameter in frozen)
-            lines.append(f"Frozen in {name!r}: {count:,} parameters in {len(frozen)} tensors{more}")
-        return "\n".join(lines)
+    frozen = [parameter for pattern in freeze for parameter in matching_parameters(networks, pattern, "--freeze")]
+    if train_only:
+        kept = {id(p) for pattern in train_only for p in matching_parameters(networks, pattern, "--train_only")}
+        frozen += [p for network in networks.values() for p in network.parameters() if id(p) not in kept]
+    trained_before = [name for name, network in networks.items() if has_trained(network)]
+    for parameter in frozen:
+        parameter.requires_grad_(False)
+    for name in trained_before:
+        if not has_trained(networks[name]):
+            options = {"--freeze": freeze, "--train_only": train_only}
+            flags = " and ".join(f"{flag} {' '.join(patterns)}" for flag, patterns in options.items() if patterns)
+            raise UserError(f"{flags}: nothing is left to be trained in the network {name!r}.")
+    return {name: frozen_normalization(network) for name, network in networks.items()}
 
 
-def is_trained(network: nn.Module) -> bool:
-    """Whether any parameter of a network is trainable."""
-    return any(parameter.requires_grad for parameter in network.parameters())
+def frozen_table(networks: Mapping[str, nn.Module], in_eval_mode: Mapping[str, Iterable[str]]) -> str:
+    """Describe the frozen parameters, for a log; "" when there are none.
+
+    Args:
+        networks: by name.
+        in_eval_mode: see `freeze_parameters`.
+    """
+    lines = []
+    for name, layers in in_eval_mode.items():
+        frozen = [parameter for parameter in networks[name].parameters() if not is_trained(parameter)]
+        more = f"; in eval mode stay {', '.join(map(plain_name, layers))}" if layers else ""
+        count = sum(parameter.numel() for parameter in frozen)
+        lines.append(f"Frozen in {name!r}: {count:,} parameters in {len(frozen)} tensors{more}")
+    return "\n".join(lines)
+
+
+def is_trained(parameter: nn.Parameter) -> bool:
+    return parameter.requires_grad
+
+
+def has_trained(network: nn.Module) -> bool:
+    """Return whether any parameter of a network is trained."""
+    return any(map(is_trained, network.parameters()))
 
 
 def frozen_normalization(network: nn.Module) -> list[str]:
     """Return the names of the layers with running statistics that are frozen, or are in a module that is."""
     layers = [name for name, module in network.named_modules() if isinstance(module, _NormBase)]
-    return [name for name in layers if not is_trained(nearest_with_parameters(network, name))]
+    return [name for name in layers if not has_trained(nearest_with_parameters(network, name))]
 
 
 def nearest_with_parameters(network: nn.Module, name: str) -> nn.Module:

@@ -11,12 +11,12 @@ To add a schedule, write a function of (update, plan) and give it a name in `SCH
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
-from utils.errors import UserError, nearest
+from utils.errors import UserError
 
 
 def check_range(option: str, value: float, allowed: bool, range_in_words: str) -> None:
@@ -37,9 +37,6 @@ class Plan:
         decay_updates: the updates from which on the rate is decayed once more, for "step".
         lr_decay_rate: the factor of one decay, for "step" and "exponential", above 0.
         floor: the lowest factor after the warm-up.
-
-    Raises:
-        UserError: when the name is unknown or a number out of range.
     """
 
     lr_scheduler: str
@@ -50,15 +47,6 @@ class Plan:
     decay_updates: tuple[int, ...] = ()
     lr_decay_rate: float = 0.1
     floor: float = 0.0
-
-    def __post_init__(self):
-        if self.lr_scheduler not in SCHEDULERS:
-            raise UserError(
-                f"lr_scheduler={self.lr_scheduler} is unknown{nearest(self.lr_scheduler, SCHEDULERS)}: "
-                f"use one of {', '.join(SCHEDULERS)}."
-            )
-        check_range("warmup_multiplier", self.warmup_multiplier, self.warmup_multiplier >= 1, "at least 1")
-        check_range("lr_decay_rate", self.lr_decay_rate, self.lr_decay_rate > 0, "above 0")
 
     def progress(self, update: int) -> float:
         """Return how much of the way from the end of the warm-up to the last update is behind, from 0 to 1."""
@@ -136,7 +124,6 @@ def find_decay_updates(
             f"the epochs of the decays, such as 30 60 90, or the number of epochs between two decays, such as 30."
         )
     if lr_decay_every:
-        check_range("lr_decay_every", lr_decay_every, lr_decay_every > 0, "above 0")
         shortest = 1 / updates_per_epoch  # with two decays at one update, there would be no end of decays
         check_range("lr_decay_every", lr_decay_every, lr_decay_every >= shortest, f"at least {shortest:g}, an update")
         num_decays = math.ceil(num_epochs / lr_decay_every)
@@ -180,28 +167,27 @@ def build_scheduler(
         num_updates: of the whole run, where it ends before the last epoch does; at least 1.
 
     Raises:
-        UserError: when the name is unknown or an option out of range; unless exactly one of `lr_decay_epochs` and
+        UserError: when `lr_min` or a decay is out of range; unless exactly one of `lr_decay_epochs` and
             `lr_decay_every` is given for "step", and none for any other.
     """
-    check_range("num_epochs", num_epochs, num_epochs >= 1, "at least 1")
-    check_range("updates_per_epoch", updates_per_epoch, updates_per_epoch >= 1, "at least 1")
-    check_range("warmup_epoch", warmup_epoch, warmup_epoch >= 0, "at least 0")
-    num_updates = num_updates or num_epochs * updates_per_epoch
+    decay_updates: tuple[int, ...] = ()
+    if lr_scheduler == "step":
+        decay_updates = find_decay_updates(num_epochs, updates_per_epoch, lr_decay_epochs, lr_decay_every)
+    elif lr_decay_epochs or lr_decay_every:
+        raise UserError(f"lr_decay_epochs and lr_decay_every belong to lr_scheduler=step, not to {lr_scheduler}.")
     plan = Plan(
         lr_scheduler,
-        num_updates,
+        num_updates=num_updates or num_epochs * updates_per_epoch,
         warmup_updates=round(warmup_epoch * updates_per_epoch),
         warmup_multiplier=warmup_multiplier,
         updates_per_epoch=updates_per_epoch,
+        decay_updates=decay_updates,
         lr_decay_rate=lr_decay_rate,
+        floor=lowest_factor(optimizer, lr_min),
     )
-    if lr_scheduler == "step":
-        decay_updates = find_decay_updates(num_epochs, updates_per_epoch, lr_decay_epochs, lr_decay_every)
-        plan = replace(plan, decay_updates=decay_updates)
-    elif lr_decay_epochs or lr_decay_every:
-        raise UserError(f"lr_decay_epochs and lr_decay_every belong to lr_scheduler=step, not to {lr_scheduler}.")
-    plan = replace(plan, floor=lowest_factor(optimizer, lr_min))
-    return LambdaLR(optimizer, factor_function(plan))  # one for all groups: each keeps its ratio to the others
+    # One function for all groups, so that each keeps its ratio to the others. It is no object, because LambdaLR saves
+    # the attributes of one, and a resume would restore the old plan.
+    return LambdaLR(optimizer, lambda update: lr_factor(update, plan))
 
 
 def lowest_factor(optimizer: Optimizer, lr_min: float) -> float:
@@ -211,11 +197,3 @@ def lowest_factor(optimizer: Optimizer, lr_min: float) -> float:
     base_lr = float(first.get("initial_lr", first["lr"]))
     check_range("lr_min", lr_min, 0 <= lr_min <= base_lr, f"from 0 to the learning rate, {base_lr:g}")
     return lr_min / base_lr if lr_min else 0.0
-
-
-def factor_function(plan: Plan) -> Callable[[int], float]:
-    """Return the factor of the learning rates as a function of the update.
-
-    It is a function, because LambdaLR saves the attributes of an object, and a resume would restore the old plan.
-    """
-    return lambda update: lr_factor(update, plan)

@@ -219,7 +219,7 @@ class TaskModule(lightning.LightningModule):
 
     def on_train_epoch_start(self) -> None:
         self.task.call("on_epoch_start")
-        self.task.freezing.set_train_mode(self.task.networks)
+        self.task.set_train_mode()
 
     def training_step(self, update: Update, batch_idx: int) -> None:
         self.task.train_update(update)

@@ -10,7 +10,6 @@ from engine.checkpoints.checkpointer import Checkpointer
 from engine.epoch_log import EpochLog
 from engine.progress import Progress
 from utils.earlystopper import EarlyStopper
-from utils.param_groups import Freezing
 
 
 @pytest.fixture
@@ -23,7 +22,7 @@ def trainer(tmp_path) -> SimpleNamespace:
         networks={"model": network},
         device=torch.device("cpu"),
         optimizers={"model": torch.optim.SGD(network.parameters(), lr=0.1, weight_decay=0.01)},
-        freezing=Freezing({}),
+        in_eval_mode={},
         progress=Progress(),
         stopper=EarlyStopper("max", patience=2),
         should_stop=False,

@@ -10,11 +10,12 @@ from torch import nn
 
 import trainer as trainer_module
 from engine.checkpoints.file import load_checkpoint
-from engine.nan_guard import DeferredNanGuard, NanGuard, build_guard
+from engine.late_nan_guard import DeferredNanGuard
+from engine.nan_guard import NanGuard, can_be_voided
 from engine.progress import Progress
+from trainer import TrainerBase
 from trainer_vanilla import TrainerVanilla
 from utils.errors import DivergedError, UserError
-from utils.optimizer import build_optimizer
 
 NAN, INF = float("nan"), float("inf")
 
@@ -174,15 +175,18 @@ class Sick(TrainerVanilla):
         return loss * NAN if self.progress.update + 1 == self.bad_update else loss
 
 
+def late_guard(kind, trainer, **settings):
+    """Return the guard of a GPU, of a class."""
+    modules = (*trainer.networks.values(), trainer.criterion)
+    counters = (trainer.progress, *trainer.schedulers.values(), trainer.epoch_log)
+    return kind(modules, trainer.progress, trainer.optimizer, counters, describe=trainer.describe_failure, **settings)
+
+
 @pytest.fixture
 def late(monkeypatch):
     """Makes every trainer read its checks as late as it may, as if a GPU were slow."""
 
-    def build(modules, progress, optimizers, counters, describe, **_):
-        (optimizer,) = optimizers.values()
-        return DeferredNanGuard(modules, progress, optimizer, counters, lag=5, describe=describe)
-
-    monkeypatch.setattr(trainer_module, "build_guard", build)
+    monkeypatch.setattr(TrainerBase, "build_guard", lambda trainer: late_guard(DeferredNanGuard, trainer, lag=5))
 
 
 def stopped(build, *flags, task=Sick):
@@ -242,10 +246,7 @@ def test_without_the_flag_the_weights_would_be_spoilt(build, late, monkeypatch):
             super().__init__(*arguments, **settings)
             del self.optimizer.found_inf
 
-    def build_untold(modules, progress, optimizers, counters, describe, **_):
-        return Unflagged(modules, progress, *optimizers.values(), counters, describe=describe)
-
-    monkeypatch.setattr(trainer_module, "build_guard", build_untold)
+    monkeypatch.setattr(TrainerBase, "build_guard", lambda trainer: late_guard(Unflagged, trainer))
     _, left, _ = stopped(build)
     assert any(value.isnan().any() for value in left["networks"]["model"].values())
 
@@ -293,22 +294,20 @@ class OnGPU(nn.Parameter):
     is_cuda = True
 
 
-@pytest.mark.parametrize(
-    ("policy", "uses_scaler", "optim", "kind"),
-    [("stop", False, "adamW", DeferredNanGuard), ("skip", False, "adamW", NanGuard), ("stop", True, "adamW", NanGuard),
-     ("stop", False, "radam", NanGuard)],
-)  # fmt: skip
-def test_which_guard(policy, uses_scaler, optim, kind):
+def on_gpu() -> nn.Module:
     network = nn.Linear(2, 2)
     network.weight, network.bias = OnGPU(network.weight.data), OnGPU(network.bias.data)
-    optimizer = build_optimizer(network.parameters(), optim)
-    guard = build_guard([network], Progress(), {"model": optimizer}, [], policy, 3, uses_scaler)
-    assert type(guard) is kind
-    two = {"a": optimizer, "b": optimizer}
-    assert type(build_guard([network], Progress(), two, [], policy, 3, uses_scaler)) is NanGuard
+    return network
 
 
-def test_on_a_cpu_it_is_looked_at_at_once():
-    network = nn.Linear(2, 2)
-    optimizer = build_optimizer(network.parameters(), "adamW")
-    assert type(build_guard([network], Progress(), {"model": optimizer}, [], "stop", 3, False)) is NanGuard
+def test_a_step_can_be_voided_if_it_is_fused_and_the_only_one_on_a_gpu():
+    fused = torch.optim.AdamW(on_gpu().parameters(), fused=True)
+    assert can_be_voided([fused]) and not can_be_voided([fused, fused])
+    assert not can_be_voided([torch.optim.AdamW(on_gpu().parameters())])
+    assert not can_be_voided([torch.optim.AdamW(nn.Linear(2, 2).parameters(), fused=True)])
+
+
+@pytest.mark.parametrize(("flags", "waits"), [((), False), (("--nan_policy", "skip"), True), (("--ema", 0.9), True)])
+def test_the_loop_waits_for_a_gpu_only_if_it_must(build, monkeypatch, flags, waits):
+    monkeypatch.setattr(trainer_module, "can_be_voided", lambda optimizers: True)
+    assert isinstance(build(*flags).guard, DeferredNanGuard) != waits

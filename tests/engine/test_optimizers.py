@@ -16,11 +16,11 @@ from engine.optimizers import (
     checked_schedulers,
     make_optimizers,
     make_schedulers,
+    needs_closure,
 )
-from engine.registry import OF_TORCH
+from engine.registry import OF_TORCH, names
 from trainer_vanilla import TrainerVanilla
 from utils.errors import UserError
-from utils.optimizer import needs_closure
 
 DEFAULTS = {
     "optim": "adamW", "lr": 0.01, "weight_decay": 0.1, "momentum": 0.9, "optim_args": {}, "freeze": None,
@@ -59,6 +59,64 @@ def trained_by(optimizer_class):
     optimizer = optimizer_class([weight], **{name: value for name, value in offered.items() if name in known})
     make_steps(optimizer, weight, 3)
     return weight
+
+
+def trained_weight(build):
+    """Return the weight after three steps on a parabola."""
+    network = Weight()
+    optimizer = build(network)
+    for _ in range(3):
+        optimizer.zero_grad()
+        (network.weight - 0.5).square().sum().backward()
+        optimizer.step()
+    return network.weight.detach()
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("adam", lambda p: torch.optim.Adam(p, lr=0.1, weight_decay=0.2, fused=True)),
+        ("adamW", lambda p: torch.optim.AdamW(p, lr=0.1, weight_decay=0.2, fused=True)),
+        ("nadam", lambda p: torch.optim.NAdam(p, lr=0.1, weight_decay=0.2)),
+        ("radam", lambda p: torch.optim.RAdam(p, lr=0.1, weight_decay=0.2)),
+        ("sgd", lambda p: torch.optim.SGD(p, lr=0.1, weight_decay=0.2, momentum=0.8, fused=True)),
+        ("nesterov", lambda p: torch.optim.SGD(p, lr=0.1, weight_decay=0.2, momentum=0.8, nesterov=True, fused=True)),
+        ("rmsprop", lambda p: torch.optim.RMSprop(p, lr=0.1, weight_decay=0.2)),
+        ("adagrad", lambda p: torch.optim.Adagrad(p, lr=0.1, weight_decay=0.2)),
+    ],
+)
+def test_a_name_steps_as_the_optimizer_of_torch(name, expected):
+    weight = trained_weight(lambda n: optimizer_of(n, name, lr=0.1, weight_decay=0.2, momentum=0.8))
+    assert torch.equal(weight, trained_weight(lambda network: expected(network.parameters())))
+    assert not torch.equal(weight, torch.ones(3, 4))
+
+
+def test_every_name_steps_in_its_own_way():
+    weights = [trained_weight(lambda n, name=name: optimizer_of(n, name)) for name in names("optimizer")]
+    assert len({weight[0, 0].item() for weight in weights}) == len(weights) == 8
+
+
+@pytest.mark.parametrize("name", ["adam", "adamW", "sgd", "nesterov"])
+def test_step_is_fused_where_it_can_be(name):
+    assert optimizer_of(Weight(), name).param_groups[0]["fused"]
+    assert not optimizer_of(Weight(), name, optim_args={"fused": False}).param_groups[0]["fused"]
+    network = Weight()
+    network.other = nn.Parameter(torch.zeros(2, device="meta"))
+    assert not optimizer_of(network, name).param_groups[0]["fused"]
+
+
+def test_sparse_gradients_need_a_step_that_is_not_fused():
+    embedding = nn.Embedding(4, 2, sparse=True)
+    optimizer = optimizer_of(embedding, "sgd", weight_decay=0.0, momentum=0.0)
+    embedding(torch.tensor([1])).sum().backward()
+    before = embedding.weight.detach().clone()
+    optimizer.step()
+    assert not optimizer.param_groups[0]["fused"] and not torch.equal(embedding.weight, before)
+
+
+def test_nesterov_without_momentum_is_refused():
+    with pytest.raises(UserError, match="Nesterov momentum requires a momentum"):
+        optimizer_of(Weight(), "nesterov", momentum=0.0)
 
 
 @pytest.mark.parametrize("name", sorted(set(OF_TORCH["optimizer"][1].split()) - {"SparseAdam"}))
@@ -217,11 +275,11 @@ def test_a_network_that_nobody_steps_is_named(networks):
 
 def test_a_scheduler_of_another_optimizer_is_named(networks):
     optimizers = {name: sgd(networks[name]) for name in ("generator", "critic")}
-    with pytest.raises(UserError, match="'critic', whose optimizer is 'generator'"):
+    with pytest.raises(UserError, match=r"'critic'.*has the name of its optimizer, one of generator, critic"):
         checked_schedulers({"critic": ConstantLR(optimizers["generator"])}, optimizers)
-    with pytest.raises(UserError, match=r"'critik', whose optimizer is 'critic'.*did you mean 'critic'"):
+    with pytest.raises(UserError, match=r"'critik'.*did you mean 'critic'"):
         checked_schedulers({"critik": ConstantLR(optimizers["critic"])}, optimizers)
-    with pytest.raises(UserError, match="none of build_optimizers"):
+    with pytest.raises(UserError, match="returns 'critic'"):
         checked_schedulers({"critic": ConstantLR(sgd(networks["critic"]))}, optimizers)
 
 

@@ -121,7 +121,7 @@ def test_a_mean_over_epochs_is_that_of_torch_with_statistics_of_its_own(train):
 def test_statistics_that_are_frozen_are_not_measured(train):
     flags = ("--swa_start", 1, "--freeze", "2.*")
     trainer = train(*flags, task=WithNorm)
-    assert not averages_of(trainer)["2.running_mean"].any() and trainer.freezing.in_eval_mode == {"model": ["2"]}
+    assert not averages_of(trainer)["2.running_mean"].any() and trainer.in_eval_mode == {"model": ["2"]}
 
 
 def test_only_statistics_and_weights_are_averaged_other_buffers_kept():

@@ -1,4 +1,4 @@
-"""Each name gives the optimizer it says, with the settings that it was given."""
+"""The classes without the compiler are those of torch to the bit, and do not import it."""
 
 import copy
 import pickle
@@ -8,91 +8,7 @@ import torch
 from torch import nn
 
 from utils import optimizer as own
-from utils.errors import UserError
-from utils.optimizer import OPTIMIZERS, build_optimizer
 
-
-def trained_weight(build):
-    """Return the weight after three steps on a parabola."""
-    weight = nn.Parameter(torch.tensor([1.0, -2.0]))
-    optimizer = build([weight])
-    for _ in range(3):
-        optimizer.zero_grad()
-        (weight - 0.5).square().sum().backward()
-        optimizer.step()
-    return weight.detach()
-
-
-@pytest.mark.parametrize(
-    ("name", "expected"),
-    [
-        ("adam", lambda p: torch.optim.Adam(p, lr=0.1, weight_decay=0.2, fused=True)),
-        ("adamW", lambda p: torch.optim.AdamW(p, lr=0.1, weight_decay=0.2, fused=True)),
-        ("nadam", lambda p: torch.optim.NAdam(p, lr=0.1, weight_decay=0.2)),
-        ("radam", lambda p: torch.optim.RAdam(p, lr=0.1, weight_decay=0.2)),
-        ("sgd", lambda p: torch.optim.SGD(p, lr=0.1, weight_decay=0.2, momentum=0.8, fused=True)),
-        ("nesterov", lambda p: torch.optim.SGD(p, lr=0.1, weight_decay=0.2, momentum=0.8, nesterov=True, fused=True)),
-        ("rmsprop", lambda p: torch.optim.RMSprop(p, lr=0.1, weight_decay=0.2)),
-        ("adagrad", lambda p: torch.optim.Adagrad(p, lr=0.1, weight_decay=0.2)),
-    ],
-)
-def test_steps_as_the_optimizer_of_torch(name, expected):
-    weight = trained_weight(lambda p: build_optimizer(p, name, lr=0.1, weight_decay=0.2, momentum=0.8))
-    assert torch.equal(weight, trained_weight(expected))
-    assert not torch.equal(weight, torch.tensor([1.0, -2.0]))
-
-
-def test_every_name_steps_in_its_own_way():
-    weights = {n: trained_weight(lambda p, n=n: build_optimizer(p, n, lr=0.01, weight_decay=0.2)) for n in OPTIMIZERS}
-    assert len({tuple(weight.tolist()) for weight in weights.values()}) == len(OPTIMIZERS)
-
-
-def test_parameter_groups_keep_their_own_settings():
-    first, second = nn.Linear(2, 2), nn.Linear(2, 2)
-    groups = [{"params": first.parameters(), "lr": 0.5}, {"params": second.parameters(), "weight_decay": 0.0}]
-    optimizer = build_optimizer(groups, "adamW", lr=0.1, weight_decay=0.3)
-    assert [(group["lr"], group["weight_decay"]) for group in optimizer.param_groups] == [(0.5, 0.3), (0.1, 0.0)]
-    assert [len(group["params"]) for group in optimizer.param_groups] == [2, 2]
-
-
-@pytest.mark.parametrize("name", ["adam", "adamW", "sgd", "nesterov"])
-def test_step_is_fused_where_it_can_be(name):
-    weight = nn.Parameter(torch.zeros(2))
-    assert build_optimizer([weight], name).param_groups[0]["fused"]
-    assert not build_optimizer([weight], name, fused=False).param_groups[0]["fused"]
-    assert not build_optimizer([weight, nn.Parameter(torch.zeros(2, device="meta"))], name).param_groups[0]["fused"]
-
-
-def test_sparse_gradients_need_a_step_that_is_not_fused():
-    def step(fused):
-        embedding = nn.Embedding(4, 2, sparse=True)
-        optimizer = build_optimizer(embedding.parameters(), "sgd", weight_decay=0, momentum=0, fused=fused)
-        embedding(torch.tensor([1])).sum().backward()
-        optimizer.step()
-
-    step(fused=False)
-    with pytest.raises(RuntimeError, match="sparse"):
-        step(fused=None)
-
-
-def test_unknown_name_is_refused_with_the_nearest():
-    with pytest.raises(UserError, match=r"optim=adamw is unknown.*did you mean 'adamW'.*sgd"):
-        build_optimizer(nn.Linear(2, 2).parameters(), "adamw")
-
-
-@pytest.mark.parametrize("setting", [{"lr": 0.0}, {"lr": float("nan")}, {"weight_decay": -1.0}, {"momentum": 1.0}])
-def test_setting_out_of_range_is_refused(setting):
-    (option,) = setting
-    with pytest.raises(UserError, match=f"{option}="):
-        build_optimizer(nn.Linear(2, 2).parameters(), **setting)
-
-
-def test_nesterov_without_momentum_is_refused():
-    with pytest.raises(UserError, match="needs a momentum above 0"):
-        build_optimizer(nn.Linear(2, 2).parameters(), "nesterov", momentum=0.0)
-
-
-# ---- the classes without the compiler --------------------------------------------------------------------------------
 CLASSES = ("Adam", "AdamW", "NAdam", "RAdam", "SGD", "RMSprop", "Adagrad")
 SETTINGS = {"SGD": {"momentum": 0.9}}
 LIFE = """

@@ -1,16 +1,21 @@
 """Parameters by pattern: found by their plain names, each in one group with its rate, or frozen to the last bit."""
 
+from argparse import Namespace
+
 import pytest
 import torch
 from torch import nn
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 
 from engine.checkpoints.state import get_state, set_state
+from engine.optimizers import freeze
 from extras.activation_checkpointing import checkpoint_activations
+from trainer import TrainerBase
 from trainer_vanilla import TrainerVanilla
 from utils.errors import UserError
 from utils.param_groups import (
-    Freezing,
+    freeze_parameters,
+    frozen_table,
     group_table,
     groups_of_networks,
     matching_parameters,
@@ -203,39 +208,42 @@ def small() -> nn.Sequential:
     return nn.Sequential(body, nn.BatchNorm1d(3), nn.Linear(3, 2), nn.BatchNorm1d(2, affine=False))
 
 
+def set_train_mode(networks, in_eval_mode):
+    TrainerBase.set_train_mode(Namespace(networks=networks, in_eval_mode=in_eval_mode, optimizers={}))
+
+
 def test_normalization_stays_in_eval_mode_when_it_or_what_is_around_it_is_frozen():
     network = small()
-    freezing = Freezing({"model": network}, freeze=["0.*", "1.weight"])
-    freezing.set_train_mode({"model": network})
-    assert freezing.in_eval_mode == {"model": ["0.1"]}
+    in_eval_mode = freeze_parameters({"model": network}, freeze=["0.*", "1.weight"])
+    set_train_mode({"model": network}, in_eval_mode)
+    assert in_eval_mode == {"model": ["0.1"]}
     assert [m.training for m in (network[0][0], network[0][1], network[1], network[3])] == [True, False, True, True]
-    freezing = Freezing({"model": network}, freeze=["1.bias"])
-    assert freezing.in_eval_mode == {"model": ["0.1", "1"]}
+    assert freeze_parameters({"model": network}, freeze=["1.bias"]) == {"model": ["0.1", "1"]}
 
 
 def test_it_is_found_again_in_networks_that_were_wrapped_or_exchanged():
     network = checkpoint_activations(small())
-    freezing = Freezing({"model": network}, freeze=["0.*"])
+    in_eval_mode = freeze_parameters({"model": network}, freeze=["0.*"])
     network.eval()
-    freezing.set_train_mode({"model": nn.SyncBatchNorm.convert_sync_batchnorm(network)})
+    set_train_mode({"model": nn.SyncBatchNorm.convert_sync_batchnorm(network)}, in_eval_mode)
     kinds = [(type(m).__name__, m.training) for m in network.modules() if isinstance(m, nn.SyncBatchNorm)]
     assert kinds == [("SyncBatchNorm", False), ("SyncBatchNorm", True), ("SyncBatchNorm", True)]
-    assert "in eval mode stay 0.1" in freezing.note({"model": network})
+    assert "in eval mode stay 0.1" in frozen_table({"model": network}, in_eval_mode)
 
 
 def test_train_only_freezes_the_rest_and_freeze_takes_of_it():
     network = small()
-    Freezing({"model": network}, train_only=["2.*", "1.*"], freeze=["1.bias"])
+    freeze_parameters({"model": network}, train_only=["2.*", "1.*"], freeze=["1.bias"])
     trained = [name for name, parameter in network.named_parameters() if parameter.requires_grad]
     assert trained == ["1.weight", "2.weight", "2.bias"]
 
 
-def test_without_patterns_nothing_is_touched_not_even_what_a_task_has_frozen():
+def test_without_an_option_nothing_is_touched_not_even_what_a_task_has_frozen():
     network = small()
     network[0].requires_grad_(False)
-    freezing = Freezing({"model": network})
-    freezing.set_train_mode({"model": network})
-    assert all(module.training for module in network.modules()) and freezing.note({"model": network}) == ""
+    in_eval_mode = freeze(Namespace(freeze=None, train_only=None), {"model": network})
+    set_train_mode({"model": network}, in_eval_mode)
+    assert in_eval_mode == {} and all(module.training for module in network.modules())
 
 
 @pytest.mark.parametrize(
@@ -247,7 +255,7 @@ def test_without_patterns_nothing_is_touched_not_even_what_a_task_has_frozen():
 def test_when_nothing_is_left_to_be_trained_that_is_an_error(settings, told):
     names = ("a", "b") if "'b'" in told else ("model",)
     with pytest.raises(UserError, match=told):
-        Freezing({name: small() for name in names}, **settings)
+        freeze_parameters({name: small() for name in names}, **settings)
 
 
 def test_a_run_leaves_what_is_frozen_as_it_was_and_out_of_the_optimizer(train, build, weights):
