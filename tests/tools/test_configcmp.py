@@ -240,10 +240,9 @@ def test_terminal_width_chooses_the_layout(write):
 
 
 @pytest.mark.parametrize("num_keys", [1, 20000])  # less and more than a pipe and a buffer hold
-@pytest.mark.parametrize("options", [[], ["--json"]])
-def test_reader_that_leaves_early_sees_no_traceback(write, options, num_keys):
+def test_reader_that_leaves_early_sees_no_traceback(write, num_keys):
     a, b = write("a.json", {f"key{i}": i for i in range(num_keys)}), write("b.json", {})
-    command = [sys.executable, "-m", "utils.configcmp", a, b, *options]
+    command = [sys.executable, "-m", "utils.configcmp", a, b, "--json"]
     buffered = {**os.environ, "PYTHONUNBUFFERED": ""}
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=buffered)
     process.stdout.close()

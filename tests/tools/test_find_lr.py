@@ -66,7 +66,7 @@ def test_it_begins_with_the_weights_of_a_run(vanilla_run, tmp_path, capsys, cont
 
 
 def test_two_processes_agree(command, small, tmp_path):
-    own = ["--values", "10", "--range", "1e-4", "1", "--runs", "2"]
+    own = ["--values", "10", "--range", "1e-4", "1", "--runs", "1", "--updates", "1"]
     flags = [*own, "trainer_vanilla.py", *small(TrainerVanilla), "--seed", "0", "--output_dir", tmp_path]
     done = command("-m", "tools.find_lr", *flags)
     both = command("-m", "tools.find_lr", *flags, "--nproc", "2")

@@ -1,6 +1,7 @@
 """Two networks with a step each in one update, and the evaluation of the generated images."""
 
 import csv
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from extras.gan import trainer_gan
 from extras.gan.DCGAN import draw_noise
 from extras.gan.eval_gan import EvaluatorGAN
 from extras.gan.trainer_gan import LEARN, TrainerGAN, frozen
+from tests.processes import in_processes
 from utils.errors import UserError
 
 SMALL = ("--width", 4, "--latent", 8)
@@ -95,24 +97,30 @@ def test_pieces_and_loading_processes_change_nothing(train, flags):
         torch.testing.assert_close(all_weights(other)[key], value, atol=2e-5, rtol=1e-4)
 
 
+def two_updates(flags: list[str]) -> tuple[str, dict[str, torch.Tensor]]:
+    """Train in one of several processes; return the run directory, and the networks of its checkpoint."""
+    trainer = TrainerGAN(TrainerGAN.parse_options(flags))
+    trainer.train()
+    path = trainer.run_dir.path
+    return str(path), load_checkpoint(path / "DCGAN_last_ckpt.pth")["networks"]
+
+
 @pytest.mark.parametrize("mode", ["ddp", "fsdp"])
-def test_two_processes_make_the_updates_of_one(command, train, tmp_path, vanilla_run, mode):
+def test_two_processes_make_the_updates_of_one(train, tmp_path, vanilla_run, mode):
     judge = ("--judge_type", "Vanilla", "--judge", vanilla_run / "Vanilla_best_ckpt.pth")
-    flags = [*SGD, *judge, "--batch_size", 30, "--limit_batches", 4]
+    flags = [*SGD, *judge, "--batch_size", 30, "--limit_batches", 2]
     alone = train(*flags, task=TrainerGAN)
-    started = ("--train_val_sample_rate", 600, "--seed", 0, "--output_dir", tmp_path / "two", "--nproc", 2)
-    done = command("trainer_gan.py", *flags, *started, "--parallel", mode)
-    assert done.returncode == 0, done.stderr
-    (path,) = (tmp_path / "two").glob("*/DCGAN_last_ckpt.pth")
-    networks = load_checkpoint(path)["networks"]
+    common = ("--train_val_sample_rate", 600, "--seed", 0, "--output_dir", tmp_path / "two", "--parallel", mode)
+    flags = [str(flag) for flag in (*flags, *common, "--logger", "csv", "--gpu_devices", "cpu")]
+    (path, networks), _ = in_processes(2, two_updates, flags)
     for name, network in alone.networks.items():
         for key, value in network.state_dict().items():
             torch.testing.assert_close(networks[name][key], value, atol=2e-5, rtol=1e-4)
-    assert len(list(path.parent.glob("samples/*.png"))) == (0 if mode == "fsdp" else 1)
+    assert len(list(Path(path).glob("samples/*.png"))) == (0 if mode == "fsdp" else 1)
 
 
 # ---- resume ----------------------------------------------------------------------------------------------------------
-@pytest.mark.parametrize("update", [3, 8, 13])
+@pytest.mark.parametrize("update", [3, 8])
 def test_a_resumed_run_ends_like_one_that_was_not_interrupted(build, train, differences, update):
     whole = train(*SMALL, task=TrainerGAN)
     broken = build(*SMALL, task=TrainerGAN, callbacks=[Interrupts(update)])
