@@ -181,7 +181,8 @@ class EvaluatorBase:
 
     def intervals(self) -> dict[str, tuple[float, float]]:
         """Return the 95 % intervals of the meters that have one."""
-        return {name: meter.interval() for name, meter in self.meters.items() if hasattr(meter, "interval")}
+        intervals = {name: meter.interval() for name, meter in self.meters.items() if hasattr(meter, "interval")}
+        return {name: interval for name, interval in intervals.items() if interval is not None}
 
     # ---- as a program --------------------------------------------------------------------------------------------
     @classmethod

@@ -20,7 +20,7 @@ from eval import EvaluatorBase
 from loss.weighted_sum import loss_meters, update_losses
 from utils.batch import move_to
 from utils.draw import contact_sheet, save_picture
-from utils.metrics import predicted_classes
+from utils.meter import predicted_classes
 
 
 class EvaluatorSeg(EvaluatorBase):

@@ -1,4 +1,4 @@
-"""Make the metrics that --metrics names: those of utils/metrics.py, of torchmetrics, and user-defined ones."""
+"""Make the metrics that --metrics names: the template's, those of torchmetrics, and user-defined ones."""
 
 import re
 from collections.abc import Callable, Mapping, Sequence

@@ -83,9 +83,9 @@ BUILT_INS: dict[str, dict[str, tuple[str, ...]]] = {
         "precision": ("utils.metrics:Precision", "classification"),
         "recall": ("utils.metrics:Recall", "classification"),
         "f1": ("utils.metrics:F1", "classification"),
-        "dice": ("utils.metrics:Dice", "segmentation"),
-        "iou": ("utils.metrics:IoU", "segmentation"),
-        "mean_image_dice": ("utils.metrics:MeanImageDice", "segmentation"),
+        "dice": ("utils.overlap:Dice", "segmentation"),
+        "iou": ("utils.overlap:IoU", "segmentation"),
+        "mean_image_dice": ("utils.overlap:MeanImageDice", "segmentation"),
     },
     "callback": {},
     "logger": {

@@ -82,22 +82,14 @@ class Meter:
         """Continue, bit for bit, from what `state_dict` returned. The meter stays on its own device.
 
         Raises:
-            ValueError: when the names or shapes are those of another meter.
+            ValueError: when a name is missing, or a shape is that of another meter.
         """
-        if state.keys() != self._initial.keys():
-            raise ValueError(
-                f"{type(self).__name__} cannot load the saved state {sorted(state)}: it needs {sorted(self._initial)}. "
-                "Resume with the meters that the state was saved with."
-            )
-        for name, value in state.items():
+        for name, initial in self._initial.items():
             first = 1 if name in self._row_names else 0  # the number of rows is free
-            if value.shape[first:] != self._initial[name].shape[first:]:
-                raise ValueError(
-                    f"{type(self).__name__} cannot load '{name}' of shape {tuple(value.shape)}, which does not match "
-                    f"{tuple(self._initial[name].shape)}. Give the meter the arguments that it was saved with."
-                )
-        for name, value in state.items():
-            self._assign(name, value)
+            if name not in state or state[name].shape[first:] != initial.shape[first:]:
+                raise ValueError(f"{type(self).__name__} cannot load {name!r}: it is missing, or of another shape")
+        for name in self._initial:
+            self._assign(name, state[name])
 
     def merge(self, states: Sequence[Mapping[str, Tensor]]) -> None:
         """Join the states of several meters, in their order, as if this meter had seen all of their batches."""
@@ -105,14 +97,11 @@ class Meter:
         self.load_state_dict({name: join[name]([state[name] for state in states]) for name in self._initial})
 
     def _assign(self, name: str, value: Tensor) -> None:
-        dtype = dtype_on(self.device, self._initial[name].dtype)
+        dtype = self._initial[name].dtype
+        if self.device.type == "mps" and dtype == torch.float64:
+            dtype = torch.float32  # Apple's GPUs have no float64
         value = value.to(self.device, dtype, copy=True)  # a copy: the caller's tensor stays the caller's
         setattr(self, name, [value] if name in self._row_names else value)
-
-
-def dtype_on(device: torch.device, dtype: torch.dtype) -> torch.dtype:
-    """Return `dtype`, or float32 where the device (Apple's MPS) has no float64."""
-    return torch.float32 if device.type == "mps" and dtype == torch.float64 else dtype
 
 
 class AvgMeter(Meter):
@@ -146,3 +135,12 @@ class AvgMeter(Meter):
     def compute(self) -> float:
         """Return the mean over samples, NaN when there were none."""
         return (self.total / self.count).item()
+
+
+def predicted_classes(logits: Tensor) -> Tensor:
+    """Turn logits (N, C, ...) into class indices (N, ...), int64.
+
+    With C >= 2 it is the class of the largest logit. With C == 1 the one logit belongs to class 1 ("yes"), which is
+    predicted where the logit is above 0, that is, where its sigmoid is above one half.
+    """
+    return logits.argmax(dim=1) if logits.shape[1] > 1 else (logits[:, 0] > 0).long()

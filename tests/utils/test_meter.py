@@ -11,8 +11,9 @@ import torch
 import torchmetrics
 
 import utils.meter
-from utils.meter import AvgMeter, Meter, dtype_on
-from utils.metrics import Accuracy, ConfusionMatrix, Dice, IoU, MeanImageDice, PrecisionRecallF1
+from utils.meter import AvgMeter, Meter
+from utils.metrics import Accuracy, ConfusionMatrix, PrecisionRecallF1
+from utils.overlap import Dice, IoU, MeanImageDice
 
 
 class SumAndRows(Meter):
@@ -95,7 +96,7 @@ def test_a_loaded_state_is_a_copy():
 
 
 def test_loading_the_state_of_another_meter_is_refused_by_name():
-    with pytest.raises(ValueError, match=r"SumAndRows cannot load .*'count', 'total'.*'rows', 'total'"):
+    with pytest.raises(ValueError, match="SumAndRows cannot load 'total': it is missing"):
         SumAndRows().load_state_dict(AvgMeter().state_dict())
 
 
@@ -126,12 +127,6 @@ def test_to_keeps_what_was_seen():
     total, rows = meter.to("cpu").compute()
     assert torch.equal(rows, batches()[0])
     assert torch.equal(total, batches()[0].sum(dim=0).double())
-
-
-def test_float64_becomes_float32_on_mps_only():
-    assert dtype_on(torch.device("mps"), torch.float64) == torch.float32
-    assert dtype_on(torch.device("mps"), torch.int64) == torch.int64
-    assert dtype_on(torch.device("cuda"), torch.float64) == torch.float64
 
 
 # What holds for every meter
@@ -213,7 +208,7 @@ def test_the_global_random_state_is_untouched(build, batches):
     meter = fed(build(), batches)
     meter.compute()
     if hasattr(meter, "interval"):
-        meter.interval(num_resamples=10)
+        meter.interval()
     assert torch.equal(torch.get_rng_state(), before[0])
     assert np.array_equal(np.random.get_state()[1], before[1])
     assert random.getstate() == before[2]
