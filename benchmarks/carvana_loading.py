@@ -82,7 +82,7 @@ def plain_pillow(opt: argparse.Namespace) -> dict[str, Any]:
 
 def photos_alone(opt: argparse.Namespace, is_scaled: bool) -> dict[str, Any]:
     """Decode and resize the photos alone, plainly or as the first pass does."""
-    from data.masks import read_pixels
+    from utils.image_file import read_pixels
 
     dataset = build(opt, cache=False)
     started = time.perf_counter()

@@ -14,11 +14,12 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from data.masks import ClassMap, image_size, read_classes, read_pixels, scan_masks, to_float
+from data.masks import ClassMap, read_classes, scan_masks
 from data.pairs import MatchedFiles, car_of, find_pairs
 from data.split import split_by_group
 from engine.registry import load
-from utils.errors import UserError, nearest
+from utils.errors import UserError, nearest, shown
+from utils.image_file import image_size, read_pixels, to_float
 
 MODES = ("direct", "padding")
 
@@ -78,6 +79,7 @@ class CarvanaDataset(Dataset):
         summary: a line on the size of the parts for the log.
         cache: whether `cached` keeps the decoded pixels in a file.
         cache_dir: the directory of that file, see `extras.pixel_cache.cache_directories`.
+        white: see `utils.image_file.scaled_levels`.
 
     Attributes:
         names: "<car>_<view>" of each sample.
@@ -94,6 +96,7 @@ class CarvanaDataset(Dataset):
     summary: str = ""
     cache: bool = False
     cache_dir: str | Path | None = None
+    white: int | None = None
 
     def __post_init__(self) -> None:
         self.names = self.pairs.names
@@ -115,13 +118,8 @@ class CarvanaDataset(Dataset):
     def read(self, index: int) -> tuple[np.ndarray, np.ndarray]:
         """Return the pixels, uint8 (C, H, W), and the classes, int64 (H, W), of a sample from its files."""
         image_path, mask_path = self.files(index)
-        sizes = image_size(image_path), image_size(mask_path)
-        if sizes[0] != sizes[1]:
-            raise UserError(
-                f"{image_path} has {sizes[0][0]} x {sizes[0][1]} pixels, but {mask_path} has {sizes[1][0]} x "
-                f"{sizes[1][1]}. An image and its mask must be of one size."
-            )
-        pixels = read_pixels(image_path, self.n_channels, self.size)
+        check_sizes(image_path, mask_path)
+        pixels = read_pixels(image_path, self.n_channels, self.size, self.white)
         return pixels, read_classes(mask_path, self.class_map, self.size)
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
@@ -137,12 +135,28 @@ class CarvanaDataset(Dataset):
         return load("extras.pixel_cache:cached_carvana", "cache")(self)
 
 
-def check_options(n_channels: int, mode: str, **at_least_one: int) -> None:
+def check_sizes(image_path: Any, mask_path: Any) -> None:
+    """Raise UserError when an image and its mask, both upright, are not of one size; files are as Pillow takes them."""
+    (width, height), mask_size = image_size(image_path), image_size(mask_path)
+    if (width, height) == mask_size:
+        return
+    turned = ""
+    if (height, width) == mask_size:
+        turned = " Each was turned upright as its EXIF data says: does one of the two lack that, or should it?"
+    raise UserError(
+        f"{image_path} has {width} x {height} pixels, but {mask_path} has {mask_size[0]} x {mask_size[1]}. "
+        f"An image and its mask must be of one size.{turned}"
+    )
+
+
+def check_options(n_channels: int, mode: str, white: Any = None, **at_least_one: int) -> None:
     """Raise UserError when one of the options of image data is out of range."""
     if n_channels not in (1, 3):
         raise UserError(f"--n_channels {n_channels} does not fit images: give 3 for RGB or 1 for grey.")
     if mode not in MODES:
         raise UserError(f"--mode {mode} is unknown: give {' or '.join(MODES)}{nearest(mode, MODES)}.")
+    if white is not None and not (type(white) is int and 0 < white < 1 << 32):
+        raise UserError(f"data_args.white {shown(white)} is no level: give a whole number, such as 4095 for 12 bits.")
     for option, value in at_least_one.items():
         if value < 1:
             raise UserError(f"--{option} {value} is out of range: give 1 or more.")
@@ -163,6 +177,7 @@ def build_carvana(
     skip_bad_samples: int = 0,
     cache: bool = True,
     cache_dir: str | Path | None = None,
+    white: int | None = None,
 ) -> dict[str, CarvanaDataset]:
     """Return the data sets `train`, `val` and `test`, with no car in two of them.
 
@@ -175,12 +190,12 @@ def build_carvana(
         mode: "direct" resizes the images of all parts; "padding" leaves those of val and test at their own size.
         augment: whether to augment the training images, see `augment_pair`.
         skip_bad_samples: how many masks may be bad, for loaders that skip them.
-        cache, cache_dir: see `CarvanaDataset`.
+        cache, cache_dir, white: see `CarvanaDataset`.
 
     Raises:
         UserError: an option out of range, files that are missing or do not fit together, a part that is empty.
     """
-    check_options(n_channels, mode, patch_size=patch_size, n_classes=n_classes)
+    check_options(n_channels, mode, white, patch_size=patch_size, n_classes=n_classes)
     pairs = find_pairs(data_dir)
     cars = [car_of(name) for name in pairs.names]
     parts = split_by_group(cars, train_val_sample_rate, test_sample_rate, val_split, split_seed)
@@ -194,6 +209,6 @@ def build_carvana(
         size = (patch_size, patch_size) if mode == "direct" or part == "train" else None
         random = augment and part == "train"
         datasets[part] = CarvanaDataset(
-            pairs.select(indices), class_map, size, n_channels, random, report, summary, cache, cache_dir
+            pairs.select(indices), class_map, size, n_channels, random, report, summary, cache, cache_dir, white
         )
     return datasets

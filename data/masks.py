@@ -1,4 +1,4 @@
-"""Read images and segmentation masks from files of any encoding.
+"""Read segmentation masks from files of any encoding.
 
 A mask may hold 0 and 1, 0 and 255, a palette, or colours. The colour of a pixel is its class: `scan_masks` finds the
 distinct colours of a data set, and in sorted order they become the classes 0, 1, 2, ... So black is class 0 and white
@@ -21,13 +21,14 @@ from PIL import Image
 from torch import Tensor
 
 from utils.errors import UserError
+from utils.image_file import read_image
 
 GREY = 0x010101
 MAX_VALUES = 256  # distinct colours in one file, above which it is no mask
 HALF = 128  # where the masks that went through JPEG are cut
 SCAN_THREADS = 4
 NAMED = 10  # bad masks in a message
-PIXELS_VERSION = 1  # to be raised with each change that gives other pixels or classes, since they are kept in caches
+PIXELS_VERSION = 2  # to be raised with each change that gives other pixels or classes, since they are kept in caches
 
 
 @dataclass(frozen=True)
@@ -42,85 +43,6 @@ class ClassMap:
         known = np.array(self.codes)
         index = np.searchsorted(known, codes).clip(max=len(known) - 1)
         return np.where(known[index] == codes, index, -1)
-
-
-def image_size(path: str | Path) -> tuple[int, int]:
-    """Return width and height from the header of an image file, without decoding it."""
-    try:
-        with Image.open(path) as image:
-            return image.size
-    except Exception as error:
-        raise unreadable(path, error) from error
-
-
-def refuse_bomb(image: Image.Image) -> None:
-    """Raise for an image of too many pixels before it is decoded: a file of a few kilobytes may hold gigabytes.
-
-    The bound is Pillow's own, 89 million. Pillow only warns of it, and raises above twice as many.
-    """
-    limit, pixels = Image.MAX_IMAGE_PIXELS, image.width * image.height
-    if limit is not None and pixels > limit:
-        raise Image.DecompressionBombError(f"it has {pixels:,} pixels, and {limit:,} are allowed.")
-
-
-def read_image(path: str | Path, mode: str | None = None, size: tuple[int, int] | None = None) -> Image.Image:
-    """Return the decoded image.
-
-    Args:
-        path: an image file.
-        mode, size: a hint. A JPEG may be decoded straight to this mode ("RGB" or "L"), and smaller, though no smaller
-            than `size` (width, height), which is several times faster. The caller still converts and resizes.
-
-    Raises:
-        UserError: the file is missing, is no image, is truncated, or is too large (`PIL.Image.MAX_IMAGE_PIXELS`).
-    """
-    try:
-        with Image.open(path) as image:
-            refuse_bomb(image)
-            image.draft(mode, size)
-            image.load()
-            image.info.pop("transparency", None)  # not used here, and Pillow warns of some kinds when it converts
-            return image
-    except MemoryError:  # not the file's fault: it is small enough
-        raise
-    except Exception as error:  # the decoders raise nearly anything on damaged files
-        raise unreadable(path, error) from error
-
-
-def unreadable(path: str | Path, error: Exception) -> UserError:
-    """Return the error for an image file that raised when it was read."""
-    if isinstance(error, (Image.DecompressionBombError, Image.DecompressionBombWarning)):
-        return UserError(f"{path} is too large: {error} Shrink it, or raise PIL.Image.MAX_IMAGE_PIXELS.")
-    return UserError(f"{path} cannot be read as an image ({error}). Replace it, or remove it and its partner.")
-
-
-def read_pixels(path: str | Path, n_channels: int = 3, size: tuple[int, int] | None = None) -> np.ndarray:
-    """Return an image file of any mode as uint8 (C, H, W).
-
-    Args:
-        path: an image file: grey, colour, palette, CMYK, 16-bit grey; transparency is dropped.
-        n_channels: C; 3 for RGB, 1 for grey.
-        size: width and height to resize to, averaging over the pixels that fall together; None keeps the size.
-
-    Raises:
-        UserError: the file cannot be read, or holds floating-point values.
-    """
-    mode = {1: "L", 3: "RGB"}[n_channels]
-    image = read_image(path, mode, size)
-    if image.mode == "F":
-        raise UserError(f"{path} holds floating-point values, whose range is unknown. Save it with 8 or 16 bits.")
-    if image.mode.startswith("I"):  # 16-bit grey, which Pillow would clip instead of scale
-        image = Image.fromarray((np.asarray(image) // 256).clip(0, 255).astype(np.uint8))
-    image = image.convert(mode)
-    if size is not None:
-        image = image.resize(size, Image.Resampling.BILINEAR)
-    pixels = np.asarray(image).reshape(image.height, image.width, n_channels)  # (H, W, C)
-    return np.array(pixels.transpose(2, 0, 1), order="C")  # (C, H, W)
-
-
-def to_float(pixels: Tensor) -> Tensor:
-    """Turn uint8 into float32 in [0, 1]."""
-    return pixels.float().div_(255)
 
 
 def read_classes(path: str | Path, class_map: ClassMap, size: tuple[int, int] | None = None) -> np.ndarray:

@@ -1,7 +1,7 @@
 """Load image files as tensors of bytes, JPEG by the fastest decoder at hand.
 
-JPEG goes through torchvision's `decode_jpeg`, whose libjpeg-turbo writes straight into a tensor; all other formats, and
-files that it refuses, go through Pillow. A file becomes the same tensor either way:
+JPEG goes through torchvision's `decode_jpeg`, whose libjpeg-turbo writes straight into a tensor; all other formats,
+photos that are to be turned, and files that it refuses, go through Pillow. A file becomes the same tensor either way:
 
     RGB               the bytes of Pillow's plain decoding, as long as both have libjpeg-turbo
     grey from colour  the JPEG's own luma, as Pillow's `draft("L")` gives it; to make RGB of it first, and grey of that,
@@ -18,18 +18,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
-from data.masks import read_pixels, refuse_bomb, unreadable
+from utils.image_file import opened, orientation, read_pixels
 
-ORIENTATION = 0x0112  # the tag of EXIF
-# By orientation: whether rows become columns, and which dimensions of (C, H, W) are then flipped.
-TURNS = {
-    2: (False, (-1,)), 3: (False, (-2, -1)), 4: (False, (-2,)),
-    5: (True, ()), 6: (True, (-1,)), 7: (True, (-2, -1)), 8: (True, (-2,)),
-}  # fmt: skip
+PLAIN = ("JPEG RGB", "JPEG L", "MPO RGB")  # what torchvision decodes; MPO: several JPEGs, the first counts
 LEAST_DRAFT = 2  # JPEG decodes to 1/2, 1/4 or 1/8 of its size
 
 
@@ -45,66 +39,36 @@ def jpeg_decoder() -> Callable[[Tensor, int], Tensor] | None:
     return lambda content, n_channels: decode_jpeg(content, mode=modes[n_channels])
 
 
-def read_header(path: str | Path, upright: bool) -> tuple[str, tuple[int, int], int]:
-    """Return format and mode as one text, width and height as they are stored, and the orientation, 1 to 8.
-
-    Raises:
-        UserError: the file is missing, is no image, or is too large (`PIL.Image.MAX_IMAGE_PIXELS`).
-    """
-    try:
-        with Image.open(path) as image:
-            refuse_bomb(image)
-            turn = image.getexif().get(ORIENTATION, 1) if upright else 1
-            return f"{image.format} {image.mode}", image.size, turn
-    except MemoryError:
-        raise
-    except Exception as error:
-        raise unreadable(path, error) from error
-
-
-def size_of(path: str | Path, upright: bool = False) -> tuple[int, int]:
-    """Return the width and height that `load_pixels` gives without `size`, from the header of the file."""
-    _, (width, height), turn = read_header(path, upright)
-    return (height, width) if TURNS.get(turn, (False,))[0] else (width, height)
-
-
 def load_pixels(
     path: str | Path,
     n_channels: int = 3,
     size: tuple[int, int] | None = None,
     draft: bool = False,
-    upright: bool = False,
+    white: int | None = None,
 ) -> Tensor:
-    """Return an image file as uint8 (C, H, W); in memory, the channels of a pixel may stand side by side.
+    """Return an image file as uint8 (C, H, W), upright; in memory, the channels of a pixel may stand side by side.
 
     Args:
-        path: an image file of any mode; transparency is dropped.
+        path: an image file of any mode, see `utils.image_file.read_pixels`.
         n_channels: C; 3 for RGB, 1 for grey.
         size: width and height to resize to, averaging over the pixels that fall together; None keeps the size.
         draft: let a JPEG that shrinks to half or less be decoded straight to 1/2, 1/4 or 1/8. Faster the more it
             shrinks, but not the same pixels, see above.
-        upright: turn the image as the orientation in its EXIF data says. Otherwise the pixels come as they are stored,
-            which is what Pillow and torchvision do.
+        white: the level of white where a grey level has more than 8 bits, see `utils.image_file.scaled_levels`.
 
     Raises:
-        UserError: the file is missing, is no image, is truncated, or is too large (`PIL.Image.MAX_IMAGE_PIXELS`).
+        UserError: the file cannot be read, or not as it is seen, see `utils.image_file`.
     """
-    kind, stored, turn = read_header(path, upright)
-    is_turned, flipped = TURNS.get(turn, (False, ()))
-    if size is not None and is_turned:
-        size = size[1], size[0]
-    shrinks = size is not None and min(stored[0] // size[0], stored[1] // size[1]) >= LEAST_DRAFT
-    pixels = None
-    if kind in ("JPEG RGB", "JPEG L", "MPO RGB") and not (draft and shrinks):  # MPO: several JPEGs, the first counts
-        pixels = decode_jpeg_file(path, n_channels)
+    with opened(path) as image:
+        is_plain = f"{image.format} {image.mode}" in PLAIN and orientation(image) == 1
+        shrinks = size is not None and min(image.width // size[0], image.height // size[1]) >= LEAST_DRAFT
+    pixels = decode_jpeg_file(path, n_channels) if is_plain and not (draft and shrinks) else None
     if pixels is None:
-        pixels = torch.from_numpy(read_pixels(path, n_channels, size if draft else None))
+        pixels = torch.from_numpy(read_pixels(path, n_channels, size if draft else None, white))
     if size is not None and pixels.shape[-2:] != (size[1], size[0]):
         shape = size[1], size[0]
         pixels = F.interpolate(pixels[None], shape, mode="bilinear", align_corners=False, antialias=True)[0]
-    if is_turned:
-        pixels = pixels.transpose(-2, -1)
-    return pixels.flip(flipped) if flipped else pixels
+    return pixels
 
 
 def decode_jpeg_file(path: str | Path, n_channels: int) -> Tensor | None:

@@ -20,12 +20,13 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from data.Carvana import change_light, check_options, flip_some
-from data.masks import ClassMap, load_mask, read_mask, scan_masks, to_float
+from data.Carvana import change_light, check_options, check_sizes, flip_some
+from data.masks import ClassMap, load_mask, read_mask, scan_masks
 from data.pairs import EXTENSIONS, match_files
 from data.split import split_by_group
-from extras.image_loader import load_pixels, size_of
+from extras.image_loader import load_pixels
 from utils.errors import UserError, nearest
+from utils.image_file import to_float
 
 KINDS = ("image", "mask")
 
@@ -256,26 +257,20 @@ def augment_jointly(*images: Tensor) -> list[Tensor]:
     return results
 
 
-def check_sizes(paths: Sequence[str], kinds: Sequence[str], upright: bool) -> None:
+def check_masks(paths: Sequence[str], kinds: Sequence[str]) -> None:
     """Raise UserError when a mask is not of the size of the sample's first image."""
-    sizes = [size_of(path, upright and kind == "image") for path, kind in zip(paths, kinds, strict=True)]
     first = kinds.index("image")
-    for path, size, kind in zip(paths, sizes, kinds, strict=True):
-        if kind == "mask" and size != sizes[first]:
-            hint = "" if upright else " EXIF orientation was not looked at: --set data_args.upright=true does."
-            raise UserError(
-                f"{paths[first]} has {sizes[first][0]} x {sizes[first][1]} pixels, but {path} has {size[0]} x "
-                f"{size[1]}. An image and its mask must be of one size.{hint}"
-            )
+    for path, kind in zip(paths, kinds, strict=True):
+        if kind == "mask":
+            check_sizes(paths[first], path)
 
 
-def check_arguments(group_until: Any, **switches: Any) -> None:
+def check_arguments(group_until: Any, draft: Any) -> None:
     """Raise UserError when an argument of `build_multi_image`, which may come from a file, is of a wrong type."""
     if group_until is not None and (not isinstance(group_until, str) or not group_until):
         raise UserError(f"group_until must be a text such as \"_\", not {group_until!r}.")
-    for name, value in switches.items():
-        if not isinstance(value, bool):
-            raise UserError(f"{name} must be true or false, not {value!r}.")
+    if not isinstance(draft, bool):
+        raise UserError(f"draft must be true or false, not {draft!r}.")
 
 
 def until_last(separator: str, name: str) -> str:
@@ -295,10 +290,10 @@ def scan_masks_of(dataset: MultiImageDataset, n_classes: int, max_bad: int) -> d
 
 def build_multi_image(
     dirs: Sequence[str], *, data_dir: str | Path = "", kinds: str | Sequence[str] = ("image", "mask"),
-    name_ends: Sequence[str] | None = None, group_until: str | None = None, draft: bool = False, upright: bool = False,
-    patch_size: int | None = None, n_channels: int = 3, n_classes: int = 2, mode: str = "direct",
-    augment: bool = False, skip_bad_samples: int = 0, train_val_sample_rate: float = 1.0, test_sample_rate: float = 0.1,
-    val_split: float = 0.15, split_seed: int = 0,
+    name_ends: Sequence[str] | None = None, group_until: str | None = None, draft: bool = False,
+    white: int | None = None, patch_size: int | None = None, n_channels: int = 3, n_classes: int = 2,
+    mode: str = "direct", augment: bool = False, skip_bad_samples: int = 0,
+    train_val_sample_rate: float = 1.0, test_sample_rate: float = 0.1, val_split: float = 0.15, split_seed: int = 0,
 ) -> dict[str, MultiImageDataset]:  # fmt: skip
     """Return the data sets `train`, `val` and `test`, with no group in two of them. For --data_type MultiImage.
 
@@ -307,7 +302,7 @@ def build_multi_image(
         data_dir: where they are.
         kinds, name_ends: see `MultiImageDataset`. The values of masks become classes, see `data.masks.scan_masks`.
         group_until: a separator; a name up to its last occurrence is the group. None: each name is a group.
-        draft, upright: see `extras.image_loader.load_pixels`.
+        draft, white: see `extras.image_loader.load_pixels`.
         patch_size: width and height in pixels that images are resized to; None keeps each image's own size.
         n_channels: of images: 3 for RGB, 1 for grey.
         n_classes: the most values that may occur in masks.
@@ -319,14 +314,14 @@ def build_multi_image(
     Raises:
         UserError: an option out of range, files that are missing or do not fit together, a part that is empty.
     """
-    check_options(n_channels, mode, patch_size=1 if patch_size is None else patch_size, n_classes=n_classes)
-    check_arguments(group_until, draft=draft, upright=upright)
+    check_options(n_channels, mode, white, patch_size=1 if patch_size is None else patch_size, n_classes=n_classes)
+    check_arguments(group_until, draft)
     if isinstance(dirs, list | tuple) and all(isinstance(directory, str | Path) for directory in dirs):
         dirs = [Path(data_dir, directory) for directory in dirs]
     group_of = partial(until_last, group_until) if group_until else None
     whole = MultiImageDataset(dirs, kinds=kinds, name_ends=name_ends, group_of=group_of)
     if {"image", "mask"} <= set(whole.kinds):
-        whole.check = partial(check_sizes, kinds=whole.kinds, upright=upright)
+        whole.check = partial(check_masks, kinds=whole.kinds)
     parts = split_by_group(whole.groups, train_val_sample_rate, test_sample_rate, val_split, split_seed)
     maps = scan_masks_of(whole, n_classes, skip_bad_samples)
     using = ", ".join(f"{len(indices):,} for {part}" for part, indices in parts.items())
@@ -336,7 +331,7 @@ def build_multi_image(
         is_resized = patch_size is not None and (mode == "direct" or part == "train")
         size = (patch_size, patch_size) if is_resized else None
         dataset = datasets[part] = whole.select(indices)
-        load = partial(load_pixels, n_channels=n_channels, size=size, draft=draft, upright=upright)
+        load = partial(load_pixels, n_channels=n_channels, size=size, draft=draft, white=white)
         dataset.loaders = [load] * len(dirs)
         for which, class_map in maps.items():
             dataset.loaders[which] = partial(load_mask, class_map=class_map, size=size)

@@ -27,10 +27,11 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from data.Carvana import CarvanaDataset, augment_batch, augment_pair
-from data.masks import PIXELS_VERSION, to_float
+from data.masks import PIXELS_VERSION
 from engine.runs.lock import LOCK_FILE, PATIENCE, locked
 from utils.errors import UserError
 from utils.files import NO_SPACE, fsync_directory, removed_afterwards, sweep_temporaries
+from utils.image_file import to_float
 from utils.seed import mix
 
 KEPT = 12  # files in a cache directory; the least recently used ones above it are removed
@@ -250,7 +251,7 @@ def cached_carvana(dataset: CarvanaDataset) -> Dataset:
 def cache_key(dataset: CarvanaDataset) -> str:
     """Return SHA-256 of all that the pixels depend on: the files by name, size and time, and how they are read."""
     pairs = dataset.pairs
-    read_how = (PIXELS_VERSION, decoder_versions(), dataset.size, dataset.n_channels, dataset.class_map)
+    read_how = (PIXELS_VERSION, decoder_versions(), dataset.size, dataset.n_channels, dataset.white, dataset.class_map)
     digest = hashlib.sha256(repr(read_how).encode())
     for first in range(0, len(pairs), LINES):
         part = slice(first, first + LINES)

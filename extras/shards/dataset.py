@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from data.Carvana import CarvanaDataset
+from data.Carvana import CarvanaDataset, check_options
 from data.masks import ClassMap
 from data.sampler import epoch_order
 from extras.shards.store import BLOCK, Member, Sample, Shard, ShardStore, chunks_of
@@ -100,17 +100,18 @@ class CarvanaShards(CarvanaDataset):
         store: reads them.
         window: how many shards an epoch mixes at a time, see `window_order`.
         how: class_map, size, n_channels, augment, report and summary, see `CarvanaDataset`.
+        white: see `CarvanaDataset`.
 
     Attributes:
         names, groups, is_random: see `CarvanaDataset`.
     """
 
-    def __init__(self, shards: Sequence[Shard], store: ShardStore, window: int, *how: Any):
+    def __init__(self, shards: Sequence[Shard], store: ShardStore, window: int, *how: Any, white: int | None = None):
         self.shards = list(shards)
         self.store = store
         self.window = window
         self.places = [(shard, sample) for shard in self.shards for sample in shard.samples]
-        super().__init__(SimpleNamespace(names=[sample.name for _, sample in self.places]), *how)
+        super().__init__(SimpleNamespace(names=[sample.name for _, sample in self.places]), *how, white=white)
         self.groups = [sample.group for _, sample in self.places]
 
     def fingerprint(self) -> str:
@@ -157,6 +158,7 @@ def build_carvana_shards(
     shard_cache_dir: str | Path = "./shard_cache",
     shard_cache_gb: float = 10.0,
     cache_dir: str | Path | None = None,
+    white: int | None = None,
     train_val_sample_rate: float,
     test_sample_rate: float,
     val_split: float,
@@ -170,13 +172,13 @@ def build_carvana_shards(
         shuffle_shards: how many shards an epoch of training mixes at a time.
         shard_cache_dir, shard_cache_gb: where to keep fetched shards, and how many gigabytes (10**9 bytes) of them.
         cache_dir: must be None: decoded images of shards are not cached.
+        white: see `CarvanaDataset`.
         train_val_sample_rate, test_sample_rate, val_split, split_seed: must be those that the shards were cut by.
 
     Raises:
         UserError: there are no shards, or an option does not fit them.
     """
-    if n_channels not in (1, 3):
-        raise UserError(f"--n_channels {n_channels} does not fit images: give 3 for RGB or 1 for grey.")
+    check_options(n_channels, mode, white)
     if cache_dir is not None:
         raise UserError("--cache_dir is for --data_type Carvana; shards have --shard_cache_dir.")
     store = ShardStore(data_dir, shard_cache_dir, int(shard_cache_gb * 10**9))
@@ -201,5 +203,5 @@ def build_carvana_shards(
     for part, shards in index["parts"].items():
         size = (patch_size, patch_size) if mode == "direct" or part == "train" else None
         how = (index["class_map"], size, n_channels, augment and part == "train", *index["notes"])
-        datasets[part] = CarvanaShards(shards, store, shuffle_shards, *how)
+        datasets[part] = CarvanaShards(shards, store, shuffle_shards, *how, white=white)
     return datasets

@@ -12,6 +12,7 @@ from data.Carvana import CarvanaDataset, augment_pair, build_carvana, find_pairs
 from data.loader import EvalLoader
 from data.masks import ClassMap
 from data.pairs import car_of
+from extras.multi_image import build_multi_image
 from tools.synthetic.make_carvana_like import make_carvana_like
 from utils.errors import UserError
 
@@ -151,6 +152,24 @@ def test_the_class_map_does_not_depend_on_the_split(tmp_path):
     shares = {"train_val_sample_rate": 1, "test_sample_rate": 2, "val_split": 2, "n_classes": 3}
     maps = {part.class_map for seed in range(4) for part in build_carvana(tmp_path, split_seed=seed, **shares).values()}
     assert len(maps) == 1 and len(maps.pop().codes) == 3
+
+
+def test_a_photo_that_a_phone_has_turned_lies_on_its_mask_for_every_data_type(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 3  # stored upside down, which no size shows
+    corner = np.zeros((24, 24), dtype=np.uint8)
+    corner[2:12, 3:15] = 255
+    for car in range(4):
+        write_pair(tmp_path, f"{car}_01", Image.fromarray(corner))
+        photo = Image.fromarray(corner).rotate(180)
+        photo.convert("RGB").save(tmp_path / "train" / f"{car}_01.png", exif=exif)
+    shares = SHARES | {"test_sample_rate": 0.25, "val_split": 0.3}
+    names = {"dirs": ["train", "train_masks"], "name_ends": ["", "_mask"]}
+    of_files = build_carvana(tmp_path, cache=True, patch_size=24, **shares)
+    of_dirs = build_multi_image(data_dir=tmp_path, **names, **shares)
+    for dataset in (of_files["train"], of_files["train"].cached(), of_dirs["train"]):
+        for image, mask in (dataset[i] for i in range(len(dataset))):
+            assert torch.equal((image[0] > 0.5).long(), mask) and mask.sum() == 120
 
 
 @pytest.mark.parametrize(

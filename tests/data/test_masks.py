@@ -1,5 +1,4 @@
 import struct
-import warnings
 import zlib
 
 import numpy as np
@@ -7,8 +6,9 @@ import pytest
 import torch
 from PIL import Image, PngImagePlugin
 
-from data.masks import ClassMap, image_size, load_mask, read_pixels, scan_masks, to_float
+from data.masks import ClassMap, load_mask, scan_masks
 from utils.errors import UserError
+from utils.image_file import image_size, read_pixels, to_float
 
 TRUTH = np.zeros((24, 36), dtype=np.uint8)  # classes of the masks below
 TRUTH[6:18, 8:28] = 1
@@ -172,62 +172,12 @@ def test_a_resized_mask_holds_no_mixed_classes(tmp_path):
     assert load_mask(other, class_map, size=(17, 17)).unique().tolist() == [0, 2]
 
 
-# Images
-
-
-@pytest.mark.parametrize(
-    "mode, colour, rgb",
-    [
-        ("RGB", (255, 51, 0), (1, 0.2, 0)),
-        ("L", 51, (0.2, 0.2, 0.2)),
-        ("1", 1, (1, 1, 1)),
-        ("RGBA", (255, 51, 0, 0), (1, 0.2, 0)),
-        ("LA", (51, 9), (0.2, 0.2, 0.2)),
-        ("CMYK", (0, 204, 255, 0), (1, 0.2, 0)),
-        ("I;16", 51 * 257, (0.2, 0.2, 0.2)),
-    ],
-)
-def test_images_of_any_mode_become_rgb_or_grey(tmp_path, mode, colour, rgb):
-    path = tmp_path / "image.tif"
-    if mode == "I;16":
-        Image.fromarray(np.full((20, 30), colour, dtype=np.uint16)).save(path)
-    else:
-        Image.new(mode, (30, 20), colour).save(path)
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        image, grey = load_image(path, 3, (16, 12)), load_image(path, 1)
-    assert image.shape == (3, 12, 16) and image.dtype == torch.float32
-    rgb = torch.tensor(rgb, dtype=torch.float32)
-    assert torch.allclose(image, rgb[:, None, None].expand(3, 12, 16), atol=0.006)
-    assert grey.shape == (1, 20, 30)
-    assert torch.allclose(grey, rgb @ torch.tensor([0.299, 0.587, 0.114]), atol=0.006)
-
-
-@pytest.mark.parametrize("transparency", [1, b"\x80\xff"])
-def test_a_palette_image_gives_its_colours(tmp_path, transparency):
-    path = tmp_path / "image.png"
-    palette_mask(TRUTH, [BLUE, RED]).save(path, transparency=transparency)
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        image = load_image(path)
-    assert (image[0].numpy() == TRUTH).all() and (image[2].numpy() == 1 - TRUTH).all()
-
-
 def test_an_image_of_floats_is_refused(tmp_path):
     Image.new("F", (8, 8), 0.5).save(tmp_path / "image.tif")
     with pytest.raises(UserError, match=r"image\.tif holds floating-point"):
         load_image(tmp_path / "image.tif")
     with pytest.raises(UserError, match=r"image\.tif holds floating-point"):
         load_mask(tmp_path / "image.tif", GREYS)
-
-
-@pytest.mark.parametrize("extension", ["png", "jpg"])
-def test_shrinking_averages_instead_of_dropping_pixels(tmp_path, extension):
-    stripes = np.zeros((256, 256), dtype=np.uint8)
-    stripes[:, ::8] = 255  # one column in eight
-    Image.fromarray(stripes).save(tmp_path / f"image.{extension}", quality=100)
-    image = load_image(tmp_path / f"image.{extension}", 1, (32, 32))
-    assert image.shape == (1, 32, 32) and torch.allclose(image, torch.tensor(1 / 8), atol=0.05)
 
 
 def test_a_broken_mask_is_named_by_the_scan(tmp_path):
@@ -267,11 +217,6 @@ def test_a_bomb_is_refused_before_it_is_decoded(tmp_path, monkeypatch, side):
             read(tmp_path / "bomb.png")
 
 
-def test_an_image_of_the_original_size_is_no_bomb(tmp_path):
-    Image.new("L", (1918, 1280)).save(tmp_path / "image.png")
-    assert load_image(tmp_path / "image.png", 1).shape == (1, 1280, 1918)
-
-
 @pytest.mark.parametrize("content", [b"", b"no image at all\n", b"\xff\xd8\xff\xe0", b"GIF89a", b"\x89PNG\r\n\x1a\n"])
 @pytest.mark.parametrize("name", ["a.jpg", "a.png", "a.gif"])
 def test_what_is_no_image_is_named(tmp_path, name, content):
@@ -279,27 +224,6 @@ def test_what_is_no_image_is_named(tmp_path, name, content):
     for read in (load_image, lambda path: load_mask(path, GREYS), image_size):
         with pytest.raises(UserError, match=rf"{name} cannot be read as an image"):
             read(tmp_path / name)
-
-
-@pytest.mark.parametrize("keep", [0.2, 0.5, 0.9, 0.99])
-def test_a_photo_that_is_cut_short_anywhere_is_named(tmp_path, keep):
-    path = tmp_path / "photo.jpg"
-    noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
-    Image.fromarray(noise).save(path, quality=90)
-    content = path.read_bytes()
-    path.write_bytes(content[: int(keep * len(content))])
-    with pytest.raises(UserError, match=r"photo\.jpg cannot be read as an image"):
-        load_image(path)
-
-
-def test_a_lack_of_memory_is_not_the_files_fault(tmp_path, monkeypatch):
-    def load(self):
-        raise MemoryError
-
-    path = write_mask(tmp_path, "a_01_mask.png")
-    monkeypatch.setattr(PngImagePlugin.PngImageFile, "load", load)
-    with pytest.raises(MemoryError):
-        load_image(path)
 
 
 def test_the_scan_passes_over_bad_masks_with_a_warning_and_leaves_counting_to_the_loaders(tmp_path, caplog):

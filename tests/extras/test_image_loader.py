@@ -8,9 +8,9 @@ import torch
 from PIL import Image, ImageOps
 
 import extras.image_loader
-from data.masks import read_pixels
-from extras.image_loader import jpeg_decoder, load_pixels, size_of
+from extras.image_loader import jpeg_decoder, load_pixels
 from utils.errors import UserError
+from utils.image_file import read_pixels
 
 ENCODINGS = {
     "4:4:4": {"subsampling": 0}, "4:2:2": {"subsampling": 1}, "4:2:0": {"subsampling": 2},
@@ -103,17 +103,16 @@ def test_torchvisions_decoder_is_used_and_does_not_warn(tmp_path, photo, monkeyp
 # ---- orientation -----------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("orientation", [1, 2, 3, 4, 5, 6, 7, 8, 99])
 @pytest.mark.parametrize("extension", ["jpg", "png"])
-def test_an_image_is_turned_upright_when_it_is_asked_for(tmp_path, photo, orientation, extension):
+def test_an_image_is_turned_upright(tmp_path, photo, orientation, extension):
     path, exif = tmp_path / f"a.{extension}", Image.Exif()
     exif[0x0112] = orientation
     photo.save(path, exif=exif)
     with Image.open(path) as image:
         upright = ImageOps.exif_transpose(image).convert("RGB")
     expected = torch.from_numpy(np.array(upright)).permute(2, 0, 1)
-    assert torch.equal(load_pixels(path, upright=True), expected) and size_of(path, upright=True) == upright.size
-    assert torch.equal(load_pixels(path).long(), plain(path)) and size_of(path) == (101, 67)  # as it is stored
+    assert torch.equal(load_pixels(path), expected)
     for draft in (False, True):
-        small = load_pixels(path, 3, (40, 25), draft=draft, upright=True).long()
+        small = load_pixels(path, 3, (40, 25), draft=draft).long()
         resized = np.array(upright.resize((40, 25), Image.Resampling.BILINEAR))
         far = (small - torch.from_numpy(resized).permute(2, 0, 1)).abs()
         assert small.shape == (3, 25, 40) and far.max() <= 1 + 50 * draft
