@@ -110,7 +110,7 @@ class TrainerBase:
         self.callbacks = CallbackList([])
         if self.distributed.is_main:
             watching = [*self.build_callbacks(), *build_asked_for(opt, self.logger)]
-            self.callbacks = CallbackList(watching, is_checked=opt.debug or None)
+            self.callbacks = CallbackList(watching, is_checked=opt.debug)
         self.introduce(device_note, *pretrained_notes)
 
     # ---- the task: override --------------------------------------------------------------------------------------
@@ -472,7 +472,8 @@ class TrainerBase:
         if kinds:
             self.guard.check_earlier(wait=True)
             self.call("on_save")
-            self.session.seconds_to_save = self.checkpointer.save(self.state_dict(), *kinds)
+            with self.epoch_log.clock("save"):
+                self.session.seconds_to_save = self.checkpointer.save(self.state_dict(), *kinds)
 
     def stateful(self) -> dict[str, Any]:
         """Return everything that has a state: objects with `state_dict`, or dictionaries of such objects."""

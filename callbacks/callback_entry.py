@@ -4,16 +4,13 @@ import importlib.util
 import logging
 import sys
 from argparse import Namespace
-from collections.abc import Mapping, Sequence
-from functools import partial
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from callbacks.callback import Callback
 from callbacks.console import Console
-from data.loader import is_in_memory
 from engine.registry import call, find, load, make, name_of, parameters_of
-from utils.advice import data_advice, usable_cores
 from utils.errors import UserError
 
 
@@ -24,7 +21,7 @@ def build_default_callbacks(opt: Namespace, run_dir: Path, logger: logging.Logge
         from callbacks.progress_bar import ProgressBar
 
         callbacks.append(ProgressBar(opt.n_epoch))
-    callbacks.append(Console(logger, opt.monitor, opt.n_epoch, partial(advise, vars(opt))))
+    callbacks.append(Console(logger, opt.monitor, opt.n_epoch))
     for name in dict.fromkeys(opt.logger):
         if name != "none":
             callbacks.append(make("logger", name, offered_to_loggers(opt, run_dir)))
@@ -52,20 +49,6 @@ def check_loggers(names: Sequence[str]) -> None:
         raise UserError("--logger wandb needs Weights & Biases, which is not installed: pip install wandb")
 
 
-def advise(options: Mapping[str, Any], trainer, share: float) -> str:
-    """Return the advice for a run that spends this share of an epoch on waiting for data."""
-    return data_advice(
-        share,
-        trainer.train_loader.num_workers,
-        usable_cores(),
-        was_measured=bool(getattr(trainer.train_loader, "report", "")),
-        in_memory=is_in_memory(trainer.datasets["train"]),
-        can_cache=options.get("data_type") == "Carvana" and options.get("cache") is False,
-        can_move=options.get("data_device") == "cpu" and trainer.device.type == "cuda",
-        patch_size=options.get("patch_size"),
-    )
-
-
 def own_class(name: str) -> type[Callback]:
     """Return the class that --callbacks names; UserError unless `logger` is the only argument that it needs."""
     made = find("callback", name)
@@ -75,10 +58,6 @@ def own_class(name: str) -> type[Callback]:
     if needed:
         raise UserError(f"--callbacks {name}: it needs {', '.join(sorted(needed))}; only `logger` is given.")
     return made
-
-
-def build_own(name: str, logger: logging.Logger) -> Callback:
-    return call(own_class(name), {"logger": logger}, {}, "--callbacks")
 
 
 # The callback of an option, imported when the option is given.
@@ -92,7 +71,9 @@ OF_OPTIONS = {
 
 def build_asked_for(opt: Namespace, logger: logging.Logger) -> list[Callback]:
     """Return the callbacks of --callbacks, and one for each option such as --stop_below and --profile."""
-    callbacks: list[Callback] = [build_own(name, logger) for name in opt.callbacks or []]
+    callbacks: list[Callback] = []
+    for name in opt.callbacks or []:
+        callbacks.append(call(own_class(name), {"logger": logger}, {}, "--callbacks"))
     for option, reference in OF_OPTIONS.items():
         value = getattr(opt, option)
         if value is None or value is False:

@@ -5,18 +5,19 @@ import math
 import signal
 import sys
 import time
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Mapping
 
 from callbacks.callback import Callback
+from engine.registry import load
 from engine.runs.signals import Terminated, TimeIsUp
-from utils.advice import shares_text, time_shares
 from utils.errors import DivergedError, LoadingError
 from utils.files import NO_SPACE, StorageError
 from utils.model_summary import memory_of, memory_text
+from utils.time_shares import shares_text, time_shares
 
 SECONDS_BETWEEN_LINES = 10.0
-LEAST_WAIT = 1.0  # seconds of waiting for data in an epoch, below which no advice is given
+MUCH_WAITING = 0.2  # of an epoch, spent waiting for data, above which advice is given
+LEAST_WAIT = 1.0  # seconds of waiting in an epoch, below which none is given
 MORE_SKIPS = 10  # added to --max_skips in the proposed command, when they are used up
 REASONS = {
     KeyboardInterrupt: "Ctrl-C",
@@ -45,28 +46,17 @@ class Console(Callback):
         logger: writes to the terminal and to the log file.
         monitor: the metric that chooses the best checkpoint.
         num_epochs: epochs of the whole run.
-        advise: returns a hint, or "", given the trainer and the share of an epoch that was spent waiting for data, 0 to
-            1. A hint is logged once, and again when it changes.
     """
 
-    def __init__(
-        self,
-        logger: logging.Logger,
-        monitor: str,
-        num_epochs: int,
-        advise: Callable[[Any, float], str] = lambda trainer,
-        share: "",
-    ):
+    def __init__(self, logger: logging.Logger, monitor: str, num_epochs: int):
         self.logger = logger
         self.monitor = monitor
         self.num_epochs = num_epochs
         self.last_line = time.perf_counter()
-        self.advise = advise
-        self.advice = ""  # the last one logged
+        self.advice = ""  # the last one logged: once is enough
         self.started = (0.0, 0)  # (time, update) at the start of this process, for the time left
         self.epoch_began: float | None = None
         self.logged_memory = False
-        self.saved = (0.0, 0.0)  # seconds of saving, up to the start of the epoch and up to its first update
 
     def on_train_start(self, trainer) -> None:
         self.started = (time.perf_counter(), trainer.progress.update)
@@ -83,13 +73,10 @@ class Console(Callback):
     def on_epoch_start(self, trainer) -> None:
         if self.epoch_began is None:  # include the time that an earlier process spent on this epoch
             self.epoch_began = time.perf_counter() - trainer.epoch_log.seconds["train"]
-        self.saved = (self.saved[0], trainer.checkpointer.seconds)
 
     def on_log(self, trainer, values: Mapping[str, float]) -> None:
-        if sys.stderr.isatty():
-            return  # a progress bar shows it
         now = time.perf_counter()
-        if now - self.last_line < SECONDS_BETWEEN_LINES:
+        if now - self.last_line < SECONDS_BETWEEN_LINES or sys.stderr.isatty():  # there a progress bar shows it
             return
         self.last_line = now
         shown = ", ".join(f"{name} {value:.4g}" for name, value in values.items())
@@ -102,7 +89,7 @@ class Console(Callback):
         shown = [f"{name} {value:.4f}" for name, value in row.items() if name.startswith(("train/", "val/"))]
         shown += [f"{name} {value:.3g}" for name, value in row.items() if name.split("/")[0] == "lr"]
         improved = trainer.stopper.num_bad == 0 and f"val/{self.monitor}" in row
-        shares = self.shares(trainer, row)
+        shares = self.shares(row)
         self.logger.info(
             f"epoch {row['epoch']}/{self.num_epochs}: {', '.join(shown)}, "
             f"{row['samples_per_second']:,.0f} samples/s, {self.time_left(trainer)} left{' (best)' if improved else ''}"
@@ -112,26 +99,27 @@ class Console(Callback):
             self.logged_memory = True
             bytes_of = memory_of(trainer.networks.values(), trainer.optimizers.values())
             self.logger.info(memory_text(bytes_of, trainer.device))
-        advice = self.advise(trainer, shares["data"]) if row["time/data_wait"] >= LEAST_WAIT else ""
+        if shares["data"] > MUCH_WAITING and row["time/data_wait"] >= LEAST_WAIT:
+            self.log_advice(trainer)
+
+    def shares(self, row: Mapping[str, float]) -> dict[str, float]:
+        """Return the shares of the time since the last epoch, the saving after that one included."""
+        now = time.perf_counter()
+        began, self.epoch_began = self.epoch_began, now
+        parts = {
+            "step": row["time/train"] - row["time/data_wait"],
+            "data": row["time/data_wait"],
+            "evaluation": row.get("time/val", 0.0),
+            "saving": row["time/save"],
+        }
+        return time_shares(now - began, parts)
+
+    def log_advice(self, trainer) -> None:
+        """Log a hint on the loading of data, unless it is the last one again."""
+        advice = load("extras.data_advice:advise", "num_workers")(trainer)
         if advice and advice != self.advice:
             self.advice = advice
             self.logger.warning(advice)
-
-    def shares(self, trainer, row: Mapping[str, float]) -> dict[str, float]:
-        """Return the shares of the time since the last epoch, the saving after that one included."""
-        now = time.perf_counter()
-        saved = trainer.checkpointer.seconds
-        shares = time_shares(
-            now - self.epoch_began,
-            row["time/train"],
-            row["time/data_wait"],
-            row.get("time/val", 0.0),
-            saving=saved - self.saved[0],
-            saving_in_train=saved - self.saved[1],
-        )
-        self.epoch_began = now
-        self.saved = (saved, saved)
-        return shares
 
     def on_train_end(self, trainer) -> None:
         stopper = trainer.stopper

@@ -18,8 +18,9 @@ class EpochLog:
     the order of the updates, so the time of the fetch does not change the sum.
 
     Attributes:
-        seconds: "train": spent on updates and on waiting for their data; "data_wait": on waiting alone; "val": on
-            validation. Not a part of the state, because two runs that compute the same differ in them.
+        seconds: "train": spent on updates and on waiting for their data; "data_wait": on waiting alone; "save": on
+            checkpoints since the last epoch's row; "val": on validation. Not a part of the state, because two runs that
+            compute the same differ in them.
 
     >>> log = EpochLog()
     >>> log.add({"loss": torch.tensor(2.0)}, num_samples=3, learning_rates={"lr": 0.1})
@@ -40,17 +41,18 @@ class EpochLog:
         self.pending: list[tuple[Mapping[str, torch.Tensor], int]] = []
         self.num_read = 0  # updates that are in the totals
         self.learning_rates: dict[str, float] = {}
-        self.seconds.load_state_dict({"train": 0.0, "data_wait": 0.0})
+        self.seconds.load_state_dict({"train": 0.0, "data_wait": 0.0, "save": 0.0})
         self.newest: tuple[Mapping[str, Any], int] = ({}, 0)  # the values of the last update, and its samples
 
     def timed(self, updates: Iterable[Any]) -> Iterator[Any]:
-        """Yield the updates, and time the wait for each and the work on it."""
+        """Yield the updates, and time the wait for each and the work on it, without the saving in between."""
         asked = time.perf_counter()
         for update in updates:
             self.seconds["data_wait"] += time.perf_counter() - asked
+            saved = self.seconds["save"]
             yield update
             now = time.perf_counter()
-            self.seconds["train"] += now - asked
+            self.seconds["train"] += now - asked - (self.seconds["save"] - saved)
             asked = now
 
     @contextlib.contextmanager

@@ -6,6 +6,7 @@ speed without any process is measured by the first one, on its own loading.
 """
 
 import contextlib
+import os
 import time
 from collections.abc import Iterator, Mapping
 from itertools import cycle, islice
@@ -16,7 +17,6 @@ from torch.utils.data import Dataset
 from data.dataloader import DataLoaderSource
 from data.loader import BadSamples, Batch, is_in_memory
 from data.sampler import epoch_order, may_be_random, seeded_dataset
-from utils.advice import usable_cores
 from utils.seed import preserved_random_state
 
 TIME_LIMIT = 6.0  # seconds for all numbers together
@@ -29,6 +29,11 @@ UNMEASURED = 2  # processes when one batch takes longer than the time limit
 
 class OutOfTime(Exception):
     """The time for measuring is over."""
+
+
+def usable_cores() -> int:
+    """Return the cores that this process may use; a scheduler may have left it fewer than the machine has."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def choose_workers(

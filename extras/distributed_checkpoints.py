@@ -122,7 +122,6 @@ class DistributedCheckpointer(Checkpointer):
             process_group=self._group,
             no_dist=self._group is None,
         )
-        self.seconds += time.perf_counter() - started
         return self.longest_save
 
     def finish(self) -> None:
@@ -133,7 +132,6 @@ class DistributedCheckpointer(Checkpointer):
         """
         if self._writing is None:
             return
-        started = time.perf_counter()
         writing, self._writing = self._writing, None
         try:
             writing.result()
@@ -143,7 +141,6 @@ class DistributedCheckpointer(Checkpointer):
                 raise cause from None
             text = getattr(cause, "strerror", None) or one_line(cause)
             raise UserError(f"Process {rank} cannot write its shard of the checkpoint: {text}.") from None
-        self.seconds += time.perf_counter() - started
 
 
 def file_digest(path: Path) -> str:

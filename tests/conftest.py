@@ -16,6 +16,7 @@ import torch
 
 from callbacks.callback import Callback, CallbackList
 from callbacks.csv_logger import CSVLogger
+from extras.callbacks.checked import call_checked
 from tests import fork_server
 from tools.synthetic.make_carvana_like import make_carvana_like
 from trainer import TrainerBase
@@ -51,7 +52,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(DIRECTORIES[room])
 
 
-CallbackList.is_checked = True  # a callback that changes the training fails, as with --debug
+CallbackList.call_one = staticmethod(call_checked)  # a callback that changes the training fails, as with --debug
 
 torch.set_num_threads(1)  # the networks are too small for more, and several tests may run side by side
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from callbacks.callback import Callback, CallbackList
+from callbacks.callback import HOOKS, Callback, CallbackList
 from data.data_entry import group_hashes
 from engine.checkpoints.file import load_checkpoint
 from engine.registry import names
@@ -39,7 +39,7 @@ def recorder() -> tuple[Callback, list]:
     def noting(hook):
         return lambda self, trainer, *arguments: calls.append((hook, trainer.progress.update))
 
-    return type("Recorder", (Callback,), {hook: noting(hook) for hook in Callback.HOOKS})(), calls
+    return type("Recorder", (Callback,), {hook: noting(hook) for hook in HOOKS})(), calls
 
 
 def saved_at(trainer) -> list[tuple[int, tuple[str, ...]]]:
@@ -349,7 +349,7 @@ def test_metrics_csv_has_the_documented_columns_and_a_row_per_epoch(train):
     assert [row["update"] for row in rows] == ["8", "16", "24"]
     assert set(rows[0]) == {
         "epoch", "update", "train/loss", "train/grad_norm", "val/loss", "val/accuracy", "lr",
-        "time/train", "time/data_wait", "time/val", "samples_per_second",
+        "time/train", "time/data_wait", "time/save", "time/val", "samples_per_second",
     }  # fmt: skip
     for row in rows:
         assert 0 <= float(row["time/data_wait"]) <= float(row["time/train"])

@@ -46,7 +46,6 @@ class Checkpointer:
 
     Attributes:
         longest_save: seconds.
-        seconds: of all saves.
     """
 
     KINDS = ("best", "last", "earlystop", "InT")  # InT: interrupted
@@ -59,7 +58,6 @@ class Checkpointer:
         self.keep = keep
         self.writes = writes
         self.longest_save = 0.0
-        self.seconds = 0.0
 
     def path(self, kind: str) -> Path:
         return self.run_dir / f"{self.prefix}_{kind}_ckpt.pth"
@@ -75,9 +73,7 @@ class Checkpointer:
             return 0.0
         started = time.perf_counter()
         self._write(state, kinds)
-        seconds = time.perf_counter() - started
-        self.longest_save = max(self.longest_save, seconds)
-        self.seconds += seconds
+        self.longest_save = max(self.longest_save, time.perf_counter() - started)
         return self.longest_save
 
     def finish(self) -> None:

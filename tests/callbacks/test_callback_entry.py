@@ -8,9 +8,8 @@ import pytest
 from torch.utils.data import Dataset
 
 import eval as eval_module
-from callbacks import callback_entry
 from data.data_entry import build_datasets
-from extras import choose_workers
+from extras import choose_workers, data_advice
 
 
 class Sleeping(Dataset):
@@ -37,7 +36,7 @@ def sleeping(monkeypatch):
         eval_module, "build_datasets",
         lambda opt: {part: Sleeping(dataset) for part, dataset in build_datasets(opt).items()},
     )  # fmt: skip
-    for module in (callback_entry, choose_workers):
+    for module in (data_advice, choose_workers):
         monkeypatch.setattr(module, "usable_cores", lambda: 4)
 
 

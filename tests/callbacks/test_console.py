@@ -15,7 +15,7 @@ from utils.errors import DivergedError, LoadingError
 from utils.files import StorageError
 
 ROW = {"epoch": 1, "update": 4, "train/loss": 0.5, "val/accuracy": 0.75, "lr": 1e-3, "time/train": 32.0,
-       "time/data_wait": 8.0, "time/val": 6.0, "samples_per_second": 1234.5}  # fmt: skip
+       "time/data_wait": 8.0, "time/save": 0.0, "time/val": 6.0, "samples_per_second": 1234.5}  # fmt: skip
 
 
 class Clock:
@@ -36,7 +36,8 @@ def clock(monkeypatch) -> Clock:
 
 
 @pytest.fixture
-def watch(clock) -> Console:
+def watch(clock, monkeypatch) -> Console:
+    monkeypatch.setattr("extras.data_advice.advise", lambda trainer: "")
     return Console(logging.getLogger("console"), "accuracy", num_epochs=3)
 
 
@@ -81,13 +82,11 @@ def test_saving_is_told_apart_from_the_step_and_from_other(watch, trainer, clock
     watch.on_train_start(trainer)
     watch.on_epoch_start(trainer)
     clock.now += 50
-    trainer.checkpointer.seconds = 4.0  # between two updates
-    watch.on_epoch_end(trainer, ROW)
-    trainer.checkpointer.seconds = 10.0  # after the epoch: it counts to the next
-    clock.now += 10
+    watch.on_epoch_end(trainer, ROW | {"time/train": 28.0, "time/save": 4.0})
+    clock.now += 10  # of which 6 were saving, which counts to the next epoch
     watch.on_epoch_start(trainer)
     clock.now += 40
-    watch.on_epoch_end(trainer, ROW)
+    watch.on_epoch_end(trainer, ROW | {"time/train": 32.0, "time/save": 6.0})
     assert [line.split("time: ")[1] for line in lines()] == [
         "40 % step, 16 % data, 12 % evaluation, 8 % saving, 24 % other",
         "48 % step, 16 % data, 12 % evaluation, 12 % saving, 12 % other",
@@ -103,12 +102,13 @@ def test_what_an_earlier_process_spent_on_the_epoch_counts(watch, trainer, clock
     assert lines()[0].endswith("time: 60 % step, 20 % data, 15 % evaluation, 5 % other")
 
 
-def test_advice_is_given_once_and_again_when_it_is_another(trainer, clock, lines):
+def test_advice_is_given_once_and_again_when_it_is_another(watch, trainer, clock, lines, monkeypatch):
     told = iter(["try this", "try this", "", "try this", "try that", "try that"])
-    watch = Console(logging.getLogger("console"), "accuracy", 3, lambda trainer, share: next(told))
+    monkeypatch.setattr("extras.data_advice.advise", lambda trainer: next(told))
+    waiting = ROW | {"time/train": 10.0, "time/data_wait": 5.0}
     watch.on_epoch_start(trainer)
     for _ in range(6):
-        watch.on_epoch_end(trainer, ROW)
+        watch.on_epoch_end(trainer, waiting)
     watch.on_epoch_end(trainer, ROW | {"time/data_wait": 0.5})  # too little to ask: there is no seventh
     assert [line for line in lines() if not line.startswith("epoch")] == ["try this", "try that"]
 

@@ -23,7 +23,16 @@ def test_update_without_values_does_not_move_the_mean():
 def test_times_of_an_epoch():
     log = EpochLog()
     log.seconds["train"] = 2.0
-    assert log.times(10) == {"time/train": 2.0, "time/data_wait": 0.0, "samples_per_second": 5.0}
+    assert log.times(10) == {"time/train": 2.0, "time/data_wait": 0.0, "time/save": 0.0, "samples_per_second": 5.0}
+
+
+def test_saving_between_two_updates_is_no_time_of_training(monkeypatch):
+    clock = iter([0.0, 1.0, 8.0, 9.0])  # asked, then given, saved for 4 of 7 seconds; then there is no more
+    monkeypatch.setattr("engine.epoch_log.time.perf_counter", lambda: next(clock))
+    log = EpochLog()
+    for _ in log.timed([1]):
+        log.seconds["save"] += 4.0
+    assert log.seconds["train"] == 4.0 and log.seconds["data_wait"] == 1.0
 
 
 def test_second_half_of_an_epoch_continues_the_first():
