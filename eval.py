@@ -111,7 +111,7 @@ class EvaluatorBase:
         return None
 
     def report(self, loader: Iterable) -> None:
-        """Log, and save in `self.output_dir`, results that are more than numbers; called after the test."""
+        """Log, and save in `self.output_dir`, results that are more than numbers; called when those are saved."""
 
     @classmethod
     def eval_batch_size(cls, opt: Namespace, default: int = 64) -> int:
@@ -216,7 +216,6 @@ class EvaluatorBase:
         results = evaluator.evaluate(loader)
 
         # ---- report
-        evaluator.report(loader)
         title = f"{opt.model_path} on the {opt.split} part of {opt.data_type}"
         table = save_results(
             evaluator.output_dir,
@@ -226,6 +225,7 @@ class EvaluatorBase:
             intervals=evaluator.intervals(),
         )
         evaluator.logger.info(f"{table}\nSaved in {evaluator.output_dir}")
+        evaluator.report(loader)
         if opt.split == "val":
             evaluator.logger.info(compare_with_stored(results, evaluator.num_samples, state, vars(opt)))
         return evaluator

@@ -22,6 +22,8 @@ from utils.batch import move_to
 from utils.draw import contact_sheet, save_picture
 from utils.meter import predicted_classes
 
+NUM_IN_SHEET = 24  # rows
+
 
 class EvaluatorSeg(EvaluatorBase):
     """Evaluate a segmentation network on Carvana. Options that are not given are those of the checkpoint."""
@@ -80,8 +82,8 @@ class EvaluatorSeg(EvaluatorBase):
             self.meters[name].update(logits, masks)
 
     def predict(self, images: Tensor) -> Tensor:
-        """Return logits at the images' own size, padded in between to what the network divides."""
-        divisor = self.model.divisor
+        """Return logits at the images' own size, padded in between to what the network divides, its `divisor`."""
+        divisor = getattr(self.model, "divisor", 1)
         height, width = images.shape[-2:]
         padded = F.pad(images, (0, -width % divisor, 0, -height % divisor), mode="replicate")
         return self.model(padded)[..., :height, :width]
@@ -103,7 +105,8 @@ class EvaluatorSeg(EvaluatorBase):
             return
         output_dir = self.output_dir / self.opt.mode / short_name(self.opt.data_type)
         output_dir.mkdir(parents=True)
-        rows, captions, place = [], [], 0
+        rows, captions = [], []  # of the sheet
+        place = num_saved = 0
         with self.inference(), self.precision.autocast():
             for batch in loader.batches():
                 if not batch.num_samples:
@@ -113,14 +116,23 @@ class EvaluatorSeg(EvaluatorBase):
                     if (place + i) % self.opt.n_snap == 0:
                         predicted = predicted_classes(self.predict(images[i : i + 1]))[0]  # (H, W)
                         row = self.row(images[i], masks[i], predicted)
-                        name = Path(loader.dataset.names[index]).name  # so that no name leads out of the directory
+                        name = self.picture_name(loader.dataset, index, output_dir)
                         for kind, picture in zip(("origin", "mask", "pred"), row, strict=True):
                             save_picture(picture, output_dir / f"{name}_{kind}.png")
-                        rows.append(row)
-                        captions.append((name, "mask", "prediction"))
+                        num_saved += 1
+                        if len(rows) < NUM_IN_SHEET:
+                            rows.append(row)
+                            captions.append((name, "mask", "prediction"))
                 place += batch.num_samples
-        contact_sheet(rows[:24], captions[:24], path=output_dir / "contact_sheet.png")
-        self.logger.info(f"Pictures of {len(rows)} of {place} images, and contact_sheet.png: {output_dir}")
+        contact_sheet(rows, captions, path=output_dir / "contact_sheet.png")
+        self.logger.info(f"Pictures of {num_saved} of {place} images, and contact_sheet.png: {output_dir}")
+
+    def picture_name(self, dataset: Any, index: int, directory: Path) -> str:
+        """Return a name for the pictures of a sample: its own, and its number if it has none, or none of its own."""
+        names = getattr(dataset, "names", None)
+        name = Path(str(names[index])).name if names else ""  # so that no name leads out of the directory
+        is_taken = not name or (directory / f"{name}_origin.png").exists()
+        return f"{name}_{index}".lstrip("_") if is_taken else name
 
 
 if __name__ == "__main__":

@@ -5,7 +5,8 @@ from options import answer_early
 if __name__ == "__main__":
     answer_early(__file__)  # --help and a wrong option, before torch is imported
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from itertools import islice
 from typing import Any
 
 import torch
@@ -69,11 +70,10 @@ class EvaluatorVanilla(EvaluatorBase):
         return captioned_grid(images, captions, marked=(predicted != labels).tolist(), max_images=NUM_DRAWN)
 
     def report(self, loader: Iterable) -> None:
-        """Print the first predictions and the matrix; save the matrix and the mistakes as pictures."""
+        """Print the first predictions and the matrix; save the matrix and the first mistakes as pictures."""
         log = self.logger.info
-        images, predicted, actual = self.predict(loader)
-        for p, a in list(zip(predicted.tolist(), actual.tolist(), strict=True))[:NUM_PRINTED]:
-            log(f'Predicted: "{self.classes[p]}", Actual: "{self.classes[a]}"')
+        for _, predicted, actual in islice(self.predictions(loader), NUM_PRINTED):
+            log(f'Predicted: "{self.classes[predicted]}", Actual: "{self.classes[actual]}"')
         confusion = self.meters["confusion"]
         matrix = confusion.compute()  # (10, 10): rows actual, columns predicted
         log("Accuracy per class, and the confusion matrix (rows: actual, columns: predicted in the same order)")
@@ -83,20 +83,20 @@ class EvaluatorVanilla(EvaluatorBase):
         if not self.opt.viz:
             return
         save_confusion_matrix(matrix, self.classes, self.output_dir / "confusion_matrix.png")
-        wrong = (predicted != actual).nonzero().flatten()[:NUM_MISTAKES]
-        captions = [self.caption(predicted[i], actual[i]) for i in wrong.tolist()]
-        captioned_grid(images[wrong], captions, max_images=NUM_MISTAKES, path=self.output_dir / "mistakes.png")
-        log(f"Pictures: {self.output_dir / 'confusion_matrix.png'}, {self.output_dir / 'mistakes.png'}")
+        wrong = (entry for entry in self.predictions(loader) if entry[1] != entry[2])
+        mistakes = list(islice(wrong, NUM_MISTAKES))
+        captions = [self.caption(predicted, actual) for _, predicted, actual in mistakes]
+        path = self.output_dir / "mistakes.png"
+        captioned_grid([image for image, _, _ in mistakes], captions, max_images=NUM_MISTAKES, path=path)
+        log(f"Pictures: {self.output_dir / 'confusion_matrix.png'}, {path}")
 
-    def predict(self, loader: Iterable) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Return all images (N, 1, 28, 28), the predicted and the actual classes (N,)."""
-        parts = []
+    def predictions(self, loader: Iterable) -> Iterator[tuple[torch.Tensor, int, int]]:
+        """Yield every image (1, 28, 28) with its predicted and its actual class."""
         with self.inference(), self.precision.autocast():
             for batch in loader:
                 images, labels = move_to(batch, self.device)
-                parts.append((images.cpu(), self.model(images).argmax(dim=1).cpu(), labels.cpu()))
-        images, predicted, actual = (torch.cat(column) for column in zip(*parts, strict=True))
-        return images, predicted, actual
+                predicted = self.model(images).argmax(dim=1)  # (N,)
+                yield from zip(images.cpu(), predicted.tolist(), labels.tolist(), strict=True)
 
     def caption(self, predicted: int, actual: int) -> str:
         """Return the caption of a picture: the class, or the mistake."""

@@ -4,6 +4,7 @@ An update is a mean over its samples, however they are cut into micro-batches. S
 trying, and changes no result. (Batch normalization sees the micro-batch: with it the size does count.)
 """
 
+import copy
 import dataclasses
 import gc
 from collections.abc import Callable
@@ -91,6 +92,7 @@ def keep(trainer, size: int) -> None:
 
 def fits(trainer, update: Any, size: int, snapshot: Snapshot) -> bool:
     """Return whether memory is enough for a step with `size` samples at once; put everything back."""
+    precision = copy.deepcopy(trainer.precision)  # its scaler cannot begin an update again
     trainer.guard.begin_update(update)
     is_enough = True
     try:
@@ -102,7 +104,7 @@ def fits(trainer, update: Any, size: int, snapshot: Snapshot) -> bool:
         is_enough = False
     trainer.guard.forget()
     snapshot.put_back()
-    trainer.precision.begin_again()
+    trainer.precision = precision
     for network in trainer.networks.values():
         network.zero_grad(set_to_none=True)
     gc.collect()

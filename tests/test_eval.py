@@ -1,10 +1,12 @@
 import json
 import re
+from argparse import Namespace
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch import nn
 
 from data import FashionMNIST
 from data.data_entry import group_hashes
@@ -270,10 +272,10 @@ def test_no_pictures_when_none_are_wanted(evaluate, vanilla_best, seg_best, flag
 
 def test_a_classifier_without_a_mistake_has_no_mistakes_to_draw(evaluate, vanilla_best, monkeypatch):
     def right(self, loader):
-        images, labels = self.first_batch = next(iter(loader))
-        return images, labels, labels
+        images, labels = next(iter(loader))
+        return zip(images, labels.tolist(), labels.tolist(), strict=True)
 
-    monkeypatch.setattr(EvaluatorVanilla, "predict", right)
+    monkeypatch.setattr(EvaluatorVanilla, "predictions", right)
     assert evaluate(EvaluatorVanilla, vanilla_best).num_samples == 1000
 
 
@@ -318,6 +320,38 @@ def test_every_nth_image_is_saved_in_whatever_batches_they_come(evaluate, seg_be
     names = json.loads((seg_run / "split.json").read_text())["test"]
     predictions = [name for name in found if name.endswith("_pred.png")]
     assert predictions == [f"{names[0]}_pred.png", f"{names[3]}_pred.png"]
+
+
+def test_samples_without_names_or_with_one_name_have_pictures_of_their_own(tmp_path):
+    name_of = EvaluatorSeg.picture_name
+    (tmp_path / "car_origin.png").touch()
+    named = Namespace(names=["a/car", "b/car", "bus"])
+    assert [name_of(None, named, i, tmp_path) for i in range(3)] == ["car_0", "car_1", "bus"]
+    assert name_of(None, Namespace(), 7, tmp_path) == "7"
+
+
+def test_a_network_without_a_divisor_gets_images_of_their_own_size():
+    class Sizes(nn.Module):
+        def forward(self, images):
+            seen.append(tuple(images.shape[2:]))
+            return images
+
+    seen, evaluator = [], Namespace(model=Sizes())
+    for divisor in (None, 4):
+        if divisor:
+            evaluator.model.divisor = divisor
+        assert EvaluatorSeg.predict(evaluator, torch.ones(1, 3, 5, 7)).shape == (1, 3, 5, 7)
+    assert seen == [(5, 7), (8, 8)]
+
+
+def test_results_are_saved_before_pictures_are_drawn(evaluate, vanilla_best, tmp_path, monkeypatch):
+    class Clumsy(EvaluatorVanilla):
+        def report(self, loader):
+            raise ZeroDivisionError(self.output_dir)
+
+    with pytest.raises(ZeroDivisionError) as caught:
+        evaluate(Clumsy, vanilla_best)
+    assert json.loads((caught.value.args[0] / "results.json").read_text())["n"] == 1000
 
 
 @pytest.mark.parametrize("n_classes", [1, 3])

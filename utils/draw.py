@@ -13,7 +13,7 @@ GRID_WIDTH, SHEET_WIDTH = 112, 240  # of a picture, in pixels
 
 
 def captioned_grid(
-    images: torch.Tensor,
+    images: torch.Tensor | Sequence[torch.Tensor],
     captions: Sequence[str],
     marked: Sequence[bool] | None = None,
     max_images: int = 16,
@@ -22,7 +22,7 @@ def captioned_grid(
     """Draw images in a grid, a caption above each.
 
     Args:
-        images: (N, C, H, W), C is 1 or 3, values 0 to 1.
+        images: N pictures (C, H, W), C is 1 or 3, values 0 to 1.
         captions: N texts.
         marked: N Booleans; marked captions are red.
         max_images: draw at most this many.

@@ -4,8 +4,6 @@ import math
 import re
 from typing import Any
 
-from utils.errors import UserError
-
 MODES = ("max", "min")
 LESS_IS_BETTER = {  # words in names of metrics
     "loss", "error", "err", "mae", "mse", "rmse", "mape", "nll", "perplexity", "ppl", "brier", "ece", "fid", "lpips",
@@ -43,16 +41,10 @@ class EarlyStopper:
     Attributes:
         best: the last value that counted as an improvement; before there is one, the worst there is (-inf or inf).
         num_bad: validations since then.
-
-    Raises:
-        UserError: `mode` is neither, or `patience` or `min_delta` is below 0.
     """
 
     def __init__(self, mode: str = "max", patience: int = 10, min_delta: float = 0.0):
-        if mode not in MODES:
-            raise UserError(f"mode={mode} is unknown: use max when more is better, min when less is.")
-        if patience < 0 or min_delta < 0:
-            raise UserError(f"patience={patience:g}, min_delta={min_delta:g}: both must be at least 0.")
+        assert mode in MODES, mode
         self.mode = mode
         self.patience = patience
         self.min_delta = min_delta

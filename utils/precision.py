@@ -68,14 +68,6 @@ class Precision:
             self.scaler.update()
             self.overflowed = self.scaler.get_scale() < before  # the scale shrinks after an overflow
 
-    def begin_again(self) -> None:
-        """Reset the update in progress, to repeat it with the same scale."""
-        self._stepped.clear()
-        if self.scaler.is_enabled():
-            state = self.scaler.state_dict()
-            self.scaler = torch.amp.GradScaler(self.device_type)
-            self.scaler.load_state_dict(state)
-
     def state_dict(self) -> dict:
         return self.scaler.state_dict()
 

@@ -84,14 +84,11 @@ def test_measures_as_torch_does():
     assert all(torch.equal(p.grad, each) for p, each in zip(model.parameters(), clipped, strict=True))
 
 
-def test_unknown_type_is_refused_with_the_nearest():
-    with pytest.raises(UserError, match="did you mean 'value'"):
-        Clipper(1.0, "values")
-
-
-def test_limit_below_zero_is_refused():
-    with pytest.raises(UserError, match="clip=-1 is below 0"):
-        Clipper(-1.0)
+def test_value_cuts_both_parts_of_a_complex_gradient():
+    parameters = [nn.Parameter(torch.zeros(2, dtype=torch.complex64)), *parameters_with([2.0])]
+    parameters[0].grad = torch.tensor([3.0 - 4.0j, 0.5 + 9.0j])
+    assert Clipper(1.0, "value")(parameters) == pytest.approx((9 + 16 + 0.25 + 81 + 4) ** 0.5)
+    assert parameters[0].grad.tolist() == [1.0 - 1.0j, 0.5 + 1.0j] and parameters[1].grad.tolist() == [1.0]
 
 
 def test_examples_in_the_docstrings():

@@ -4,8 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from utils.errors import UserError
-from utils.initialize import INITS, initialize
+from utils.initialize import initialize
 
 XAVIER = (2 / (72 + 64 * 9)) ** 0.5  # of 8 channels to 64, 3 x 3
 
@@ -47,12 +46,6 @@ def test_what_is_frozen_stays():
     other[3].requires_grad_(False)
     initialize(other, "normal")
     assert torch.equal(plain[3].weight, other[3].weight) and not torch.equal(plain[0].weight, other[0].weight)
-
-
-def test_an_unknown_name_is_refused():
-    with pytest.raises(UserError, match="'kaiming'"):
-        initialize(network(), "kaimin")
-    assert INITS["default"] is None
 
 
 def test_a_run_begins_with_what_is_named(build, weights):
