@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from engine.options.parser import OptionParser, file_path, run_main
-from utils.draw import new_figure, render
 from utils.errors import UserError, nearest, shown
 
 COLUMNS = 3  # of panels
@@ -69,12 +68,14 @@ def plot_runs(run_dirs: Sequence[str | Path], output: str | Path, metrics: Seque
     Raises:
         UserError: a run has no curves, or none of the metrics, or the picture cannot be written.
     """
+    from matplotlib.figure import Figure
+
     run_dirs = list(dict.fromkeys(map(str, run_dirs)))
     runs = [read_metrics(run_dir) for run_dir in run_dirs]
     metrics = metrics_of(runs, metrics)
     columns = min(COLUMNS, len(metrics))
     rows = -(-len(metrics) // columns)
-    figure = new_figure(4.2 * columns, 3.2 * rows)
+    figure = Figure(figsize=(4.2 * columns, 3.2 * rows), dpi=100, layout="constrained")
     for place, metric in enumerate(metrics):
         axes = figure.add_subplot(rows, columns, place + 1)
         for number, points in enumerate(runs):
@@ -87,7 +88,7 @@ def plot_runs(run_dirs: Sequence[str | Path], output: str | Path, metrics: Seque
         axes.grid(alpha=0.3)
     add_legend(figure, names_of(run_dirs) if len(runs) > 1 else [])
     try:
-        render(figure, output)
+        figure.savefig(output)
     except (OSError, ValueError) as error:
         raise UserError(f"Cannot write the picture {output}: {error}") from None
 

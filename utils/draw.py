@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -32,10 +33,10 @@ def captioned_grid(
         The picture, (3, H', W') uint8.
     """
     images = images[:max_images]
-    columns = max(1, math.ceil(math.sqrt(len(images))))
     texts = [caption.replace(", ", ",\n") for caption in captions]
     colours = [MARKED if is_marked else BLACK for is_marked in marked or [False] * len(images)]
-    cells = list(zip(map(to_pixels, images), texts, colours, strict=False))
+    cells = list(zip(images, texts, colours, strict=False))
+    columns = max(1, math.ceil(math.sqrt(len(cells))))
     rows = [cells[first : first + columns] for first in range(0, len(cells), columns)]
     return draw_cells(rows, GRID_WIDTH, path)
 
@@ -54,50 +55,54 @@ def contact_sheet(
         The sheet, (3, H', W') uint8.
     """
     cells = [
-        [(to_pixels(picture), text, BLACK) for picture, text in zip(row, texts, strict=True)]
+        [(picture, text, BLACK) for picture, text in zip(row, texts, strict=True)]
         for row, texts in zip(rows, captions, strict=True)
     ]
     return draw_cells(cells, SHEET_WIDTH, path)
 
 
 def draw_cells(
-    rows: Sequence[Sequence[tuple[np.ndarray, str, str]]], width: int, path: str | Path | None = None
+    rows: Sequence[Sequence[tuple[torch.Tensor, str, str]]], width: int, path: str | Path | None = None
 ) -> torch.Tensor:
     """Draw pictures in rows, a caption above each. Pillow does it in milliseconds; matplotlib takes half a second.
 
     Args:
-        rows: of cells: pixels (H, W, 3) uint8, a caption of one or more lines, and its colour.
-        width: of a picture in pixels. Small pictures are enlarged without smoothing.
+        rows: of cells: a picture (1 or 3, H, W), a caption of one or more lines, and its colour.
+        width: of a picture in pixels.
         path: also save the drawing here.
 
     Returns:
         The drawing, (3, H', W') uint8.
     """
-    from PIL import Image, ImageDraw, ImageFont
+    from PIL import Image
 
-    font = ImageFont.load_default(FONT_SIZE)
-    heights = []  # of each row: pixels of its captions, and of its tallest picture
-    for row in rows:
-        lines = max((text.count("\n") + 1 for _, text, _ in row), default=1)
-        tallest = max((max(1, round(width * pixels.shape[0] / pixels.shape[1])) for pixels, _, _ in row), default=width)
-        heights.append((lines * LINE_HEIGHT + MARGIN, tallest + MARGIN))
+    drawn = [[draw_cell(*cell, width) for cell in row] for row in rows]
+    heights = [max(cell.height for cell in row) for row in drawn]
     num_columns = max(map(len, rows), default=1)
-    size = num_columns * (width + MARGIN) + MARGIN, sum(map(sum, heights)) + MARGIN
-    sheet = Image.new("RGB", size, "white")
-    draw, top = ImageDraw.Draw(sheet), MARGIN
-    for row, (text_height, picture_height) in zip(rows, heights, strict=True):
-        for column, (pixels, text, colour) in enumerate(row):
-            left = MARGIN + column * (width + MARGIN)
-            middle, baseline = left + width / 2, top + text_height - MARGIN / 2
-            draw.multiline_text((middle, baseline), text, colour, font, anchor="md", align="center", spacing=2)
-            picture = Image.fromarray(pixels)
-            how = Image.Resampling.NEAREST if picture.width < width else Image.Resampling.BOX
-            picture = picture.resize((width, max(1, round(width * picture.height / picture.width))), how)
-            sheet.paste(picture, (left, top + text_height))
-        top += text_height + picture_height
+    sheet = Image.new("RGB", (MARGIN + num_columns * (width + MARGIN), MARGIN + sum(heights)), "white")
+    for number, row in enumerate(drawn):
+        bottom = MARGIN + sum(heights[: number + 1])
+        for column, cell in enumerate(row):
+            sheet.paste(cell, (MARGIN + column * (width + MARGIN), bottom - cell.height))
     if path is not None:
         sheet.save(path)
     return torch.from_numpy(np.array(sheet)).permute(2, 0, 1)
+
+
+def draw_cell(picture: torch.Tensor, caption: str, colour: str, width: int) -> Any:
+    """Return a Pillow image of a picture below its caption. A small picture is enlarged without smoothing."""
+    from PIL import Image, ImageDraw, ImageFont
+
+    image = Image.fromarray(to_pixels(picture))
+    how = Image.Resampling.NEAREST if image.width < width else Image.Resampling.BOX
+    image = image.resize((width, max(1, round(width * image.height / image.width))), how)
+    text_height = (caption.count("\n") + 1) * LINE_HEIGHT + MARGIN
+    cell = Image.new("RGB", (width, text_height + image.height + MARGIN), "white")
+    place = width / 2, text_height - MARGIN / 2  # the middle of the last line
+    font = ImageFont.load_default(FONT_SIZE)
+    ImageDraw.Draw(cell).multiline_text(place, caption, colour, font, anchor="md", align="center", spacing=2)
+    cell.paste(image, (0, text_height))
+    return cell
 
 
 def to_pixels(picture: torch.Tensor) -> np.ndarray:
@@ -116,10 +121,12 @@ def save_picture(picture: torch.Tensor, path: str | Path) -> None:
 
 def save_confusion_matrix(matrix: torch.Tensor, names: Sequence[str], path: str | Path) -> None:
     """Save a confusion matrix (C, C), rows actual and columns predicted, coloured by the share of the row."""
+    from matplotlib.figure import Figure  # it needs no display, and touches no global state
+
     counts = matrix.cpu().numpy()
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     size = 0.62 * len(counts) + 1.8
-    figure = new_figure(size, size)
+    figure = Figure(figsize=(size, size), dpi=100, layout="constrained")
     axes = figure.add_subplot()
     axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
     ticks = range(len(counts))
@@ -133,23 +140,4 @@ def save_confusion_matrix(matrix: torch.Tensor, names: Sequence[str], path: str 
             if counts[row, column]:
                 colour = "white" if shares[row, column] > 0.5 else "black"
                 axes.text(column, row, counts[row, column], ha="center", va="center", fontsize=8, color=colour)
-    render(figure, path)
-
-
-def new_figure(width: float, height: float):
-    """A matplotlib figure of `width` x `height` inches that needs no display and touches no global state."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(width, height), dpi=100, layout="constrained")
-    FigureCanvasAgg(figure)
-    return figure
-
-
-def render(figure, path: str | Path | None = None) -> torch.Tensor:
-    """Draw a figure, save it if `path` is given, and return it as a picture, (3, H, W) uint8."""
-    if path is not None:
-        figure.savefig(path)
-    figure.canvas.draw()
-    pixels = np.asarray(figure.canvas.buffer_rgba())[..., :3]  # (H, W, 3)
-    return torch.from_numpy(pixels.copy()).permute(2, 0, 1)
+    figure.savefig(path)
