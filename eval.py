@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from data.data_entry import build_datasets, build_eval_loader, data_notes, refuse_seen
-from data.loader import num_evaluated
+from data.loader import EvalLoader
 from engine.checkpoints.file import load_checkpoint, weights_of
 from engine.checkpoints.state import set_state
 from engine.devices.device import place_network, select_devices
@@ -65,6 +65,7 @@ class EvaluatorBase:
         self.logger = logging.getLogger(__name__)
         self.output_dir: Path | None = None  # of the evaluation as a program
         self.num_samples = 0  # of the last evaluation
+        self.num_in_batch = 0  # samples of the batch that `eval_step` gets
         self.weights = contextlib.nullcontext  # makes a block in which the networks have other weights: the averages
         self.meters = {name: meter.to(device) for name, meter in self.build_meters().items()}
 
@@ -124,7 +125,7 @@ class EvaluatorBase:
         return opt.eval_batch_size or default
 
     # ---- the loop ------------------------------------------------------------------------------------------------
-    def evaluate(self, loader: Iterable, before_batch: Callable[[], Any] = lambda: None) -> dict[str, float]:
+    def evaluate(self, loader: EvalLoader, before_batch: Callable[[], Any] = lambda: None) -> dict[str, float]:
         """Run every batch through `eval_step`, and return the scalars of the meters by name.
 
         It leaves no trace on a training around it: modes of the networks and random states are restored.
@@ -141,11 +142,12 @@ class EvaluatorBase:
         with self.inference():
             self.distributed.share_buffers(self.networks.values())
             for batch, is_real in self.distributed.in_step(loader, before_batch):
+                self.num_in_batch = loader.num_in_batch
                 aside = contextlib.nullcontext() if is_real else self.meters_aside()  # padding counts in no meter
                 with self.precision.autocast(), aside:
                     self.eval_step(move_to(batch, self.device))
         self.distributed.merge(self.meters)
-        self.num_samples = num_evaluated(loader, self.distributed.totals)
+        self.num_samples = loader.num_evaluated(self.distributed.totals)
         return self.distributed.broadcast(self.results())
 
     @contextlib.contextmanager

@@ -1,7 +1,7 @@
 """A DataLoader that cannot fail in silence.
 
 A loading process that is killed, crashes, raises or hangs ends the run in bounded time, and the message names the
-sample. Samples that cannot be loaded are skipped and counted on request, see `data.loader.BadSamples`.
+sample. Samples that cannot be loaded are skipped and counted on request, see `data.sampler.BadSamples`.
 
 The first half of this file runs in the main process. The second half runs in a loading process, and notes in shared
 memory which samples it is loading. The main process reads the notes when a process dies or hangs. A note costs about a
@@ -20,6 +20,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from multiprocessing.process import BaseProcess
 from multiprocessing.sharedctypes import RawArray
 from typing import Any
@@ -27,9 +28,9 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, Dataset, default_collate, get_worker_info
 
-from data.loader import BadSamples, Batch
+from data.sampler import BadSamples, Batch, may_be_random
 from utils.errors import LoadingError, UserError
-from utils.seed import preserved_random_state
+from utils.seed import mix, preserved_random_state, seed_cpu
 
 HINTS = {
     "SIGKILL": "Often the memory ran out: a smaller --num_workers needs less.",
@@ -39,6 +40,7 @@ HINT = "With --num_workers 0 it is loaded in the main process, where a debugger 
 SIGNALS = {one.value: one.name for one in signal.Signals}  # most of the real-time signals have no name
 POLL_SECONDS = 0.5  # DataLoader restarts its clock with each batch that arrives out of order, hence so short
 ABANDONED: list[Any] = []  # iterators whose processes were killed, see `abandon`
+COLLATE = 1  # makes the seed of `collate_fn` another one than that of a sample
 MOST_NOTED = 64  # samples of a batch that is loaded in one call
 # A note of a process: since when (monotonic clock, in nanoseconds; 0: it waits for work), how many samples, and which.
 NOTE_SIZE = 2 + MOST_NOTED
@@ -52,15 +54,15 @@ class DataLoaderSource:
     """Loads the batches of a sampler with a DataLoader.
 
     Args:
-        dataset: a map-style data set; its `names`, if there, are used in messages.
-        sampler: a batch sampler: yields the indices of each batch, or pairs (epoch, index).
+        dataset: a map-style data set, see `BatchFetcher`.
+        sampler: a batch sampler: yields the epoch and the indices of each batch.
         num_workers: loading processes; with 0, data is loaded in the main process, and a crash or hang is not noticed.
         persistent: keep the processes from one iteration to the next; then iterate one at a time.
         pin_memory: put batches in page-locked memory, from which copies to a GPU can overlap with computing.
         worker_timeout: seconds to wait for a batch before the processes are taken to hang; 0 waits forever.
         bad: where samples that cannot be loaded are counted; raises at the first one by default.
         part: the name of the data set in messages, such as "train".
-        seed: seed of the processes' own generators.
+        seed: seed of what is random in a sample, and of the processes' own generators.
 
     Raises, on iterating:
         LoadingError: a process died or hangs.
@@ -87,7 +89,7 @@ class DataLoaderSource:
         # one of them, no process hangs.
         self.num_polls = max(2, math.ceil(self.worker_timeout / POLL_SECONDS))
         self.bad = BadSamples() if bad is None else bad
-        self.fetcher = BatchFetcher(dataset, part, self.bad.limit > 0, num_workers)
+        self.fetcher = BatchFetcher(dataset, seed, part, self.bad.limit > 0, num_workers)
         self.settings = {
             "batch_sampler": sampler,
             "collate_fn": as_it_is,
@@ -133,13 +135,13 @@ class DataLoaderSource:
             raise
         next(iterator, None)  # ends the processes, unless they are persistent
 
-    def first_good_sample(self, keys: Iterable) -> list:
+    def first_good_sample(self, epoch: int) -> list:
         """Return [a batch of one sample], loaded in this process; [] when all are bad, or more than are allowed."""
         fetcher = copy.copy(self.fetcher)
         fetcher.notes = list(fetcher.notes)  # its own: the notes of a loading process stay as they are
         fetcher.skip_bad = True
-        for key in keys:
-            data, batch = fetcher.__getitems__([key])
+        for index in range(len(fetcher.dataset)):
+            data, batch = fetcher.__getitems__((epoch, [index]))
             self.bad.add(batch.bad)
             if batch.num_samples:
                 return [data]
@@ -270,27 +272,35 @@ def without_child_handler() -> Iterator[None]:
 class BatchFetcher(Dataset):
     """Loads whole batches, and notes the samples that it is loading.
 
+    What is random in a sample is a function of (seed, epoch, index), and what is random in `collate_fn` one of (seed,
+    epoch, first index), in whatever process they are loaded. The generators are as before afterwards.
+
     Args:
-        dataset: is asked by index, or by (epoch, index); in one call if it has `__getitems__`.
+        dataset: is asked by index; for whole batches if it has `__getitems__(indices)`, and `seeded_items(indices,
+            epoch, seed)` if its samples may be random, see `data.sampler.may_be_random`.
+        seed: of the random numbers.
         part: the name of the data set in messages, such as "train".
         skip_bad: skip a sample that raises. MemoryError is not the sample's fault, and is raised.
         num_workers: how many processes note.
     """
 
-    def __init__(self, dataset: Dataset, part: str = "", skip_bad: bool = False, num_workers: int = 0):
+    def __init__(self, dataset: Dataset, seed: int = 0, part: str = "", skip_bad: bool = False, num_workers: int = 0):
         self.dataset = dataset
+        self.seed = seed
+        self.is_random = may_be_random(dataset)
         self.collate_fn = getattr(dataset, "collate_fn", None) or default_collate
         self.of_part = f" of the {part} part" if part else ""
         self.skip_bad = skip_bad
         self.notes = RawArray("q", max(num_workers, 1) * NOTE_SIZE)
         self.worker = 0  # the number of this process
 
-    def __getitems__(self, keys: Sequence) -> tuple[Any, Batch]:
-        """Return the collated data, and the batch that describes it."""
-        batch = Batch([index for _, index in keys] if isinstance(keys[0], tuple) else list(keys))
+    def __getitems__(self, wanted: tuple[int, Sequence[int]]) -> tuple[Any, Batch]:
+        """Return the collated data of an epoch's samples, and the batch that describes it."""
+        epoch, indices = wanted
+        batch = Batch(indices)
         started = time.perf_counter()
         try:
-            data = self.load(keys, batch)
+            data = self.load(epoch, batch)
             batch.seconds = time.perf_counter() - started
             return data, batch
         except UserError as error:  # DataLoader would turn it into a text with a traceback
@@ -304,36 +314,49 @@ class BatchFetcher(Dataset):
         finally:
             self.notes[self.worker * NOTE_SIZE] = 0
 
-    def load(self, keys: Sequence, batch: Batch) -> Any:
-        if hasattr(self.dataset, "__getitems__"):
-            samples = self.load_together(self.dataset.__getitems__, keys, batch)
-        else:
-            samples = []
-            with preserved_random_state() if getattr(self.dataset, "is_seeded", False) else contextlib.nullcontext():
-                for key, index in zip(keys, batch.indices, strict=True):
-                    samples += self.load_one(self.dataset.__getitem__, key, index, batch)
+    def load(self, epoch: int, batch: Batch) -> Any:
+        """Return the collated samples of a batch; None if there is no good one."""
+        get_batch = getattr(self.dataset, "seeded_items" if self.is_random else "__getitems__", None)
+        with preserved_random_state() if self.is_random else contextlib.nullcontext():
+            if get_batch is None:
+                samples: Any = []
+                for index in batch.indices:
+                    samples += self.load_one(lambda one: self.sample(epoch, one), index, batch)
+            else:
+                get = partial(get_batch, epoch=epoch, seed=self.seed) if self.is_random else get_batch
+                samples = self.load_together(get, batch)
         self.note(batch.indices)
-        return self.collate_fn(samples) if batch.num_samples else None
+        if not batch.num_samples:
+            return None
+        if self.collate_fn is default_collate:
+            return default_collate(samples)
+        with preserved_random_state():
+            seed_cpu(mix(self.seed, epoch, batch.indices[0], COLLATE))
+            return self.collate_fn(samples)
 
-    def load_together(self, get_batch: Callable[[Sequence], Any], keys: Sequence, batch: Batch) -> Any:
+    def sample(self, epoch: int, index: int) -> Any:
+        if self.is_random:
+            seed_cpu(mix(self.seed, epoch, index))
+        return self.dataset[index]
+
+    def load_together(self, get_batch: Callable[[Sequence[int]], Any], batch: Batch) -> Any:
         """Load a batch in one call. If that raises, find the samples that raise."""
         self.note(batch.indices)
         try:
-            return get_batch(keys)
+            return get_batch(batch.indices)
         except MemoryError:
             raise
         except Exception:
             pass  # the samples are tried one by one below
-        pairs = zip(keys, batch.indices, strict=True)
-        good = [key for key, index in pairs if self.load_one(lambda one: get_batch([one]), key, index, batch)]
+        good = [index for index in batch.indices if self.load_one(lambda one: get_batch([one]), index, batch)]
         self.note(batch.indices)
         return get_batch(good) if good else None
 
-    def load_one(self, get: Callable[[Any], Any], key: Any, index: int, batch: Batch) -> list:
+    def load_one(self, get: Callable[[int], Any], index: int, batch: Batch) -> list:
         """Return [sample], or [] when it is bad."""
         self.note([index])
         try:
-            return [get(key)]
+            return [get(index)]
         except MemoryError:
             raise
         except Exception as error:

@@ -5,16 +5,15 @@ a DataLoader (data/dataloader.py). The loader counts samples, once, by their ind
 in no count but that of the position.
 """
 
-import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import chain, islice
 from typing import Any
 
 import torch
-from torch.utils.data import BatchSampler, Dataset
+from torch.utils.data import Dataset
 
-from data.sampler import UpdateSampler, may_be_random, seeded_dataset
+from data.sampler import BadSamples, Batch, UpdateSampler
 from engine.devices.process_group import share_of
 from utils.batch import cut
 from utils.errors import UserError
@@ -25,35 +24,6 @@ SAMPLES_AT_ONCE = 1024  # gathered in memory by one call, and shared out among t
 def is_in_memory(dataset: Dataset) -> bool:
     """Return whether batches of a data set can be gathered in memory, without a DataLoader."""
     return getattr(dataset, "in_memory", False) and not getattr(dataset, "is_random", True)
-
-
-@dataclass
-class Batch:
-    """The samples that were loaded for one entry of a batch sampler.
-
-    Attributes:
-        indices: the samples that the sampler asked for, in order.
-        data: the collated samples; None when all of them are bad.
-        bad: the samples that could not be loaded, by index, with the reason; they are not in `data`.
-        error: the error that ends the run instead.
-        seconds: how long the batch was loaded and collated, in the process that did it.
-    """
-
-    indices: list[int]
-    data: Any = None
-    bad: dict[int, str] = field(default_factory=dict)
-    error: UserError | None = None
-    seconds: float = 0.0
-
-    @property
-    def loaded(self) -> list[int]:
-        """The samples in `data`, in order."""
-        return [index for index in self.indices if index not in self.bad] if self.bad else self.indices
-
-    @property
-    def num_samples(self) -> int:
-        """The number of samples in `data`."""
-        return len(self.loaded)
 
 
 @dataclass
@@ -80,67 +50,6 @@ class Update:
         return sum(self.sizes)
 
 
-class BadSamples:
-    """The samples that could not be loaded, and how many of them may be skipped.
-
-    Args:
-        limit: the largest number of different samples.
-        is_alone: whether one too many ends the run at once. With several processes all must count together, see
-            `unite`.
-
-    Attributes:
-        reasons: by index, the name of the sample and its error.
-        warn: called with a line for each sample, once.
-    """
-
-    def __init__(self, limit: int = 0, is_alone: bool = True):
-        self.limit = limit
-        self.is_alone = is_alone
-        self.reasons: dict[int, str] = {}
-        self.warn: Callable[[str], Any] = lambda message: print(message, file=sys.stderr)
-
-    def __len__(self) -> int:
-        return len(self.reasons)
-
-    def add(self, reasons: dict[int, str]) -> None:
-        """Count samples, and warn of those that are new; UserError for one too many."""
-        for index, reason in reasons.items():
-            if index in self.reasons:
-                continue
-            self.reasons[index] = reason
-            if len(self) <= self.limit:
-                self.warn(f"Skipped bad sample {len(self)} of {self.limit} allowed: {reason}")
-            elif self.is_alone:
-                self.refuse(index)
-
-    def refuse(self, last: int) -> None:
-        raise UserError(
-            f"{len(self)} samples cannot be loaded, but --skip_bad_samples allows {self.limit}. "
-            f"The last is {self.reasons[last]}"
-        )
-
-    def unite(self, gather: Callable[[Any], list[Any]]) -> None:
-        """Count the bad samples of all processes; all must call it.
-
-        Args:
-            gather: returns the values of all processes, in the order of their ranks.
-
-        Raises:
-            UserError: in all of them, when there are too many.
-        """
-        if self.limit:
-            for reasons in gather(self.reasons):
-                self.add(reasons)
-        if len(self) > self.limit:
-            self.refuse(max(self.reasons))
-
-    def state_dict(self) -> dict[str, str]:
-        return {str(index): reason for index, reason in self.reasons.items()}
-
-    def load_state_dict(self, state: dict[str, str]) -> None:
-        self.reasons = {int(index): reason for index, reason in state.items()}
-
-
 class MemorySource:
     """Gathers the batches of a sampler from a data set in memory, on the GPU where there is room.
 
@@ -154,25 +63,25 @@ class MemorySource:
 
     Args:
         dataset: in memory.
-        sampler: yields the indices of each batch.
+        sampler: yields the epoch and the indices of each batch.
         batches_at_once: how many are gathered at a time.
     """
 
-    def __init__(self, dataset: Dataset, sampler: Iterable[list[int]], batches_at_once: int = 1):
+    def __init__(self, dataset: Dataset, sampler: Iterable[tuple[int, Sequence[int]]], batches_at_once: int = 1):
         self.dataset = dataset
         self.sampler = sampler
         self.batches_at_once = batches_at_once
 
     def batches(self, interrupt: Callable[[], None]) -> Iterator[Batch]:
         """Yield the batches. There is no waiting, so nothing calls `interrupt`."""
-        sampler = iter(self.sampler)
-        while group := list(islice(sampler, self.batches_at_once)):
+        wanted = iter(self.sampler)
+        while group := [indices for _, indices in islice(wanted, self.batches_at_once)]:
             indices = torch.tensor(list(chain.from_iterable(group)))
             data = self.dataset.__getitems__(indices.to(self.dataset.device, non_blocking=True))
             begin = 0
-            for indices_of_batch in group:
-                end = begin + len(indices_of_batch)
-                yield Batch(indices_of_batch, data=cut(data, begin, end))
+            for of_batch in group:
+                end = begin + len(of_batch)
+                yield Batch(of_batch, data=cut(data, begin, end, len(indices)))
                 begin = end
 
 
@@ -182,7 +91,7 @@ class Loader:
     Args:
         dataset: a map-style data set. One that may be random, see `data.sampler.may_be_random`, is seeded per sample.
             One with ``__getitems__`` and ``collate_fn`` is asked for whole batches.
-        sampler: yields the indices of each batch, or pairs (epoch, index) of a data set that may be random.
+        sampler: yields the epoch and the indices of each batch.
         batches_at_once: how many batches are gathered in memory by one call.
         part: the name of the data set in messages, such as "train".
         num_workers: loading processes; data in memory is loaded without a DataLoader if there are none.
@@ -222,9 +131,8 @@ class Loader:
         else:
             from data.dataloader import DataLoaderSource
 
-            seeded = seeded_dataset(dataset, seed) if may_be_random(dataset) else dataset
             settings |= {"num_workers": num_workers, "bad": self.bad, "part": part, "seed": seed}
-            self.source = DataLoaderSource(seeded, sampler, **settings)
+            self.source = DataLoaderSource(dataset, sampler, **settings)
 
     def batches(self) -> Iterator[Batch]:
         """Yield every batch, including those without a good sample."""
@@ -262,9 +170,8 @@ class UpdateLoader(Loader):
         device: torch.device | None = None,
         **loading: Any,
     ):
-        keyed = may_be_random(dataset)
         order = getattr(dataset, "epoch_order", None)
-        sampler = UpdateSampler(len(dataset), batch_size, micro_batch_size, seed, max_updates, keyed, order, share)
+        sampler = UpdateSampler(len(dataset), batch_size, micro_batch_size, seed, max_updates, order, share)
         batches_per_update = max(1, len(sampler.slices(batch_size)))
         self.updates_at_once = max(1, SAMPLES_AT_ONCE // batch_size)
         settings = {"part": "train", "persistent": True, "seed": seed, "share": share} | loading
@@ -272,7 +179,8 @@ class UpdateLoader(Loader):
         self.num_samples = sampler.num_samples
         self.updates_per_epoch = -(-self.num_samples // batch_size)
         self.device = device or torch.device("cpu")
-        self.good_sample: list = []  # a batch of one sample that could be loaded
+        self.num_processes = share[1]
+        self.good_batch: list = []  # the data of a batch that could be loaded; of several processes, to keep in step
 
     def updates(self, epoch: int, start: int = 0) -> Iterator[Update]:
         """Yield each update of `epoch` after its first `start` samples."""
@@ -297,8 +205,7 @@ class UpdateLoader(Loader):
             loaded = list(islice(batches, max(1, num_slices)))
             own = loaded[:num_slices]
             good = [batch for batch in own if batch.num_samples]
-            num_idle = self.sampler.num_micro_batches(size) - len(good) if self.sampler.share[1] > 1 else 0
-            idle = self.idle_batches(loaded, num_idle)
+            idle = self.idle_batches(loaded, num_good=len(good), update_size=size) if self.num_processes > 1 else []
             yield Update(
                 micro_batches=[batch.data for batch in good] + idle,
                 sizes=[batch.num_samples for batch in good] + [0] * len(idle),
@@ -306,16 +213,13 @@ class UpdateLoader(Loader):
                 indices=[index for batch in own for index in batch.indices],
             )
 
-    def idle_batches(self, loaded: list[Batch], count: int) -> list:
-        """Return `count` batches of one good sample, or none when every sample of the data set is bad."""
-        good = next((batch for batch in loaded if batch.num_samples), None)
-        if self.sampler.share[1] > 1 and good is not None:
-            self.good_sample = [cut(good.data, 0, 1)]
-        if count and not self.good_sample:
-            indices = range(len(self.dataset))
-            keys = [(self.sampler.epoch, index) for index in indices] if self.sampler.keyed else indices
-            self.good_sample = self.source.first_good_sample(keys)
-        return self.good_sample * count
+    def idle_batches(self, loaded: list[Batch], num_good: int, update_size: int) -> list:
+        """Return as many batches as this process lacks; none when every sample of the data set is bad."""
+        self.good_batch = [batch.data for batch in loaded if batch.num_samples][-1:] or self.good_batch
+        count = len(self.sampler.slices(update_size, rank=0)) - num_good  # process 0 has the most
+        if count and not self.good_batch:
+            self.good_batch = self.source.first_good_sample(self.sampler.epoch)
+        return self.good_batch * count
 
 
 class EvalLoader(Loader):
@@ -332,6 +236,7 @@ class EvalLoader(Loader):
 
     Attributes:
         num_samples: samples in one pass, including those that cannot be loaded.
+        num_in_batch: samples in the batch that iterating yielded last.
     """
 
     def __init__(
@@ -343,33 +248,33 @@ class EvalLoader(Loader):
         **loading: Any,
     ):
         num_samples = len(dataset) if max_batches is None else min(len(dataset), max_batches * batch_size)
-        order: Sequence[Any] = range(*share_of(num_samples, *share))
-        self.num_samples = len(order)
-        if may_be_random(dataset):
-            order = [(0, index) for index in order]
-        super().__init__(dataset, BatchSampler(order, batch_size, drop_last=False), share=share, **loading)
+        own = range(*share_of(num_samples, *share))
+        self.num_samples = len(own)
+        self.num_in_batch = 0
+        sampler = [(0, own[first : first + batch_size]) for first in range(0, len(own), batch_size)]
+        super().__init__(dataset, sampler, share=share, **loading)
 
     def __len__(self) -> int:
         return len(self.sampler)
 
     def __iter__(self) -> Iterator[Any]:
-        return (batch.data for batch in self.batches() if batch.num_samples)
+        for batch in self.batches():
+            if batch.num_samples:
+                self.num_in_batch = batch.num_samples
+                yield batch.data
 
+    def num_evaluated(self, totals: Callable[..., tuple[int, ...]]) -> int:
+        """Return how many samples a pass had, in all processes.
 
-def num_evaluated(loader: Any, totals: Callable[..., tuple[int, ...]] = lambda *counts: counts) -> int:
-    """Return how many samples a pass over an evaluation loader had, in all processes.
+        Args:
+            totals: returns the sums of numbers over all processes.
 
-    Args:
-        loader: an `EvalLoader`; any other iterable has 0 samples, since nobody counts them.
-        totals: returns the sums of numbers over all processes.
-
-    Raises:
-        UserError: when too many samples of all processes together are bad, or none is good.
-    """
-    bad = getattr(loader, "bad", BadSamples())
-    num_samples, num_bad = totals(getattr(loader, "num_samples", 0), len(bad))
-    if num_bad > bad.limit:
-        raise UserError(f"{num_bad:,} samples cannot be loaded, but --skip_bad_samples allows {bad.limit:,}.")
-    if num_bad and num_bad == num_samples:
-        raise UserError(f"None of the {num_bad:,} samples to evaluate can be loaded: there is nothing to measure.")
-    return num_samples - num_bad
+        Raises:
+            UserError: when too many samples of all processes together are bad, or none is good.
+        """
+        num_samples, num_bad = totals(self.num_samples, len(self.bad))
+        if num_bad > self.bad.limit:
+            raise UserError(f"{num_bad:,} samples cannot be loaded, but --skip_bad_samples allows {self.bad.limit:,}.")
+        if num_bad and num_bad == num_samples:
+            raise UserError(f"None of the {num_bad:,} samples to evaluate can be loaded: there is nothing to measure.")
+        return num_samples - num_bad

@@ -1,22 +1,23 @@
-"""The order of the data: which samples each optimizer update sees.
+"""The order of the data: which samples each optimizer update sees, and which of them could be loaded.
 
 The order of an epoch is a function of (seed, epoch) alone. An update takes the next `batch_size` samples of that order
 and may be cut into micro-batches. So a position is two numbers, (epoch, completed samples), and neither the number of
 workers nor the size of the micro-batches changes the weights.
 
-The second half of this file makes what is random inside a sample, such as an augmentation, a function of
-(seed, epoch, index).
+Samples are counted here, by their indices, and never by the size of a tensor: a batch may have any form.
 """
 
+import sys
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch.utils.data import Dataset, TensorDataset
 
 from engine.devices.process_group import share_of
-from utils.seed import mix, seed_cpu
+from utils.errors import UserError
+from utils.seed import mix
 
 
 def epoch_order(num_samples: int, seed: int, epoch: int) -> list[int]:
@@ -29,13 +30,14 @@ def epoch_order(num_samples: int, seed: int, epoch: int) -> list[int]:
 class UpdateSampler:
     """A batch sampler of PyTorch that yields the micro-batches of an epoch, from any position on.
 
+    A micro-batch is (epoch, indices): the epoch is a part of the seed of what is random in a sample.
+
     Args:
         total_samples: size of the data set.
         batch_size: samples in one optimizer update; the last update of an epoch takes what is left.
         micro_batch_size: samples that go through the model at once; None for the whole update.
         seed: seed of the order.
         max_updates: end an epoch after so many updates; None for all.
-        keyed: yield (epoch, index) instead of index, for a `SeededDataset`.
         order: the order of an epoch as a function of (seed, epoch); None for `epoch_order`.
         share: (rank, number of processes). Each process gets a slice of every update.
         epoch, start: the position; set them before iterating.
@@ -44,7 +46,7 @@ class UpdateSampler:
         num_samples: samples in one epoch, of all processes.
 
     Raises, on iterating:
-        ValueError: `order` does not contain each sample once.
+        UserError: `order` does not contain each sample once.
     """
 
     total_samples: int
@@ -52,7 +54,6 @@ class UpdateSampler:
     micro_batch_size: int | None = None
     seed: int = 0
     max_updates: int | None = None
-    keyed: bool = False
     order: Callable[[int, int], Sequence[int]] | None = None
     share: tuple[int, int] = (0, 1)
     epoch: int = 0
@@ -63,13 +64,12 @@ class UpdateSampler:
         self.num_samples = min(self.total_samples, most)
         self.micro_batch_size = self.micro_batch_size or self.batch_size
 
-    def __iter__(self) -> Iterator[list]:
+    def __iter__(self) -> Iterator[tuple[int, Sequence[int]]]:
         order = self.order_of_epoch()
         for first in range(self.start, self.num_samples, self.batch_size):
             update = order[first : min(first + self.batch_size, self.num_samples)]
             for begin, end in self.slices(len(update)) or [(0, 1)]:
-                indices = update[begin:end]
-                yield [(self.epoch, index) for index in indices] if self.keyed else indices
+                yield self.epoch, update[begin:end]
 
     def __len__(self) -> int:
         return sum(max(1, len(self.slices(size))) for size in self.update_sizes())
@@ -79,7 +79,10 @@ class UpdateSampler:
             return epoch_order(self.total_samples, self.seed, self.epoch)
         order = self.order(self.seed, self.epoch)
         if sorted(order) != list(range(self.total_samples)):
-            raise ValueError(f"The data set's epoch_order does not give each of {self.total_samples} samples once.")
+            raise UserError(
+                f"The data set's epoch_order must give each of {self.total_samples:,} samples once: a position is a "
+                f"number of samples. To see some samples more often, let the data set hold their indices more often."
+            )
         return order
 
     def update_sizes(self) -> list[int]:
@@ -87,22 +90,17 @@ class UpdateSampler:
         firsts = range(self.start, self.num_samples, self.batch_size)
         return [min(self.batch_size, self.num_samples - first) for first in firsts]
 
-    def slices(self, update_size: int) -> list[tuple[int, int]]:
-        """Return where in an update each micro-batch of this process begins and ends.
+    def slices(self, update_size: int, rank: int | None = None) -> list[tuple[int, int]]:
+        """Return where in an update each micro-batch of a process (None: of this one) begins and ends.
 
         The list is empty for a process without a sample of the update, which is smaller than the number of processes.
         Iterating yields the update's first sample in its place.
         """
-        begin, end = share_of(update_size, *self.share)
+        own, size = self.share
+        begin, end = share_of(update_size, own if rank is None else rank, size)
         return [(b, min(b + self.micro_batch_size, end)) for b in range(begin, end, self.micro_batch_size)]
 
-    def num_micro_batches(self, update_size: int) -> int:
-        """Return how many micro-batches go through the network in each process: those of process 0, the most."""
-        _, largest_share = share_of(update_size, 0, self.share[1])
-        return -(-largest_share // self.micro_batch_size)
 
-
-# ---- what is random inside a sample ----------------------------------------------------------------------------------
 def may_be_random(dataset: Dataset) -> bool:
     """Return whether a sample may differ from time to time.
 
@@ -111,36 +109,90 @@ def may_be_random(dataset: Dataset) -> bool:
     return getattr(dataset, "is_random", type(dataset) is not TensorDataset)
 
 
-def seeded_dataset(dataset: Dataset, seed: int) -> "SeededDataset":
-    """Wrap a random data set; its samples are then fetched by (epoch, index)."""
-    return (SeededBatches if hasattr(dataset, "get_batch") else SeededDataset)(dataset, seed)
+# ---- what was loaded -------------------------------------------------------------------------------------------------
+@dataclass
+class Batch:
+    """The samples that were loaded for one entry of a batch sampler.
 
-
-class SeededDataset(Dataset):
-    """Makes what is random inside a sample a function of (seed, epoch, index), in whatever process it is loaded.
-
-    `data.dataloader.BatchFetcher` restores the generators of the process after each batch.
+    Attributes:
+        indices: the samples that the sampler asked for, in order.
+        data: the collated samples; None when all of them are bad.
+        bad: the samples that could not be loaded, by index, with the reason; they are not in `data`.
+        error: the error that ends the run instead.
+        seconds: how long the batch was loaded and collated, in the process that did it.
     """
 
-    is_seeded = True
+    indices: Sequence[int]
+    data: Any = None
+    bad: dict[int, str] = field(default_factory=dict)
+    error: UserError | None = None
+    seconds: float = 0.0
 
-    def __init__(self, dataset: Dataset, seed: int):
-        self.dataset = dataset
-        self.names = getattr(dataset, "names", None)
-        self.collate_fn = getattr(dataset, "collate_fn", None)
-        self.seed = seed
+    @property
+    def loaded(self) -> Sequence[int]:
+        """The samples in `data`, in order."""
+        return [index for index in self.indices if index not in self.bad] if self.bad else self.indices
+
+    @property
+    def num_samples(self) -> int:
+        """The number of samples in `data`."""
+        return len(self.loaded)
+
+
+class BadSamples:
+    """The samples that could not be loaded, and how many of them may be skipped.
+
+    Args:
+        limit: the largest number of different samples.
+        is_alone: whether one too many ends the run at once. With several processes all must count together, see
+            `unite`.
+
+    Attributes:
+        reasons: by index, the name of the sample and its error.
+        warn: called with a line for each sample, once.
+    """
+
+    def __init__(self, limit: int = 0, is_alone: bool = True):
+        self.limit = limit
+        self.is_alone = is_alone
+        self.reasons: dict[int, str] = {}
+        self.warn: Callable[[str], Any] = lambda message: print(message, file=sys.stderr)
 
     def __len__(self) -> int:
-        return len(self.dataset)
+        return len(self.reasons)
 
-    def __getitem__(self, key: tuple[int, int]) -> Any:
-        epoch, index = key
-        seed_cpu(mix(self.seed, epoch, index))
-        return self.dataset[index]
+    def add(self, reasons: dict[int, str]) -> None:
+        """Count samples, and warn of those that are new; UserError for one too many."""
+        for index in [index for index in reasons if index not in self.reasons]:
+            self.reasons[index] = reasons[index]
+            if len(self) <= self.limit:
+                self.warn(f"Skipped bad sample {len(self)} of {self.limit} allowed: {reasons[index]}")
+            elif self.is_alone:
+                self.refuse(index)
 
+    def refuse(self, last: int) -> None:
+        raise UserError(
+            f"{len(self)} samples cannot be loaded, but --skip_bad_samples allows {self.limit}. "
+            f"The last is {self.reasons[last]}"
+        )
 
-class SeededBatches(SeededDataset):
-    """The same for a data set that makes whole batches itself: its `get_batch(keys, seed)` seeds each sample."""
+    def unite(self, gather: Callable[[Any], list[Any]]) -> None:
+        """Count the bad samples of all processes; all must call it.
 
-    def __getitems__(self, keys: list[tuple[int, int]]) -> Any:
-        return self.dataset.get_batch(keys, self.seed)
+        Args:
+            gather: returns the values of all processes, in the order of their ranks.
+
+        Raises:
+            UserError: in all of them, when there are too many.
+        """
+        if self.limit:
+            for reasons in gather(self.reasons):
+                self.add(reasons)
+        if len(self) > self.limit:
+            self.refuse(max(self.reasons))
+
+    def state_dict(self) -> dict[str, str]:
+        return {str(index): reason for index, reason in self.reasons.items()}
+
+    def load_state_dict(self, state: dict[str, str]) -> None:
+        self.reasons = {int(index): reason for index, reason in state.items()}

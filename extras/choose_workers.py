@@ -15,8 +15,8 @@ from typing import Any
 from torch.utils.data import Dataset
 
 from data.dataloader import DataLoaderSource
-from data.loader import BadSamples, Batch, is_in_memory
-from data.sampler import epoch_order, may_be_random, seeded_dataset
+from data.loader import is_in_memory
+from data.sampler import BadSamples, Batch, epoch_order
 from utils.seed import preserved_random_state
 
 TIME_LIMIT = 6.0  # seconds for all numbers together
@@ -61,18 +61,17 @@ def choose_workers(
     cores = cores or usable_cores()
     deadline = time.monotonic() + time_limit
     order = dataset.epoch_order(seed, 0) if hasattr(dataset, "epoch_order") else epoch_order(len(dataset), seed, 0)
-    keys = cycle([(0, index) for index in order] if may_be_random(dataset) else order)
-    source = seeded_dataset(dataset, seed) if may_be_random(dataset) else dataset
+    indices = cycle(order)
 
     def check_time() -> None:
         if time.monotonic() > deadline:
             raise OutOfTime
 
     def load(number: int, size: int, num_batches: int) -> Iterator[Batch]:
-        batches = [list(islice(keys, size)) for _ in range(num_batches)]
+        batches = [(0, list(islice(indices, size))) for _ in range(num_batches)]
         bad = BadSamples(max_bad_samples)
         bad.warn = lambda message: None
-        return DataLoaderSource(source, batches, num_workers=number, bad=bad, seed=seed, **loading).batches(check_time)
+        return DataLoaderSource(dataset, batches, num_workers=number, bad=bad, seed=seed, **loading).batches(check_time)
 
     speeds: dict[int, float] = {}  # samples per second, by number of processes
     with preserved_random_state(), contextlib.suppress(OutOfTime):

@@ -32,7 +32,6 @@ from eval import EvaluatorBase
 from extras.in_order import InOrder
 from tools.lr_finder import LrCurve
 from trainer import TrainerBase
-from utils.batch import count_samples
 from utils.errors import UserError, nearest, shown
 from utils.meter import AvgMeter
 from utils.param_groups import param_groups
@@ -78,7 +77,7 @@ class ModelEvaluator(EvaluatorBase):
         return {"loss": AvgMeter()}
 
     def eval_step(self, batch: Any) -> None:
-        self.meters["loss"].update(loss_of(self.model, batch), n=count_samples(batch))
+        self.meters["loss"].update(loss_of(self.model, batch), n=self.num_in_batch)
 
 
 class ModelTrainer(TrainerBase):

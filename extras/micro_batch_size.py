@@ -5,10 +5,8 @@ trying, and changes no result. (Batch normalization sees the micro-batch: with i
 """
 
 import copy
-import dataclasses
 import gc
 from collections.abc import Callable
-from typing import Any
 
 import torch
 
@@ -16,7 +14,7 @@ from engine.devices.process_group import Distributed, share_of
 from engine.options.parser import changed, saved_options
 from engine.session import MEMORY_ADVICE
 from tools.snapshot import Snapshot
-from utils.batch import cut
+from tools.task import first_update
 from utils.errors import DivergedError, UserError
 
 
@@ -30,17 +28,6 @@ def largest_that_fits(most: int, fits: Callable[[int], bool]) -> int:
     while size and not fits(size):
         size //= 2
     return size
-
-
-def split_update(update: Any, size: int) -> Any:
-    """Return an update (data/loader.py) in micro-batches of at most `size` samples."""
-    pieces, sizes = [], []
-    for batch, count in zip(update.micro_batches, update.sizes, strict=True):
-        for begin in range(0, count, size):
-            end = min(begin + size, count)
-            pieces.append(cut(batch, begin, end))
-            sizes.append(end - begin)
-    return dataclasses.replace(update, micro_batches=pieces, sizes=sizes)
 
 
 def find_micro_batch_size(trainer) -> None:
@@ -58,7 +45,6 @@ def find_micro_batch_size(trainer) -> None:
         return keep(trainer, trainer.micro_batch_size)
     if trainer.distributed.is_sharded:
         raise UserError("--micro_batch_size auto cannot try sizes with --parallel fsdp: give a number.")
-    update = next(iter(trainer.train_loader.updates(0)))
     _, largest_share = share_of(trainer.opt.batch_size, 0, trainer.distributed.size)
     parts = {name: part for name, part in trainer.stateful().items() if name != "callbacks"}
     snapshot = Snapshot(parts, device="cpu")  # on the GPU it would take memory that the training needs
@@ -68,7 +54,7 @@ def find_micro_batch_size(trainer) -> None:
         trainer.distributed = Distributed()  # one process may run out of memory alone
         trainer.guard.sum_losses = None
         try:
-            size = largest_that_fits(largest_share, lambda size: fits(trainer, update, size, snapshot))
+            size = largest_that_fits(largest_share, lambda size: fits(trainer, size, snapshot))
         finally:
             trainer.distributed = together
             trainer.guard.sum_losses = together.sum if together.size > 1 else None
@@ -90,13 +76,14 @@ def keep(trainer, size: int) -> None:
     trainer.run_dir.record_options(saved_options(trainer.opt))
 
 
-def fits(trainer, update: Any, size: int, snapshot: Snapshot) -> bool:
+def fits(trainer, size: int, snapshot: Snapshot) -> bool:
     """Return whether memory is enough for a step with `size` samples at once; put everything back."""
     precision = copy.deepcopy(trainer.precision)  # its scaler cannot begin an update again
+    update = first_update(trainer.train_loader, trainer.opt.batch_size, size)
     trainer.guard.begin_update(update)
     is_enough = True
     try:
-        trainer.train_step(split_update(update, size))
+        trainer.train_step(update)
         trainer.guard.check_earlier(wait=True)
     except DivergedError:
         pass  # training will report it

@@ -291,7 +291,7 @@ class CachedCarvana(Dataset):
 
     @staticmethod
     def collate_fn(batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-        """Return the batch: `__getitems__` and `get_batch` collate."""
+        """Return the batch: `__getitems__` and `seeded_items` collate."""
         return batch
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
@@ -304,17 +304,12 @@ class CachedCarvana(Dataset):
         images, masks = self.plain(indices)
         return augment_batch(images, masks, torch.rand(len(images), 3)) if self.is_random else (images, masks)
 
-    def get_batch(self, keys: Sequence[tuple[int, int]], seed: int) -> tuple[Tensor, Tensor]:
-        """Return a batch like `__getitems__`; the random numbers of each sample are a function of (seed, epoch, index).
-
-        Args:
-            keys: epoch and index of each sample.
-            seed: of the run.
-        """
+    def seeded_items(self, indices: Sequence[int], epoch: int, seed: int) -> tuple[Tensor, Tensor]:
+        """Return a batch like `__getitems__`, with random numbers that depend on (seed, epoch, index) alone."""
         generator = torch.Generator()
-        seeds = [mix(seed, epoch, index) for epoch, index in keys]
+        seeds = [mix(seed, epoch, index) for index in indices]
         draws = torch.stack([torch.rand(3, generator=generator.manual_seed(one)) for one in seeds])  # (N, 3)
-        return augment_batch(*self.plain([index for _, index in keys]), draws)
+        return augment_batch(*self.plain(indices), draws)
 
     def plain(self, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
         """Return the batch before augmentation."""

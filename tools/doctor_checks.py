@@ -5,7 +5,7 @@ import math
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -21,8 +21,8 @@ from tools.find_lr import loss_of
 from tools.lr_finder import rate_of, set_rate
 from tools.replay import shortened
 from tools.snapshot import Snapshot
-from tools.task import try_step
-from utils.batch import count_samples, cut, iterate_tensors, move_to
+from tools.task import first_update, try_step
+from utils.batch import iterate_tensors, move_to
 from utils.seed import random_state
 
 NEAR = (0.7, 1.5)  # a first loss between these multiples of the expected one passes
@@ -80,16 +80,9 @@ class Patient:
         for owner, module in modules.items():
             yield from ((f"{owner}.{name}", p) for name, p in module.named_parameters() if p.requires_grad)
 
-    def few(self, count: int) -> Any:
-        """Return the update with its first few samples only."""
-        return self.in_pieces([(0, count)])
-
-    def in_pieces(self, bounds: list[tuple[int, int]]) -> Any:
-        """Return an update of these pieces of the first micro-batch, given by their first and last sample."""
-        pieces = [cut(self.update.micro_batches[0], first, last) for first, last in bounds]
-        sizes = [count_samples(piece) for piece in pieces]
-        indices = self.update.indices[: sum(sizes)]
-        return replace(self.update, micro_batches=pieces, indices=indices, num_samples=sum(sizes), sizes=sizes)
+    def few(self, count: int, at_once: int | None = None) -> Any:
+        """Return the update with its first few samples only, in micro-batches of `at_once`."""
+        return first_update(self.trainer.train_loader, min(count, self.update.num_samples), at_once)
 
     def watch(self, module: nn.Module, stop: bool) -> tuple[Any, Any, Any]:
         """Return (args, kwargs, output) of the first call of a module in a step; with `stop`, output is None.
@@ -208,17 +201,17 @@ def expected_first_loss(patient: Patient) -> float:
 def check_micro_batches(patient: Patient) -> str:
     """Check that the loss and the gradient of an update do not depend on --micro_batch_size."""
     trainer = patient.trainer
-    num_samples = count_samples(patient.few(NUM_ROWS).micro_batches[0])
+    num_samples = patient.few(NUM_ROWS).num_local
     if num_samples < 3:
         raise CannotTell("an update has fewer than three samples")
     modules = [module for network in trainer.networks.values() for module in network.modules()]
     before = random_state()
     values = []
-    for bounds in ([(0, num_samples)], [(0, num_samples - 2), (num_samples - 2, num_samples)]):
+    for at_once in (num_samples, num_samples - 2):
         for module in modules:
             if isinstance(module, MIXING):
                 module.eval()
-        values.append(try_step(trainer, patient.in_pieces(bounds)) or {})
+        values.append(try_step(trainer, patient.few(num_samples, at_once)) or {})
         if digest(random_state()) != digest(before):
             raise CannotTell("the step draws random numbers, other ones for each micro-batch")
         patient.snapshot.put_back()

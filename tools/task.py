@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from callbacks.callback import Callback
+from data.loader import Update, UpdateLoader
 from engine.checkpoints.file import load_checkpoint
 from engine.epoch_log import read_scalars
 from engine.options.parser import OptionParser, changed
@@ -113,6 +114,13 @@ def trial(
 def parts_of(trainer: TrainerBase) -> dict[str, Any]:
     """Return the parts of a trainer that a tool has to restore: all that it saves, without the callbacks."""
     return {name: part for name, part in trainer.stateful().items() if name != "callbacks"}
+
+
+def first_update(loader: UpdateLoader, batch_size: int, micro_batch_size: int | None = None) -> Update:
+    """Return the first update of the training with other sizes. It is loaded, since a batch of any form can be."""
+    sampler = loader.sampler
+    own = {"seed": sampler.seed, "share": sampler.share, "max_bad_samples": loader.bad.limit}
+    return next(UpdateLoader(loader.dataset, batch_size, micro_batch_size, **own).updates(0))
 
 
 def try_step(trainer: TrainerBase, update: Any) -> dict[str, float] | None:

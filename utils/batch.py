@@ -1,6 +1,6 @@
-"""Nested batches: walk through them, count their samples, cut them, and move them to a device."""
+"""Nested batches: walk through them, cut them, and move them to a device."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -23,53 +23,31 @@ def move_to(batch: Any, device: torch.device | str, non_blocking: bool = False) 
     if isinstance(batch, Mapping):
         return {key: move_to(value, device, non_blocking) for key, value in batch.items()}
     if isinstance(batch, tuple | list):
-        moved = [move_to(value, device, non_blocking) for value in batch]
-        # A named tuple takes its fields one by one, the others take one list.
-        return type(batch)(*moved) if hasattr(batch, "_fields") else type(batch)(moved)
+        return rebuilt(batch, (move_to(value, device, non_blocking) for value in batch))
     return batch
 
 
-def cut(batch: Any, begin: int, end: int) -> Any:
-    """Return the samples from `begin` to `end` of a collated batch, as views.
+def cut(batch: Any, begin: int, end: int, num_samples: int) -> Any:
+    """Return the samples from `begin` to `end` of a collated batch of `num_samples`, as views.
 
-    Every tensor is sliced along its first dimension. A list without tensors is sliced if it has an entry for each
-    sample, such as their names. Anything else belongs to the batch as a whole.
+    Tensors with a row for each sample are sliced, and so are lists without tensors that have an entry for each, such as
+    names. Anything else belongs to the batch as a whole.
 
-    >>> cut({"inputs": {"image": torch.arange(3)}, "name": ["a", "b", "c"], "kind": "car"}, 1, 3)
+    >>> cut({"inputs": {"image": torch.arange(3)}, "name": ["a", "b", "c"], "kind": "car"}, 1, 3, 3)
     {'inputs': {'image': tensor([1, 2])}, 'name': ['b', 'c'], 'kind': 'car'}
     """
-
-    def part_of(part: Any) -> Any:
-        if isinstance(part, Tensor):
-            return part[begin:end] if part.ndim else part
-        if isinstance(part, Mapping):
-            return {key: part_of(value) for key, value in part.items()}
-        if isinstance(part, tuple | list):
-            if next(iterate_tensors(part), None) is None and len(part) == count_samples(batch):
-                return part[begin:end]
-            mapped = [part_of(value) for value in part]
-            return type(part)(*mapped) if hasattr(part, "_fields") else type(part)(mapped)
-        return part
-
-    return part_of(batch)
+    if isinstance(batch, Mapping):
+        return {key: cut(value, begin, end, num_samples) for key, value in batch.items()}
+    is_list = isinstance(batch, tuple | list)
+    if isinstance(batch, Tensor) or (is_list and next(iterate_tensors(batch), None) is None):
+        has_row_for_each = not (isinstance(batch, Tensor) and batch.ndim == 0) and len(batch) == num_samples
+        return batch[begin:end] if has_row_for_each else batch
+    return rebuilt(batch, (cut(value, begin, end, num_samples) for value in batch)) if is_list else batch
 
 
-def count_samples(batch: Any) -> int:
-    """Return the number of samples of a batch: the length of the first tensor in it that has a dimension.
-
-    >>> count_samples({"name": ["a", "b"], "image": torch.zeros(2, 3, 8, 8)})
-    2
-
-    Raises:
-        TypeError: when there is no such tensor.
-    """
-    for tensor in iterate_tensors(batch):
-        if tensor.ndim > 0:
-            return len(tensor)
-    raise TypeError(
-        f"Cannot count the samples of a batch of type {type(batch).__name__}: no tensor with a batch dimension in it. "
-        f"Yield tensors, or tuples, lists or dictionaries of them."
-    )
+def rebuilt(like: tuple | list, values: Iterable[Any]) -> Any:
+    """Return a tuple or list of the same type with other values; a named tuple takes its fields one by one."""
+    return type(like)(*values) if hasattr(like, "_fields") else type(like)(values)
 
 
 def iterate_tensors(batch: Any) -> Iterator[Tensor]:

@@ -21,7 +21,6 @@ from extras.callbacks.pictures import Pictures
 from extras.gan.DCGAN import draw_noise
 from extras.gan.eval_gan import EvaluatorGAN, discriminator_loss
 from trainer import TrainerBase
-from utils.batch import count_samples
 from utils.seed import mix
 
 LEARN = ("discriminator", "generator")
@@ -128,7 +127,7 @@ class TrainerGAN(TrainerBase):
         """
         count = update.num_samples
         vectors = draw_noise(count, self.networks["generator"].latent, mix(self.opt.seed, self.progress.update))
-        sizes = [count_samples(batch) for batch in update.micro_batches]
+        sizes = [len(labels) for _, labels in update.micro_batches]
         begin, _ = share_of(count, *self.distributed.share)
         places = (begin + torch.arange(sum(sizes))) % count  # a padding micro-batch starts over
         return list(vectors[places].to(self.device).split(sizes))

@@ -13,7 +13,6 @@ import sys
 import threading
 import time
 from multiprocessing import active_children
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -21,8 +20,8 @@ from torch.utils.data import DataLoader, Dataset, get_worker_info
 from torch.utils.data._utils import signal_handling
 
 from data.dataloader import DataLoaderSource
-from data.loader import BadSamples, EvalLoader, UpdateLoader, num_evaluated
-from data.sampler import epoch_order
+from data.loader import EvalLoader, UpdateLoader
+from data.sampler import BadSamples, epoch_order, may_be_random
 from utils.errors import LoadingError, UserError
 
 pytestmark = pytest.mark.clock
@@ -229,7 +228,7 @@ def test_of_two_that_hang_the_one_that_began_first_is_named():
             time.sleep(1 if index == 1 else 60)
             return torch.tensor(index)
 
-    loader = DataLoaderSource(Hanging(), [[0], [1, 2]], num_workers=2, worker_timeout=3).batches()
+    loader = DataLoaderSource(Hanging(), [(0, [0]), (0, [1, 2])], num_workers=2, worker_timeout=3).batches()
     assert seconds_until(LoadingError, loader, "number_0'") < 3 + PROMPT
 
 
@@ -307,7 +306,7 @@ def test_data_that_cannot_be_sent_is_a_hang_of_nobody():
         def __getitem__(self, index):
             return lambda: None
 
-    loader = DataLoaderSource(Unsendable(), [[0, 1], [2, 3]], num_workers=1, worker_timeout=1).batches()
+    loader = DataLoaderSource(Unsendable(), [(0, [0, 1]), (0, [2, 3])], num_workers=1, worker_timeout=1).batches()
     assert seconds_until(LoadingError, loader, "no process is loading any: .*be sent between processes") < PROMPT
 
 
@@ -404,7 +403,8 @@ def slow_or_refuse():
 
 
 def test_an_error_does_not_wait_for_the_other_processes():
-    order = [[1, FAULTY], [0, 2], [3]]  # process 1 refuses sample 0 while process 0 is at sample 3, which hangs
+    order = [(0, [1, FAULTY]), (0, [0, 2]), (0, [3])]
+    # Process 1 refuses sample 0 while process 0 is at sample 3, which hangs.
     loader = DataLoaderSource(Numbers(slow_or_refuse, [0, 3]), order, num_workers=2).batches()
     assert seconds_until(UserError, loader, "number_0'") < PROMPT
 
@@ -448,7 +448,7 @@ def test_bad_samples_are_left_out_named_and_counted(dataset, fault, num_workers)
     whole = updates_of(dataset())[1]
     assert [update.indices for update in updates] == [update.indices for update in whole]  # they count as done
     for update, all_good in zip(updates, whole, strict=True):
-        rows, expected = (torch.cat(each.micro_batches).reshape(-1, 1 + loader.sampler.keyed)
+        rows, expected = (torch.cat(each.micro_batches).reshape(-1, 1 + may_be_random(loader.dataset))
                           for each in (update, all_good))  # fmt: skip
         kept = [row for row in expected.tolist() if row[0] not in BAD]
         assert rows.tolist() == kept  # in order; what is random in the others is as it was
@@ -516,7 +516,7 @@ def test_evaluation_leaves_them_out_too(num_workers):
         [4, 5, 6, 7], [8, 10, 11], [12, 13, 14, 15], [16, 17, 18, 19], [20, 21, 22]
     ]  # fmt: skip
     assert (loader.num_samples, len(loader.bad)) == (NUM_SAMPLES, 6)
-    assert [batch.loaded for batch in loader.batches()][:3] == [[], [4, 5, 6, 7], [8, 10, 11]]
+    assert [list(batch.loaded) for batch in loader.batches()][:3] == [[], [4, 5, 6, 7], [8, 10, 11]]
 
 
 # ---- whole programs --------------------------------------------------------------------------------------------------
@@ -699,18 +699,16 @@ def test_where_no_sample_is_good_nothing_stands_in():
 
 
 def test_what_an_evaluation_gave_is_counted_over_all_processes():
-    def of(num_samples, num_bad, most):
-        bad = BadSamples(most, is_alone=False)
-        bad.warn = lambda message: None
-        bad.add(dict.fromkeys(range(num_bad), ""))
-        return SimpleNamespace(num_samples=num_samples, bad=bad)
+    def count(num_samples, num_bad, most, other=(0, 0)):
+        loader = EvalLoader(Numbers(num_samples=num_samples), 2, share=(0, 1))
+        loader.bad = BadSamples(most, is_alone=False)
+        loader.bad.warn = lambda message: None
+        loader.bad.add(dict.fromkeys(range(num_bad), ""))
+        return loader.num_evaluated(lambda asked, bad: (asked + other[0], bad + other[1]))
 
-    def with_other(asked, bad):
-        return asked + 4, bad + 1
-
-    assert num_evaluated(of(5, 0, 0)) == 5 and num_evaluated([1, 2]) == 0
-    assert num_evaluated(of(5, 1, 2), with_other) == 7
+    assert count(5, 0, 0) == 5
+    assert count(5, 1, 2, other=(4, 1)) == 7
     with pytest.raises(UserError, match="2 samples cannot be loaded, but --skip_bad_samples allows 1"):
-        num_evaluated(of(5, 1, 1), with_other)
+        count(5, 1, 1, other=(4, 1))
     with pytest.raises(UserError, match="None of the 5 samples to evaluate"):
-        num_evaluated(of(5, 5, 5))
+        count(5, 5, 5)

@@ -1,5 +1,6 @@
 """The order of the data and the random numbers of a sample are functions of the seed and the position alone."""
 
+import contextlib
 import random
 from itertools import chain
 
@@ -8,9 +9,11 @@ import pytest
 import torch
 from torch.utils.data import Dataset, TensorDataset
 
-from data import sampler
+from data import dataloader
+from data.dataloader import BatchFetcher
 from data.loader import UpdateLoader
-from data.sampler import SeededDataset, UpdateSampler, epoch_order, may_be_random
+from data.sampler import UpdateSampler, epoch_order, may_be_random
+from utils.errors import UserError
 
 NUM_SAMPLES, BATCH_SIZE = 53, 16  # updates of 16, 16, 16 and 5
 
@@ -107,7 +110,7 @@ def test_limit_takes_the_first_updates_of_the_same_order():
 
 @pytest.mark.parametrize(("num_samples", "batch_size"), [(53, 16), (48, 16), (5, 16), (1, 1)])
 def test_sampler_gives_every_sample_exactly_once(num_samples, batch_size):
-    given = list(UpdateSampler(num_samples, batch_size, micro_batch_size=3))
+    given = [indices for _, indices in UpdateSampler(num_samples, batch_size, micro_batch_size=3)]
     assert sorted(chain(*given)) == list(range(num_samples))
 
 
@@ -122,7 +125,8 @@ def augmented(loader: UpdateLoader, epoch: int = 0, start: int = 0) -> dict[int,
 @pytest.mark.parametrize("num_workers", [0, 1, 2])
 @pytest.mark.parametrize("micro_batch_size", [None, 7])
 def test_draws_do_not_depend_on_workers_micro_batches_or_order(num_workers, micro_batch_size):
-    expected = {index: SeededDataset(RandomDataset(), 5)[3, index][1:].tolist() for index in range(NUM_SAMPLES)}
+    alone = BatchFetcher(RandomDataset(), seed=5)
+    expected = {index: alone.sample(3, index)[1:].tolist() for index in range(NUM_SAMPLES)}
     loader = UpdateLoader(RandomDataset(), BATCH_SIZE, micro_batch_size, 5, num_workers=num_workers)
     assert augmented(loader, 3) == expected
 
@@ -148,8 +152,8 @@ def test_restart_in_mid_epoch_draws_the_same(num_workers):
 @pytest.mark.parametrize("num_workers", [0, 2])
 def test_without_the_seeds_the_draws_would_differ(monkeypatch, num_workers):
     """The fault planted: samples that draw from the generators as they are."""
-    monkeypatch.setattr(SeededDataset, "__getitem__", lambda self, key: self.dataset[key[1]])
-    monkeypatch.setattr(SeededDataset, "is_seeded", False)
+    monkeypatch.setattr(BatchFetcher, "sample", lambda self, epoch, index: self.dataset[index])
+    monkeypatch.setattr(dataloader, "preserved_random_state", contextlib.nullcontext)
     loader = UpdateLoader(RandomDataset(), BATCH_SIZE, num_workers=num_workers)
     whole = augmented(loader, 1)
     rest = augmented(loader, 1, start=BATCH_SIZE)
@@ -170,7 +174,7 @@ def test_data_that_is_never_random_is_not_seeded_for_every_sample(monkeypatch):
     def fail(*arguments):
         raise AssertionError("seeded")
 
-    monkeypatch.setattr(sampler, "seed_cpu", fail)
+    monkeypatch.setattr(dataloader, "seed_cpu", fail)
     updates_of(UpdateLoader(PlainDataset(), BATCH_SIZE))
     with pytest.raises(AssertionError, match="seeded"):
         updates_of(UpdateLoader(RandomDataset(), BATCH_SIZE))
@@ -199,7 +203,7 @@ def test_an_order_of_the_data_set_replaces_the_permutation(num_workers):
 @pytest.mark.parametrize("order", [[0] * NUM_SAMPLES, list(range(NUM_SAMPLES - 1)), list(range(1, NUM_SAMPLES + 1))])
 def test_an_order_that_leaves_out_or_doubles_a_sample_is_refused(order):
     sampler = UpdateSampler(NUM_SAMPLES, BATCH_SIZE, order=lambda seed, epoch: order)
-    with pytest.raises(ValueError, match="each of 53 samples once"):
+    with pytest.raises(UserError, match="each of 53 samples once"):
         next(iter(sampler))
 
 

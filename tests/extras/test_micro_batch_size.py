@@ -1,9 +1,17 @@
-"""The largest micro-batch that fits is found by halving, and a split update is the same update."""
+"""The largest micro-batch that fits is found by halving, and the update is the same in other pieces."""
 
-import torch
+from itertools import chain
 
-from data.loader import Update
-from extras.micro_batch_size import largest_that_fits, split_update
+from data.loader import UpdateLoader
+from extras.micro_batch_size import largest_that_fits
+from tools.task import first_update
+
+
+class Listed(list):
+    """Samples in a batch that has no tensor."""
+
+    is_random = False
+    collate_fn = staticmethod(list)
 
 
 def test_the_first_half_that_fits_is_taken():
@@ -17,10 +25,10 @@ def test_the_first_half_that_fits_is_taken():
     assert largest_that_fits(7, lambda size: False) == 0
 
 
-def test_a_split_update_has_the_same_samples_in_the_same_order():
-    batches = [(torch.arange(0, 5), ["a"] * 5), (torch.arange(5, 8), ["b"] * 3)]
-    update = Update(batches, sizes=[5, 3], num_samples=8, indices=list(range(8)))
-    split = split_update(update, 2)
-    assert split.sizes == [2, 2, 1, 2, 1] and split.num_local == 8
-    assert torch.cat([inputs for inputs, _ in split.micro_batches]).tolist() == list(range(8))
-    assert [len(names) for _, names in split.micro_batches] == split.sizes
+def test_the_first_update_in_other_pieces_has_the_same_samples_in_the_same_order():
+    loader = UpdateLoader(Listed(range(20)), 8, 5, seed=3)
+    whole = next(loader.updates(0))
+    split = first_update(loader, 8, 2)
+    assert (whole.sizes, split.sizes) == ([5, 3], [2, 2, 2, 2])
+    assert split.indices == whole.indices == [*chain(*split.micro_batches)] == [*chain(*whole.micro_batches)]
+    assert first_update(loader, 3, 3).micro_batches == [whole.indices[:3]]

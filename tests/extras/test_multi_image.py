@@ -14,10 +14,10 @@ import extras.multi_image
 from callbacks.callback import Callback
 from data.Carvana import CarvanaDataset, build_carvana
 from data.data_entry import fingerprint
+from data.dataloader import BatchFetcher
 from data.loader import UpdateLoader
 from data.masks import load_mask, scan_masks
 from data.pairs import find_pairs
-from data.sampler import seeded_dataset
 from extras.functional import fit
 from extras.multi_image import MultiImageDataset, build_multi_image
 from tools.synthetic.make_carvana_like import make_carvana_like
@@ -359,8 +359,8 @@ def test_samples_do_not_depend_on_the_number_of_threads(tmp_path, monkeypatch):
     def samples(num_threads):
         torch.set_num_threads(num_threads)
         try:
-            seeded = seeded_dataset(dataset, 0)
-            return [seeded[0, index] for index in range(6)], torch.get_num_threads()
+            fetcher = BatchFetcher(dataset)
+            return [fetcher.sample(0, index) for index in range(6)], torch.get_num_threads()
         finally:
             torch.set_num_threads(1)
 

@@ -1,12 +1,11 @@
-"""Moving, counting and cutting nested batches."""
+"""Moving and cutting nested batches."""
 
 from collections import namedtuple
 
-import pytest
 import torch
 from torch.nn.utils.rnn import pack_sequence
 
-from utils.batch import count_samples, cut, move_to
+from utils.batch import cut, move_to
 
 Pair = namedtuple("Pair", ["image", "name"])
 
@@ -32,29 +31,16 @@ def test_move_to_lets_things_move_themselves():
     assert type(move_to(packed, "cpu")) is type(packed)
 
 
-@pytest.mark.parametrize(
-    "batch",
-    [
-        torch.zeros(5, 2),
-        (torch.zeros(5, 2), torch.zeros(3)),
-        {"name": ["x"] * 9, "scale": torch.tensor(2.0), "image": torch.zeros(5)},
-        [Pair([], "a"), {"deep": (torch.zeros(5),)}],
-    ],
-)
-def test_count_samples_is_the_length_of_the_first_tensor(batch):
-    assert count_samples(batch) == 5
-
-
-@pytest.mark.parametrize(("batch", "kind"), [("text", "str"), ([1, 2], "list"), ({"x": torch.tensor(1)}, "dict")])
-def test_count_samples_without_a_tensor_names_what_it_got(batch, kind):
-    with pytest.raises(TypeError, match=f"type {kind}:"):
-        count_samples(batch)
-
-
 def test_cut_takes_the_entries_of_samples_and_leaves_what_belongs_to_the_batch():
     batch = {"x": {"image": torch.arange(6).reshape(3, 2)}, "name": ["a", "b", "c"], "pair": ("u", "v"), "n": 3,
              "one": torch.tensor(7), "both": [torch.arange(3), torch.arange(3)], "numbers": (1, 2, 3)}  # fmt: skip
-    part = cut(batch, 1, 2)
+    part = cut(batch, 1, 2, num_samples=3)
     assert part["x"]["image"].tolist() == [[2, 3]] and part["name"] == ["b"] and part["numbers"] == (2,)
     assert part["pair"] == ("u", "v") and part["n"] == 3 and part["one"] == 7
     assert [tensor.tolist() for tensor in part["both"]] == [[1], [1]]
+
+
+def test_cut_leaves_what_has_no_row_for_each_sample():
+    batch = {"boxes": torch.zeros(5, 4), "edges": [torch.zeros(2, 7)], "labels": torch.arange(3)}
+    part = cut(batch, 0, 1, num_samples=3)
+    assert part["boxes"] is batch["boxes"] and part["edges"][0] is batch["edges"][0] and part["labels"].tolist() == [0]

@@ -12,8 +12,9 @@ import torch
 
 from callbacks.callback import Callback
 from data.Carvana import build_carvana
+from data.dataloader import BatchFetcher
 from data.loader import EvalLoader, UpdateLoader
-from data.sampler import SeededDataset, epoch_order
+from data.sampler import epoch_order
 from extras.shards.dataset import build_carvana_shards, parse_index, window_order
 from extras.shards.make_shards import make_shards
 from extras.shards.store import ShardStore
@@ -95,11 +96,11 @@ def test_a_sample_is_that_of_the_files_bit_for_bit(cars, made, settings):
 
 
 def test_what_is_random_in_a_sample_is_that_of_the_files(cars, made):
-    files = SeededDataset(build_carvana(cars, patch_size=32, augment=True, **CUT)["train"], seed=3)
-    shards = SeededDataset(build(made, augment=True)["train"], seed=3)
+    files = BatchFetcher(build_carvana(cars, patch_size=32, augment=True, **CUT)["train"], seed=3)
+    shards = BatchFetcher(build(made, augment=True)["train"], seed=3)
     for index in range(NUM_TRAIN):
-        assert equal(shards[1, index], files[1, index])
-    assert not equal(shards[1, 0], shards[2, 0])
+        assert equal(shards.sample(1, index), files.sample(1, index))
+    assert not equal(shards.sample(1, 0), shards.sample(2, 0))
 
 
 def test_reading_in_place_needs_no_library(made, monkeypatch):
