@@ -6,7 +6,6 @@ https://arxiv.org/abs/1708.07747. `data/sample` holds a tenth of it, so that a f
 
 import gzip
 import hashlib
-import math
 import socket
 import struct
 import zlib
@@ -19,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from data.split import amount, flatten, shuffled_groups, split_by_group, take
+from data.split import flatten, shuffled_groups, split_by_group, take
 from utils.errors import UserError
 
 CLASSES = (
@@ -41,42 +40,44 @@ def read_idx(path: str | Path) -> Tensor:
     """
     try:
         content = Path(path).read_bytes()
-        if content[:2] == b"\x1f\x8b":
+        if content.startswith(b"\x1f\x8b"):
             content = gzip.decompress(content)
-        if content[:3] != b"\0\0\x08":
+        *kind, num_dimensions = struct.unpack_from(">3sB", content)
+        if kind != [b"\0\0\x08"]:
             raise ValueError(f"it begins with {content[:3].hex(' ')}, not 00 00 08")
-        shape = struct.unpack_from(f">{content[3]}I", content, 4)
-        data = content[4 + 4 * len(shape) :]
-        if not data or len(data) != math.prod(shape):
-            raise ValueError(f"its header states the shape {shape}, but {len(data)} bytes follow")
-    except (OSError, EOFError, IndexError, ValueError, struct.error, zlib.error) as error:
-        raise UserError(f"{path} is not an IDX file of unsigned bytes: {error}. Remove it, and get it again.") from None
-    return torch.frombuffer(bytearray(data), dtype=torch.uint8).reshape(shape)
+        shape = struct.unpack_from(f">{num_dimensions}I", content, 4)
+        return torch.frombuffer(bytearray(content), dtype=torch.uint8, offset=4 + 4 * num_dimensions).reshape(shape)
+    except (OSError, EOFError, RuntimeError, ValueError, struct.error, zlib.error) as error:
+        reason = str(error).partition("\n")[0]
+        raise UserError(f"{path} is not an IDX file of unsigned bytes: {reason}. Remove it, and get it again.") from None
 
 
 def find_files(directory: Path) -> dict[str, Path]:
     """Return the path of each of the four files that is in `directory`, plain or as .gz, by its original name."""
-    return {
-        name: path for name in FILES for path in (directory / f"{name}.gz", directory / name) if path.is_file()
-    }  # fmt: skip
+    paths = [(name, directory / f"{name}{end}") for name in FILES for end in (".gz", "")]
+    return {name: path for name, path in paths if path.is_file()}
 
 
 def find_or_download(data_dir: str | Path) -> dict[str, Path]:
     """Return the paths of the four files; torchvision downloads them when they are not there.
 
-    Looks in `data_dir/FashionMNIST/raw`, where torchvision keeps them, and in `data_dir` itself. Of several processes
-    one downloads, and the others wait.
+    Looks in `data_dir/FashionMNIST/raw`, where torchvision keeps them, and in `data_dir` itself.
 
     Raises:
         UserError: when files are missing and cannot be downloaded.
     """
-    data_dir = Path(data_dir).expanduser()
-    raw = data_dir / "FashionMNIST" / "raw"
-    for place in (raw, data_dir):
+    raw = Path(data_dir, "FashionMNIST", "raw")
+    for place in (raw, Path(data_dir)):
         if len(files := find_files(place)) == len(FILES):
             return files
     if data_dir == SAMPLE_DIR:
         raise UserError(f"{SAMPLE_DIR} lacks some of its four files. Take them again from the repository.")
+    download(Path(data_dir), raw)
+    return find_files(raw)
+
+
+def download(data_dir: Path, raw: Path) -> None:
+    """Let torchvision download the files. Of several processes one does, and the others wait."""
     from torchvision import datasets
 
     from engine.runs.lock import locked
@@ -97,7 +98,6 @@ def find_or_download(data_dir: str | Path) -> dict[str, Path]:
         ) from None
     finally:
         socket.setdefaulttimeout(earlier_timeout)
-    return find_files(raw)
 
 
 def load_part(files: dict[str, Path], prefix: str) -> tuple[Tensor, Tensor]:
@@ -110,9 +110,9 @@ def load_part(files: dict[str, Path], prefix: str) -> tuple[Tensor, Tensor]:
     Returns:
         images, (N, 1, 28, 28) uint8, 0 is the black background; labels, (N,) int64, 0 to 9.
     """
-    image_path = files[f"{prefix}-images-idx3-ubyte"]
-    label_path = files[f"{prefix}-labels-idx1-ubyte"]
-    images, labels = read_idx(image_path), read_idx(label_path)
+    image_path, label_path = (path for name, path in files.items() if name.startswith(prefix))
+    images = read_idx(image_path)
+    labels = read_idx(label_path)
     if images.shape[1:] != (28, 28):
         raise UserError(f"{image_path} holds data of shape {tuple(images.shape)}, not pictures of 28 x 28.")
     if labels.shape != images.shape[:1] or labels.max() >= len(CLASSES):
@@ -223,29 +223,26 @@ def build_fashion_mnist(
             f"not fit."
         )
     files = find_or_download(data_dir)
-    images, labels = load_part(files, "train")
-    test_images, test_labels = load_part(files, "t10k")
+    train = ("train", *load_part(files, "train"))
+    test = ("test", *load_part(files, "t10k"))
+    labels, test_labels = train[-1], test[-1]
 
-    chosen = split_by_group(range(len(labels)), train_val_sample_rate, 0, val_split, split_seed, strata=labels.tolist())
-    order = shuffled_groups(range(len(test_labels)), split_seed, strata=test_labels.tolist())
-    test, _ = take(order, amount(test_sample_rate, len(test_labels), "--test_sample_rate"))
-    if not test:
-        raise UserError(f"The test part is empty: --test_sample_rate {test_sample_rate:g} of {len(order)} samples.")
-    chosen["test"] = flatten(test)
+    chosen = split_by_group(range(len(labels)), train_val_sample_rate, 0, val_split, split_seed, labels)
+    groups = shuffled_groups(range(len(test_labels)), split_seed, test_labels)
+    chosen["test"] = flatten(take(groups, test_sample_rate, "--test_sample_rate")[0])
+    if not chosen["test"]:
+        raise UserError(f"The test part is empty: --test_sample_rate {test_sample_rate:g} of {len(groups)} samples.")
     summary = (
         f"{len(chosen['train']):,} train and {len(chosen['val']):,} val of {len(labels):,} training images, "
         f"{len(chosen['test']):,} test of {len(test_labels):,} test images"
     )
 
-    def part(name: str, images: Tensor, labels: Tensor, file: str) -> FashionMNIST:
-        indices = chosen[name]
-        return FashionMNIST(images[indices], labels[indices], [f"{file}/{index:05d}" for index in indices], summary)
-
-    return {
-        "train": part("train", images, labels, "train"),
-        "val": part("val", images, labels, "train"),
-        "test": part("test", test_images, test_labels, "test"),
-    }
+    datasets = {}
+    for part, (file, images, labels) in {"train": train, "val": train, "test": test}.items():
+        indices = chosen[part]
+        names = [f"{file}/{index:05d}" for index in indices]
+        datasets[part] = FashionMNIST(images[indices], labels[indices], names, summary)
+    return datasets
 
 
 # The sample in `data/sample`, 6,000 and 1,000 pictures, with the other arguments of `build_fashion_mnist`.

@@ -40,26 +40,31 @@ def shuffled_groups(
     lists = list(members.values())
     order = np.random.default_rng(split_seed).permutation(len(lists))
     if strata is not None:
-        firsts = np.fromiter((group[0] for group in lists), dtype=np.int64, count=len(lists))
-        classes = np.asarray(strata)[firsts[order]]
-        rank = np.empty(len(order))
-        for value in set(classes.tolist()):
+        classes = np.asarray(strata)[[group[0] for group in lists]][order]
+        place = np.empty(len(order))  # of a group among those of its class, from 0 to 1
+        for value in np.unique(classes):
             of_class = classes == value
-            rank[of_class] = (np.arange(of_class.sum()) + 0.5) / of_class.sum()
-        order = order[np.argsort(rank, kind="stable")]
+            place[of_class] = (np.arange(of_class.sum()) + 0.5) / of_class.sum()
+        order = order[np.argsort(place, kind="stable")]
     return [lists[i] for i in order.tolist()]
 
 
-def take(groups: list[list[int]], count: int) -> tuple[list[list[int]], list[list[int]]]:
-    """Cut a list of groups where it holds nearest to `count` samples.
+def take(groups: list[list[int]], value: float, option: str) -> tuple[list[list[int]], list[list[int]]]:
+    """Cut a list of groups where it holds nearest to an amount of its samples.
 
-    Only whole groups: at least one if `count` > 0, and not the last one unless all samples are asked for.
+    Only whole groups: at least one if the amount is above 0, and not the last one unless it is all samples.
+
+    Args:
+        groups: the groups.
+        value, option: the amount, see `amount`.
     """
+    sizes = np.cumsum([len(group) for group in groups])
+    total = int(sizes[-1]) if groups else 0
+    count = amount(value, total, option)
     if count <= 0:
         return [], groups
-    sizes = np.cumsum([len(group) for group in groups])
     cut = int(np.argmin(np.abs(sizes - count))) + 1
-    if count < sizes[-1]:
+    if count < total:
         cut = max(min(cut, len(groups) - 1), 1)
     return groups[:cut], groups[cut:]
 
@@ -92,12 +97,9 @@ def split_by_group(
     Raises:
         UserError: when a part would be empty, or a count exceeds what there is.
     """
-    rest = shuffled_groups(groups, split_seed, strata)
-    test, rest = take(rest, amount(test_sample_rate, len(groups), "--test_sample_rate"))
-    left = sum(len(group) for group in rest)
-    pool, _ = take(rest, amount(train_val_sample_rate, left, "--train_val_sample_rate"))
-    pool_size = sum(len(group) for group in pool)
-    val, train = take(pool, amount(val_split, pool_size, "--val_split"))
+    test, rest = take(shuffled_groups(groups, split_seed, strata), test_sample_rate, "--test_sample_rate")
+    pool, _ = take(rest, train_val_sample_rate, "--train_val_sample_rate")
+    val, train = take(pool, val_split, "--val_split")
     parts = {"train": flatten(train), "val": flatten(val), "test": flatten(test)}
     for name, option in (("train", "--train_val_sample_rate"), ("val", "--val_split"), ("test", "--test_sample_rate")):
         if not parts[name] and not (name == "test" and test_sample_rate == 0):

@@ -71,9 +71,9 @@ def test_amounts_are_rounded_to_whole_groups_but_at_least_one():
 
 def test_cut_falls_nearest_to_the_count():
     groups = [[0, 1, 2], [3, 4, 5], [6, 7, 8]]
-    assert take(groups, 4)[0] == groups[:1]
-    assert take(groups, 5)[0] == groups[:2]
-    assert take(groups, 0) == ([], groups)
+    assert take(groups, 4, "--x")[0] == groups[:1]
+    assert take(groups, 5, "--x")[0] == groups[:2]
+    assert take(groups, 0, "--x") == ([], groups)
     assert flatten(groups[1:]) == [3, 4, 5, 6, 7, 8]
 
 
