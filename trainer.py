@@ -22,6 +22,7 @@ from callbacks.callback import Callback, CallbackList
 from callbacks.callback_entry import build_asked_for, build_default_callbacks
 from data.data_entry import build_loaders, data_notes, describe, seen_groups
 from data.loader import EvalLoader, Update, UpdateLoader
+from data.sampler import sample_names
 from engine.checkpoints.checkpointer import build_checkpointer
 from engine.checkpoints.state import PlainState
 from engine.devices.device import place_network
@@ -457,7 +458,7 @@ class TrainerBase:
 
     def describe_failure(self, update: Update, error: Exception) -> str:
         """Say what failed in the update under way, and name its samples."""
-        all_names = getattr(self.datasets["train"], "names", None) or range(len(self.datasets["train"]))
+        all_names = sample_names(self.datasets["train"])
         gathered = self.distributed.gather([str(all_names[index]) for index in update.indices])
         names = [name for of_process in gathered for name in of_process]
         shown = ", ".join(names[:MOST_NAMES])

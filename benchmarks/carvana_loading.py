@@ -42,7 +42,7 @@ def load(opt: argparse.Namespace, variant: str, augment: bool) -> dict[str, Any]
     """Time epochs of training data from the second one on, in the main process."""
     from data.loader import UpdateLoader
 
-    dataset = build(opt, augment=augment, cache=variant == "cache").cached()
+    dataset = build(opt, augment=augment, cache=variant == "cache").open_cache()
     loader = UpdateLoader(dataset, BATCH_SIZE)
     num_epochs = 1 if opt.quick else EPOCHS[variant]
     for _ in loader.updates(0):
@@ -63,7 +63,7 @@ def first_pass(opt: argparse.Namespace) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(dir=Path(make_data(opt)).parent) as directory:
         dataset = build(opt, cache_dir=directory)
         started = time.perf_counter()
-        dataset.cached()
+        dataset.open_cache()
         seconds = time.perf_counter() - started
     return {"seconds": seconds, "milliseconds": 1000 * seconds / len(dataset)}
 

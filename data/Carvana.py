@@ -77,7 +77,7 @@ class CarvanaDataset(Dataset):
         augment: whether to flip and to change brightness and contrast at random, see `augment_pair`.
         report: a line on the masks for the log.
         summary: a line on the size of the parts for the log.
-        cache: whether `cached` keeps the decoded pixels in a file.
+        cache: whether `open_cache` keeps the decoded pixels in a file.
         cache_dir: the directory of that file, see `extras.pixel_cache.cache_directories`.
         white: see `utils.image_file.scaled_levels`.
 
@@ -128,7 +128,7 @@ class CarvanaDataset(Dataset):
         image, mask = to_float(torch.from_numpy(pixels)), torch.from_numpy(classes)
         return augment_pair(image, mask) if self.is_random else (image, mask)
 
-    def cached(self) -> Dataset:
+    def open_cache(self) -> Dataset:
         """Return a data set that loads the same samples from a file of decoded pixels; or this one."""
         if not self.cache or self.size is None:
             return self

@@ -4,27 +4,30 @@ To add a data set: write a function that returns {"train": ..., "val": ..., "tes
 it in engine/registry.py with the tasks that it is for. User-defined data needs no line there, see docs/options.md.
 
 Each part is a map-style `torch.utils.data.Dataset`. The template also uses these attributes, if they are there:
-    names       list of str, one per sample, for messages and file names; without, no leak can be noticed
+    names       list of str, one per sample, for messages and file names; without, no leak can be noticed. Another
+                number of names, such as those of the classes, is ignored
     groups      list of str, one per sample: samples of one group are never split between parts (default: the names)
     is_random   False when a sample is always the same, so that no seed is set per sample (default: True, except for a
                 plain TensorDataset)
     epoch_order(seed, epoch)   the order of an epoch, as a list of all indices (default: any sample may come anywhere)
-    collate_fn  how samples become a batch; with `__getitems__`, whole batches are fetched at once, and with
-                `get_batch(keys, seed)` also when samples are random; keys are pairs (epoch, index)
+    collate_fn  how samples become a batch; with `__getitems__(indices)`, whole batches are fetched at once, and with
+                `seeded_items(indices, epoch, seed)` also when samples are random
     in_memory   True when it can be loaded without a DataLoader, and held on the GPU, see `data.loader.MemorySource`
-    cached()    the data set that samples are loaded from (default: this one); called before processes are started
-    fingerprint()   a digest of the data, for provenance.json (default: of the names)
-    summary, report, cache_note   lines for the log
+    open_cache()    the data set that samples are loaded from (default: this one); called before processes are started
+    fingerprint()   a digest of the data, a text, for provenance.json (default: of the names)
+    summary, report, cache_note   lines for the log, if they are texts
 """
 
 import hashlib
 from argparse import Namespace
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch.utils.data import Dataset
 
 from data.loader import EvalLoader, UpdateLoader, is_in_memory
+from data.sampler import one_each, sample_names
 from engine.checkpoints.file import load_file
 from engine.checkpoints.state import PlainState
 from engine.registry import call, find, load, taken
@@ -161,62 +164,77 @@ def place_data(dataset: Dataset, data_device: str, device: torch.device) -> Data
 
 
 def to_load_from(dataset: Dataset) -> Dataset:
-    return dataset.cached() if hasattr(dataset, "cached") else dataset
+    return dataset.open_cache() if hasattr(dataset, "open_cache") else dataset
 
 
-def sample_names(dataset: Dataset) -> list[str]:
-    return list(getattr(dataset, "names", None) or map(str, range(len(dataset))))
+def sample_groups(dataset: Dataset) -> Sequence[Any]:
+    """Return the group of each sample; without `groups`, each is its own."""
+    return one_each(dataset, "groups") or sample_names(dataset)
 
 
-def sample_groups(dataset: Dataset) -> list[str]:
-    return list(getattr(dataset, "groups", None) or sample_names(dataset))
-
-
-def fingerprint(dataset: Dataset) -> str:
-    """Return a SHA-256 of the data: the data set's `fingerprint()`, or that of its samples' names."""
-    if hasattr(dataset, "fingerprint"):
-        return dataset.fingerprint()
-    return hashlib.sha256("\n".join(sample_names(dataset)).encode()).hexdigest()
-
-
-def describe(datasets: dict[str, Dataset]) -> tuple[dict[str, list[str]], dict[str, str]]:
+def describe(datasets: dict[str, Dataset]) -> tuple[dict[str, Sequence[Any]], dict[str, str]]:
     """Return the names of the samples and a fingerprint, of each part, for the run's records."""
     names = {part: sample_names(dataset) for part, dataset in datasets.items()}
     return names, {part: fingerprint(dataset) for part, dataset in datasets.items()}
 
 
+def fingerprint(dataset: Dataset) -> str:
+    """Return a digest of the data: the data set's own, or the SHA-256 of its samples' names, or of their number."""
+    own = getattr(dataset, "fingerprint", None)
+    if isinstance(own := own() if callable(own) else own, str):
+        return own
+    names = sample_names(dataset)
+    content = repr(names) if isinstance(names, range) else "\n".join(map(str, names))
+    return hashlib.sha256(content.encode(errors="surrogateescape")).hexdigest()
+
+
 def data_notes(datasets: dict[str, Dataset], loader: Any = None) -> list[str]:
     """Return the lines of the data sets and their loader for the log, each once."""
     notes = [getattr(source, name, "") for source in (*datasets.values(), loader) for name in LOG_LINES]
-    return [note for note in dict.fromkeys(notes) if note]
+    return list(dict.fromkeys(note for note in notes if isinstance(note, str) and note))
 
 
+# ---- what was seen ---------------------------------------------------------------------------------------------------
 def group_hashes(dataset: Dataset) -> torch.Tensor:
     """Return a 64-bit hash of each group, sorted, (G,) int64. Checkpoints store them, to recognize data later."""
-    if not getattr(dataset, "names", None) and not getattr(dataset, "groups", None):
+    groups = sample_groups(dataset)
+    if isinstance(groups, range):
         return torch.tensor([], dtype=torch.int64)  # samples without names cannot be recognized
-    digests = {hashlib.blake2b(str(group).encode(), digest_size=8).digest() for group in sample_groups(dataset)}
+    texts = (str(group).encode(errors="surrogateescape") for group in groups)
+    digests = {hashlib.blake2b(text, digest_size=8).digest() for text in texts}
     numbers = sorted(int.from_bytes(digest, "little", signed=True) for digest in digests)
     return torch.tensor(numbers, dtype=torch.int64)
+
+
+def num_common(hashes: torch.Tensor, others: torch.Tensor) -> int:
+    return int(torch.isin(hashes, others).sum())
 
 
 class SeenGroups(PlainState):
     """The `group_hashes` that a run has seen, by part. Loading a state adds its hashes."""
 
     def load_state_dict(self, state: dict[str, torch.Tensor]) -> None:
-        self.data = unite(self.data, state)
+        self.data = {
+            part: torch.cat([hashes, state.get(part, hashes)]).unique() for part, hashes in self.data.items()
+        }  # fmt: skip
 
 
 def seen_groups(datasets: dict[str, Dataset], pretrained: str | None = None) -> SeenGroups:
-    """Return the `group_hashes` of "train" and "val", with those in the checkpoint `pretrained`."""
-    seen = {part: group_hashes(datasets[part]) for part in ("train", "val")}
+    """Return the `group_hashes` of "train" and "val", with those in the checkpoint `pretrained`.
+
+    Raises:
+        UserError: a group is in both, so that the validation would measure memorized data.
+    """
+    seen = SeenGroups({part: group_hashes(datasets[part]) for part in ("train", "val")})
+    if common := num_common(seen.data["val"], seen.data["train"]):
+        if datasets["val"] is not datasets["train"]:
+            raise UserError(
+                f"{common} of the {len(seen.data['val'])} groups of the val part are in the train part, too, so the "
+                f"scores would flatter: let `names` and `groups` of the data sets differ, or split by group."
+            )
     content = load_file(pretrained) if pretrained else {}
-    return SeenGroups(unite(seen, content.get("groups", {}) if isinstance(content, dict) else {}))
-
-
-def unite(seen: dict[str, torch.Tensor], before: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Return the hashes that are in either of two, by part."""
-    return {part: torch.cat([hashes, before.get(part, hashes)]).unique() for part, hashes in seen.items()}
+    seen.load_state_dict(content.get("groups", {}) if isinstance(content, dict) else {})
+    return seen
 
 
 def refuse_seen(dataset: Dataset, part: str, seen: dict[str, torch.Tensor]) -> None:
@@ -230,7 +248,7 @@ def refuse_seen(dataset: Dataset, part: str, seen: dict[str, torch.Tensor]) -> N
     """
     hashes = group_hashes(dataset)
     for other in {"test": ("train", "val"), "val": ("train",), "train": ()}[part]:
-        if common := int(torch.isin(hashes, seen[other]).sum()):
+        if common := num_common(hashes, seen[other]):
             raise UserError(
                 f"{common} of the {len(hashes)} groups of the {part} part were in the {other} part of the checkpoint's "
                 f"run, so the score would flatter.\nLeave the options of the data as they were trained with, or give "

@@ -28,7 +28,7 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, Dataset, default_collate, get_worker_info
 
-from data.sampler import BadSamples, Batch, may_be_random
+from data.sampler import BadSamples, Batch, may_be_random, sample_names
 from utils.errors import LoadingError, UserError
 from utils.seed import mix, preserved_random_state, seed_cpu
 
@@ -393,8 +393,8 @@ class BatchFetcher(Dataset):
         return f"sample {label}{where}"
 
     def label(self, index: int) -> str:
-        names = getattr(self.dataset, "names", None) or ()
-        return repr(names[index]) if index < len(names) else str(index)
+        name = sample_names(self.dataset)[index]
+        return repr(name) if isinstance(name, str) else str(name)
 
 
 def start_worker(worker_id: int) -> None:

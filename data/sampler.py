@@ -8,7 +8,7 @@ Samples are counted here, by their indices, and never by the size of a tensor: a
 """
 
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -107,6 +107,18 @@ def may_be_random(dataset: Dataset) -> bool:
     It may unless the data set says `is_random = False`, or is a plain TensorDataset: a class derived from it may draw.
     """
     return getattr(dataset, "is_random", type(dataset) is not TensorDataset)
+
+
+def sample_names(dataset: Dataset) -> Sequence[Any]:
+    """Return a name for each sample: the data set's `names`, or numbers, as a range."""
+    return one_each(dataset, "names") or range(len(dataset))
+
+
+def one_each(dataset: Dataset, attribute: str) -> Sequence[Any] | None:
+    """Return an attribute of a data set if it has an entry for each sample; None for all else, such as class names."""
+    value = getattr(dataset, attribute, None)
+    is_list = hasattr(value, "__len__") and not isinstance(value, str | Mapping)
+    return value if is_list and len(value) == len(dataset) else None
 
 
 # ---- what was loaded -------------------------------------------------------------------------------------------------

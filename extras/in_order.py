@@ -32,5 +32,5 @@ class InOrder(Dataset):
     def epoch_order(self, seed: int, epoch: int) -> list[int]:
         return list(range(len(self)))
 
-    def cached(self) -> Dataset:
-        return InOrder(self.dataset.cached()) if hasattr(self.dataset, "cached") else self
+    def open_cache(self) -> Dataset:
+        return InOrder(self.dataset.open_cache()) if hasattr(self.dataset, "open_cache") else self

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from callbacks.callback import Callback
+from data.sampler import sample_names
 from engine.options.parser import OptionParser, file_path, run_main
 from tools.task import read_command, run_tool, trial
 from utils.batch import iterate_tensors
@@ -139,7 +140,7 @@ class Watch(Callback):
         """Yield lines about the update under way: its samples, its data, its layers and its gradients."""
         progress = trainer.progress
         yield f"Not finite: update {progress.update + 1:,}, in epoch {progress.epoch + 1}."
-        names = getattr(trainer.train_loader.dataset, "names", None) or range(len(trainer.train_loader.dataset))
+        names = sample_names(trainer.train_loader.dataset)
         yield f"Its {len(self.update.indices)} samples: {shortened([str(names[i]) for i in self.update.indices])}"
         for number, batch in enumerate(self.update.micro_batches, start=1):
             for place, tensor in enumerate(iterate_tensors(batch), start=1):

@@ -4,7 +4,7 @@ import contextlib
 import json
 import logging
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -88,7 +88,7 @@ class RunDir:
         options: Mapping[str, Any],
         devices: list[torch.device],
         networks: Mapping[str, nn.Module],
-        parts: Mapping[str, list[str]],
+        names_by_part: Mapping[str, Sequence[Any]],
         fingerprints: Mapping[str, str],
     ) -> None:
         """Save the options, the split and the provenance, and log them with the networks.
@@ -97,12 +97,13 @@ class RunDir:
             options: the resolved options.
             devices: of the run.
             networks: by name.
-            parts: the names of the samples of each part of the data.
+            names_by_part: of the samples of each part of the data; a range where they have none.
             fingerprints: a digest of each part of the data.
         """
         if not self.is_main:
             return
         write_json(self.path / f"config_{self.name}.json", options)
+        parts = {part: len(names) if isinstance(names, range) else list(names) for part, names in names_by_part.items()}
         write_json(self.path / "split.json", parts, indent=None)
         provenance = self.path / "provenance.json"
         if not provenance.exists():  # a resumed run keeps its first one
@@ -115,7 +116,7 @@ class RunDir:
         log(f"Command: {command_line()}")
         not_empty = {name: value for name, value in options.items() if value not in (None, "", {})}
         log("Options: " + ", ".join(f"{name}={value}" for name, value in not_empty.items()))
-        log("Data: " + ", ".join(f"{len(names):,} {part}" for part, names in parts.items()))
+        log("Data: " + ", ".join(f"{len(names):,} {part}" for part, names in names_by_part.items()))
         for name, network in networks.items():
             total, trainable = count_parameters(network)
             log(f"Network {name!r}: {total:,} parameters, {trainable:,} trainable\n{network}\n{layer_table(network)}")

@@ -13,10 +13,13 @@ from data.data_entry import (
     data_notes,
     group_hashes,
     refuse_seen,
+    describe,
+    fingerprint,
     sample_groups,
-    sample_names,
+    seen_groups,
 )
 from data.loader import EvalLoader
+from data.sampler import sample_names
 from utils.errors import UserError
 
 SPLIT = {"train_val_sample_rate": 300, "test_sample_rate": 50, "val_split": 0.2, "split_seed": 0}
@@ -63,9 +66,40 @@ def test_network_that_does_not_fit_the_data_is_refused(shape):
 
 def test_what_a_data_set_lacks_is_replaced():
     plain = torch.utils.data.TensorDataset(torch.zeros(3))
-    assert sample_names(plain) == sample_groups(plain) == ["0", "1", "2"]
+    assert sample_names(plain) == sample_groups(plain) == range(3)
     cars = Cars("a", "b", num_views=2)
     assert sample_names(cars) == ["a_0", "a_1", "b_0", "b_1"] and sample_groups(cars) == ["a", "a", "b", "b"]
+
+
+def test_attributes_with_another_meaning_are_left_alone():
+    class OfClasses(Cars):
+        fingerprint = "abc"
+        cached = {}
+        get_batch = report = 3
+
+        def summary(self):
+            return "no attribute"
+
+    dataset = OfClasses("a", "b")
+    dataset.names = ["cat", "dog"]
+    dataset.groups = {"cat": 3}
+    assert sample_names(dataset) == sample_groups(dataset) == range(6) and len(group_hashes(dataset)) == 0
+    assert fingerprint(dataset) == "abc" and data_notes({"train": dataset}) == []
+    dataset.fingerprint = lambda: "def"
+    assert fingerprint(dataset) == "def"
+    assert torch.cat(list(EvalLoader(dataset, 4))).flatten().tolist() == list(range(6))
+
+
+def test_many_samples_without_names_are_a_number_in_the_records():
+    names, fingerprints = describe({"train": range(3_000_000), "val": range(5)})
+    assert names == {"train": range(3_000_000), "val": range(5)} and len(set(fingerprints.values())) == 2
+
+
+def test_a_group_in_two_parts_is_refused_before_the_training():
+    with pytest.raises(UserError, match="^1 of the 2 groups of the val part are in the train part, too"):
+        seen_groups({"train": Cars("a", "b"), "val": Cars("b", "c")})
+    one = Cars("a")
+    assert len(seen_groups({"train": one, "val": one}).data["val"]) == 1  # on purpose: a network that overfits
 
 
 def test_notes_are_said_once():

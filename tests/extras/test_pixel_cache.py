@@ -276,7 +276,7 @@ def same(a, b):
 @pytest.mark.parametrize("augment", [False, True])
 def test_samples_and_batches_have_the_same_bits_as_without_the_cache(parts, n_channels, augment):
     for plain in parts(n_channels=n_channels, augment=augment).values():
-        cached = plain.cached()
+        cached = plain.open_cache()
         assert isinstance(cached, CachedCarvana) and cached.names == plain.names and cached.groups == plain.groups
         for index in (0, len(plain) - 1, -1):
             torch.manual_seed(5)
@@ -295,7 +295,7 @@ def test_samples_and_batches_have_the_same_bits_as_without_the_cache(parts, n_ch
 def test_updates_have_the_same_bits_as_without_the_cache(parts, augment, num_workers):
     plain = parts(augment=augment)["train"]
     expected = UpdateLoader(plain, 5, seed=3)
-    given = UpdateLoader(plain.cached(), 5, 2, seed=3, num_workers=num_workers)
+    given = UpdateLoader(plain.open_cache(), 5, 2, seed=3, num_workers=num_workers)
     for epoch in range(2):
         for a, b in zip(expected.updates(epoch), given.updates(epoch), strict=True):
             assert a.indices == b.indices and len(b.micro_batches) == -(-len(b.indices) // 2)
@@ -341,7 +341,7 @@ def count_decoded(dataset, monkeypatch):
     with monkeypatch.context() as patch:
         counted = lambda dataset, index: decoded.append(index) or record_of(dataset, index)  # noqa: E731
         patch.setattr(extras.pixel_cache, "record_of", counted)
-        dataset.cached()
+        dataset.open_cache()
     return len(decoded)
 
 
@@ -386,10 +386,10 @@ def test_other_code_decodes_anew(parts, monkeypatch, version):
 
 def test_there_is_no_cache_for_images_of_their_own_size_or_when_it_is_not_wanted(parts, tmp_path):
     padded = parts(mode="padding")
-    assert padded["val"].cached() is padded["val"] and padded["test"].cached() is padded["test"]
+    assert padded["val"].open_cache() is padded["val"] and padded["test"].open_cache() is padded["test"]
     unwanted = parts(cache=False)["train"]
-    assert unwanted.cached() is unwanted and not (tmp_path / "cache").exists()
-    assert isinstance(padded["train"].cached(), CachedCarvana)
+    assert unwanted.open_cache() is unwanted and not (tmp_path / "cache").exists()
+    assert isinstance(padded["train"].open_cache(), CachedCarvana)
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
@@ -417,7 +417,7 @@ def test_a_cache_without_images_beside_the_data_does_not_keep_them_from_being_ma
     from tools.synthetic.make_carvana_like import make_carvana_like
 
     make_carvana_like(tmp_path, cars=3, views=2, size=(48, 32))
-    build_carvana(tmp_path, patch_size=16, test_sample_rate=2, val_split=2, train_val_sample_rate=1)["val"].cached()
+    build_carvana(tmp_path, patch_size=16, test_sample_rate=2, val_split=2, train_val_sample_rate=1)["val"].open_cache()
     assert list((tmp_path / ".cache").glob("*.npy"))
     make_carvana_like(tmp_path, cars=3, views=2, size=(48, 32))
 
