@@ -48,8 +48,8 @@ def read_idx(path: str | Path) -> Tensor:
         shape = struct.unpack_from(f">{num_dimensions}I", content, 4)
         return torch.frombuffer(bytearray(content), dtype=torch.uint8, offset=4 + 4 * num_dimensions).reshape(shape)
     except (OSError, EOFError, RuntimeError, ValueError, struct.error, zlib.error) as error:
-        reason = str(error).partition("\n")[0]
-        raise UserError(f"{path} is not an IDX file of unsigned bytes: {reason}. Remove it, and get it again.") from None
+        why = str(error).partition("\n")[0]
+        raise UserError(f"{path} is not an IDX file of unsigned bytes: {why}. Remove it, and get it again.") from None
 
 
 def find_files(directory: Path) -> dict[str, Path]:

@@ -226,12 +226,12 @@ def seen_groups(datasets: dict[str, Dataset], pretrained: str | None = None) -> 
         UserError: a group is in both, so that the validation would measure memorized data.
     """
     seen = SeenGroups({part: group_hashes(datasets[part]) for part in ("train", "val")})
-    if common := num_common(seen.data["val"], seen.data["train"]):
-        if datasets["val"] is not datasets["train"]:
-            raise UserError(
-                f"{common} of the {len(seen.data['val'])} groups of the val part are in the train part, too, so the "
-                f"scores would flatter: let `names` and `groups` of the data sets differ, or split by group."
-            )
+    common = num_common(seen.data["val"], seen.data["train"])
+    if common and datasets["val"] is not datasets["train"]:
+        raise UserError(
+            f"{common} of the {len(seen.data['val'])} groups of the val part are in the train part, too, so the "
+            f"scores would flatter: let `names` and `groups` of the data sets differ, or split by group."
+        )
     content = load_file(pretrained) if pretrained else {}
     seen.load_state_dict(content.get("groups", {}) if isinstance(content, dict) else {})
     return seen

@@ -63,7 +63,6 @@ def test_no_function_is_longer_than_a_screen():
 
 
 # ---- imports ---------------------------------------------------------------------------------------------------------
-@pytest.mark.xfail(reason="two files of data/ import each other", strict=False)
 def test_there_are_no_circles():
     needed = {path: {MODULES[name] for name in own_imports(path)} - {path} for path in FILES}
     circles = []

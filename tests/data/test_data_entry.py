@@ -11,10 +11,10 @@ from data.data_entry import (
     PARTS,
     build_datasets,
     data_notes,
-    group_hashes,
-    refuse_seen,
     describe,
     fingerprint,
+    group_hashes,
+    refuse_seen,
     sample_groups,
     seen_groups,
 )
@@ -74,8 +74,10 @@ def test_what_a_data_set_lacks_is_replaced():
 def test_attributes_with_another_meaning_are_left_alone():
     class OfClasses(Cars):
         fingerprint = "abc"
-        cached = {}
-        get_batch = report = 3
+        cached = get_batch = report = 3
+
+        def __len__(self):
+            return 6
 
         def summary(self):
             return "no attribute"
@@ -96,7 +98,7 @@ def test_many_samples_without_names_are_a_number_in_the_records():
 
 
 def test_a_group_in_two_parts_is_refused_before_the_training():
-    with pytest.raises(UserError, match="^1 of the 2 groups of the val part are in the train part, too"):
+    with pytest.raises(UserError, match=r"^1 of the 2 groups of the val part are in the train part, too"):
         seen_groups({"train": Cars("a", "b"), "val": Cars("b", "c")})
     one = Cars("a")
     assert len(seen_groups({"train": one, "val": one}).data["val"]) == 1  # on purpose: a network that overfits

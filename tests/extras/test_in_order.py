@@ -18,7 +18,7 @@ class Letters(Dataset):
     def __getitem__(self, index: int) -> str:
         return self.names[index]
 
-    def cached(self) -> Dataset:
+    def open_cache(self) -> Dataset:
         return Letters()
 
 
@@ -36,5 +36,5 @@ def test_the_rest_is_that_of_the_data_set():
     dataset = InOrder(Letters())
     assert (dataset.names, dataset.is_random, len(dataset)) == (Letters.names, False, 5)
     assert not hasattr(dataset, "__getitems__") and not hasattr(dataset, "fingerprint")
-    assert isinstance(dataset.cached(), InOrder)
+    assert isinstance(dataset.open_cache(), InOrder)
     assert pickle.loads(pickle.dumps(dataset))[1] == "b"
