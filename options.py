@@ -8,6 +8,7 @@ wrong option should not wait for it.
 import sys
 from argparse import Namespace
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,6 @@ from engine import registry
 from engine.options.early import Trainer, UnclearError, read_main_class
 from engine.options.parser import (
     BoolAction,
-    ExtendAction,
     ListAction,
     OneOrMoreAction,
     OptionParser,
@@ -52,19 +52,8 @@ SEED = number(int, low=0, high=2**63 - 1)
 # Options that were renamed. The old names are taken, too, in option files and checkpoints as well.
 OLD_NAMES = {"lr_decay_steps": "lr_decay_every", "save_every_steps": "save_every_updates"}
 
-# Options that have become programs, which are given the task's program and its options.
-MOVED = {
-    "doctor": "python -m tools.doctor",
-    "find_lr": "python -m tools.find_lr",
-    "find_lr_range": "python -m tools.find_lr --range LOW HIGH",
-    "find_lr_values": "python -m tools.find_lr --values N",
-    "find_lr_updates": "python -m tools.find_lr --updates N",
-    "find_lr_runs": "python -m tools.find_lr --runs N",
-    "kill_at": "python -m tools.kill --at N",
-    "replay": "python -m tools.replay RUN",
-    "trace": "python -m tools.trace --file FILE",
-    "verify_resume": "python -m tools.verify_resume",
-}
+# Programs in tools/, which are given the task's program and its options. They were options, as --find_lr_range.
+MOVED = ("doctor", "find_lr", "kill", "replay", "trace", "verify_resume")
 
 # Options of the machine, which an evaluation does not take from a checkpoint.
 OF_THE_LAUNCH = ("model_path", "gpu_devices", "data_device", "debug", "limit_batches", "save_path")
@@ -92,57 +81,40 @@ def add_common_options(parser: OptionParser, task: str | None) -> None:
 def add_file_options(parser: OptionParser) -> None:
     """Add the options that name other sources of options, see docs/options.md."""
     add = group(parser, "where options come from")
-    add("--config", file_path, None, "FILE", action=ExtendAction, nargs="+",
-        help="option files, JSON or YAML; later ones win, and the command line wins over all")
-    add("--set", setting, None, "NAME=VALUE", action=ExtendAction, nargs="+",
-        help="single values, also inside of a mapping: model_args.width=64; these win over the flags")
-    add("--import", registry.module_name, None, "MODULE", nargs="+",
-        help="modules of your own to import first, for the names that they register")
+    several = {"action": "extend", "nargs": "+"}
+    add("--config", file_path, None, "FILE", "option files, JSON or YAML; later ones win", **several)
+    add("--set", setting, None, "NAME=VALUE", "single values, which win, also inside of a mapping: a.b=64", **several)
+    add("--import", registry.module_name, None, "MODULE", "import modules that register names", nargs="+")
     add("--print_config", bool, False, "BOOL", "print all options, each with its source, and stop")
 
 
 def add_data_options(parser: OptionParser, task: str | None) -> None:
     """Add the options of the data."""
     add = group(parser, "data")
-    data_types = registry.names("data", task)
-    add("--data_type", registry.name_type("data", task), first(data_types), "NAME",
-        f"{one_of_text(data_types)}MODULE:NAME of your own")
-    add_arguments(add, "--data_args", "the data")
+    add_choice(add, "data", task)
     add("--data_dir", file_path, "./Dataset", "DIR", "the directory of the data, also for a download")
-    add("--train_val_sample_rate", POSITIVE, 1.0, "X",
-        "how much to train and validate on: a fraction of all but the test part, or a count above 1")
-    add("--test_sample_rate", POSITIVE, 1.0, "X", "how much to test on: a fraction, or a count above 1")
-    add("--val_split", POSITIVE, 0.15, "X",
-        "how much of the training and validation samples is for validation: a fraction, or a count above 1")
+    add("--train_val_sample_rate", POSITIVE, 1.0, "X", "use less of the training data: a fraction, or a count above 1")
+    add("--test_sample_rate", POSITIVE, 1.0, "X", "use less of the test data: a fraction, or a count above 1")
+    add("--val_split", POSITIVE, 0.15, "X", "samples for validation: a fraction of those of training, or a count")
     add("--split_seed", SEED, 0, "N", "seed of the split; another --seed trains on the same split")
     add("--num_workers", number(int, low=0, high=1000, words=["auto"]), 0, "N",
-        "processes that load data; 0 loads in the main process; auto measures the fastest number, which takes some "
-        "seconds. Changes speed, not results")
-    add("--data_device", one_of(("auto", "cpu", "cuda")), "auto", "WHERE",
-        "device of data in memory: auto is the GPU that trains, if a quarter of its free memory is enough")
-    add("--eval_batch_size", COUNT, None, "N",
-        "samples per batch in validation and test (default: that of training). Changes speed, not results")
-    add("--worker_timeout", NOT_NEGATIVE, 300.0, "S",
-        "seconds to wait for a batch of the loading processes before they count as hanging; 0 for ever")
+        "processes that load data; auto measures the fastest number. Changes speed, not results")
+    add("--data_device", one_of(("auto", "cpu", "cuda")), "auto", "WHERE", "device of data in memory")
+    add("--eval_batch_size", COUNT, None, "N", "samples per batch of validation and test. Changes speed, not results")
+    add("--worker_timeout", NOT_NEGATIVE, 300.0, "S", "seconds to wait for a loading process; 0 for ever")
     add("--limit_batches", COUNT, None, "N", "at most N batches of each part in an epoch, for a trial run")
-    add("--skip_bad_samples", COUNT_OR_ZERO, 0, "N",
-        "skip samples that cannot be loaded, up to N different ones of each part")
+    add("--skip_bad_samples", COUNT_OR_ZERO, 0, "N", "skip up to N samples of each part that cannot be loaded")
 
 
 def add_model_options(parser: OptionParser, task: str | None) -> None:
     """Add the options of the network and its loss."""
     add = group(parser, "model")
-    of_library = "; torchvision:NAME or timm:NAME, a classifier of one of these libraries"
-    models, losses = registry.names("model", task), registry.names("loss", task)
-    add("--model_type", registry.name_type("model", task), first(models), "NAME",
-        f"{one_of_text(models, of_library if task == 'classification' else '')}MODULE:NAME of your own")
-    add_arguments(add, "--model_args", "the network's class, or of several networks a mapping for each, by its name")
+    add_choice(add, "model", task)
     add("--n_channels", number(int, low=1, high=4096), 1, "N", "channels of an image")
     add("--n_classes", number(int, low=1, high=10**6), 10, "N", "number of classes")
-    loss_name = weighted(registry.name_type("loss", task))
-    add("--loss_type", loss_name, first(losses), "NAME", action=OneOrMoreAction, nargs="+",
-        help=f"{one_of_text(losses)}MODULE:NAME of your own; or a weighted sum of several, as NAME:1.0 NAME:0.5")
-    add_arguments(add, "--loss_args", "the loss, or of several losses a mapping for each, by its name")
+    add("--loss_type", weighted(registry.name_type("loss", task)), first(registry.names("loss", task)), "NAME",
+        f"{registry.listed('loss', task)}; or a weighted sum, as NAME:1.0 NAME:0.5", action=OneOrMoreAction, nargs="+")
+    add_arguments(add, "loss")
     add("--model_path", file_path, None, "FILE", "the checkpoint to evaluate, or to start --pretrained from")
 
 
@@ -172,17 +144,21 @@ def group(parser: OptionParser, title: str) -> Callable:
     return add
 
 
-def add_arguments(add: Callable, name: str, owner: str) -> None:
-    add(name, mapping, {}, "JSON", f"further arguments of {owner}, as '{{\"name\": value}}'")
+def add_choice(add: Callable, kind: str, task: str | None = None, default: str | None = None) -> None:
+    """Add the option that selects a component, by default the first one, and the option with its arguments."""
+    option, _ = registry.KINDS[kind]
+    default = default or first(registry.names(kind, task))
+    add(f"--{option}", registry.name_type(kind, task), default, "NAME", registry.listed(kind, task))
+    add_arguments(add, kind)
 
 
-def one_of_text(names: Sequence[str], more: str = "") -> str:
-    """Return the begin of a help text; a task of a new name has no names yet."""
-    return f"one of {', '.join(names)}{more}; or " if names else ""
+def add_arguments(add: Callable, kind: str) -> None:
+    selecting, option = registry.KINDS[kind]
+    add(f"--{option}", mapping, {}, "JSON", f"further arguments of --{selecting}, as '{{\"name\": value}}'")
 
 
 def first(names: Sequence[str]) -> str | None:
-    return names[0] if names else None
+    return names[0] if names else None  # a task of a new name has no names yet
 
 
 # ---- evaluation ------------------------------------------------------------------------------------------------------
@@ -193,8 +169,7 @@ def add_test_options(parser: OptionParser) -> None:
     add("--split", one_of(("test", "val", "train")), "test", "PART", "test, val or train")
     add("--save_path", file_path, "./test_viz/", "DIR", "results go to DIR/TIMESTAMP")
     add("--viz", bool, True, "BOOL", "save pictures")
-    add("--use_average", bool, True, "BOOL",
-        "evaluate the average of the weights, if the run has made one (--ema, --swa_start)")
+    add("--use_average", bool, True, "BOOL", "evaluate the average of the weights, if there is one")
     add("--allow_seen", bool, False, "BOOL", "evaluate even on data that the run has seen")
 
 
@@ -213,16 +188,13 @@ def add_train_options(parser: OptionParser) -> None:
 def add_run_options(parser: OptionParser) -> None:
     """Add the options of the run directory and of the beginning."""
     add = group(parser, "run")
-    loggers = registry.names("logger")
     add("--proj_name", file_name, "Plainloop", "NAME", "name of the run's files")
     add("--description", plain_text, "", "TEXT", "a note that is saved with the options")
     add("--output_dir", file_path, "./Results/", "DIR", "a run goes to DIR/TIMESTAMP")
-    add("--resume", file_path, None, "PATH",
-        "a run directory or checkpoint to continue, in its directory; auto: the newest unfinished, or a new one")
+    add("--resume", file_path, None, "PATH", "a run or checkpoint to continue; auto: the newest that is unfinished")
     add("--pretrained", bool, False, "BOOL", "start from the matching weights of --model_path")
     add("--logger", list_of(logger_name), ["tensorboard", "csv"], "NAME", action=ListAction, nargs="+",
-        help=f"where the curves go: some of {', '.join(loggers)}; MODULE:NAME of your own; or none. wandb is offline "
-        "unless WANDB_MODE is set")
+        help=f"where the curves go: {registry.listed('logger')}; or none")
     add("--save_code", bool, False, "BOOL", "keep a copy of this project's code in the run directory")
 
 
@@ -234,38 +206,26 @@ def logger_name(text: str) -> str:
 def add_optimizer_options(parser: OptionParser) -> None:
     """Add the options of an update."""
     add = group(parser, "training")
-    optimizers = registry.names("optimizer")
     add("--n_epoch", number(int, low=1, high=MAX_EPOCHS), 10, "N", "epochs")
-    add("--max_updates", COUNT, None, "N",
-        "end after N updates, if the epochs are not over before; the epoch that is cut short counts as one")
+    add("--max_updates", COUNT, None, "N", "end after N updates; the epoch that is cut short counts as one")
     add("--batch_size", COUNT, 64, "N", "samples of one optimizer update")
     add("--micro_batch_size", number(int, low=1, words=["auto"]), None, "N",
-        "samples that go through the network at once (default: all of the update); auto: as many as the memory of the "
-        "GPU holds. Changes memory, not results")
-    add("--init", one_of(("default", "kaiming", "xavier", "xavier_normal", "orthogonal", "normal")), "default", "NAME",
-        "initial weights of linear layers and convolutions: default, kaiming, xavier, xavier_normal, orthogonal or "
-        "normal")
-    add("--optim", registry.name_type("optimizer"), "adamW", "NAME",
-        f"one of {', '.join(optimizers)}; a class of torch.optim, such as Adamax; or MODULE:NAME of your own")
-    add_arguments(add, "--optim_args", "the optimizer's class")
+        "samples that go through the network at once; auto: as many as the GPU holds. Changes memory, not results")
+    inits = ("default", "kaiming", "xavier", "xavier_normal", "orthogonal", "normal")
+    add("--init", one_of(inits), "default", "NAME", f"initial weights: {', '.join(inits)}")
+    add_choice(add, "optimizer", default="adamW")
     add("--lr", POSITIVE, 1e-3, "X", "learning rate")
     add("--weight_decay", NOT_NEGATIVE, 0.01, "X", "weight decay")
     add("--momentum", number(float, low=0, high=1), 0.9, "X", "momentum of sgd and nesterov")
     add("--clip", NOT_NEGATIVE, 0.0, "X", "gradient clipping; 0 for none")
-    add("--clip_type", one_of(("norm", "value")), "norm", "TYPE",
-        "clip the norm of all gradients together (norm) or each element (value)")
+    add("--clip_type", one_of(("norm", "value")), "norm", "TYPE", "norm: of all gradients together; value: of each")
 
 
 def add_schedule_options(parser: OptionParser) -> None:
     """Add the options of the learning rate over a run."""
     add = group(parser, "learning-rate schedule")
-    schedulers = registry.names("scheduler")
-    add("--lr_scheduler", registry.name_type("scheduler"), "cosine", "NAME",
-        f"one of {', '.join(schedulers)}; a class of torch.optim.lr_scheduler, such as OneCycleLR; or MODULE:NAME "
-        "of your own")
-    add_arguments(add, "--scheduler_args", "a scheduler's class")
-    add("--scheduler_step", one_of(("update", "epoch")), "update", "WHEN",
-        "the learning rate changes after each update, or after each epoch")
+    add_choice(add, "scheduler", default="cosine")
+    add("--scheduler_step", one_of(("update", "epoch")), "update", "WHEN", "change the rate each update, or each epoch")
     add("--lr_min", NOT_NEGATIVE, 0.0, "X", "lowest learning rate after warm-up, where cosine and linear end")
     add("--warmup_epoch", number(float, low=0, high=MAX_EPOCHS), 0.0, "E", "epochs of linear warm-up")
     add("--warmup_multiplier", number(float, low=1), 100.0, "X", "warm-up starts at lr / X")
@@ -278,23 +238,16 @@ def add_finetuning_options(parser: OptionParser) -> None:
     """Add the options of single parameters, and of averages."""
     add = group(parser, "fine-tuning: patterns on the names of parameters, as 'layers.0.*'")
     rate = named_value(POSITIVE, "head.weight=1e-3 or 'layers.0.*=0.1x'", suffix="x")
-    add("--freeze", pattern, None, "PATTERN", nargs="+",
-        help="do not train these; frozen batch normalization keeps its statistics, too")
+    limit = named_value(POSITIVE, "'layers.0.*=0.5'")
+    add("--freeze", pattern, None, "PATTERN", "do not train these, and keep their statistics", nargs="+")
     add("--train_only", pattern, None, "PATTERN", "train these and freeze the rest", nargs="+")
-    add("--param_lr", rate, None, "PATTERN=LR", nargs="+",
-        help="other learning rates, as head.weight=1e-3, or multiples of --lr, as 'layers.0.*=0.1x'; of several that "
-        "match the last counts, and the schedule is that of all")
-    add("--param_clip", named_value(POSITIVE, "'layers.0.*=0.5'"), None, "PATTERN=NORM", nargs="+",
-        help="limits for the norm of the gradients of all that match, as 'layers.0.*=0.5'; before --clip")
-    add("--no_decay", pattern, None, "PATTERN", nargs="+",
-        help="no weight decay of these: patterns, bias (all of that name), norm (those of normalization layers), 1d "
-        "(those with one dimension)")
+    add("--param_lr", rate, None, "PATTERN=LR", "other learning rates, or multiples of --lr as 0.1x", nargs="+")
+    add("--param_clip", limit, None, "PATTERN=NORM", "limits for the norm of their gradients, before --clip", nargs="+")
+    add("--no_decay", pattern, None, "PATTERN", "no weight decay of these; also bias, norm, 1d", nargs="+")
 
     add = group(parser, "averages of the weights, which are then measured")
-    add("--ema", number(float, low=0, below=1), None, "X",
-        "exponential moving average over the updates, which keeps the part X of itself in each, such as 0.999")
-    add("--swa_start", number(int, low=1, high=MAX_EPOCHS), None, "E",
-        "mean over the ends of the epochs from epoch E on")
+    add("--ema", number(float, low=0, below=1), None, "X", "exponential moving average over updates, with decay X")
+    add("--swa_start", number(int, low=1, high=MAX_EPOCHS), None, "E", "mean over the ends of epochs, from epoch E on")
 
 
 def add_process_options(parser: OptionParser) -> None:
@@ -302,15 +255,13 @@ def add_process_options(parser: OptionParser) -> None:
     add = group(parser, "many devices, and memory")
     modes = one_of(("none", "dp", "ddp", "fsdp"), {"True": "dp", "False": "none"})
     add("--parallel", modes, "none", "MODE",
-        "none; dp: DataParallel over --gpu_devices; ddp: a process for each of --gpu_devices, with the whole network; "
-        "fsdp: with a part of it. Processes that torchrun starts are ddp unless they are fsdp")
+        "over --gpu_devices: none; dp: DataParallel; ddp: a process for each; fsdp: a process for each, with a part of "
+        "the network")
     add("--nproc", number(int, low=1, high=256), 1, "N", "start N processes, on CPUs. For GPUs see --parallel")
     add("--sync_bn", bool, False, "BOOL", "batch normalization over the samples of all processes; on GPUs")
     add("--dist_timeout", number(float, above=0, high=86400), 600.0, "S", "seconds that processes wait for each other")
-    add("--max_restarts", number(int, low=0, high=1000), 0, "N",
-        "start the processes again, from the last checkpoint, up to N times when one dies")
-    add("--activation_checkpointing", bool, False, "BOOL",
-        "keep less for the backward pass and compute it again: less memory, up to half more time, the same bits")
+    add("--max_restarts", number(int, low=0, high=1000), 0, "N", "start the processes again up to N times if one dies")
+    add("--activation_checkpointing", bool, False, "BOOL", "less memory, up to half more time, the same bits")
     add("--checkpoint_format", one_of(("file", "sharded")), "file", "FORMAT",
         "file: one file; sharded: each process writes its part, while training goes on")
 
@@ -326,12 +277,10 @@ def add_stop_options(parser: OptionParser) -> None:
     add("--stop_below", number(float), None, "X", "stop after an epoch whose mean training loss is below X")
 
     add = group(parser, "how often")
-    callbacks = registry.names("callback")
-    add("--callbacks", registry.name_type("callback"), None, "NAME", nargs="+",
-        help=f"further callbacks: {', '.join([*callbacks, ''])}MODULE:NAME of your own")
+    callbacks = f"further callbacks: {registry.listed('callback')}"
+    add("--callbacks", registry.name_type("callback"), None, "NAME", callbacks, nargs="+")
     add("--log_every", COUNT, 50, "N", "updates between two entries of the log")
-    add("--val_every", COUNT_OR_ZERO, 1, "E",
-        "whole epochs between two validations; 0 for none at all: then no checkpoint is the best")
+    add("--val_every", COUNT_OR_ZERO, 1, "E", "epochs between two validations; 0 for none, and no best checkpoint")
     add("--save_every", EPOCHS, 1.0, "E", "epochs between two checkpoints")
     add("--save_every_updates", COUNT, None, "N", "updates between two checkpoints, instead")
     add("--keep", COUNT, 2, "N", "number of last checkpoints to keep")
@@ -340,45 +289,34 @@ def add_stop_options(parser: OptionParser) -> None:
 def add_safety_options(parser: OptionParser) -> None:
     """Add the options of an end before the end, and of the profiler."""
     add = group(parser, "limits, errors and profiling")
-    add("--max_time", duration, None, "TIME",
-        "save and stop before so much time has passed since the start, such as 3h50m, with status 75")
-    add("--requeue", bool, False, "BOOL",
-        "under SLURM, put the job back in the queue after SIGUSR1 or --max_time; needs --resume auto")
-    add("--nan_policy", one_of(("stop", "skip")), "stop", "NAME",
-        "when a loss or gradient is not finite: stop, or skip the update")
+    add("--max_time", duration, None, "TIME", "save and stop before so much time has passed, as 3h50m, with status 75")
+    add("--requeue", bool, False, "BOOL", "under SLURM, requeue the job after SIGUSR1 or --max_time")
+    add("--nan_policy", one_of(("stop", "skip")), "stop", "NAME", "what a loss or gradient that is not finite does")
     add("--max_skips", COUNT_OR_ZERO, 10, "N", "updates that --nan_policy skip may skip")
-    add("--profile", number(int, low=1, high=1000), None, "N",
-        "after a few updates, record the time of each operation for N updates of one epoch, in RUN/profile; training "
-        "goes on")
+    add("--profile", number(int, low=1, high=1000), None, "N", "record the time of each operation for N updates")
 
 
 # ---- the parsers -----------------------------------------------------------------------------------------------------
-def task_parser(task: type) -> OptionParser:
-    """Return a parser without options that knows what other options have become."""
-    parser = OptionParser(description=task.__doc__)
-    parser.old_names = OLD_NAMES
-    parser.moved = MOVED
-    return parser
-
-
 def train_parser(trainer_class: type) -> OptionParser:
     """Return the parser of a task's trainer, with the task's defaults."""
-    parser = task_parser(trainer_class)
+    parser = OptionParser(description=trainer_class.__doc__, moved=MOVED)
     add_train_options(parser)
     add_common_options(parser, trainer_class.evaluator_class.task)
     trainer_class.evaluator_class.add_options(parser)
     trainer_class.add_options(parser)
+    parser.rename(OLD_NAMES)
     parser.apply(trainer_class.defaults, f"defaults of {trainer_class.__name__}")
     return parser
 
 
 def test_parser(evaluator_class: type) -> OptionParser:
     """Return the parser of a task's evaluator."""
-    parser = task_parser(evaluator_class)
+    parser = OptionParser(description=evaluator_class.__doc__, moved=MOVED)
     add_test_options(parser)
     add_common_options(parser, evaluator_class.task)
     evaluator_class.add_options(parser)
     evaluator_class.add_test_options(parser)
+    parser.rename(OLD_NAMES)
     of_training = OptionParser()
     add_train_options(of_training)
     parser.passed_over = set(of_training.known)  # so that the option file of a run can be given
@@ -399,10 +337,8 @@ def answer_early(program: str) -> None:
 
 def check_early(program: str | Path, argv: Sequence[str]) -> None:
     """Parse the command line of a program, if the text of the program shows all of its options."""
-    file_parser = OptionParser(add_help=False)
-    add_file_options(file_parser)
-    named, _ = file_parser.parse_known_args(argv)
-    if named.config or getattr(named, "import"):
+    given = options_of_files(argv)
+    if given.config or getattr(given, "import"):
         return  # modules may register further names for options
     try:
         task = read_main_class(program)
@@ -425,7 +361,8 @@ def parse_train_options(trainer_class: type, argv: Sequence[str] | None) -> Opti
         DamagedError: when the checkpoints of the run that is to be resumed are all damaged.
     """
     import_asked(argv)
-    parser = train_parser(trainer_class)
+    new_parser = partial(train_parser, trainer_class)
+    parser = new_parser()
     given = parser.parse_given(argv)
 
     # Imported here, because these import torch.
@@ -434,6 +371,7 @@ def parse_train_options(trainer_class: type, argv: Sequence[str] | None) -> Opti
     from engine.devices.job import place
     from utils.seed import draw_seed
 
+    # Find the run that is resumed.
     notes: list[str] = []
     resume = given.get("resume")
     earlier: dict[str, Any] = {}  # run of this job, whose processes were started again
@@ -445,16 +383,22 @@ def parse_train_options(trainer_class: type, argv: Sequence[str] | None) -> Opti
         resume = earlier["run_dir"]
         notes.append(f"The processes were started again: they go on with {resume}.")
     if resume == "auto":
-        resume = find_automatically(train_parser(trainer_class), argv, notes)
-    saved: dict[str, Any] = {}
+        resume = find_automatically(new_parser(), argv, notes)
+    layers = []
     if resume:
+        from engine.options.foreign import harmless_options
+
         path, state = Checkpointer.find(resume, notes.append)
         resume = str(path)
-        saved = harmless_options(options_of(state, path), path)
-        check_own_code(saved, path, train_parser(trainer_class), argv)
+        saved = with_new_names(options_of(state, path))
+        layers = [(harmless_options(saved, path, new_parser, argv), resume)]
+    opt = parser.resolve(argv, layers)
+    if resume:
+        for name in parser.asked & saved.keys() - set(MAY_CHANGE):
+            refuse_change(name, vars(opt)[name], saved[name], "run that is resumed")
 
-    opt = parser.resolve(argv, [(saved, resume or "")])
-    check_options(vars(opt), saved, bool(given.get("resume")))
+    # Check and complete.
+    check_options(vars(opt), resumes=bool(resume or given.get("resume")))
     if opt.seed is None:
         opt.seed = earlier.get("seed", draw_seed())
         parser.note_source("seed", "drawn")
@@ -474,7 +418,8 @@ def parse_test_options(evaluator_class: type, argv: Sequence[str] | None) -> Opt
         UserError: when options contradict the checkpoint, or it cannot be opened.
     """
     import_asked(argv)
-    parser = test_parser(evaluator_class)
+    new_parser = partial(test_parser, evaluator_class)
+    parser = new_parser()
     model_path = parser.parse_given(argv).get("model_path")
     if not model_path:
         parser.error("--model_path is needed: the checkpoint to evaluate, Results/.../..._best_ckpt.pth")
@@ -482,27 +427,29 @@ def parse_test_options(evaluator_class: type, argv: Sequence[str] | None) -> Opt
     # Imported here, because these import torch.
     from engine.checkpoints.file import load_checkpoint, options_of
     from engine.devices.job import place
+    from engine.options.foreign import harmless_options
+    from model.model_entry import NETWORK_OPTIONS
 
     if place().size > 1:
         raise UserError("An evaluation is made by one process: start it without torchrun.")
-    saved = options_of(load_checkpoint(model_path, tensors_of=()), model_path)
-    trained = {name: value for name, value in harmless_options(saved, model_path).items() if name not in OF_THE_LAUNCH}
-    known = {name: value for name, value in trained.items() if name in parser.known}
-    check_own_code(known, model_path, test_parser(evaluator_class), argv)
-    opt = parser.resolve(argv, [(trained, model_path)])
-    check_network(vars(opt), trained, model_path)
+    saved = with_new_names(options_of(load_checkpoint(model_path, tensors_of=()), model_path))
+    trained = {name: value for name, value in saved.items() if name not in OF_THE_LAUNCH}
+    opt = parser.resolve(argv, [(harmless_options(trained, model_path, new_parser, argv), model_path)])
+    for name in parser.asked & set(NETWORK_OPTIONS):
+        refuse_change(name, vars(opt)[name], trained.get(name), f"network of {model_path}")
     return completed(parser, opt)
 
 
 def find_automatically(parser: OptionParser, argv: Sequence[str] | None, notes: list[str]) -> str | None:
     """Return the run of --resume auto: the newest unfinished one of this project with these options; or None."""
+    from engine.options.foreign import differ
     from engine.runs.run_dir import unfinished_runs
 
     now = vars(parser.resolve(argv))
-    for path, saved in unfinished_runs(now["output_dir"], now["proj_name"]):
-        options = with_new_names(saved)
-        fixed = parser.asked & options.keys() - set(MAY_CHANGE)
-        if others := [name for name in sorted(fixed) if now[name] != options[name]]:
+    for path, options in unfinished_runs(now["output_dir"], now["proj_name"]):
+        saved = with_new_names(options)
+        fixed = parser.asked & saved.keys() - set(MAY_CHANGE)
+        if others := [name for name in sorted(fixed) if differ(name, now[name], saved[name])]:
             notes.append(f"--resume auto: passes over {path}, which has another --{' --'.join(others)}.")
             continue
         notes.append(f"--resume auto: goes on with {path}.")
@@ -531,16 +478,21 @@ def completed(parser: OptionParser, opt: Namespace) -> Options:
 
 
 # ---- check -----------------------------------------------------------------------------------------------------------
-def check_options(options: Mapping[str, Any], saved: Mapping[str, Any], resumes: bool = False) -> None:
-    """Raise UserError when options of training contradict each other, or those `saved` by a run that is resumed."""
+def refuse_change(name: str, value: Any, saved: Any, source: str) -> None:
+    """Raise UserError when an option has another value than in the checkpoint that is read."""
+    from engine.options.foreign import differ
+
+    if differ(name, value, saved):
+        raise UserError(
+            f"--{name} {value} contradicts the {source}, which has {saved}.\n"
+            f"Leave it out, or train a new run from the weights: --pretrained --model_path CHECKPOINT"
+        )
+
+
+def check_options(options: Mapping[str, Any], resumes: bool) -> None:
+    """Raise UserError when options of training contradict each other."""
     from callbacks.callback_entry import check_loggers  # it imports torch
 
-    for name in saved.keys() & options.keys() - set(MAY_CHANGE):
-        if options[name] != saved[name]:
-            raise UserError(
-                f"--{name} {options.get(name)} contradicts the run that is resumed, which has {saved[name]}.\n"
-                f"Leave it out, or start a new run from the weights: --pretrained --model_path CHECKPOINT"
-            )
     if options["requeue"] and not resumes:
         raise UserError("--requeue needs --resume auto: without it, each job would begin a new run.")
     if options["ema"] is not None and options["swa_start"] is not None:
@@ -548,43 +500,29 @@ def check_options(options: Mapping[str, Any], saved: Mapping[str, Any], resumes:
     if (options["swa_start"] or 0) > options["n_epoch"]:
         raise UserError(f"--swa_start {options['swa_start']} is after the last epoch, --n_epoch {options['n_epoch']}.")
     check_loggers(options["logger"])
-    if options["pretrained"] and not options["model_path"]:
+    if options["pretrained"] and not options["model_path"] and not resumes:
         raise UserError("--pretrained needs --model_path: the file to start from.")
     if options["model_path"] and not options["pretrained"]:
         raise UserError("--model_path is the file that --pretrained starts from: add --pretrained, or leave it out.")
 
 
-def check_network(options: Mapping[str, Any], trained: Mapping[str, Any], model_path: str) -> None:
-    """Raise UserError when an option asks for another network than that of the checkpoint, made with `trained`."""
-    from model.model_entry import NETWORK_OPTIONS
-
-    for name in NETWORK_OPTIONS:
-        if options.get(name) != trained.get(name, {} if name == "model_args" else None):
-            raise UserError(
-                f"--{name} {options.get(name)} contradicts the checkpoint {model_path}, "
-                f"whose network has {name} {trained.get(name)}; leave the flag out."
-            )
-
-
-# ---- user code, and files of others ----------------------------------------------------------------------------------
-def import_asked(argv: Sequence[str] | None) -> None:
-    """Import the modules of --import, before the parser is made: the names that they register become choices."""
+# ---- user code, and old names ----------------------------------------------------------------------------------------
+def options_of_files(argv: Sequence[str] | None) -> Namespace:
+    """Return the options of a command line that name other sources of options."""
     parser = OptionParser(add_help=False)
     add_file_options(parser)
-    given, _ = parser.parse_known_args(argv)
-    for file in option_files(given.config):
-        modules = {name: value for name, value in file.values.items() if name == "import"}
-        parser.apply(modules, file.path, lines=file.lines)
+    return parser.parse_known_args(argv)[0]
+
+
+def import_asked(argv: Sequence[str] | None) -> None:
+    """Import the modules of --import, before the parser is made: the names that they register become choices."""
+    given = options_of_files(argv)
+    parser = OptionParser(add_help=False)
+    add_file_options(parser)
+    for path, values in option_files(given.config):
+        parser.apply({name: value for name, value in values.items() if name == "import"}, path)
     for module in getattr(given, "import") or parser.get_default("import") or []:
         registry.import_module(module, f"--import {module}")
-
-
-def check_own_code(
-    options: Mapping[str, Any], path: str | Path, parser: OptionParser, argv: Sequence[str] | None
-) -> None:
-    """Raise UserError when a checkpoint's options would import code that the user has not named."""
-    own = vars(parser.resolve(argv))
-    registry.refuse_unrepeated(registry.unrepeated(options, own, parser.asked, not is_in_run_dir(path)), path)
 
 
 def load_own_code(opt: Namespace) -> None:
@@ -595,28 +533,6 @@ def load_own_code(opt: Namespace) -> None:
 
         for name in opt.callbacks:
             own_class(name)
-
-
-def harmless_options(options: Mapping[str, Any], path: str | Path) -> dict[str, Any]:
-    """Return the options of a checkpoint without those that would make a program write to a path of the file.
-
-    Args:
-        options: of the checkpoint. In its own run directory, it may name that, and the source and cache of the data.
-        path: of the checkpoint.
-    """
-    is_own, data_dir = is_in_run_dir(path), str(options.get("data_dir", ""))
-    left_out = [] if is_own else ["output_dir", "cache_dir", "shard_cache_dir"]
-    if not Path(data_dir).is_dir() and not (is_own and "://" in data_dir):
-        left_out.append("data_dir")  # it would be made
-    harmless = {name: value for name, value in with_new_names(options).items() if name not in left_out}
-    if isinstance(arguments := options.get("data_args"), dict) and not is_own:
-        of_paths = (*left_out, "data_dir")
-        harmless["data_args"] = {name: value for name, value in arguments.items() if name not in of_paths}
-    return harmless
-
-
-def is_in_run_dir(path: str | Path) -> bool:
-    return any(Path(path).parent.glob("config_*.json"))
 
 
 def with_new_names(options: Mapping[str, Any]) -> dict[str, Any]:

@@ -7,18 +7,17 @@ A name is one of the template's own (`BUILT_INS`), one that is registered with a
 
 Nothing is imported until it is made, so that a parser can list all names without torch. User code is imported only
 because a person has named it, on the command line, in an option file or in the task. A checkpoint alone cannot name it,
-see `unrepeated`.
+see engine/options/foreign.py.
 """
 
 import importlib
 import inspect
 import json
 import re
-import shlex
 import sys
 import traceback
 from argparse import ArgumentTypeError
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -27,84 +26,73 @@ from utils.errors import UserError, nearest, shown
 
 # Each kind with the option that selects a component, and the option with its arguments.
 KINDS = {
-    "data": ("data_type", "data_args"),
-    "model": ("model_type", "model_args"),
-    "loss": ("loss_type", "loss_args"),
-    "optimizer": ("optim", "optim_args"),
-    "scheduler": ("lr_scheduler", "scheduler_args"),
-    "metric": ("metrics", "metric_args"),
-    "callback": ("callbacks", None),
-    "logger": ("logger", None),
-}
-
-# To add a component to the template: write it in a file of its own, and name it here with the tasks that it is for.
-# Without a task, it is for all of them.
-BUILT_INS: dict[str, dict[str, tuple[str, ...]]] = {
-    "data": {
-        "FashionMNISTSample": ("data.FashionMNIST:build_fashion_mnist_sample", "classification", "generation"),
-        "FashionMNIST": ("data.FashionMNIST:build_fashion_mnist", "classification", "generation"),
-        "Carvana": ("data.Carvana:build_carvana", "segmentation"),
-        "CarvanaShards": ("extras.shards.dataset:build_carvana_shards", "segmentation"),
-        "MultiImage": ("extras.multi_image:build_multi_image", "segmentation"),
-    },
-    "model": {
-        "Vanilla": ("model.vanilla_model:VanillaModel", "classification"),
-        "LeNet": ("model.LeNet:LeNet", "classification"),
-        "ResNet18": ("model.ResNet:ResNet18", "classification"),
-        "UNet": ("model.UNet:UNet", "segmentation"),
-        "UNetpp": ("model.UNetpp:UNetpp", "segmentation"),
-        "DCGAN": ("extras.gan.DCGAN:build_dcgan", "generation"),
-    },
-    "loss": {
-        "CE": ("loss.classification_loss:CrossEntropyLoss", "classification"),
-        "Focal": ("loss.classification_loss:FocalLoss", "classification"),
-        "Brier": ("loss.classification_loss:BrierLoss", "classification"),
-        "CEDice": ("loss.dice_loss:CEDiceLoss", "segmentation"),
-        "PixelCE": ("loss.dice_loss:PixelCELoss", "segmentation"),
-        "Dice": ("loss.dice_loss:DiceLoss", "segmentation"),
-        "BCE": ("torch.nn:BCEWithLogitsLoss", "generation"),  # Goodfellow et al., NeurIPS 2014
-        "LeastSquares": ("torch.nn:MSELoss", "generation"),  # Mao et al., ICCV 2017
-    },
-    "optimizer": {
-        "adam": ("torch.optim:Adam",),  # Kingma and Ba 2015; weight decay is an L2 penalty, added to the gradient
-        "adamW": ("torch.optim:AdamW",),  # Loshchilov and Hutter 2019; weight decay acts beside the gradient
-        "nadam": ("torch.optim:NAdam",),  # Dozat 2016: Adam with Nesterov momentum
-        "radam": ("torch.optim:RAdam",),  # Liu et al. 2020: Adam that holds back until the variance is known
-        "sgd": ("torch.optim:SGD",),  # with momentum (Polyak 1964)
-        "nesterov": ("torch.optim:SGD",),  # with Nesterov momentum (Sutskever et al. 2013)
-        "rmsprop": ("torch.optim:RMSprop",),  # Tieleman and Hinton 2012, without momentum, as they gave it
-        "adagrad": ("torch.optim:Adagrad",),  # Duchi, Hazan and Singer 2011
-    },
-    "scheduler": {
-        name: (f"utils.scheduler:{name}",) for name in ("constant", "step", "cosine", "linear", "exponential")
-    },
-    "metric": {
-        "accuracy": ("utils.metrics:Accuracy", "classification"),
-        "precision": ("utils.metrics:Precision", "classification"),
-        "recall": ("utils.metrics:Recall", "classification"),
-        "f1": ("utils.metrics:F1", "classification"),
-        "dice": ("utils.overlap:Dice", "segmentation"),
-        "iou": ("utils.overlap:IoU", "segmentation"),
-        "mean_image_dice": ("utils.overlap:MeanImageDice", "segmentation"),
-    },
-    "callback": {},
-    "logger": {
-        "tensorboard": ("callbacks.tensorboard:TensorBoard",),
-        "csv": ("callbacks.csv_logger:CSVLogger",),
-        "wandb": ("extras.callbacks.wandb_logger:WandB",),
-    },
+    "data": ("data_type", "data_args"), "model": ("model_type", "model_args"), "loss": ("loss_type", "loss_args"),
+    "optimizer": ("optim", "optim_args"), "scheduler": ("lr_scheduler", "scheduler_args"),
+    "metric": ("metrics", "metric_args"), "callback": ("callbacks", None), "logger": ("logger", None),
 }  # fmt: skip
+
+# To add a component to the template: write it in a file of its own, and name it here. A row has its kind, its name,
+# where it is, and the tasks that it is for; without a task, it is for all of them.
+TABLE = """
+    data       FashionMNISTSample  data.FashionMNIST:build_fashion_mnist_sample   classification generation
+    data       FashionMNIST        data.FashionMNIST:build_fashion_mnist          classification generation
+    data       Carvana             data.Carvana:build_carvana                     segmentation
+    data       CarvanaShards       extras.shards.dataset:build_carvana_shards     segmentation
+    data       MultiImage          extras.multi_image:build_multi_image           segmentation
+    model      Vanilla             model.vanilla_model:VanillaModel               classification
+    model      LeNet               model.LeNet:LeNet                              classification
+    model      ResNet18            model.ResNet:ResNet18                          classification
+    model      UNet                model.UNet:UNet                                segmentation
+    model      UNetpp              model.UNetpp:UNetpp                            segmentation
+    model      DCGAN               extras.gan.DCGAN:build_dcgan                   generation
+    loss       CE                  loss.classification_loss:CrossEntropyLoss      classification
+    loss       Focal               loss.classification_loss:FocalLoss             classification
+    loss       Brier               loss.classification_loss:BrierLoss             classification
+    loss       CEDice              loss.dice_loss:CEDiceLoss                      segmentation
+    loss       PixelCE             loss.dice_loss:PixelCELoss                     segmentation
+    loss       Dice                loss.dice_loss:DiceLoss                        segmentation
+    loss       BCE                 torch.nn:BCEWithLogitsLoss                     generation      # Goodfellow et al. 2014
+    loss       LeastSquares        torch.nn:MSELoss                               generation      # Mao et al. 2017
+    optimizer  adam                torch.optim:Adam      # Kingma and Ba 2015; weight decay is added to the gradient
+    optimizer  adamW               torch.optim:AdamW     # Loshchilov and Hutter 2019; weight decay beside the gradient
+    optimizer  nadam               torch.optim:NAdam     # Dozat 2016: Adam with Nesterov momentum
+    optimizer  radam               torch.optim:RAdam     # Liu et al. 2020: holds back until the variance is known
+    optimizer  sgd                 torch.optim:SGD       # with momentum (Polyak 1964)
+    optimizer  nesterov            torch.optim:SGD       # with Nesterov momentum (Sutskever et al. 2013)
+    optimizer  rmsprop             torch.optim:RMSprop   # Tieleman and Hinton 2012, without momentum, as they gave it
+    optimizer  adagrad             torch.optim:Adagrad   # Duchi, Hazan and Singer 2011
+    scheduler  constant            utils.scheduler:constant
+    scheduler  step                utils.scheduler:step
+    scheduler  cosine              utils.scheduler:cosine
+    scheduler  linear              utils.scheduler:linear
+    scheduler  exponential         utils.scheduler:exponential
+    metric     accuracy            utils.metrics:Accuracy                         classification
+    metric     precision           utils.metrics:Precision                        classification
+    metric     recall              utils.metrics:Recall                           classification
+    metric     f1                  utils.metrics:F1                               classification
+    metric     dice                utils.overlap:Dice                             segmentation
+    metric     iou                 utils.overlap:IoU                              segmentation
+    metric     mean_image_dice     utils.overlap:MeanImageDice                    segmentation
+    logger     tensorboard         callbacks.tensorboard:TensorBoard
+    logger     csv                 callbacks.csv_logger:CSVLogger
+    logger     wandb               extras.callbacks.wandb_logger:WandB
+"""
+ROWS = [row.partition("#")[0].split() for row in TABLE.strip().splitlines()]
+BUILT_INS = {kind: {name: rest for of_kind, name, *rest in ROWS if of_kind == kind} for kind in KINDS}
 
 # Names of torch that need no module before them. Optimizers whose step needs a closure are left out: the loop gives
 # none. So are schedulers that take functions, other schedulers or a metric.
 OF_TORCH = {
-    "optimizer": ("torch.optim", "ASGD Adadelta Adafactor Adagrad Adam AdamW Adamax Muon NAdam RAdam RMSprop Rprop SGD "
-                  "SparseAdam"),
-    "scheduler": ("torch.optim.lr_scheduler", "ConstantLR CosineAnnealingLR CosineAnnealingWarmRestarts CyclicLR "
-                  "ExponentialLR LinearLR MultiStepLR OneCycleLR PolynomialLR StepLR"),
+    "optimizer": ("torch.optim", (
+        "ASGD", "Adadelta", "Adafactor", "Adagrad", "Adam", "AdamW", "Adamax", "Muon", "NAdam", "RAdam", "RMSprop",
+        "Rprop", "SGD", "SparseAdam",
+    )),
+    "scheduler": ("torch.optim.lr_scheduler", (
+        "ConstantLR", "CosineAnnealingLR", "CosineAnnealingWarmRestarts", "CyclicLR", "ExponentialLR", "LinearLR",
+        "MultiStepLR", "OneCycleLR", "PolynomialLR", "StepLR",
+    )),
 }  # fmt: skip
 LIBRARIES = {"torchvision": "extras.library_models:from_torchvision", "timm": "extras.library_models:from_timm"}
-TRUSTED = ("torchmetrics",)  # a checkpoint may name its metrics
 
 MODULE = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*")
 REFERENCE = re.compile(rf"(?P<module>{MODULE.pattern}):(?P<name>[^\W\d]\w*)")
@@ -157,20 +145,34 @@ def module_name(text: str) -> str:
     return text
 
 
-def name_type(kind: str, task: str | None = None, more: Iterable[str] = ()) -> Callable[[str], str]:
-    """Return an argparse type for the name of a component; `more` describes what else there is, for the message."""
+def listed(kind: str, task: str | None = None, more: Iterable[str] = ()) -> str:
+    """Return the names of a kind in words, with all other ways to name a component.
+
+    >>> listed("model", "segmentation")
+    'one of UNet, UNetpp; or MODULE:NAME of your own'
+
+    Args:
+        more: describes further names.
+    """
     known = names(kind, task)
-    module, words = OF_TORCH.get(kind, ("", ""))
-    of_torch = words.split()
-    libraries = [f"{library}:NAME" for library in LIBRARIES if kind == "model" and task == "classification"]
-    lists = [(f"one of {', '.join(known)}", known), (f"of {module}: {', '.join(of_torch)}", of_torch)]
-    ways = [*(text for text, choices in lists if choices), *more, *libraries, "MODULE:NAME of your own"]
+    ways = [f"one of {', '.join(known)}"] if known else []
+    if kind in OF_TORCH:
+        module, of_torch = OF_TORCH[kind]
+        ways.append(f"of {module}: {', '.join(of_torch)}")
+    if kind == "model" and task == "classification":
+        ways += [f"{library}:NAME" for library in LIBRARIES]
+    return "; or ".join([*ways, *more, "MODULE:NAME of your own"])
+
+
+def name_type(kind: str, task: str | None = None, more: Iterable[str] = ()) -> Callable[[str], str]:
+    """Return an argparse type for the name of a component; for `more` see `listed`."""
+    _, of_torch = OF_TORCH.get(kind, ("", ()))
+    known = [*of_torch, *names(kind, task)]
 
     def convert(text: str) -> str:
-        is_of_library = f"{text.partition(':')[0]}:NAME" in libraries
-        if text not in known and text not in of_torch and not is_of_library and not is_reference(text):
-            hint = nearest(text[:60], of_torch + known)
-            raise ArgumentTypeError(f"{shown(text)} is not {'; or '.join(ways)}{hint}")
+        is_of_library = (kind, task) == ("model", "classification") and text.partition(":")[0] in LIBRARIES
+        if text not in known and not is_of_library and not is_reference(text):
+            raise ArgumentTypeError(f"{shown(text)} is not {listed(kind, task, more)}{nearest(text[:60], known)}")
         return text
 
     return convert
@@ -228,7 +230,7 @@ def import_module(name: str, source: str) -> Any:
     except Exception as error:
         missing = error.name if isinstance(error, ModuleNotFoundError) else None
         package = name.partition(".")[0]
-        if missing == package and package in (*LIBRARIES, *TRUSTED):
+        if missing == package and package in (*LIBRARIES, "torchmetrics"):
             raise UserError(f"{source} needs the package {package}, which is missing: pip install {package}") from None
         if missing and f"{name}.".startswith(f"{missing}."):
             raise UserError(f"{source}: there is no module {missing!r} on the Python path or in {here}.") from None
@@ -265,12 +267,6 @@ def find(kind: str, name: str) -> Callable:
     except ArgumentTypeError as error:
         raise UserError(f"--{option}: {error}") from None
     return load(name if is_reference(name) else f"{OF_TORCH[kind][0]}:{name}", option)
-
-
-def is_user_code(name: Any) -> bool:
-    """Whether a name stands for code outside of the template, which a checkpoint must not name alone."""
-    reference = reference_in(name)
-    return bool(reference) and reference.partition(":")[0].partition(".")[0] not in TRUSTED
 
 
 def load_all(values: Mapping[str, Any]) -> None:
@@ -392,6 +388,10 @@ def split_arguments(arguments: Mapping[str, Any], parts: Iterable[str], option: 
     return {name: dict(arguments.get(name, {})) for name in known}
 
 
+def as_list(value: Any) -> list:
+    return list(value) if isinstance(value, (list, tuple)) else [value]
+
+
 def name_of(component: Callable) -> str:
     return getattr(component, "__name__", None) or type(component).__name__
 
@@ -401,57 +401,3 @@ def error_line(error: BaseException) -> str:
     frame = traceback.extract_tb(error.__traceback__)[-1]
     text = " ".join(str(error).split())[:300]
     return f"{type(error).__name__}: {text} ({frame.filename}:{frame.lineno})"
-
-
-# ---- code that a checkpoint names ------------------------------------------------------------------------------------
-def as_list(value: Any) -> list:
-    return list(value) if isinstance(value, (list, tuple)) else [value]
-
-
-def texts_in(value: Any) -> Iterator[str]:
-    """Yield the texts in nested lists and mappings."""
-    if isinstance(value, str):
-        yield value
-    for entry in value.values() if isinstance(value, dict) else value if isinstance(value, (list, tuple)) else ():
-        yield from texts_in(entry)
-
-
-def unrepeated(saved: Mapping[str, Any], own: Mapping[str, Any], asked: Iterable[str], is_foreign: bool) -> list[str]:
-    """Return the flags that a person must repeat, because a checkpoint names user code in them and nobody else does.
-
-    Args:
-        saved: the options of the checkpoint.
-        own: the options without it.
-        asked: the names of the options that the command line and the option files give.
-        is_foreign: whether the checkpoint is outside of its run's directory. Then the arguments of user code must be
-            repeated as well, because one may be a path to write to.
-    """
-    flags: list[str] = []
-
-    def repeat(option: str) -> None:
-        if option in saved and option not in asked and saved[option] != own.get(option):
-            value = saved[option]
-            texts = [json.dumps(value)] if isinstance(value, dict) else map(str, as_list(value))
-            flags.append(" ".join([f"--{option}", *map(shlex.quote, texts)]))
-
-    if saved.get("import"):
-        repeat("import")
-    for kind, (option, arguments) in KINDS.items():
-        if any(is_user_code(text) for text in as_list(saved.get(option))):
-            repeat(option)
-        if not arguments or not saved.get(arguments):
-            continue
-        final = as_list(own.get(option) if option in asked else saved.get(option))
-        is_users = any(reference_in(text) or text in REGISTERED[kind] for text in texts_in(final))
-        if (is_foreign and is_users) or any(map(reference_in, texts_in(saved[arguments]))):
-            repeat(arguments)
-    return flags
-
-
-def refuse_unrepeated(flags: Sequence[str], path: str | Path) -> None:
-    """Raise UserError when `unrepeated` has found something."""
-    if flags:
-        raise UserError(
-            f"The checkpoint {path} names user code, which is imported only when you name it yourself. "
-            f"If you trust it, repeat: {' '.join(flags)[:500]}"
-        )

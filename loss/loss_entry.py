@@ -4,10 +4,10 @@ A loss is a mean over the samples of a batch. Otherwise the result would depend 
 """
 
 from argparse import Namespace
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from engine.options.parser import number
+from engine.options.parser import split_weight
 from engine.registry import call, find, short_name, split_arguments
 from utils.errors import UserError, shown
 
@@ -15,26 +15,6 @@ if TYPE_CHECKING:
     from torch import nn
 
 TENSORS = ("weight", "pos_weight")  # arguments that torch's losses take as tensors, and JSON has as lists
-
-
-def split_term(text: str) -> tuple[str, str]:
-    """Return the name of a loss and the text of its weight, "" without one; a name may have colons, too."""
-    name, _, weight = text.rpartition(":")
-    try:
-        float(weight)
-    except ValueError:
-        return text, ""
-    return (name, weight) if name else (text, "")
-
-
-def loss_term(kind: Callable[[str], str]) -> Callable[[str], str]:
-    """Return an argparse type for NAME or NAME:WEIGHT, where `kind` takes the name."""
-
-    def convert(text: str) -> str:
-        name, weight = split_term(text)
-        return f"{kind(name)}:{number(float, above=0)(weight)}" if weight else kind(name)
-
-    return convert
 
 
 def split_terms(loss_type: str | Sequence[str]) -> dict[str, float]:
@@ -45,7 +25,7 @@ def split_terms(loss_type: str | Sequence[str]) -> dict[str, float]:
     """
     weights: dict[str, float] = {}
     for term in [loss_type] if isinstance(loss_type, str) else loss_type:
-        name, weight = split_term(term)
+        name, weight = split_weight(term)
         if name in weights:
             raise UserError(f"--loss_type names {name} twice: give each loss once, with its weight.")
         weights[name] = float(weight or 1)

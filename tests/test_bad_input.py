@@ -209,7 +209,7 @@ def test_a_bad_option_file_is_named(refuse, tmp_path, text, named):
         ("optim_args: {eps: 1, eps: 2}", "'eps' is given twice"), ("base: options.yaml", "builds on itself"),
         ("base: nowhere.yaml", "nowhere.yaml"), ("base: {a: b}", "base is the name of a file"),
         ("base: .", "directory"),
-        ("lr: 1e-3\nlrr: 3", "options.yaml:2: unknown option 'lrr'"), ("set: [lr=3]", "belongs on the command line"),
+        ("lr: 1e-3\nlrr: 3", "options.yaml: unknown option 'lrr'"), ("set: [lr=3]", "belongs on the command line"),
         ("optim_args.bettas: 3", "did you mean 'betas'"), ("optim_args: 3", "optim_args"), ("\tlr: 3", "Cannot read"),
         ("lr: 1e-3\n---\nlr: 3", "Cannot read"), (b"description: \xff\xfe", "utf-8"),
     ],

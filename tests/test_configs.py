@@ -26,7 +26,7 @@ def test_there_is_a_file_for_every_network():
 
 
 def test_what_no_trainer_takes_by_itself_is_a_base():
-    bases = {Path(file.path).resolve() for path in USED for file in read_with_bases(path)[:-1]}
+    bases = {Path(base).resolve() for path in USED for base, _ in read_with_bases(path)[:-1]}
     assert set(FILES) - set(USED) <= bases
 
 
@@ -39,8 +39,8 @@ def program_of(path: Path) -> str:
 @pytest.mark.parametrize("path", USED, ids=lambda path: path.name)
 def test_each_is_taken_by_its_trainer(path):
     values = {}
-    for file in read_with_bases(path):
-        values |= file.values
+    for _, own in read_with_bases(path):
+        values |= own
     opt = TRAINERS[program_of(path)].parse_options(["--config", str(path)])
     assert {name: str(getattr(opt, name)).lower() for name in values}.keys() == values.keys()
     assert opt.model_type == values["model_type"] and opt.lr == float(values["lr"])

@@ -151,7 +151,7 @@ def plant(monkeypatch, fault):
     elif fault == "digits of every script":
         monkeypatch.setitem(engine.options.parser.NUMBERS, int, engine.options.parser.re.compile(".*"))
     elif fault == "yaml.load":
-        monkeypatch.setattr(engine.options.files, "read_yaml", lambda text: (yaml.unsafe_load(text), {}))
+        monkeypatch.setattr(engine.options.files, "read_yaml", yaml.unsafe_load)
     elif fault == "duplicates":
         monkeypatch.setattr(engine.options.files, "without_duplicates", dict)
     elif fault == "traceback":

@@ -6,9 +6,9 @@ import sys
 
 import pytest
 
-import options
 from callbacks.callback import Callback
 from engine.checkpoints.file import load_checkpoint, save_checkpoint
+from engine.options import foreign
 from engine.registry import REGISTERED
 from eval_vanilla import EvaluatorVanilla
 from trainer_vanilla import TrainerVanilla
@@ -99,7 +99,8 @@ def test_names_stand_in_the_help(capsys):
     with pytest.raises(SystemExit):
         TrainerVanilla.parse_options(["--import", PARTS, "--help"])
     text = " ".join(capsys.readouterr().out.split())
-    assert "one of Vanilla, LeNet, ResNet18, small" in text and "further callbacks: largest, MODULE:NAME" in text
+    assert "one of Vanilla, LeNet, ResNet18, small" in text
+    assert "further callbacks: one of largest; or MODULE:NAME" in text
 
 
 @pytest.mark.parametrize(
@@ -224,14 +225,14 @@ def test_what_a_checkpoint_names_is_not_imported(attack, name, value, tmp_path, 
     assert not (tmp_path / "canary").exists() and "evil_module" not in sys.modules
     of_training = name in ("optim", "lr_scheduler", "callbacks")
     assert (resumed, of_run, auto, evaluated) == (2, 2, 2, 0 if of_training else 2) and pretrained == 0, said
-    assert "which is imported only when you name it yourself" in said and f"--{name} " in said
+    assert "which is used only when you name it yourself" in said and f"--{name} " in said
     assert "Traceback" not in said
 
 
 def test_the_attack_is_one(attack, tmp_path, monkeypatch, capfd):
     """Without the refusal it runs."""
     path = attack("model_type", "evil_module:run")
-    monkeypatch.setattr(options.registry, "refuse_unrepeated", lambda *arguments: None)
+    monkeypatch.setattr(foreign, "is_data", lambda *arguments: True)
     give_to_all_programs(path, tmp_path)
     assert (tmp_path / "canary").exists()
 
@@ -250,14 +251,18 @@ def test_an_option_of_the_user_takes_the_place_of_what_the_checkpoint_names(atta
     assert opt.data_type == "FashionMNISTSample" and not (tmp_path / "canary").exists()
 
 
-def test_a_checkpoint_from_elsewhere_does_not_say_where_data_is_written(attack):
-    arguments = {"cache_dir": "/tmp/theirs", "data_dir": "/tmp/theirs", "cache": True}
-    path = attack("data_args", arguments, in_run=False)
-    assert EvaluatorVanilla.parse_options(["--model_path", str(path)]).data_args == {"cache": True}
+@pytest.mark.parametrize("arguments", [{"cache_dir": "theirs"}, {"names": "/etc/passwd"}, {"a": [{"b": "http:x"}]}])
+def test_a_checkpoint_says_neither_where_data_is_written_nor_what_else_is_read(attack, arguments):
+    path = attack("data_args", {"cache": True, **arguments})
+    with pytest.raises(UserError, match="repeat: --data_args"):
+        EvaluatorVanilla.parse_options(["--model_path", str(path)])
+    repeated = {"cache": True, **arguments}
+    flags = ["--model_path", str(path), "--data_args", json.dumps(repeated)]
+    assert EvaluatorVanilla.parse_options(flags).data_args == repeated
 
 
 def test_arguments_of_a_checkpoint_from_elsewhere_for_your_own_code_are_repeated(attack):
-    path = attack("data_type", f"{PARTS}:bright_squares", in_run=False, data_args={"num_samples": 10})
+    path = attack("data_type", f"{PARTS}:bright_squares", in_run=False, data_args={"names": "a/b"})
     flags = ["--model_path", str(path), "--data_type", f"{PARTS}:bright_squares"]
     with pytest.raises(UserError, match="--data_args"):
         EvaluatorVanilla.parse_options(flags)

@@ -17,10 +17,11 @@ from engine.options.parser import OptionParser
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 OPTION_PARTS = ("task", "evaluator_class", "defaults", "add_options", "add_test_options")
-# Modules without torch, of which the options of a task are made. Other modules of the core add no options.
-LIGHT = ("engine.metric_entry", "engine.options", "engine.registry", "options", "utils.errors")
-CORE = ("callbacks", "data", "engine", "eval", "loss", "model", "options", "trainer", "utils")
-LIBRARIES = ("numpy", "torch", "torchvision")
+LIGHT = ("engine.metric_entry", "engine.options", "engine.registry", "options", "utils.errors")  # import no torch
+WITHOUT_OPTIONS = (
+    "callbacks", "data", "engine", "eval", "loss", "model", "options", "trainer", "utils", "numpy", "torch",
+    "torchvision",
+)  # fmt: skip
 
 
 class UnclearError(Exception):
@@ -77,14 +78,11 @@ def read_names(tree: ast.Module, directory: Path) -> dict[str, Any]:
             case ast.ClassDef():
                 node.body = [part for part in node.body if is_option_part(part)] or [ast.Pass()]
             case ast.ImportFrom(module=str(module), names=[alias, *_]):
-                root = module.split(".")[0]
-                is_light = f"{module}.{alias.name}".startswith(LIGHT) or root in sys.stdlib_module_names
-                if root not in (*CORE, *LIBRARIES) and not is_light:
+                if not is_light(f"{module}.{alias.name}"):
                     names |= read_module(module, directory)
-                if not is_light:
                     continue
             case ast.Import(names=modules):
-                if not all(module.name.split(".")[0] in (*LIBRARIES, *sys.stdlib_module_names) for module in modules):
+                if not all(is_light(module.name) or is_known(module.name) for module in modules):
                     raise UnclearError
                 continue
             case ast.Assign() | ast.AnnAssign() | ast.FunctionDef():
@@ -98,6 +96,14 @@ def read_names(tree: ast.Module, directory: Path) -> dict[str, Any]:
         with contextlib.suppress(NameError):  # it needs torch, so it does not add options
             exec(code, names)
     return names
+
+
+def is_light(name: str) -> bool:
+    return name.startswith(LIGHT) or name.partition(".")[0] in sys.stdlib_module_names
+
+
+def is_known(name: str) -> bool:
+    return name.partition(".")[0] in WITHOUT_OPTIONS
 
 
 def is_option_part(node: ast.stmt) -> bool:
@@ -116,6 +122,8 @@ def is_option_part(node: ast.stmt) -> bool:
 
 def read_module(module: str, directory: Path) -> dict[str, Any]:
     """Return the names of a module of a task, beside the program or in the root of the project; see `read_names`."""
+    if is_known(module):
+        return {}
     for root in (directory, ROOT):
         path = root.joinpath(*module.split(".")).with_suffix(".py")
         if path.is_file():

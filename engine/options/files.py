@@ -8,8 +8,7 @@ import math
 import os
 import re
 import stat
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,70 +18,49 @@ MAX_FILE_SIZE = 2**16  # bytes of an option file; one with every option has thre
 MAX_FILES = 100  # that one may build on
 MAX_DEPTH = 8  # of a value: a list in a mapping in a mapping ...
 YAML_TAGS = ("map", "seq", "str", "int", "float", "bool", "timestamp", "merge", "value")  # that plain text may have
-TOKENS = re.compile(r'"(?:[^"\\\n]|\\[^\n])*"?|//[^\n]*|/\*.*?\*/|/\*|[{}\[\]]', re.DOTALL)
-COLON = re.compile(r"\s*:")
+STRINGS_AND_COMMENTS = re.compile(r'"(?:[^"\\\n]|\\[^\n])*"?|//[^\n]*|/\*.*?\*/|/\*', re.DOTALL)
 WORDS = {"True": True, "False": False, "None": None, "true": True, "false": False, "null": None}
 
 
-@dataclass(frozen=True)
-class OptionFile:
-    """The content of one file.
-
-    Attributes:
-        path: the file.
-        values: by the name of the option.
-        lines: the line of each name, from 1.
-    """
-
-    path: str
-    values: dict[str, Any]
-    lines: dict[str, int]
-
-
-def read_with_bases(
-    path: str | Path, read_before: list[OptionFile] | None = None, above: Sequence[str] = ()
-) -> list[OptionFile]:
-    """Read a file and those that it builds on; later ones win.
+def read_with_bases(path: str | Path, above: Sequence[str] = ()) -> list[tuple[str, dict[str, Any]]]:
+    """Return the values of a file behind those of the files that it builds on, each with its path; later ones win.
 
     Args:
         path: the file.
-        read_before: the files before it; it is added to them.
-        above: the files that build on it.
+        above: the files that build on it, for messages.
 
     Raises:
         UserError: when a file is missing or unreadable, or builds on itself.
     """
-    files = [] if read_before is None else read_before
     chain = [*above, str(path)]
     if os.path.realpath(path) in map(os.path.realpath, above):
         raise UserError(f"The option file {above[0]} builds on itself: {' -> '.join(chain)}.")
-    if len(files) + len(chain) > MAX_FILES:
-        raise UserError(f"The option file {chain[0]} builds on more than {MAX_FILES} files.")
     try:
-        file = read_file(path)
+        values = read_options(path)
     except UserError as error:
         raise UserError(f"{error} It is a base of {above[-1]}." if above else str(error)) from None
-    bases = file.values.pop("base", [])
+    bases = values.pop("base", [])
     bases = bases if isinstance(bases, list) else [bases]
     if not all(isinstance(base, str) and base.strip() and base.isprintable() for base in bases):
         raise UserError(f"The option file {path}: base is the name of a file or a list of names, not {shown(bases)}.")
+    files = []
     for base in bases:
-        read_with_bases(Path(path).parent / base, files, chain)
-    files.append(file)
-    return files
+        files += read_with_bases(Path(path).parent / base, chain)
+        if len(files) > MAX_FILES:
+            raise UserError(f"The option file {chain[0]} builds on more than {MAX_FILES} files.")
+    return [*files, (str(path), values)]
 
 
 def read_options(path: str | Path) -> dict[str, Any]:
-    """Return the values of one file, without those of its bases."""
-    return read_file(path).values
+    """Return the values of one JSON or YAML file, by the name of the option.
 
-
-def read_file(path: str | Path) -> OptionFile:
-    """Read one JSON or YAML file; UserError when it is missing, unreadable or no mapping of names to values."""
+    Raises:
+        UserError: when it is missing, unreadable, or no mapping of names to values.
+    """
     try:
         text = read_text(path)
         is_yaml = str(path).lower().endswith((".yaml", ".yml"))
-        values, lines = read_yaml(text) if is_yaml else read_json(text)
+        values = read_yaml(text) if is_yaml else read_json(without_comments(text))
         check_depth(values)
     except OSError as error:
         raise UserError(f"Cannot read the option file {path}: {error.strerror}.") from None
@@ -90,11 +68,11 @@ def read_file(path: str | Path) -> OptionFile:
         raise UserError(f"Cannot read the option file {path}: {error}") from None
     if not isinstance(values, dict) or not all(isinstance(name, str) for name in values):
         raise UserError(f"The option file {path} is not a mapping of option names to values.")
-    return OptionFile(str(path), values, lines)
+    return values
 
 
-def read_text(path: str | Path, max_size: int = MAX_FILE_SIZE) -> str:
-    """Read a text file in UTF-8 of at most `max_size` bytes.
+def read_text(path: str | Path) -> str:
+    """Return the text of a file in UTF-8.
 
     Raises:
         OSError: when it is missing or cannot be read.
@@ -103,20 +81,14 @@ def read_text(path: str | Path, max_size: int = MAX_FILE_SIZE) -> str:
     if not Path(path).is_dir() and not stat.S_ISREG(os.stat(path).st_mode):
         raise ValueError("it is not a regular file")
     with open(path, "rb") as file:
-        data = file.read(max_size + 1)
-    if len(data) > max_size:
-        raise ValueError(f"it has more than {max_size:,} bytes")
+        data = file.read(MAX_FILE_SIZE + 1)
+    if len(data) > MAX_FILE_SIZE:
+        raise ValueError(f"it has more than {MAX_FILE_SIZE:,} bytes")
     return data.decode("utf-8-sig")
 
 
 # ---- JSON ------------------------------------------------------------------------------------------------------------
-def read_json(text: str) -> tuple[Any, dict[str, int]]:
-    """Read JSON with comments; return it, and the line of each name of the outermost object."""
-    text = without_comments(text)
-    return parse_json(text), {json.loads(token[0]): line for token, line in outermost_names(text)}
-
-
-def parse_json(text: str) -> Any:
+def read_json(text: str) -> Any:
     """Return the value of JSON without comments.
 
     Raises:
@@ -126,17 +98,6 @@ def parse_json(text: str) -> Any:
         return json.loads(text, object_pairs_hook=without_duplicates)
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
-
-
-def outermost_names(text: str) -> Iterator[tuple[re.Match, int]]:
-    """Yield each name of the outermost object of a JSON text, and its line."""
-    depth, line, position = 0, 1, 0
-    for token in TOKENS.finditer(text):
-        line += text.count("\n", position, token.start())
-        position = token.start()
-        depth += (token[0] in "{[") - (token[0] in "}]")
-        if depth == 1 and token[0][0] == '"' and COLON.match(text, token.end()):
-            yield token, line
 
 
 def without_comments(text: str) -> str:
@@ -152,7 +113,7 @@ def without_comments(text: str) -> str:
             raise ValueError(f"the comment of line {line} is never closed")
         return re.sub(r"[^\n]", " ", token[0]) if token[0][0] == "/" else token[0]
 
-    return TOKENS.sub(blank, text)
+    return STRINGS_AND_COMMENTS.sub(blank, text)
 
 
 def without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -166,8 +127,8 @@ def without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 # ---- YAML ------------------------------------------------------------------------------------------------------------
-def read_yaml(text: str) -> tuple[Any, dict[str, int]]:
-    """Read YAML, leaving everything but null as text, as on the command line; return it as `read_json`.
+def read_yaml(text: str) -> Any:
+    """Return the value of YAML, leaving everything but null as text, as on the command line.
 
     YAML itself would read the text "1e-3" in 1e-3, but 8 in 010, and False in no. Inside of a mapping, where no option
     says what it takes, unquoted values are `typed`. Aliases are refused, since a few lines of them stand for gigabytes,
@@ -175,16 +136,17 @@ def read_yaml(text: str) -> tuple[Any, dict[str, int]]:
     """
     import yaml
 
-    def plain(node: yaml.Node | None, in_mapping: bool) -> Any:
+    def plain(node: yaml.Node | None, place: str = "") -> Any:  # place: the names that lead to it, with dots
         if node is None or node.tag == "tag:yaml.org,2002:null":
             return None
         if node.tag.removeprefix("tag:yaml.org,2002:") not in YAML_TAGS:
             raise ValueError(f"the tag {shown(node.tag)} has no meaning here")
         if isinstance(node, yaml.MappingNode):
-            return without_duplicates([(plain(name, False), plain(value, True)) for name, value in node.value])
+            pairs = [(plain(name), value) for name, value in node.value]
+            return without_duplicates([(name, plain(value, f"{place}.{name}".lstrip("."))) for name, value in pairs])
         if isinstance(node, yaml.SequenceNode):
-            return [plain(entry, in_mapping) for entry in node.value]
-        return typed(node.value) if in_mapping and node.style is None else node.value
+            return [plain(entry, place) for entry in node.value]
+        return typed(node.value) if "." in place and node.style is None else node.value
 
     depth = 0
     try:
@@ -194,15 +156,9 @@ def read_yaml(text: str) -> tuple[Any, dict[str, int]]:
                 raise ValueError("it is nested too deeply")
             if isinstance(event, yaml.AliasEvent):
                 raise ValueError("aliases (*name) are not allowed")
-        top = yaml.compose(text, Loader=yaml.SafeLoader)
+        return plain(yaml.compose(text, Loader=yaml.SafeLoader))
     except yaml.YAMLError as error:
         raise ValueError(" ".join(str(error).split())) from None
-    if not isinstance(top, yaml.MappingNode) or top.tag != "tag:yaml.org,2002:map":
-        return plain(top, False), {}
-    names = [plain(name, False) for name, _ in top.value]
-    values = [plain(value, in_mapping="." in str(name)) for name, (_, value) in zip(names, top.value, strict=True)]
-    lines = {name: node.start_mark.line + 1 for name, (node, _) in zip(names, top.value, strict=True)}
-    return without_duplicates(list(zip(names, values, strict=True))), lines
 
 
 # ---- values ----------------------------------------------------------------------------------------------------------
@@ -218,7 +174,7 @@ def typed(text: str) -> Any:
     if text in WORDS:
         return WORDS[text]
     try:
-        return parse_json(text)
+        return read_json(text)
     except json.JSONDecodeError as error:
         if text[:1] in ("[", "{", '"'):
             raise ValueError(f"{shown(text)} is not JSON ({error.msg})") from None
@@ -234,8 +190,8 @@ def check_depth(value: Any, most: int = MAX_DEPTH) -> None:
         check_depth(entry, most - 1)
 
 
-def check_arguments(value: Any) -> None:
-    """Raise ValueError for numbers that are not finite, names that are no arguments, and what is nested too deeply."""
+def check_arguments(value: Any) -> Any:
+    """Return a value of arguments; ValueError when a number is not finite, or a name is none of an argument."""
     check_depth(value)
     if isinstance(value, dict):
         for name, entry in value.items():
@@ -249,10 +205,9 @@ def check_arguments(value: Any) -> None:
         raise ValueError(f"{value} is not a finite number")
     elif isinstance(value, str) and not value.isprintable():
         raise ValueError(f"{shown(value)} cannot be printed")
+    return value
 
 
 def argument(text: str) -> Any:
     """Return the value of the text of a --set; ValueError when it is no argument."""
-    value = typed(text)
-    check_arguments({"value": value})
-    return value
+    return check_arguments(typed(text))

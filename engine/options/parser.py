@@ -8,7 +8,6 @@ import argparse
 import contextlib
 import json
 import math
-import operator
 import os
 import re
 import select
@@ -25,11 +24,10 @@ from utils.files import NO_SPACE
 # How a run was launched, not what it computes.
 NOT_SAVED = ("config", "set", "print_config", "resume", "resume_notes", "requeue", "profile")
 NUMBERS = {  # plainer than int() and float(), which take 1_000, ' 1', nan and the digits of every script
-    int: re.compile(r"[+-]?[0-9]+"),
+    int: re.compile(r"[+-]?[0-9]{1,4000}"),
     float: re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?"),
 }
 STATUS_UNREAD = 141  # 128 + SIGPIPE, the status of a program whose output nobody reads
-COMPARISONS = {">": operator.gt, ">=": operator.ge, "<": operator.lt, "<=": operator.le}
 UNPRINTABLE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")  # controls, broken UTF-8
 
 
@@ -47,10 +45,10 @@ def printable(text: str) -> str:
 def number(
     kind: type,
     *,
-    low: float | None = None,
-    high: float | None = None,
-    above: float | None = None,
-    below: float | None = None,
+    low: float = -math.inf,
+    high: float = math.inf,
+    above: float = -math.inf,
+    below: float = math.inf,
     words: Sequence[str] = (),
 ) -> Callable:
     """Return an argparse type for a finite `kind` (int or float) within limits, or one of `words`.
@@ -63,22 +61,14 @@ def number(
     (0.001, 'auto')
     """
     limits = {">": above, ">=": low, "<": below, "<=": high}
-    limits = {sign: limit for sign, limit in limits.items() if limit is not None}
-    bounds = " and ".join(f"{sign} {limit}" for sign, limit in limits.items())
+    bounds = " and ".join(f"{sign} {limit}" for sign, limit in limits.items() if math.isfinite(limit))
     wanted = " or ".join([f"{'an integer' if kind is int else 'a finite number'} {bounds}".strip(), *words])
-
-    def is_allowed(value: Any) -> bool:
-        is_finite = kind is int or math.isfinite(value)  # isfinite cannot take a huge int
-        return is_finite and all(COMPARISONS[sign](value, limit) for sign, limit in limits.items())
 
     def convert(text: str) -> Any:
         if text in words:
             return text
-        try:
-            value = kind(text if NUMBERS[kind].fullmatch(text) else "no number")
-        except ValueError:  # an int of more than 4,300 digits, too
-            value = None
-        if value is None or not is_allowed(value):
+        value = kind(text) if NUMBERS[kind].fullmatch(text) else math.nan
+        if not (above < value < below and low <= value <= high):  # nan is not, and infinity is not < infinity
             raise ArgumentTypeError(f"{shown(text)} is not {wanted}")
         return value
 
@@ -189,16 +179,26 @@ def named_value(kind: Callable, example: str, suffix: str = "") -> Callable:
     return convert
 
 
+def split_weight(text: str) -> tuple[str, str]:
+    """Return the name in NAME or NAME:WEIGHT, which may have colons, too, and the text of the weight, "" without one.
+
+    >>> split_weight("my_losses:Focal:0.5"), split_weight("my_losses:Focal")
+    (('my_losses:Focal', '0.5'), ('my_losses:Focal', ''))
+    """
+    name, _, weight = text.rpartition(":")
+    try:
+        float(weight)
+    except ValueError:
+        return text, ""
+    return (name, weight) if name else (text, "")
+
+
 def weighted(kind: Callable) -> Callable:
-    """Return an argparse type for NAME or NAME:WEIGHT, where `kind` takes the name, which may have colons, too."""
+    """Return an argparse type for NAME or NAME:WEIGHT, where `kind` takes the name."""
 
     def convert(text: str) -> str:
-        name, _, weight = text.rpartition(":")
-        try:
-            float(weight)
-        except ValueError:
-            return kind(text)
-        return f"{kind(name)}:{number(float, above=0)(weight)}"
+        name, weight = split_weight(text)
+        return f"{kind(name)}:{number(float, above=0)(weight)}" if weight else kind(name)
 
     return convert
 
@@ -209,18 +209,17 @@ def mapping(text: str) -> dict[str, Any]:
     >>> mapping('{"width": 64}')
     {'width': 64}
     """
-    from engine.options.files import check_arguments, parse_json
+    from engine.options.files import check_arguments, read_json  # here, as few runs need it
 
+    example = '{"width": 64}'
     try:
-        value = parse_json(text)
-        check_arguments(value)
+        value = check_arguments(read_json(text))
     except json.JSONDecodeError as error:
-        example = '{"width": 64}'
         raise ArgumentTypeError(f"{shown(text)} is not JSON such as {example!r} ({error.msg})") from None
     except ValueError as error:
         raise ArgumentTypeError(f"{shown(text)}: {error}") from None
     if not isinstance(value, dict):
-        raise ArgumentTypeError(f'{shown(text)}: it must be an object, such as {{"width": 64}}')
+        raise ArgumentTypeError(f"{shown(text)}: it must be an object, such as {example}")
     return value
 
 
@@ -248,14 +247,6 @@ class ListAction(argparse.Action):
 
     def __call__(self, parser, namespace, values, option_string=None):
         setattr(namespace, self.dest, [value for part in values for value in part])
-
-
-class ExtendAction(argparse.Action):
-    """Takes ``--name a b`` and ``--name a --name b`` alike, so that the second flag does not undo the first."""
-
-    def __call__(self, parser, namespace, values, option_string=None):
-        before = getattr(namespace, self.dest, None)
-        setattr(namespace, self.dest, [*(before if isinstance(before, list) else []), *values])
 
 
 class BoolAction(argparse.Action):
@@ -318,17 +309,17 @@ class OptionParser(argparse.ArgumentParser):
 
     Attributes:
         old_names: the new name of each option that was renamed. The old one is taken, too, and not listed.
-        moved: the command that has taken the place of each option that became a program.
+        moved: programs in tools/ that were options, whose names began as theirs.
         passed_over: options of another program that an option file may have.
         sources: where each value came from: the option, or with dots an argument in it, and a text.
         asked: the options that files and the command line have given to `resolve`.
     """
 
-    def __init__(self, **kwargs):
+    def __init__(self, moved: Sequence[str] = (), **kwargs):
         super().__init__(**{"allow_abbrev": False, "formatter_class": HelpFormatter, **kwargs})
         self.register("type", None, plain_text)  # for an option without a type
         self.old_names: Mapping[str, str] = {}
-        self.moved: Mapping[str, str] = {}
+        self.moved = moved
         self.passed_over: set[str] = set()
         self.sources: dict[str, str] = {}
         self.asked: set[str] = set()
@@ -345,18 +336,13 @@ class OptionParser(argparse.ArgumentParser):
         """Every option by its name, without ``--help``."""
         return {action.dest: action for action in self._actions if action.dest != "help"}
 
+    def rename(self, old_names: Mapping[str, str]) -> None:
+        """Take options by their old names, too, which the help does not list. Call it when all options are added."""
+        self.old_names = old_names
+        flags = self._option_string_actions
+        flags.update({f"--{old}": flags[f"--{new}"] for old, new in old_names.items() if f"--{new}" in flags})
+
     # ---- the command line ----------------------------------------------------------------------------------------
-    def parse_known_args(self, args: Sequence[str] | None = None, namespace=None):
-        args = map(self.with_new_name, sys.argv[1:] if args is None else args)
-        return super().parse_known_args(list(args), namespace)
-
-    def with_new_name(self, text: str) -> str:
-        """Return a word of the command line, with the new name if it is a flag with an old one."""
-        flag, equals, value = text.partition("=")
-        old = flag.removeprefix("--")
-        is_old = flag.startswith("--") and old in self.old_names
-        return f"--{self.old_names[old]}{equals}{value}" if is_old else text
-
     def parse_args(self, args: Sequence[str] | None = None, namespace=None) -> Namespace:
         # argparse may take this -- for the end of the options, and an empty list for the value.
         for text in (args := sys.argv[1:] if args is None else args):
@@ -367,15 +353,15 @@ class OptionParser(argparse.ArgumentParser):
             flags = [flag for action in self._actions for flag in action.option_strings]
             unknown = next((text for text in extra if text.startswith("-")), extra[0])
             name = unknown.split("=")[0]
-            if command := self.moved.get(name.removeprefix("--")):
-                self.error(f"{name} has become a program: {command} {self.prog} ...")
+            if program := next(filter(name.removeprefix("--").startswith, self.moved), None):
+                self.error(f"{name} has become a program: python -m tools.{program} {self.prog} ...")
             kind = "unknown option" if name.startswith("-") else "unexpected argument"
             self.error(f"{kind} {shown(name)}{nearest(name[:60], flags)}; --help lists all options")
         return options
 
     def parse_given(self, args: Sequence[str] | None = None) -> dict[str, Any]:
         """Return only the options that `args` names, checked and converted."""
-        missing = object()
+        missing: list = []  # a list, because `action="extend"` makes a copy of it
         given = vars(self.parse_args(args, Namespace(**dict.fromkeys(self.known, missing))))
         return {name: value for name, value in given.items() if value is not missing}
 
@@ -390,8 +376,8 @@ class OptionParser(argparse.ArgumentParser):
         given = self.parse_given(argv)
         for values, source in layers:
             self.apply(values, source, ignore_unknown=True)
-        for file in option_files(given.get("config")):
-            self.asked |= self.apply(file.values, file.path, lines=file.lines)
+        for path, values in option_files(given.get("config")):
+            self.asked |= self.apply(values, path)
         self.set_defaults(**given)
         for name in given:
             self.note_source(name, "command line")
@@ -406,20 +392,14 @@ class OptionParser(argparse.ArgumentParser):
             self.error("argument --set: give --import by its own flag")
         if "." not in name and not text.startswith("["):
             return text
-        from engine.options.files import argument
+        from engine.options.files import argument  # here, as few runs need it
 
         try:
             return argument(text)
         except ValueError as error:
             self.error(f"argument --set: {error}")
 
-    def apply(
-        self,
-        values: Mapping[str, Any],
-        source: str = "",
-        ignore_unknown: bool = False,
-        lines: Mapping[str, int] | None = None,
-    ) -> set[str]:
+    def apply(self, values: Mapping[str, Any], source: str = "", ignore_unknown: bool = False) -> set[str]:
         """Make `values` the new defaults, each checked as if it came from the command line.
 
         Args:
@@ -427,40 +407,37 @@ class OptionParser(argparse.ArgumentParser):
                 dots is that of an argument in a mapping: it changes that one only.
             source: their file, for errors.
             ignore_unknown: pass over names that this parser does not have, instead of an error.
-            lines: the line of each name in the file.
 
         Returns:
             The names of the options, without dots.
         """
         heads = set()
+        self._source = f"{source}: " if source else ""
         for name in sorted(values, key=lambda name: "." in name):  # a mapping before its arguments
-            head, dot, path = name.partition(".")
+            head, *path = name.split(".")
             head = self.old_names.get(head, head)
             heads.add(head)
             is_passed_over = ignore_unknown or (head in self.passed_over and head not in NOT_SAVED)
             if head in self.known or not is_passed_over:
-                place = f"{source}:{lines[name]}" if lines and name in lines else source
-                self._source = f"{place}: " if place else ""
-                self.set_default(f"{head}{dot}{path}", values[name])
-                self.note_source(f"{head}{dot}{path}", place)
+                self.set_default(head, path, values[name])
+                self.note_source(".".join([head, *path]), source)
         self._source = ""
         return heads
 
-    def set_default(self, name: str, value: Any) -> None:
-        """Make one value the new default, as `apply` does."""
-        known, head = self.known, name.split(".")[0]
-        if head in NOT_SAVED:
-            self.error(f"option {head!r} belongs on the command line, as --{head}")
-        if head not in known:
-            self.error(f"unknown option {shown(name)}{nearest(name[:60], known)}")
-        action = known[head]
-        if name != head:
-            value = self.with_argument(action.default, name, value)
+    def set_default(self, name: str, path: Sequence[str], value: Any) -> None:
+        """Make one value the new default of an option, or of the argument at `path` in a mapping, as `apply` does."""
+        if name in NOT_SAVED:
+            self.error(f"option {name!r} belongs on the command line, as --{name}")
+        if name not in self.known:
+            self.error(f"unknown option {shown('.'.join([name, *path]))}{nearest(name[:60], self.known)}")
+        action = self.known[name]
+        if path:
+            value = self.with_argument(action, path, value)
         self.check_shape(action, value)
         action.nullable = action.default is None or getattr(action, "nullable", False)
         if value is None and not action.nullable:
-            self.error(f"option {head!r} cannot be null")
-        self.set_defaults(**({head: None} if value is None else self.parse_given(as_flags(head, value))))
+            self.error(f"option {name!r} cannot be null")
+        self.set_defaults(**({name: None} if value is None else self.parse_given(as_flags(name, value))))
 
     def check_shape(self, action: argparse.Action, value: Any) -> None:
         """Refuse a mapping or a list where an option takes none, and an entry of a list that would be a flag."""
@@ -474,14 +451,13 @@ class OptionParser(argparse.ArgumentParser):
             if entry.startswith("-") and not self._negative_number_matcher.match(entry):
                 self.error(f"option {action.dest!r} cannot take {shown(entry)}")
 
-    def with_argument(self, values: Any, name: str, value: Any) -> dict[str, Any]:
-        """Return a copy of a mapping in which the argument with this dotted name has another value."""
-        head, *path = name.split(".")
-        if self.known[head].type is not mapping:
-            self.error(f"option {head!r} is flat: it has no {shown('.'.join(path))}")
+    def with_argument(self, action: argparse.Action, path: Sequence[str], value: Any) -> dict[str, Any]:
+        """Return a copy of the default of a mapping in which the argument at `path` has another value."""
+        if action.type is not mapping:
+            self.error(f"option {action.dest!r} is flat: it has no {shown('.'.join(path))}")
         if not all(part.isidentifier() for part in path):
-            self.error(f"{shown(name)} is not the name of an argument")
-        return with_value(values or {}, path, value)
+            self.error(f"{shown('.'.join([action.dest, *path]))} is not the name of an argument")
+        return with_value(action.default or {}, path, value)
 
     def note_source(self, name: str, source: str) -> None:
         """Remember where a value came from; the source of a whole mapping is that of all its arguments."""
@@ -502,8 +478,8 @@ def as_flags(name: str, value: Any) -> list[str]:
     return [f"--{name}={value}"]
 
 
-def option_files(paths: Sequence[str] | None) -> list:
-    """Return the content of the files of --config as `OptionFile`, each behind those that it builds on."""
+def option_files(paths: Sequence[str] | None) -> list[tuple[str, dict[str, Any]]]:
+    """Return the path and the values of each file of --config, behind those that it builds on."""
     if not paths:
         return []
     from engine.options.files import read_with_bases  # here, as few runs need it
@@ -560,22 +536,24 @@ def run_main(main: Callable[[], Any]) -> None:
         if getattr(sys, name) is None:  # closed by whoever started the program
             setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115 - lives as long as the process
     try:
-        try:
-            main()
-        except OSError as error:
-            if error.errno not in NO_SPACE:
-                raise
-            where = f" for {error.filename}" if error.filename else ""
-            raise UserError(f"Cannot go on: {error.strerror}{where}. Make room on the disk.") from None
+        main()
     except UserError as error:
-        message = "\n".join(map(printable, str(error).split("\n")))
-        print(f"{Path(sys.argv[0]).name}: error: {message}", file=sys.stderr)
-        sys.exit(error.status)
+        end_with(str(error), error.status)
     except KeyboardInterrupt:
         sys.exit(130)
-    except BrokenPipeError:
-        if not is_unread(sys.stdout):  # it is another pipe that broke
+    except OSError as error:
+        if isinstance(error, BrokenPipeError) and is_unread(sys.stdout):  # else it is another pipe that broke
+            sys.exit(STATUS_UNREAD)
+        if error.errno not in NO_SPACE:
             raise
-        sys.exit(STATUS_UNREAD)
+        where = f" for {error.filename}" if error.filename else ""
+        end_with(f"Cannot go on: {error.strerror}{where}. Make room on the disk.", UserError.status)
     finally:
         flush_output()
+
+
+def end_with(message: str, status: int) -> None:
+    """Print a message for people on stderr, and exit."""
+    lines = "\n".join(map(printable, message.split("\n")))
+    print(f"{Path(sys.argv[0]).name}: error: {lines}", file=sys.stderr)
+    sys.exit(status)

@@ -16,7 +16,7 @@ from typing import Any
 from callbacks.callback import Callback
 from engine.devices.device import select_devices
 from engine.options.files import argument
-from engine.options.parser import ExtendAction, OptionParser, file_path, plain_text, run_main, setting
+from engine.options.parser import OptionParser, file_path, plain_text, run_main, setting
 from engine.registry import call, is_reference, load, short_name
 from tools.task_program import load_class
 from trainer import TrainerBase
@@ -57,12 +57,12 @@ def build_parser() -> OptionParser:
     add = parser.add_argument_group("Lightning").add_argument
     add("--task", type=file_path, default=None, metavar="PROGRAM",
         help="trainer_vanilla.py, a module such as examples.own_task, or MODULE:CLASS; also as the first argument")
-    add("--pl_args", type=setting, nargs="+", action=ExtendAction, default=[], metavar="NAME=VALUE",
+    add("--pl_args", type=setting, nargs="+", action="extend", default=[], metavar="NAME=VALUE",
         help="arguments of lightning.Trainer, as devices=2 strategy=ddp; and of the classes of --pl_callbacks and "
         "--pl_loggers, as LearningRateMonitor.logging_interval=step")
-    add("--pl_callbacks", type=plain_text, nargs="+", action=ExtendAction, default=[], metavar="NAME",
+    add("--pl_callbacks", type=plain_text, nargs="+", action="extend", default=[], metavar="NAME",
         help="classes of lightning.pytorch.callbacks, or MODULE:NAME of your own")
-    add("--pl_loggers", type=plain_text, nargs="+", action=ExtendAction, default=[], metavar="NAME",
+    add("--pl_loggers", type=plain_text, nargs="+", action="extend", default=[], metavar="NAME",
         help="classes of lightning.pytorch.loggers, or MODULE:NAME of your own")
     return parser
 

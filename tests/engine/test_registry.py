@@ -20,13 +20,11 @@ from engine.registry import (
     module_name,
     name_type,
     names,
-    refuse_unrepeated,
     register_loss,
     register_model,
     short_name,
     split_arguments,
     taken,
-    unrepeated,
 )
 from utils.errors import UserError
 
@@ -264,45 +262,3 @@ def test_the_arguments_of_several_go_by_their_names():
         split_arguments({"bb": {}}, ["a", "bbb"], "--args", "loss")
     with pytest.raises(UserError, match="give the arguments of b as"):
         split_arguments({"b": 3}, ["a", "b"], "--args", "loss")
-
-
-# ---- what a checkpoint names -----------------------------------------------------------------------------------------
-OWN = {"model_type": "UNet", "loss_type": "CE", "model_args": {}, "callbacks": None, "import": None, "optim": "adam"}
-
-
-@pytest.mark.parametrize(
-    ("saved", "asked", "flags"),
-    [
-        ({"model_type": "UNet", "optim": "Adamax", "loss_type": "ce:1.0"}, (), []),
-        ({"model_type": "os:system"}, (), ["--model_type os:system"]),
-        ({"model_type": "os:system"}, ("model_type",), []),  # what the user gives takes its place
-        ({"import": ["evil", "worse"]}, (), ["--import evil worse"]),
-        ({"callbacks": ["named", "a:B"]}, (), ["--callbacks named a:B"]),
-        ({"callbacks": "a:B", "lr_scheduler": "c:D"}, (), ["--lr_scheduler c:D", "--callbacks a:B"]),
-        ({"import": "a; rm"}, (), ["--import 'a; rm'"]),
-        ({"metrics": ["f1", "my:Metric"]}, (), ["--metrics f1 my:Metric"]),
-        ({"metrics": ["torchmetrics.classification:MulticlassAUROC"]}, (), []),
-        ({"model_args": {"inner": [{"name": "my:Net"}]}}, (), ["""--model_args '{"inner": [{"name": "my:Net"}]}'"""]),
-    ],
-)
-def test_what_only_a_checkpoint_names_is_to_be_repeated(saved, asked, flags):
-    assert unrepeated(saved, OWN, asked, is_foreign=False) == flags
-
-
-def test_what_the_task_itself_names_need_not_be_repeated():
-    assert unrepeated({"model_type": "my:Net"}, {"model_type": "my:Net"}, (), is_foreign=True) == []
-
-
-def test_arguments_from_elsewhere_for_code_of_your_own_are_to_be_repeated():
-    saved = {"model_type": "my:Net", "model_args": {"path": "/etc"}}
-    own = {**OWN, "model_type": "my:Net"}
-    assert unrepeated(saved, own, {"model_type"}, is_foreign=True) == ["""--model_args '{"path": "/etc"}'"""]
-    assert unrepeated(saved, own, {"model_type", "model_args"}, is_foreign=True) == []
-    assert unrepeated(saved, own, {"model_type"}, is_foreign=False) == []
-    assert unrepeated({"model_type": "UNet", "model_args": {"up": "a"}}, OWN, (), is_foreign=True) == []
-
-
-def test_the_refusal_says_what_to_repeat():
-    refuse_unrepeated([], "a.pth")
-    with pytest.raises(UserError, match=r"a.pth names user code.* repeat: --model_type my:Net"):
-        refuse_unrepeated(["--model_type my:Net"], "a.pth")

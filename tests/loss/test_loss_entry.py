@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch import nn
 
-from engine.options.parser import one_of
+from engine.options.parser import one_of, weighted
 from engine.registry import BUILT_INS
 from loss.classification_loss import CrossEntropyLoss
-from loss.loss_entry import build_criterion, loss_term
+from loss.loss_entry import build_criterion
 from loss.weighted_sum import WeightedSum
 from utils.errors import UserError
 
@@ -103,13 +103,13 @@ def test_one_loss_stays_what_it_is_and_with_a_weight_becomes_a_sum():
     ("text", "stored"), [("CE", "CE"), ("CE:0.50", "CE:0.5"), ("CE:1e-3", "CE:0.001"), ("a:CE:2", "a:CE:2.0")]
 )
 def test_a_term_is_a_name_with_or_without_a_weight(text, stored):
-    assert loss_term(str)(text) == stored and loss_term(str)(stored) == stored
+    assert weighted(str)(text) == stored and weighted(str)(stored) == stored
 
 
 @pytest.mark.parametrize("text", ["CE:0", "CE:-1", "CE:nan", "CE:inf", "CE:", ":1", "1", "CE:x", "C E:1"])
 def test_a_term_that_cannot_be_is_refused(text):
     with pytest.raises(ArgumentTypeError):
-        loss_term(one_of(("CE", "Dice")))(text)
+        weighted(one_of(("CE", "Dice")))(text)
 
 
 # ---- arguments -------------------------------------------------------------------------------------------------------

@@ -29,7 +29,7 @@ def test_it_says_where_each_value_came_from(shown, tmp_path):
     text = " ".join(shown("--config", str(path), *OPTIONS, "--debug", "--set", "optim_args.eps=1e-6").split())
     for part in (
         "proj_name: Vanilla # defaults of TrainerVanilla", "momentum: 0.9 # default", "batch_size: 7 # command line",
-        f"lr: 0.01 # {tmp_path}/base.yaml:1", "n_epoch: 1 # --debug", f"size: 28 # {path}:4",
+        f"lr: 0.01 # {tmp_path}/base.yaml", "n_epoch: 1 # --debug", f"size: 28 # {path}",
         "betas: [0.9, 0.95] # command line, --set", "eps: 1e-06 # command line, --set",
     ):  # fmt: skip
         assert part in text, part

@@ -16,7 +16,6 @@ from pathlib import Path
 
 from engine.options.parser import (
     BoolAction,
-    ExtendAction,
     OptionParser,
     Options,
     changed,
@@ -78,14 +77,14 @@ def build_parser() -> OptionParser:
     add = parser.add_argument
     add("--trainer", type=file_path, default=None, metavar="PROGRAM",
         help="trainer_vanilla.py, or a module such as examples.own_task; also as the first argument")
-    add("--grid", nargs="+", action=ExtendAction, default=None, metavar="NAME=V,V",
+    add("--grid", nargs="+", action="extend", default=None, metavar="NAME=V,V",
         help="options and their values, also as optim_args.eps; all combinations are run")
-    add("--search", nargs="+", action=ExtendAction, default=None, metavar="NAME=SPACE",
+    add("--search", nargs="+", action="extend", default=None, metavar="NAME=SPACE",
         help="options with LOW..HIGH, log:LOW..HIGH, int:LOW..HIGH, or a list of values; Optuna proposes")
     add("--trials", type=count, default=20, metavar="N", help="number of trials of a search")
     add("--seeds", type=number(int, low=1, high=1000), default=1, metavar="N",
         help="run each setting with the seeds 0 to N-1")
-    add("--options", nargs="+", action=ExtendAction, default=None, metavar="NAME=VALUE",
+    add("--options", nargs="+", action="extend", default=None, metavar="NAME=VALUE",
         help="options of the trainer, the same for all runs; they may also stand after --")
     add("--devices", type=device_ids, default=None, metavar="IDS", help="GPU ids, such as 0,1,2: a run on each")
     add("--jobs", type=number(int, low=1, high=256), default=1, metavar="N", help="number of runs side by side")
@@ -100,7 +99,7 @@ def build_parser() -> OptionParser:
     add("--study", type=file_name, default="sweep", metavar="NAME", help="name of the study in the storage")
     add("--output_dir", type=file_path, default="./Results/Sweep/", metavar="DIR",
         help="a sweep goes to DIR/TIMESTAMP")
-    add("--config", type=file_path, action=ExtendAction, nargs="+", default=None, metavar="FILE",
+    add("--config", type=file_path, action="extend", nargs="+", default=None, metavar="FILE",
         help="option files, JSON or YAML; later ones win")
     add("--resume", type=file_path, default=None, metavar="DIR",
         help="a sweep to continue, with the rest of its command repeated; finished runs stay")

@@ -5,7 +5,7 @@ from argparse import ArgumentTypeError
 import pytest
 
 from engine.options.files import argument
-from engine.options.parser import ExtendAction, OptionParser, mapping, number, setting, with_value
+from engine.options.parser import OptionParser, mapping, number, setting, with_value
 
 
 def parser() -> OptionParser:
@@ -13,8 +13,8 @@ def parser() -> OptionParser:
     parser.add_argument("--model_args", type=mapping, default={})
     parser.add_argument("--lr", type=number(float, above=0), default=1.0)
     parser.add_argument("--names", nargs="+", default=None)
-    parser.add_argument("--config", action=ExtendAction, nargs="+", default=None)
-    parser.add_argument("--set", type=setting, action=ExtendAction, nargs="+", default=None)
+    parser.add_argument("--config", action="extend", nargs="+", default=None)
+    parser.add_argument("--set", type=setting, action="extend", nargs="+", default=None)
     return parser
 
 
@@ -92,13 +92,13 @@ def test_a_wrong_setting_ends_in_one_line(argv, in_line, capsys):
 @pytest.mark.parametrize(
     ("text", "in_line"),
     [
-        ("lr: {a: 1}", ["a.yaml:1", "'lr' is flat"]), ("\nlr.a: 1", ["a.yaml:2", "'lr' is flat"]),
+        ("lr: {a: 1}", ["a.yaml", "'lr' is flat"]), ("\nlr.a: 1", ["a.yaml", "'lr' is flat"]),
         ("model_args: [1]", ["takes one value"]), ("modle_args.a: 1", ["unknown option 'modle_args.a'"]),
         ("model_args.a b: 1", ["not the name of an argument"]), ("set: [a=1]", ["belongs on the command line"]),
         ("model_args: null", ["cannot be null"]), ("model_args: {a: NaN}", ["nan"]), ("model_args: {'': 1}", ["''"]),
     ],
 )  # fmt: skip
-def test_a_wrong_mapping_in_a_file_is_named_with_its_line(text, in_line, capsys, tmp_path):
+def test_a_wrong_mapping_in_a_file_is_named_with_its_file(text, in_line, capsys, tmp_path):
     (tmp_path / "a.yaml").write_text(text)
     with pytest.raises(SystemExit) as stop:
         parser().resolve(["--config", str(tmp_path / "a.yaml")])

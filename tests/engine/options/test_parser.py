@@ -16,7 +16,6 @@ from engine.options.files import read_options
 from engine.options.parser import (
     NOT_SAVED,
     BoolAction,
-    ExtendAction,
     ListAction,
     OptionParser,
     Options,
@@ -56,7 +55,7 @@ def small_parser() -> OptionParser:
     add("--decay", type=list_of(number(float, above=0)), action=ListAction, nargs="+", default=None)
     add("--name", type=file_name, default="run")
     add("--text", default="")
-    add("--config", action=ExtendAction, nargs="+", default=None)
+    add("--config", action="extend", nargs="+", default=None)
     add("--resume", default=None)
     return parser
 
@@ -339,7 +338,7 @@ def test_yaml_means_what_the_command_line_means(option_file, text, given, suffix
         ("a.json", '{"lr": 1, "lr": 2}', ["'lr' is given twice"]),
         ("a.yaml", "lr: 1\nseed: 3\nlr: 2", ["'lr' is given twice"]),
         ("a.json", '{"lr": {"lr": 1}}', ["'lr' is flat"]),
-        ("a.yaml", "lr:\n  lr: 1", ["a.yaml:1", "'lr' is flat"]),
+        ("a.yaml", "lr:\n  lr: 1", ["'lr' is flat"]),
         ("a.json", "", ["Cannot read"]),
         ("a.yaml", "", ["not a mapping"]),
         ("a.yaml", "# nothing but a comment", ["not a mapping"]),

@@ -1,0 +1,114 @@
+"""Take the options of a checkpoint as data: it may come from elsewhere.
+
+It may name components of the registry and give them plain arguments. Code, an address, or a path that it names is used
+only if a person names it as well, on the command line, in an option file, or in the task.
+"""
+
+import json
+import re
+import shlex
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from engine import registry
+from engine.options.parser import OptionParser, file_path
+from utils.errors import UserError
+
+WORD = re.compile(r"[\w+ -]{0,100}")  # a text that is neither a path nor an address
+OF_FILES = re.compile(r"pretrained.*|(.*_)?(dir|path|file|url|root|download)")  # arguments that lead to files
+OF_WEIGHTS = ("pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path", "cache_dir")  # of timm
+METRICS = ("torchmetrics.classification", "torchmetrics.regression", "torchmetrics.segmentation")  # download nothing
+SELECTING = {option: kind for kind, (option, _) in registry.KINDS.items()}
+
+
+def harmless_options(
+    saved: Mapping[str, Any], path: str | Path, new_parser: Callable[[], OptionParser], argv: Sequence[str] | None
+) -> dict[str, Any]:
+    """Return the options of a checkpoint without paths where something would be written.
+
+    Args:
+        saved: the options.
+        path: the checkpoint.
+        new_parser: makes a parser of the program that reads the checkpoint.
+        argv: its command line.
+
+    Raises:
+        UserError: an option is more than data, and nobody has repeated it.
+    """
+    parser = new_parser()
+    own = vars(new_parser().resolve(argv))
+    if saved.get("import") and saved["import"] != own["import"]:  # it may register names that are unknown so far
+        raise refusal(path, {"import": saved["import"]})
+    both = vars(parser.resolve(argv, [(saved, str(path))]))
+    harmless, to_repeat = {}, {}
+    for name, value in saved.items():
+        is_path = name in parser.known and parser.known[name].type is file_path
+        if name not in both or both[name] == own[name]:
+            harmless[name] = value  # the checkpoint changes nothing
+        elif "://" in str(value) if is_path else not is_data(name, both[name], own[name]):
+            to_repeat[name] = value
+        elif not is_path or (name == "data_dir" and Path(value).exists()):  # the data is only read
+            harmless[name] = without_weights(value) if name == "model_args" else value
+    if to_repeat:
+        raise refusal(path, to_repeat)
+    return harmless
+
+
+def refusal(path: str | Path, to_repeat: Mapping[str, Any]) -> UserError:
+    """Return the error that asks a person to repeat options of a checkpoint."""
+    flags = []
+    for name, value in to_repeat.items():
+        texts = [json.dumps(value)] if isinstance(value, Mapping) else map(str, registry.as_list(value))
+        flags.append(" ".join([f"--{name}", *map(shlex.quote, texts)]))
+    return UserError(
+        f"The checkpoint {path} names user code, a path or an address, which is used only when you name it yourself. "
+        f"If you trust it, repeat: {' '.join(flags)[:500]}"
+    )
+
+
+def without_weights(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the arguments of a network without those of its first weights, which a checkpoint replaces."""
+    return {name: value for name, value in arguments.items() if name not in OF_WEIGHTS}
+
+
+def differ(name: str, value: Any, other: Any) -> bool:
+    """Say whether two values of an option mean different runs."""
+    if name == "model_args":
+        return without_weights(value or {}) != without_weights(other or {})
+    return value != other
+
+
+def is_data(name: str, value: Any, own: Any) -> bool:
+    """Say whether an option of a checkpoint selects only what is known, with plain arguments.
+
+    Args:
+        name: of the option.
+        value: with the checkpoint.
+        own: the value without it; arguments that are the same in both are harmless.
+    """
+    if name in SELECTING:
+        references = filter(None, map(registry.reference_in, registry.as_list(value)))
+        return all(reference.partition(":")[0] in METRICS for reference in references)
+    if isinstance(value, Mapping):
+        arguments = without_weights(value) if name == "model_args" else value
+        theirs = {key: entry for key, entry in arguments.items() if key not in own or own[key] != entry}
+        return all(is_plain(key, entry) for key, entry in leaves(theirs))
+    return True
+
+
+def is_plain(name: str, value: Any) -> bool:
+    """Say whether an argument of a component can lead neither to a file nor to an address."""
+    return not value or (not OF_FILES.fullmatch(name) and (not isinstance(value, str) or bool(WORD.fullmatch(value))))
+
+
+def leaves(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield the single values in nested lists and mappings, each with the name of its argument."""
+    if isinstance(value, Mapping):
+        for key, entry in value.items():
+            yield from leaves(entry, key)
+    elif isinstance(value, (list, tuple)):
+        for entry in value:
+            yield from leaves(entry, name)
+    else:
+        yield name, value
