@@ -51,8 +51,8 @@ TABLE = """
     loss       CEDice              loss.dice_loss:CEDiceLoss                      segmentation
     loss       PixelCE             loss.dice_loss:PixelCELoss                     segmentation
     loss       Dice                loss.dice_loss:DiceLoss                        segmentation
-    loss       BCE                 torch.nn:BCEWithLogitsLoss                     generation      # Goodfellow et al. 2014
-    loss       LeastSquares        torch.nn:MSELoss                               generation      # Mao et al. 2017
+    loss       BCE                 torch.nn:BCEWithLogitsLoss                     generation   # Goodfellow et al. 2014
+    loss       LeastSquares        torch.nn:MSELoss                               generation   # Mao et al. 2017
     optimizer  adam                torch.optim:Adam      # Kingma and Ba 2015; weight decay is added to the gradient
     optimizer  adamW               torch.optim:AdamW     # Loshchilov and Hutter 2019; weight decay beside the gradient
     optimizer  nadam               torch.optim:NAdam     # Dozat 2016: Adam with Nesterov momentum
