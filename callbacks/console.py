@@ -62,10 +62,8 @@ class Console(Callback):
         self.started = (time.perf_counter(), trainer.progress.update)
         groups = [group for optimizer in trainer.optimizers.values() for group in optimizer.param_groups]
         if trainer.in_eval_mode or any("name" in group for group in groups):
-            from utils.param_groups import frozen_table, group_table  # here, as few runs have groups
-
-            tables = (frozen_table(trainer.networks, trainer.in_eval_mode), group_table(trainer.optimizers))
-            self.logger.info("\n".join(filter(None, tables)))
+            table = load("extras.param_groups:table", "freeze")
+            self.logger.info(table(trainer.networks, trainer.in_eval_mode, trainer.optimizers))
         if trainer.progress.update:
             where = f"{trainer.progress.epoch} of {self.num_epochs} epochs and {trainer.progress.sample:,} samples done"
             self.logger.info(f"Resumed {trainer.opt.resume} after update {trainer.progress.update:,}: {where}.")

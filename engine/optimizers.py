@@ -10,7 +10,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from engine.checkpoints.state import check_plain, set_state
-from engine.registry import call, find
+from engine.registry import call, find, load
 from utils.clipper import Clipper
 from utils.errors import UserError, nearest
 from utils.optimizer import can_fuse, eager
@@ -28,8 +28,7 @@ def freeze(opt: Namespace, networks: Mapping[str, nn.Module]) -> dict[str, list[
     """Freeze the parameters of --freeze and --train_only; return by network the layers that stay in eval mode."""
     if not opt.freeze and not opt.train_only:
         return {}
-    from utils.param_groups import freeze_parameters  # here, as few runs need it
-
+    freeze_parameters = load("extras.param_groups:freeze_parameters", "freeze")
     return freeze_parameters(networks, opt.freeze or (), opt.train_only or ())
 
 
@@ -37,10 +36,8 @@ def trained_parameters(opt: Namespace, networks: Mapping[str, nn.Module]) -> dic
     """Return the parameters of each network for its optimizer, in groups if an option asks for them."""
     if not (opt.freeze or opt.train_only or opt.param_lr or opt.no_decay):
         return {name: network.parameters() for name, network in networks.items()}
-    from utils.param_groups import groups_of_networks, parse_rate
-
-    rates = dict(map(parse_rate, opt.param_lr or ()))
-    return groups_of_networks(networks, rates, opt.lr, opt.no_decay or ())
+    groups_of_networks = load("extras.param_groups:groups_of_networks", "param_lr")
+    return groups_of_networks(networks, opt.param_lr or (), opt.lr, opt.no_decay or ())
 
 
 # ---- optimizers ------------------------------------------------------------------------------------------------------
@@ -197,8 +194,7 @@ def make_clipper(opt: Namespace, networks: Mapping[str, nn.Module]) -> Clipper:
     """
     limits = []
     for text in opt.param_clip or ():
-        from utils.param_groups import matching_parameters
-
+        matching_parameters = load("extras.param_groups:matching_parameters", "param_clip")
         pattern, _, limit = text.rpartition("=")
         limits.append((matching_parameters(networks, pattern, "--param_clip"), float(limit)))
     return Clipper(opt.clip, opt.clip_type, limits)

@@ -30,11 +30,11 @@ from engine.optimizers import OncePerEpoch
 from engine.options.parser import as_flags, number
 from eval import EvaluatorBase
 from extras.in_order import InOrder
+from extras.param_groups import param_groups
 from tools.lr_finder import LrCurve
 from trainer import TrainerBase
 from utils.errors import UserError, nearest, shown
 from utils.meter import AvgMeter
-from utils.param_groups import param_groups
 
 __all__ = ["ModelTrainer", "find_lr", "fit", "param_groups"]
 

@@ -110,7 +110,7 @@ def param_groups(
 
 def groups_of_networks(
     networks: Mapping[str, nn.Module],
-    rates: Mapping[str, float | str],
+    rates: Mapping[str, float | str] | Iterable[str],
     lr: float | None,
     no_decay: Iterable[str] = (),
 ) -> dict[str, list[dict[str, Any]]]:
@@ -118,8 +118,10 @@ def groups_of_networks(
 
     Args:
         networks: by name.
-        rates, lr, no_decay: see `param_groups`. A pattern must match a parameter of one of the networks.
+        rates, lr, no_decay: see `param_groups`. A pattern must match a parameter of one of the networks. The rates may
+            be texts ``PATTERN=RATE``.
     """
+    rates = rates if isinstance(rates, Mapping) else dict(map(parse_rate, rates))
     pattern_of: dict[int, str] = {}
     for pattern in rates:
         pattern_of |= {id(parameter): pattern for parameter in trained(networks, pattern, "--param_lr")}
@@ -190,6 +192,13 @@ def rate_of(rate: float | str, lr: float | None) -> float:
     if match[3] and lr is None:
         raise UserError(f"the learning rate {rate} is a multiple, of which lr must be given")
     return number * lr if match[3] else number
+
+
+def table(
+    networks: Mapping[str, nn.Module], in_eval_mode: Mapping[str, Iterable[str]], optimizers: Mapping[str, Optimizer]
+) -> str:
+    """Return a description of what is frozen and of the parameter groups, for a log; see the next two functions."""
+    return "\n".join(filter(None, (frozen_table(networks, in_eval_mode), group_table(optimizers))))
 
 
 def group_table(optimizers: Mapping[str, Optimizer]) -> str:

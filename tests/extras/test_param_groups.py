@@ -10,10 +10,7 @@ from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoi
 from engine.checkpoints.state import get_state, set_state
 from engine.optimizers import freeze
 from extras.activation_checkpointing import checkpoint_activations
-from trainer import TrainerBase
-from trainer_vanilla import TrainerVanilla
-from utils.errors import UserError
-from utils.param_groups import (
+from extras.param_groups import (
     freeze_parameters,
     frozen_table,
     group_table,
@@ -23,6 +20,9 @@ from utils.param_groups import (
     param_groups,
     parse_rate,
 )
+from trainer import TrainerBase
+from trainer_vanilla import TrainerVanilla
+from utils.errors import UserError
 from utils.scheduler import build_scheduler, learning_rates
 
 
