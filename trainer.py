@@ -47,7 +47,6 @@ from engine.session import Session
 from eval import EvaluatorBase
 from loss.weighted_sum import add_up, as_terms
 from options import parse_train_options
-from utils.averaging import Averaging, check_can_measure, check_start
 from utils.batch import move_to
 from utils.earlystopper import EarlyStopper, direction
 from utils.errors import DivergedError
@@ -290,7 +289,7 @@ class TrainerBase:
         # Not finite: undone. With --nan_policy skip it returns None, at most --max_skips times; else it raises.
         values = self.guard.attempt(self.train_step, update)
         self.precision.finish_update()  # float16: adapts the scale of the loss
-        if values is not None and not self.precision.overflowed:
+        if self.averaging and values is not None and not self.precision.overflowed:
             self.averaging.finish_update()
         return values or {}
 
@@ -342,7 +341,7 @@ class TrainerBase:
 
         The running statistics of batch normalization are then measured for the mean, as torch's `update_bn` does.
         """
-        if self.averaging.is_due(self.progress.current_epoch):
+        if self.averaging and self.averaging.is_due(self.progress.current_epoch):
             sum_over_processes = self.distributed.sum if self.distributed.size > 1 else None
             self.averaging.finish_epoch(self.progress.update, self.forward_epoch, sum_over_processes)
 
@@ -432,11 +431,14 @@ class TrainerBase:
         warn = partial(self.run_dir.note, is_warning=True)
         return NanGuard(policy=self.opt.nan_policy, max_skips=self.opt.max_skips, warn=warn, **settings)
 
-    def build_averaging(self) -> Averaging:
-        """Return the average of the weights (--ema, --swa_start), which the evaluator then measures."""
+    def build_averaging(self) -> Any:
+        """Return the average of the weights, which the evaluator then measures; None without --ema and --swa_start."""
+        if self.opt.ema is None and self.opt.swa_start is None:
+            return None
+        from utils.averaging import Averaging, check_can_measure, check_start
+
         averaging = Averaging(self.networks, self.opt.ema, self.opt.swa_start)
-        if averaging:
-            self.evaluator.weights = averaging.applied
+        self.evaluator.weights = averaging.applied
         if self.opt.swa_start is not None:
             if self.opt.max_updates and not self.opt.resume:  # a resumed run may have had shorter epochs
                 check_start(self.opt.swa_start, self.opt.max_updates, self.train_loader.updates_per_epoch)

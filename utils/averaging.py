@@ -1,14 +1,15 @@
 """Averages of the weights: over updates (EMA) or over epochs (SWA).
 
 They are measured and saved beside the weights that training goes on with. The averaging itself is torch's own
-(`get_ema_multi_avg_fn` and `get_swa_multi_avg_fn` of `torch.optim.swa_utils`), and what comes out is that of its
+(`get_ema_multi_avg_fn` and `get_swa_multi_avg_fn` of `torch.optim.swa_utils`), and the result is that of its
 `AveragedModel`, bit for bit. But the averages are put into the networks while these are measured, so no second network
-is needed, and one that is compiled or cut up between processes will do.
+is needed, and one that is compiled or sharded between processes will do.
 """
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -19,7 +20,7 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn, get_swa_multi_avg_fn
 from utils.errors import UserError
 
 
-@dataclass
+@dataclass(eq=False)
 class Place:
     """Where a tensor of a network's state stands."""
 
@@ -27,7 +28,7 @@ class Place:
     names: list[str]  # in the network's state; several when modules share it
     owner: nn.Module
     attribute: str
-    is_averaged: bool  # or else a copy of the last one is kept
+    is_averaged: bool  # or else the average has the last one
 
     @property
     def tensor(self) -> Tensor:
@@ -35,13 +36,15 @@ class Place:
 
 
 class Averaging:
-    """Averages the weights of networks. With neither `ema` nor `swa_start` it does nothing, and is false.
+    """Averages the parameters of networks, and the running statistics of their normalization layers.
+
+    Other buffers are no part of it: while the averages are measured, these are the networks' own. They may be infinite
+    or change their size, and only their owner knows whether they have a mean.
 
     Args:
         networks: by name, on their device and wrapped.
         ema: an exponential moving average over the updates, which keeps this much of itself in each, from 0 to below 1
-            (Polyak and Juditsky 1992). The running statistics of batch normalization are averaged, too; other buffers
-            are those of the last update.
+            (Polyak and Juditsky 1992). The running statistics are averaged, too.
         swa_start: the plain mean of the weights at the ends of the epochs, from this one on, counted from 1 (Izmailov
             et al., "Averaging Weights Leads to Wider Optima and Better Generalization", 2018). They then get running
             statistics of their own, by a pass over the training data.
@@ -51,25 +54,20 @@ class Averaging:
     """
 
     def __init__(self, networks: Mapping[str, nn.Module], ema: float | None = None, swa_start: int | None = None):
-        assert ema is None or swa_start is None, "one kind of average"
+        assert (ema is None) != (swa_start is None), "one kind of average"
         self.networks = networks
         self.swa_start = swa_start
         self.num_averaged = 0
         self.last_update = 0  # after which the mean over epochs took the weights in
-        self._is_on = ema is not None or swa_start is not None
-        self._average = get_ema_multi_avg_fn(ema) if ema is not None else get_swa_multi_avg_fn()
+        self._average = get_swa_multi_avg_fn() if ema is None else get_ema_multi_avg_fn(ema)
         self._is_applied = False
-        self._places = find_places(networks, with_statistics=ema is not None) if self._is_on else []
+        self._places = find_places(networks, with_statistics=ema is not None)
         self._averages = [place.tensor.detach().clone() for place in self._places]
-        self._is_sharded = any(hasattr(average, "to_local") for average in self._averages)  # FSDP: they are DTensors
-
-    def __bool__(self) -> bool:
-        return self._is_on
 
     # ---- average -------------------------------------------------------------------------------------------------
     def finish_update(self) -> None:
         """Take in the weights after an update."""
-        if self._is_on and self.swa_start is None:
+        if self.swa_start is None:
             self._add()
 
     def is_due(self, epoch: int) -> bool:
@@ -97,19 +95,27 @@ class Averaging:
 
     @torch.no_grad()
     def _add(self) -> None:
+        means, values, copies, originals = [], [], [], []
+        is_first = self.num_averaged == 0
         averages, live = local(self._averages), self._live()
-        is_averaged = [place.is_averaged and self.num_averaged > 0 for place in self._places]
-        chosen, others = split(averages, is_averaged), split(live, is_averaged)
-        if chosen[0]:
-            self._average(chosen[0], others[0], self.num_averaged)
-        if chosen[1]:
-            torch._foreach_copy_(chosen[1], others[1])
+        for place, average, tensor in zip(self._places, averages, live, strict=True):
+            is_copied = is_first or not place.is_averaged or place in self._infinite
+            (copies if is_copied else means).append(average)
+            (originals if is_copied else values).append(tensor)
+        if means:
+            self._average(means, values, self.num_averaged)
+        if copies:
+            torch._foreach_copy_(copies, originals)
         self.num_averaged += 1
+
+    @cached_property
+    def _infinite(self) -> list[Place]:
+        """Parameters with infinite values, as masks have: the mean of such a value and itself would be NaN."""
+        return [p for p, tensor in zip(self._places, self._live(), strict=True) if not tensor.isfinite().all()]
 
     def _live(self) -> list[Tensor]:
         """The networks' own tensors, to be read or written without a trace that autograd would see."""
-        if self._is_sharded:
-            reshard(self.networks)
+        reshard(self.networks)
         return local([place.tensor.data for place in self._places])
 
     # ---- use -----------------------------------------------------------------------------------------------------
@@ -128,7 +134,7 @@ class Averaging:
         try:
             yield
         finally:
-            self._live()  # what a forward pass has put together of the averages is forgotten
+            reshard(self.networks)  # they must forget the averages that a forward pass has fetched
             with torch.no_grad():
                 torch._foreach_copy_(live, kept)
             for place, tensor in zip(self._places, before, strict=True):
@@ -138,33 +144,30 @@ class Averaging:
 
     # ---- state ---------------------------------------------------------------------------------------------------
     def state_dict(self) -> dict[str, Any]:
-        """The averages by the names that they have in the networks' states."""
+        """Return the averages by the names that they have in the networks' states."""
         networks: dict[str, dict[str, Tensor]] = {name: {} for name in self.networks}
         for place, average in zip(self._places, self._averages, strict=True):
             networks[place.network] |= dict.fromkeys(place.names, average)
         return {"networks": networks, "num_averaged": self.num_averaged, "last_update": self.last_update}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take back what `state_dict` returned; ValueError for anything else."""
-        own, networks = self.state_dict()["networks"], state["networks"]
-        if {name: list(tensors) for name, tensors in own.items()} != {name: list(t) for name, t in networks.items()}:
-            raise ValueError("its averages have other names")
-        for place, average in zip(self._places, self._averages, strict=True):
-            value = networks[place.network][place.names[0]]
-            if not torch.is_tensor(value) or value.shape != average.shape or value.isnan().any():
-                raise ValueError(f"the average of {place.names[0]} has another shape, or holds NaN")
-        for place, average in zip(self._places, self._averages, strict=True):
-            average.copy_(networks[place.network][place.names[0]])
-        self.num_averaged, self.last_update = state["num_averaged"], state["last_update"]
+        """Restore what `state_dict` returned; an exception for anything else."""
+        values = [state["networks"][place.network][place.names[0]] for place in self._places]
+        for place, average, value in zip(self._places, self._averages, values, strict=True):
+            if value.shape != average.shape:
+                raise ValueError(f"the average of {place.names[0]} is {tuple(value.shape)}, not {tuple(average.shape)}")
+        for average, value in zip(self._averages, values, strict=True):
+            average.copy_(value)
+        self.num_averaged = int(state["num_averaged"])
+        self.last_update = int(state["last_update"])
 
 
 def find_places(networks: Mapping[str, nn.Module], with_statistics: bool) -> list[Place]:
-    """Every tensor of the networks' states, each once.
+    """Return the parameters and running statistics of networks, each once.
 
     Args:
         networks: by name.
-        with_statistics: running statistics of normalization are averaged, and not only copied. Other buffers never
-            are: they may be infinite, as in an attention mask, and what a mean of them is only their owner knows.
+        with_statistics: the running statistics are averaged, and not only kept.
     """
     places = []
     for name, network in networks.items():
@@ -172,30 +175,24 @@ def find_places(networks: Mapping[str, nn.Module], with_statistics: bool) -> lis
         for key, tensor in network.state_dict(keep_vars=True).items():
             names.setdefault(id(tensor), []).append(key)
         for owner in network.modules():
-            is_norm = with_statistics and isinstance(owner, _NormBase)
-            for attribute, tensor in (*owner.named_parameters(recurse=False), *owner.named_buffers(recurse=False)):
+            is_norm = isinstance(owner, _NormBase)
+            buffers = owner.named_buffers(recurse=False) if is_norm else ()
+            for attribute, tensor in (*owner.named_parameters(recurse=False), *buffers):
                 if keys := names.pop(id(tensor), None):
-                    is_averaged = tensor.is_floating_point() and (isinstance(tensor, nn.Parameter) or is_norm)
-                    places.append(Place(name, keys, owner, attribute, is_averaged))
+                    is_mean = isinstance(tensor, nn.Parameter) or with_statistics
+                    has_mean = tensor.is_floating_point() or tensor.is_complex()
+                    places.append(Place(name, keys, owner, attribute, is_mean and has_mean))
     return places
 
 
 def local(tensors: list[Tensor]) -> list[Tensor]:
-    """This process's part of tensors that are cut up, in the same memory; of others, they themselves."""
+    """Return this process's shards of sharded tensors, in the same memory, and other tensors as they are."""
     with torch.no_grad():
         return [tensor.to_local() if hasattr(tensor, "to_local") else tensor for tensor in tensors]
 
 
-def split(tensors: list[Tensor], chosen: list[bool]) -> tuple[list[Tensor], list[Tensor]]:
-    """The tensors that are chosen, and the others."""
-    parts: tuple[list[Tensor], list[Tensor]] = ([], [])
-    for tensor, is_chosen in zip(tensors, chosen, strict=True):
-        parts[not is_chosen].append(tensor)
-    return parts
-
-
 def reshard(networks: Mapping[str, nn.Module]) -> None:
-    """Make networks that are cut up forget what they fetched of the weights, so that they fetch what is new."""
+    """Make sharded networks drop the weights that they have fetched, so that they fetch the new ones."""
     for network in networks.values():
         for module in network.modules():
             if hasattr(module, "reshard"):
@@ -204,7 +201,7 @@ def reshard(networks: Mapping[str, nn.Module]) -> None:
 
 # ---- statistics ------------------------------------------------------------------------------------------------------
 def layers_with_statistics(networks: Mapping[str, nn.Module]) -> list[_BatchNorm]:
-    """The batch normalization whose running statistics training changes; frozen layers are in eval mode."""
+    """Return the batch normalization whose running statistics training changes; frozen layers are in eval mode."""
     modules = (module for network in networks.values() for module in network.modules())
     layers = [module for module in modules if isinstance(module, _BatchNorm)]
     return [layer for layer in layers if layer.training and layer.running_mean is not None]
@@ -216,12 +213,14 @@ def measure_statistics(
     """Measure the running statistics of batch normalization in a pass over the training data.
 
     As `torch.optim.swa_utils.update_bn` does: the plain mean over the batches, each seen in train mode. Afterwards all
-    processes have the mean over the batches of all.
+    processes have the mean over the batches of all. Other buffers stay as they were.
     """
     layers = layers_with_statistics(networks)
     if not layers:
         return
     momenta = [layer.momentum for layer in layers]
+    others = {module for network in networks.values() for module in network.modules()} - set(layers)
+    kept = [(m, name, buffer.clone()) for m in others for name, buffer in m.named_buffers(recurse=False)]
     try:
         for layer in layers:
             layer.reset_running_stats()
@@ -230,6 +229,8 @@ def measure_statistics(
     finally:
         for layer, momentum in zip(layers, momenta, strict=True):
             layer.momentum = momentum
+        for module, name, buffer in kept:
+            setattr(module, name, buffer)
     if add_up is None:
         return
     for layer in layers:
