@@ -10,7 +10,7 @@ shared among several processes. With one process every exchange on `self.distrib
 
 from argparse import Namespace
 from collections.abc import Iterator, Mapping
-from contextlib import nullcontext, suppress
+from contextlib import suppress
 from functools import partial
 from itertools import islice
 from typing import Any
@@ -40,6 +40,7 @@ from engine.optimizers import (
 )
 from engine.options.parser import OptionParser, saved_options
 from engine.progress import Progress
+from engine.registry import load
 from engine.run_state import collect_state, restore_state
 from engine.runs.run_dir import RunDir
 from engine.runs.scores import check_monitor
@@ -52,7 +53,7 @@ from utils.earlystopper import EarlyStopper, direction
 from utils.errors import DivergedError
 from utils.precision import Precision
 from utils.scheduler import learning_rates
-from utils.seed import GlobalGenerators, preserved_random_state, seed_apart, seed_everything
+from utils.seed import GlobalGenerators, seed_apart, seed_everything
 
 MOST_NAMES = 10  # of samples, in a message
 
@@ -300,7 +301,8 @@ class TrainerBase:
         row = self.epoch_log.row(self.distributed.gather)
 
         # Validate.
-        self.average_epoch()
+        if self.averaging:
+            self.averaging.finish_epoch()
         results = self.validate() if self.is_time_to_validate() else {}
         row |= {f"val/{name}": value for name, value in results.items()}
         row |= self.epoch_log.times(self.progress.sample)
@@ -335,29 +337,6 @@ class TrainerBase:
             "results": results,
         })
         return results
-
-    def average_epoch(self) -> None:
-        """Add the weights to their mean over epochs (--swa_start).
-
-        The running statistics of batch normalization are then measured for the mean, as torch's `update_bn` does.
-        """
-        if self.averaging and self.averaging.is_due(self.progress.current_epoch):
-            sum_over_processes = self.distributed.sum if self.distributed.size > 1 else None
-            self.averaging.finish_epoch(self.progress.update, self.forward_epoch, sum_over_processes)
-
-    @torch.no_grad()
-    @preserved_random_state()
-    def forward_epoch(self) -> None:
-        """Send the training data of this epoch through the networks, without gradients, for batch normalization."""
-        from utils.buffers import buffers_kept
-
-        for update in self.train_loader.updates(self.progress.epoch):
-            self.session.should_stop(at_once=True)  # raises on a signal
-            for batch, size in zip(update.micro_batches, update.sizes, strict=True):
-                is_padding = size == 0  # it only keeps this process in step with the others
-                undo = buffers_kept(self.networks.values()) if is_padding else nullcontext()
-                with undo, self.precision.autocast():
-                    self.compute_loss(move_to(batch, self.device))
 
     def updates_left(self) -> Iterator[Update]:
         """Yield the updates of this epoch that are left, up to --max_updates."""
@@ -433,16 +412,15 @@ class TrainerBase:
 
     def build_averaging(self) -> Any:
         """Return the average of the weights, which the evaluator then measures; None without --ema and --swa_start."""
-        if self.opt.ema is None and self.opt.swa_start is None:
-            return None
-        from utils.averaging import Averaging, check_can_measure, check_start
-
-        averaging = Averaging(self.networks, self.opt.ema, self.opt.swa_start)
-        self.evaluator.weights = averaging.applied
         if self.opt.swa_start is not None:
-            if self.opt.max_updates and not self.opt.resume:  # a resumed run may have had shorter epochs
-                check_start(self.opt.swa_start, self.opt.max_updates, self.train_loader.updates_per_epoch)
-            check_can_measure(self.networks, type(self).compute_loss is not TrainerBase.compute_loss)
+            averaging = load("extras.mean_over_epochs:MeanOverEpochs", "swa_start")(self)
+        elif self.opt.ema is not None:
+            from utils.averaging import Averaging
+
+            averaging = Averaging(self.networks, self.opt.ema)
+        else:
+            return None
+        self.evaluator.weights = averaging.applied
         return averaging
 
     def introduce(self, *notes: str) -> None:
@@ -476,7 +454,7 @@ class TrainerBase:
             self.guard.check_earlier(wait=True)
             self.call("on_save")
             with self.epoch_log.clock("save"):
-                self.session.seconds_to_save = self.checkpointer.save(self.state_dict(), *kinds)
+                self.session.stop_signal.reserve = self.checkpointer.save(self.state_dict(), *kinds)  # seconds
 
     def stateful(self) -> dict[str, Any]:
         """Return everything that has a state: objects with `state_dict`, or dictionaries of such objects."""
@@ -506,7 +484,7 @@ class TrainerBase:
         with suppress(DivergedError):  # the state is then that before the bad update, which Session.rescue saves
             self.guard.check_earlier(wait=True)
         state = collect_state(self.stateful(), self.distributed, self.checkpointer.in_shards)
-        return {**state, "options": saved_options(self.opt)}
+        return {**state, "options": saved_options(self.opt), "run_name": self.run_dir.name}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from a state; UserError when it belongs to other networks or optimizers."""

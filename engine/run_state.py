@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from engine.checkpoints.file import for_shards
-from engine.checkpoints.state import get_state, set_state
+from engine.checkpoints.state import get_state, plain, set_state
 from engine.devices.process_group import Distributed
 from engine.epoch_log import add_totals
 from utils.errors import UserError
@@ -20,10 +20,14 @@ def collect_state(parts: Mapping[str, Any], distributed: Distributed, in_shards:
         parts: by name, an object with `state_dict`, or a dictionary of such objects.
         distributed: the processes. What FSDP shards between them becomes whole, in process 0.
         in_shards: leave it sharded.
+
+    Raises:
+        UserError: a part has a state that could not be loaded.
     """
     state = {name: get_state(part) for name, part in parts.items()}
     if distributed.is_sharded and not in_shards:
         state = for_shards("gather_state")(state, keep=distributed.is_main)
+    state = {name: plain(part, f"The run cannot be saved: {name}") for name, part in state.items()}
     if distributed.size > 1:
         own = {name: state[name] for name in OF_EACH_PROCESS}
         state["processes"] = distributed.gather(own)[1:]

@@ -1,5 +1,6 @@
 """Hold what surrounds the loop: the lock of the run directory, signals, resume, and a checkpoint at the end."""
 
+import contextlib
 import traceback
 from types import TracebackType
 
@@ -26,9 +27,6 @@ class Session:
 
     Args:
         trainer: the trainer.
-
-    Attributes:
-        seconds_to_save: the time that a checkpoint takes, which is left over when --max_time ends the run.
     """
 
     def __init__(self, trainer):
@@ -41,14 +39,6 @@ class Session:
         self.stop_signal = StopSignal(max_seconds)
         self.connect_loaders()
 
-    @property
-    def seconds_to_save(self) -> float:
-        return self.stop_signal.reserve
-
-    @seconds_to_save.setter
-    def seconds_to_save(self, seconds: float) -> None:
-        self.stop_signal.reserve = seconds
-
     def connect_loaders(self) -> None:
         """Let the loaders warn in the log of the run, and stop waiting for data when the run must end."""
         for loader in (self.trainer.train_loader, self.trainer.val_loader):
@@ -59,38 +49,28 @@ class Session:
     # ---- the block -----------------------------------------------------------------------------------------------
     def __enter__(self) -> "Session":
         trainer = self.trainer
-        trainer.run_dir.lock.__enter__()
-        self.stop_signal.__enter__()
-        try:
+        with contextlib.ExitStack() as block:
+            block.enter_context(trainer.run_dir.lock)
+            block.enter_context(self.stop_signal)
+            block.callback(lambda: trainer.train_loader.close())  # ends the loading processes
             if trainer.opt.micro_batch_size == "auto":
                 self.find_micro_batch_size()
             if trainer.opt.resume:
                 trainer.load_state_dict(load_checkpoint(trainer.opt.resume, tensors_of=()))
             for note in (*trainer.opt.resume_notes, *trainer.checkpointer.begin(trainer.progress.position)):
                 trainer.logger.warning(note)
-        except BaseException:
-            self.release()
-            raise
+            self.block = block.pop_all()
         self.first_update = trainer.progress.update
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        try:
-            if error is None:
-                self.trainer.run_dir.end(self.trainer.progress.state_dict())
-                self.trainer.distributed.leave()
-            else:
+        with self.block:
+            if error is not None:
                 self.rescue(error)
-        finally:
-            self.release()
-
-    def release(self) -> None:
-        """End the loading processes, stop watching signals, and unlock the run directory."""
-        self.trainer.train_loader.close()
-        self.stop_signal.__exit__()
-        self.trainer.run_dir.lock.__exit__(None, None, None)
+            self.trainer.run_dir.end(self.trainer.progress.state_dict())
+            self.trainer.distributed.leave()
 
     def should_stop(self, at_once: bool = False) -> bool:
         """Raise whatever must end the run; return whether a callback has asked to stop.
@@ -139,13 +119,16 @@ class Session:
         """Return whether the run began in this session and has made no update: its directory holds no result."""
         return self.trainer.progress.update == 0 and not self.trainer.opt.resume
 
+    def is_validating(self, error: BaseException) -> bool:
+        """Return whether an error has broken off a validation."""
+        evaluate = self.trainer.evaluator.evaluate.__code__
+        return any(frame.f_code is evaluate for frame, _ in traceback.walk_tb(error.__traceback__))
+
     def trial_of(self, error: BaseException) -> str:
         """Name what an error has broken off, if it was done for the first time: an update, or a validation; else ""."""
         if self.trainer.progress.update == self.first_update:
             return "the first update"
-        evaluate = self.trainer.evaluator.evaluate.__code__
-        is_validating = any(frame.f_code is evaluate for frame, _ in traceback.walk_tb(error.__traceback__))
-        return "the first validation" if is_validating and not self.trainer.score else ""
+        return "the first validation" if self.is_validating(error) and not self.trainer.score else ""
 
     def failed_trial(self, error: Exception, trial: str) -> UserError:
         """Turn what the first update or validation raised into one line; keep the traceback in the log."""
@@ -171,17 +154,21 @@ class Session:
         return UserError(f"{line}\nThe traceback is in {path}.")
 
     def out_of_memory(self, error: torch.OutOfMemoryError) -> UserError:
-        """Say how to go on with smaller micro-batches, which change no result."""
+        """Say how to go on with smaller batches, which change no result."""
         trainer = self.trainer
-        _, largest_share = share_of(trainer.opt.batch_size, 0, trainer.distributed.size)
-        size = min(trainer.micro_batch_size, largest_share)
+        if self.is_validating(error):
+            option = "--eval_batch_size"
+            size = trainer.evaluator.eval_batch_size(trainer.opt, trainer.micro_batch_size)
+        else:
+            option = "--micro_batch_size"
+            _, largest_share = share_of(trainer.opt.batch_size, 0, trainer.distributed.size)
+            size = min(trainer.micro_batch_size, largest_share)
         reason = str(error).split(". ")[0].rstrip(".")
-        smaller = f"--micro_batch_size {size // 2}"
         if size < 2:
             return UserError(f"{reason}, with a single sample at once. {MEMORY_ADVICE}")
-        how = smaller
+        how = f"{option} {size // 2}"
         if trainer.checkpointer.candidates(trainer.run_dir.path):
-            how = f"--resume {trainer.run_dir.path} {smaller}"
+            how = f"--resume {trainer.run_dir.path} {how}"
         return UserError(f"{reason}, with {size} samples at once. To go on: {how}. {MEMORY_ADVICE}")
 
     # ---- --micro_batch_size auto ---------------------------------------------------------------------------------

@@ -16,6 +16,8 @@ import contextlib
 import copy
 import hashlib
 import pickle
+import re
+import shutil
 import time
 import warnings
 from collections.abc import Callable, Collection, Mapping
@@ -33,7 +35,7 @@ from torch.distributed.checkpoint.metadata import Metadata
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from engine.checkpoints.checkpointer import Checkpointer, first_free
-from engine.checkpoints.file import PARTS, SHARDS
+from engine.checkpoints.file import PARTS, SHARDS, read_position
 from engine.checkpoints.state import map_leaves
 from engine.devices.process_group import Distributed
 from utils.errors import DamagedError, UserError
@@ -164,6 +166,23 @@ def take_tensors(state: Mapping[str, Any]) -> tuple[dict[str, Tensor], dict[str,
 
     rest = {name: map_leaves(take, part, f"[{name!r}]") if name in PARTS else part for name, part in state.items()}
     return tensors, rest
+
+
+def sweep_shards(run_dir: Path) -> None:
+    """Remove the shards of updates that no checkpoint of a run is from, renamed checkpoints included.
+
+    Links are not followed, and other directories than those of `DistributedCheckpointer` stay.
+    """
+    shards = run_dir / SHARDS
+    if shards.is_symlink():
+        return
+    with contextlib.suppress(UserError):  # a file that cannot be read may need any of them
+        positions = [read_position(path) for path in run_dir.glob("*_ckpt.pth*")]
+        needed = {str(position[1]) for position in positions if position}
+        for path in shards.iterdir():
+            update = re.fullmatch(r"(\d+)(-\d+)?", path.name)
+            if update and update[1] not in needed and not path.is_symlink():
+                shutil.rmtree(path, ignore_errors=True)
 
 
 # ---- read ------------------------------------------------------------------------------------------------------------

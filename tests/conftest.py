@@ -176,10 +176,14 @@ def fresh_python() -> Callable[..., subprocess.CompletedProcess]:
 
 @pytest.fixture(scope="session")
 def differences() -> Callable[..., list[str]]:
-    """A function that names the places where two nested states differ, bit for bit; NaN equals NaN."""
+    """A function that names the places where two nested states differ, bit for bit; NaN equals NaN.
+
+    The name of a run is passed over: two runs never share it.
+    """
 
     def differences(a: Any, b: Any, ignore: Sequence[str] = (), place: str = "") -> list[str]:
         if isinstance(a, dict) and isinstance(b, dict):
+            ignore = [*ignore, "run_name"]
             found = [f"{place}/{key} is in one only" for key in a.keys() ^ b.keys() if key not in ignore]
             for key in a.keys() & b.keys() - set(ignore):
                 found += differences(a[key], b[key], ignore, f"{place}/{key}")

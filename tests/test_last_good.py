@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from callbacks.callback import Callback
-from engine.checkpoints.file import load_checkpoint
+from engine.checkpoints.file import load_checkpoint, save_checkpoint
 from trainer_vanilla import TrainerVanilla
 from utils.errors import DamagedError, LoadingError, UserError
 
@@ -67,14 +67,67 @@ def test_auto_begins_anew_where_there_is_no_unfinished_run(train, build):
     assert "no unfinished run of Vanilla" in again.opt.resume_notes[0]
 
 
+def rename_run(path, project: str, timestamp: int) -> None:
+    """Make a copy of a run another run: its name is in two files' names, in the provenance and the checkpoints."""
+    old, new = next(path.glob("config_*.json")).stem.removeprefix("config_"), f"{project}_{timestamp}"
+    (path / f"config_{old}.json").rename(path / f"config_{new}.json")
+    (path / f"{old}_log.txt").rename(path / f"{new}_log.txt")
+    record = json.loads((path / "provenance.json").read_text())
+    (path / "provenance.json").write_text(json.dumps(record | {"run_name": new}))
+    for checkpoint in path.glob("*_ckpt.pth"):
+        save_checkpoint(load_checkpoint(checkpoint) | {"run_name": new}, checkpoint)
+
+
 def test_auto_takes_the_newest_of_its_own_project(stopped, build, tmp_path):
     runs = stopped.run_dir.path.parent
-    other = runs / str(int(stopped.run_dir.path.name) + 100)
+    timestamp = int(stopped.run_dir.path.name) + 100
+    other = runs / str(timestamp)
     shutil.copytree(stopped.run_dir.path, other)
-    next(other.glob("config_Vanilla_*")).rename(other / f"config_Other_{other.name}.json")
+    rename_run(other, "Other", timestamp)
     assert auto(build, runs).run_dir.path == stopped.run_dir.path
-    next(other.glob("config_Other_*")).rename(other / f"config_Vanilla_{other.name}.json")
+    rename_run(other, "Vanilla", timestamp)
     assert auto(build, runs).run_dir.path == other
+
+
+# ---- a run has a name ------------------------------------------------------------------------------------------------
+def test_run_that_was_renamed_or_lost_files_goes_on_under_its_name(stopped, build):
+    name, timestamp = stopped.run_dir.name, stopped.run_dir.path.name
+    moved = stopped.run_dir.path.rename(stopped.run_dir.path.with_name("my_baseline"))
+    (moved / f"config_{name}.json").unlink()
+    (moved / "finished.json").write_text("")  # as after a full disk; nobody knows whether it has ended
+    for resumed in (auto(build, moved.parent), build("--resume", moved)):
+        assert resumed.run_dir.path == moved and resumed.run_dir.name == name and resumed.opt.resume
+    assert sorted(path.name for path in moved.glob("*_log.txt")) == [f"Vanilla_{timestamp}_log.txt"]
+    assert (moved / f"config_{name}.json").exists()
+
+
+def test_copy_of_a_run_is_passed_over_beside_the_run(stopped, build):
+    shutil.copytree(stopped.run_dir.path, stopped.run_dir.path.with_name("zz_backup"))
+    shutil.copytree(stopped.run_dir.path, stopped.run_dir.path.with_name("1"))
+    assert auto(build, stopped.run_dir.path.parent).run_dir.path == stopped.run_dir.path
+
+
+def test_checkpoint_of_another_run_is_refused(stopped, build, train):
+    other = train("--n_epoch", 1, "--seed", 1)
+    shutil.copy(other.checkpointer.path("last"), stopped.checkpointer.path("InT"))
+    of_two = f"is of the run {other.run_dir.name}, but in the directory of {stopped.run_dir.name}"
+    with pytest.raises(UserError, match=of_two):
+        build("--resume", stopped.run_dir.path)
+
+
+def test_files_of_two_runs_are_refused(stopped, build, train):
+    (stopped.run_dir.path / "config_Vanilla_1.json").write_text("{}")
+    for source in (stopped.run_dir.path, stopped.checkpointer.path("InT")):
+        with pytest.raises(UserError, match="holds files of two runs, Vanilla_1 and Vanilla_"):
+            build("--resume", source)
+
+
+def test_auto_does_not_begin_a_run_beside_checkpoints_of_an_unknown_one(stopped, build):
+    for path in stopped.run_dir.path.iterdir():
+        if path.is_file() and not path.name.endswith(".pth"):
+            path.unlink()
+    with pytest.raises(UserError, match="has checkpoints, but not the files that say of which run"):
+        auto(build, stopped.run_dir.path.parent)
 
 
 def test_auto_never_begins_anew_because_of_damage(stopped, build):

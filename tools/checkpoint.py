@@ -13,9 +13,8 @@ from typing import Any
 import torch
 
 from engine.checkpoints.file import load_checkpoint, save_checkpoint, verify
-from engine.checkpoints.state import leaves
 from engine.options.parser import OptionParser, one_of, printable, run_main
-from tools.digest import digests
+from tools.digest import digests, leaves
 from utils.errors import UserError
 
 

@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from engine.checkpoints.state import PLAIN, check_plain
+from engine.checkpoints.state import SCALARS, plain
 
 # The options of a run, its observers and its clock do not determine the rest of the training.
-NOT_THE_RUN = ("seconds", "options", "callbacks", "format")
+NOT_THE_RUN = ("seconds", "options", "callbacks", "format", "run_name")
 
 
 def digest(value: Any) -> str:
@@ -26,11 +26,26 @@ def digest(value: Any) -> str:
     False
 
     Raises:
-        TypeError: for an object that a checkpoint cannot hold.
+        UserError: for an object that a checkpoint cannot hold.
     """
     sha = hashlib.sha256()
     feed(sha, value)
     return sha.hexdigest()
+
+
+def leaves(state: Any, place: str = "") -> list[tuple[str, Any]]:
+    """Return every value that is no list, tuple or dictionary, with its place in the state.
+
+    >>> leaves({"a": [1, {"b": 2}]})
+    [("['a'][0]", 1), ("['a'][1]['b']", 2)]
+    """
+    if isinstance(state, dict):
+        entries = state.items()
+    elif isinstance(state, list | tuple):
+        entries = enumerate(state)
+    else:
+        return [(place, state)]
+    return [leaf for key, entry in entries for leaf in leaves(entry, f"{place}[{key!r}]")]
 
 
 def feed(sha: Any, value: Any) -> None:
@@ -43,15 +58,15 @@ def feed(sha: Any, value: Any) -> None:
         for entry in value:
             feed(sha, entry)
     elif isinstance(value, Tensor):
-        flat = value.detach().cpu().resolve_conj().resolve_neg().contiguous().reshape(-1)
+        flat = value.detach().to_dense().cpu().resolve_conj().resolve_neg().contiguous().reshape(-1)
         kind = f"tensor {value.dtype} {tuple(value.shape)}"
         feed_bytes(sha, kind, memoryview(flat.view(torch.uint8).numpy()))
     elif type(value) is float:
         feed_bytes(sha, "float", struct.pack(">d", value))  # all the bits, where the text would lose those of a NaN
-    elif type(value) in PLAIN:
-        feed_bytes(sha, type(value).__name__, str(value).encode("utf-8", "surrogatepass"))
     else:
-        check_plain(value, "the value")
+        if type(value) not in SCALARS:
+            plain(value, "the value")
+        feed_bytes(sha, type(value).__name__, str(value).encode("utf-8", "surrogatepass"))
 
 
 def feed_bytes(sha: Any, kind: str, content: bytes | memoryview) -> None:

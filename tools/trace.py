@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from callbacks.callback import Callback
-from engine.checkpoints.state import PLAIN, get_state
+from engine.checkpoints.state import SCALARS, get_state
 from engine.options.parser import OptionParser, file_path, run_main
 from tools.digest import digest
 from utils.errors import UserError
@@ -96,7 +96,7 @@ def short_digest(value: Any) -> str:
 
 
 def plain(batch: Any) -> Any:
-    """Convert a batch to tensors, numbers, text, lists and dictionaries, which `engine.checkpoints.state.digest` takes.
+    """Convert a batch to tensors, numbers, text, lists and dictionaries, which `tools.digest.digest` takes.
 
     Data classes become dictionaries, named tuples become lists. Of other objects only the type counts.
     """
@@ -111,7 +111,7 @@ def plain(batch: Any) -> Any:
     if isinstance(batch, np.ndarray | np.generic):
         content = plain(batch.tolist()) if batch.dtype.hasobject else batch.tobytes().hex()
         return [str(batch.dtype), list(batch.shape), content]
-    return batch if type(batch) in PLAIN else type(batch).__name__
+    return batch if type(batch) in SCALARS else type(batch).__name__
 
 
 if __name__ == "__main__":

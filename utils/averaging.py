@@ -1,23 +1,21 @@
-"""Averages of the weights: over updates (EMA) or over epochs (SWA).
+"""An exponential moving average of the weights over the updates.
 
-They are measured and saved beside the weights that training goes on with. The averaging itself is torch's own
-(`get_ema_multi_avg_fn` and `get_swa_multi_avg_fn` of `torch.optim.swa_utils`), and the result is that of its
-`AveragedModel`, bit for bit. But the averages are put into the networks while these are measured, so no second network
-is needed, and one that is compiled or sharded between processes will do.
+It is measured and saved beside the weights that training goes on with. The averaging itself is torch's own
+(`get_ema_multi_avg_fn` of `torch.optim.swa_utils`), and the result is that of its `AveragedModel`, bit for bit. But
+the averages are put into the networks while these are measured, so no second network is needed, and one that is
+compiled or sharded between processes will do.
 """
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
-from torch.optim.swa_utils import get_ema_multi_avg_fn, get_swa_multi_avg_fn
-
-from utils.errors import UserError
+from torch.nn.modules.batchnorm import _NormBase
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 
 @dataclass(eq=False)
@@ -43,55 +41,27 @@ class Averaging:
 
     Args:
         networks: by name, on their device and wrapped.
-        ema: an exponential moving average over the updates, which keeps this much of itself in each, from 0 to below 1
-            (Polyak and Juditsky 1992). The running statistics are averaged, too.
-        swa_start: the plain mean of the weights at the ends of the epochs, from this one on, counted from 1 (Izmailov
-            et al., "Averaging Weights Leads to Wider Optima and Better Generalization", 2018). They then get running
-            statistics of their own, by a pass over the training data.
+        decay: how much the average keeps of itself in each update, from 0 to below 1 (Polyak and Juditsky 1992).
 
     Attributes:
-        num_averaged: updates, or epochs, that were averaged.
+        num_averaged: updates that were averaged.
     """
 
-    def __init__(self, networks: Mapping[str, nn.Module], ema: float | None = None, swa_start: int | None = None):
-        assert (ema is None) != (swa_start is None), "one kind of average"
+    def __init__(self, networks: Mapping[str, nn.Module], decay: float):
         self.networks = networks
-        self.swa_start = swa_start
         self.num_averaged = 0
-        self.last_update = 0  # after which the mean over epochs took the weights in
-        self._average = get_swa_multi_avg_fn() if ema is None else get_ema_multi_avg_fn(ema)
+        self._average = get_ema_multi_avg_fn(decay)
         self._is_applied = False
-        self._places = find_places(networks, with_statistics=ema is not None)
+        self._places = find_places(networks)
         self._averages = [place.tensor.detach().clone() for place in self._places]
 
     # ---- average -------------------------------------------------------------------------------------------------
     def finish_update(self) -> None:
         """Take in the weights after an update."""
-        if self.swa_start is None:
-            self._add()
+        self._add()
 
-    def is_due(self, epoch: int) -> bool:
-        """Return whether the weights at the end of this epoch, counted from 1, go into a mean over epochs."""
-        return self.swa_start is not None and epoch >= self.swa_start
-
-    def finish_epoch(
-        self, update: int, forward_epoch: Callable[[], None], add_up: Callable[[Tensor], Tensor] | None = None
-    ) -> None:
-        """Add the weights at the end of an epoch, and measure batch normalization with the mean; all processes call it.
-
-        Called again after a run was interrupted in the validation, it adds nothing.
-
-        Args:
-            update: number of completed updates.
-            forward_epoch: sends the training data of the epoch through the networks once.
-            add_up: sums a tensor over all processes; None with one process.
-        """
-        if self.last_update != update:
-            self._add()
-            self.last_update = update
-        with self.applied():
-            measure_statistics(self.networks, forward_epoch, add_up)
-            torch._foreach_copy_(local(self._averages), self._live())
+    def finish_epoch(self) -> None:
+        """Called before the validation of an epoch; a mean over epochs takes in the weights here."""
 
     @torch.no_grad()
     def _add(self) -> None:
@@ -148,7 +118,7 @@ class Averaging:
         networks: dict[str, dict[str, Tensor]] = {name: {} for name in self.networks}
         for place, average in zip(self._places, self._averages, strict=True):
             networks[place.network] |= dict.fromkeys(place.names, average)
-        return {"networks": networks, "num_averaged": self.num_averaged, "last_update": self.last_update}
+        return {"networks": networks, "num_averaged": self.num_averaged}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore what `state_dict` returned; an exception for anything else."""
@@ -159,29 +129,21 @@ class Averaging:
         for average, value in zip(self._averages, values, strict=True):
             average.copy_(value)
         self.num_averaged = int(state["num_averaged"])
-        self.last_update = int(state["last_update"])
 
 
-def find_places(networks: Mapping[str, nn.Module], with_statistics: bool) -> list[Place]:
-    """Return the parameters and running statistics of networks, each once.
-
-    Args:
-        networks: by name.
-        with_statistics: the running statistics are averaged, and not only kept.
-    """
+def find_places(networks: Mapping[str, nn.Module]) -> list[Place]:
+    """Return where the parameters and running statistics of networks stand, each tensor once."""
     places = []
     for name, network in networks.items():
         names: dict[int, list[str]] = {}
         for key, tensor in network.state_dict(keep_vars=True).items():
             names.setdefault(id(tensor), []).append(key)
         for owner in network.modules():
-            is_norm = isinstance(owner, _NormBase)
-            buffers = owner.named_buffers(recurse=False) if is_norm else ()
+            buffers = owner.named_buffers(recurse=False) if isinstance(owner, _NormBase) else ()
             for attribute, tensor in (*owner.named_parameters(recurse=False), *buffers):
                 if keys := names.pop(id(tensor), None):
-                    is_mean = isinstance(tensor, nn.Parameter) or with_statistics
                     has_mean = tensor.is_floating_point() or tensor.is_complex()
-                    places.append(Place(name, keys, owner, attribute, is_mean and has_mean))
+                    places.append(Place(name, keys, owner, attribute, has_mean))
     return places
 
 
@@ -197,59 +159,3 @@ def reshard(networks: Mapping[str, nn.Module]) -> None:
         for module in network.modules():
             if hasattr(module, "reshard"):
                 module.reshard()
-
-
-# ---- statistics ------------------------------------------------------------------------------------------------------
-def layers_with_statistics(networks: Mapping[str, nn.Module]) -> list[_BatchNorm]:
-    """Return the batch normalization whose running statistics training changes; frozen layers are in eval mode."""
-    modules = (module for network in networks.values() for module in network.modules())
-    layers = [module for module in modules if isinstance(module, _BatchNorm)]
-    return [layer for layer in layers if layer.training and layer.running_mean is not None]
-
-
-def measure_statistics(
-    networks: Mapping[str, nn.Module], forward_epoch: Callable[[], None], add_up: Callable[[Tensor], Tensor] | None
-) -> None:
-    """Measure the running statistics of batch normalization in a pass over the training data.
-
-    As `torch.optim.swa_utils.update_bn` does: the plain mean over the batches, each seen in train mode. Afterwards all
-    processes have the mean over the batches of all. Other buffers stay as they were.
-    """
-    layers = layers_with_statistics(networks)
-    if not layers:
-        return
-    momenta = [layer.momentum for layer in layers]
-    others = {module for network in networks.values() for module in network.modules()} - set(layers)
-    kept = [(m, name, buffer.clone()) for m in others for name, buffer in m.named_buffers(recurse=False)]
-    try:
-        for layer in layers:
-            layer.reset_running_stats()
-            layer.momentum = None  # the mean of all batches
-        forward_epoch()
-    finally:
-        for layer, momentum in zip(layers, momenta, strict=True):
-            layer.momentum = momentum
-        for module, name, buffer in kept:
-            setattr(module, name, buffer)
-    if add_up is None:
-        return
-    for layer in layers:
-        count = layer.num_batches_tracked.clone()
-        layer.num_batches_tracked.copy_(add_up(count))
-        for statistic in (layer.running_mean, layer.running_var):
-            statistic.copy_(add_up(statistic * count) / layer.num_batches_tracked)
-
-
-def check_can_measure(networks: Mapping[str, nn.Module], has_forward: bool) -> None:
-    """Raise UserError if running statistics must be measured, but the task has no compute_loss to do it with."""
-    if layers_with_statistics(networks) and not has_forward:
-        raise UserError("--swa_start measures batch normalization with compute_loss(batch), which this task lacks.")
-
-
-def check_start(swa_start: int, max_updates: int, updates_per_epoch: int) -> None:
-    """Raise UserError if --max_updates ends a run before the epoch in which its average begins."""
-    last = -(-max_updates // updates_per_epoch)
-    if swa_start > last:
-        raise UserError(
-            f"--swa_start {swa_start} is after the last epoch: --max_updates {max_updates} ends in epoch {last}."
-        )

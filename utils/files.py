@@ -8,7 +8,7 @@ import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from utils.errors import UserError
 
@@ -43,11 +43,23 @@ def write_atomically(path: Path, *parts: bytes | memoryview) -> None:
     except OSError as error:
         if error.errno not in NO_SPACE:
             raise UserError(f"Cannot write {path}: {error.strerror}.") from None
-        needed, free = sum(map(len, parts)), shutil.disk_usage(path.parent).free
         intact = " The old file of this name is intact." if path.exists() else ""
-        raise StorageError(
-            f"Cannot write {path}: {error.strerror}. It needs {needed:,} bytes; {free:,} are free on the disk.{intact}"
-        ) from None
+        needs = f"It needs {sum(map(len, parts)):,} bytes"
+        raise StorageError(f"Cannot write {path}: {error.strerror}. {needs}; {free(path.parent)}.{intact}") from None
+
+
+def free(directory: Path) -> str:
+    """Say how much room is left on the disk of a directory, for bytes or, when there are none left, for files."""
+    disk = os.statvfs(directory) if hasattr(os, "statvfs") else None
+    if disk and disk.f_files and not disk.f_favail:
+        return "the disk has no room for another file, however small"
+    return f"{shutil.disk_usage(directory).free:,} are free on the disk"
+
+
+def open_own(path: str | Path) -> TextIO:
+    """Open a text file to append to it. A link is refused, since the lines would go into a file elsewhere."""
+    no_links = os.O_WRONLY | os.O_APPEND | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0)
+    return open(path, "a", encoding="utf-8", opener=lambda name, flags: os.open(name, no_links, 0o666))
 
 
 @contextlib.contextmanager
@@ -104,8 +116,7 @@ def full_disk_explained(what: str, directory: str | Path) -> Iterator[None]:
         if error.errno not in NO_SPACE:
             raise
         sizes = [path.stat().st_size for path in Path(directory).glob("*") if path.is_file()]
-        free = shutil.disk_usage(directory).free
         raise StorageError(
             f"{what} cannot write: {error.strerror}. To go on needs {max(sizes, default=0):,} bytes for the next file "
-            f"like the largest in {directory}; {free:,} are free on the disk. Make room, then --resume."
+            f"like the largest in {directory}; {free(Path(directory))}. Make room, then --resume."
         ) from None

@@ -2,9 +2,10 @@
 
 import contextlib
 import itertools
+import json
 import logging
 import os
-import shutil
+import re
 import time
 from argparse import Namespace
 from collections.abc import Callable
@@ -27,6 +28,8 @@ from utils.errors import DamagedError, UserError
 from utils.files import sweep_temporaries, write_atomically
 
 ENDED = "finished.json"  # is there when a run has come to its end, and holds its position
+PROVENANCE = "provenance.json"
+NAMED_FILE = re.compile(r"config_(.+_\d+)\.json|(.+_\d+)_log\.txt")  # with the name of the run, PROJECT_TIMESTAMP
 UNKNOWN = (2**64, 2**64)  # the position of a file without one: beyond all others, so that it is looked at first
 
 
@@ -83,8 +86,6 @@ class Checkpointer:
         if "last" in kinds:
             self._keep_the_last_one((state["progress"]["epoch"], state["progress"]["update"]))
         save_checkpoint(state, *(self.path(kind) for kind in kinds))
-        if not self.longest_save:
-            load_checkpoint(self.path(kinds[0]), tensors_of=())  # what cannot be opened is noticed at the first one
         if "last" in kinds:
             self._prune()
         self._sweep_shards()
@@ -104,9 +105,11 @@ class Checkpointer:
 
     def _prune(self) -> None:
         """Remove the oldest of `last`, once enough newer ones are verified. A damaged one does not count."""
-        older = self.run_dir.glob(f"{self.prefix}_last-*_ckpt.pth")
+        positions = {path: read_position(path) for path in self.run_dir.glob(f"{self.prefix}_last-*_ckpt.pth")}
+        # A name that `_keep_the_last_one` would not give is that of somebody else's file.
+        older = [path for path, found in positions.items() if found and path == self.path(f"last-{found[1]}")]
         num_good = 1  # the one that was just written
-        for path in sorted(older, key=lambda path: read_position(path) or (0, 0), reverse=True):
+        for path in sorted(older, key=positions.__getitem__, reverse=True):
             if num_good >= self.keep:
                 path.unlink()
             else:
@@ -115,13 +118,9 @@ class Checkpointer:
                     num_good += 1
 
     def _sweep_shards(self) -> None:
-        """Remove the shards of updates that no checkpoint is from, renamed ones included."""
-        with contextlib.suppress(UserError):  # a file that cannot be read may need any of them
-            positions = [read_position(path) for path in self.run_dir.glob("*_ckpt.pth*")]
-            needed = {str(position[1]) for position in positions if position}
-            for path in self.run_dir.glob(f"{SHARDS}/*/"):
-                if path.name.partition("-")[0] not in needed:
-                    shutil.rmtree(path, ignore_errors=True)
+        """Remove the shards that no checkpoint names."""
+        if (self.run_dir / SHARDS).exists():
+            for_shards("sweep_shards")(self.run_dir)
 
     def rescue(self, get_state: Callable[[], dict[str, Any]], logger: logging.Logger) -> None:
         """Save the state that an exception interrupts; log an error, such as a full disk, and raise none."""
@@ -188,6 +187,7 @@ class Checkpointer:
         source, deep = Path(source), place().rank == 0  # of several processes, process 0 chooses
         if not source.exists():
             raise UserError(f"--resume {source}: there is no such run directory or checkpoint.")
+        name = run_name(source if source.is_dir() else source.parent)
         damaged = []
         for path in [source] if source.is_file() else cls.candidates(source):
             try:
@@ -206,6 +206,11 @@ class Checkpointer:
                     f"--resume {path}: an earlier version wrote it, whose runs this one cannot resume. It can be "
                     f"evaluated, or started from: --pretrained --model_path {path}"
                 )
+            if name and state.get("run_name", name) != name:
+                raise UserError(
+                    f"--resume {path}: it is of the run {state['run_name']}, but in the directory of {name}. "
+                    "Move it away."
+                )
             return path, state
         if damaged:
             raise DamagedError(
@@ -213,6 +218,33 @@ class Checkpointer:
                 f"To start from the beginning, leave --resume out."
             )
         raise UserError(f"--resume {source}: there is no checkpoint to resume from in this directory.")
+
+
+def run_name(directory: Path) -> str | None:
+    """Return the name of the run whose directory this is, PROJECT_TIMESTAMP; None if it is no run's.
+
+    The name is in those of its files and in the record of its provenance, so it outlives a renamed directory.
+
+    Raises:
+        UserError: they are those of two runs.
+    """
+    recorded = read_record(directory / PROVENANCE).get("run_name")
+    names = {str(recorded)} if recorded else set()
+    for path in directory.iterdir():
+        if match := NAMED_FILE.fullmatch(path.name):
+            names.add(match[1] or match[2])
+    if len(names) > 1:
+        raise UserError(f"{directory} holds files of two runs, {' and '.join(sorted(names))}: move those of one away.")
+    return next(iter(names), None)
+
+
+def read_record(path: Path) -> dict[str, Any]:
+    """Return the content of a JSON file of a run; {} when it is missing or damaged."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
 
 
 def first_free(path: Path, before_number: str = "") -> Path:

@@ -21,7 +21,6 @@ from typing import Any, BinaryIO
 
 import torch
 
-from engine.checkpoints.untrusted import open_as_data
 from engine.registry import load
 from utils.errors import DamagedError, UserError
 from utils.files import write_atomically
@@ -73,11 +72,11 @@ def opened(path: str | Path) -> Iterator[BinaryIO]:
             raise UserError(f"Cannot read the checkpoint {path}: it is no regular file.")
         with open(path, "rb") as file:
             yield file
+    except UserError:
+        raise
     except (OSError, ValueError) as error:  # ValueError: a name that no file can have
-        if isinstance(error, UserError):
-            raise
         hint = " Give a file in it, such as the one that ends in _best_ckpt.pth." if path.is_dir() else ""
-        reason = error.strerror if isinstance(error, OSError) else error
+        reason = getattr(error, "strerror", error)
         raise UserError(f"Cannot read the checkpoint {path}: {reason}.{hint}") from None
 
 
@@ -103,18 +102,23 @@ def read_position(path: str | Path) -> tuple[int, int] | None:
 def check_digest(file: BinaryIO, path: str | Path) -> bytes:
     """Return the footer of a file, b"" when there is none; DamagedError if the content does not match its SHA-256."""
     footer = read_footer(file)
-    left = file.tell() - DIGEST_SIZE
-    if left == -DIGEST_SIZE:
+    if file.tell() == 0:
         raise DamagedError(f"The checkpoint {path} is empty.")
-    sha = hashlib.sha256()
-    file.seek(0)
-    while footer and left:
-        chunk = file.read(min(CHUNK, left))
-        sha.update(chunk)
-        left -= len(chunk)
-    if footer and sha.digest() != footer[-DIGEST_SIZE:]:
-        raise DamagedError(f"The checkpoint {path} is damaged: its content does not match its SHA-256.")
+    if footer:
+        left = file.tell() - DIGEST_SIZE
+        sha = hashlib.sha256()
+        file.seek(0)
+        while chunk := file.read(min(CHUNK, left)):
+            sha.update(chunk)
+            left -= len(chunk)
+        if sha.digest() != footer[-DIGEST_SIZE:]:
+            raise DamagedError(f"The checkpoint {path} is damaged: its content does not match its SHA-256.")
     return footer
+
+
+def require_footer(footer: bytes, path: str | Path) -> None:
+    if not footer:
+        raise DamagedError(f"The checkpoint {path} is damaged: the SHA-256 at its end is missing.")
 
 
 def verify(path: str | Path, deep: bool = True) -> None:
@@ -130,10 +134,9 @@ def verify(path: str | Path, deep: bool = True) -> None:
     """
     with opened(path) as file:
         footer = check_digest(file, path)
-        if not footer:
-            raise DamagedError(f"The checkpoint {path} is damaged: the SHA-256 at its end is missing.")
-        if footer.startswith(MAGIC_SHARDS):
-            for_shards("check_shards")(open_as_data(file, path), path, deep)
+    require_footer(footer, path)
+    if footer.startswith(MAGIC_SHARDS):
+        for_shards("check_shards")(read(path)[0], path, deep)
 
 
 def for_shards(name: str) -> Callable:
@@ -144,6 +147,8 @@ def for_shards(name: str) -> Callable:
 # ---- read ------------------------------------------------------------------------------------------------------------
 def read(path: str | Path) -> tuple[Any, bytes]:
     """Return the content of a file, opened as data only, and its footer; see `load_file`."""
+    from engine.checkpoints.untrusted import open_as_data  # here, as a run that writes does not read
+
     with opened(path) as file:
         footer = check_digest(file, path)
         return open_as_data(file, path), footer
@@ -157,7 +162,9 @@ def load_file(path: str | Path) -> Any:
         UserError: when it is missing, or holds anything but data.
     """
     content, footer = read(path)
-    return with_tensors(content, path, ("networks", "averaging")) if footer.startswith(MAGIC_SHARDS) else content
+    if footer.startswith(MAGIC_SHARDS):
+        return for_shards("read_shards")(content, path, ("networks", "averaging"))
+    return content
 
 
 def load_checkpoint(path: str | Path, tensors_of: Collection[str] = PARTS) -> dict[str, Any]:
@@ -179,14 +186,10 @@ def load_checkpoint(path: str | Path, tensors_of: Collection[str] = PARTS) -> di
             f"{path} holds no run of this template (a bare state dict, perhaps). "
             f"To start from its weights: --pretrained --model_path {path}"
         )
-    if not footer:
-        raise DamagedError(f"The checkpoint {path} is damaged: the SHA-256 at its end is missing.")
-    return with_tensors(state, path, tensors_of) if tensors_of and "shards" in state else state
-
-
-def with_tensors(state: dict[str, Any], path: str | Path, parts: Collection[str]) -> dict[str, Any]:
-    """Return the content of a distributed checkpoint with the tensors of these parts, whole."""
-    return for_shards("read_shards")(state, path, parts)
+    require_footer(footer, path)
+    if tensors_of and "shards" in state:
+        return for_shards("read_shards")(state, path, tensors_of)
+    return state
 
 
 def options_of(state: dict[str, Any], path: str | Path) -> dict[str, Any]:
@@ -201,9 +204,11 @@ def weights_of(state: dict[str, Any], averaged: bool = True) -> dict[str, Any]:
     """Return the states of a checkpoint's networks by name; if `averaged`, the averages where it has any.
 
     Raises:
-        UserError: when the averages are damaged.
+        UserError: when the weights or the averages are damaged.
     """
-    networks, averaging = state["networks"], state.get("averaging")
+    networks, averaging = state.get("networks"), state.get("averaging")
+    if not isinstance(networks, dict) or not networks:
+        raise UserError("The checkpoint holds no weights of networks.")
     if not averaged or averaging is None:
         return networks
     try:

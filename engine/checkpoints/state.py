@@ -1,54 +1,21 @@
-"""The states of objects: collect them, restore them, and compare them by a digest."""
+"""The states of objects: collect them as data, and restore them."""
 
-from collections import UserDict
+import io
+from collections import OrderedDict, UserDict
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from utils.errors import UserError
 
-PLAIN = {type(None), bool, int, float, str, torch.Tensor, torch.nn.Parameter}
+SCALARS = {type(None), bool, int, float, str}
 KERNELS = ("fused", "foreach", "capturable")  # settings of an optimizer that change how, not what, it computes
-
-
-def check_plain(state: Any, what: str) -> None:
-    """Raise TypeError when a state holds a type that `torch.load(weights_only=True)` would later refuse.
-
-    >>> check_plain({"best": [0.5, None]}, "the state")
-    >>> check_plain({"when": range(3)}, "the state")       # doctest: +ELLIPSIS
-    Traceback (most recent call last):
-    TypeError: the state['when'] is of type range. A checkpoint holds tensors, numbers, text, lists and dicts...
-    """
-    for place, value in leaves(state):
-        if type(value) not in PLAIN:
-            raise TypeError(
-                f"{what}{place} is of type {type(value).__name__}. A checkpoint holds tensors, numbers, text, lists "
-                "and dicts; convert it in state_dict()."
-            )
-
-
-def leaves(state: Any) -> list[tuple[str, Any]]:
-    """Return every value that is no list, tuple or dictionary, with its place in the state.
-
-    >>> leaves({"a": [1, {"b": 2}]})
-    [("['a'][0]", 1), ("['a'][1]['b']", 2)]
-    """
-    found: list[tuple[str, Any]] = []
-    map_leaves(lambda place, value: found.append((place, value)), state)
-    return found
-
-
-def map_leaves(change: Callable[[str, Any], Any], state: Any, place: str = "") -> Any:
-    """Return the state with ``change(place, value)`` for each of its `leaves`."""
-    if isinstance(state, dict):
-        return {name: map_leaves(change, entry, f"{place}[{name!r}]") for name, entry in state.items()}
-    if type(state) in (list, tuple):
-        return type(state)(map_leaves(change, entry, f"{place}[{number}]") for number, entry in enumerate(state))
-    return change(place, state)
 
 
 class PlainState(UserDict):
@@ -61,12 +28,84 @@ class PlainState(UserDict):
         self.data = dict(state)
 
 
-# ---- collect and restore ---------------------------------------------------------------------------------------------
+# ---- collect ---------------------------------------------------------------------------------------------------------
 def get_state(part: Any) -> Any:
     """Return the state of an object, or of each object in a dictionary."""
     return {name: entry.state_dict() for name, entry in part.items()} if isinstance(part, dict) else part.state_dict()
 
 
+def plain(state: Any, what: str) -> Any:
+    """Return a state as data that `torch.load(weights_only=True)` accepts and can be restored.
+
+    NumPy scalars become numbers. An expanded tensor is written out, since nothing can be copied into one.
+
+    Raises:
+        UserError: when it holds anything else; the message names it as a place in `what`.
+
+    >>> plain({"best": [np.float64(0.5), None]}, "the state")
+    {'best': [0.5, None]}
+    >>> plain({"when": range(3)}, "the state")       # doctest: +ELLIPSIS
+    Traceback (most recent call last):
+    utils.errors.UserError: the state['when'] is of type range. A checkpoint holds tensors, numbers, text, lists and ...
+    """
+
+    def convert(place: str, value: Any) -> Any:
+        if isinstance(value, np.generic):
+            value = value.item()
+        if type(value) in (Tensor, nn.Parameter) and value.layout in (torch.strided, torch.sparse_coo):
+            return value.contiguous() if is_expanded(value) else value
+        is_sharded = hasattr(value, "full_tensor")  # a DTensor, which distributed checkpoints write
+        if type(value) not in SCALARS and not is_sharded and not can_be_opened(value):
+            raise UserError(
+                f"{what}{place} is of type {type(value).__name__}. A checkpoint holds tensors, numbers, text, lists "
+                "and dicts; convert it in state_dict()."
+            )
+        return value
+
+    return map_leaves(convert, state)
+
+
+def is_expanded(tensor: Tensor) -> bool:
+    """Return whether a tensor shows some of its numbers several times, so that nothing can be copied into it."""
+    return tensor.layout is torch.strided and tensor.untyped_storage().nbytes() < tensor.nbytes
+
+
+def can_be_opened(value: Any) -> bool:
+    """Return whether a file with a value of a rare type, such as a dtype, can be opened as data only."""
+    from engine.checkpoints.untrusted import open_as_data
+
+    buffer = io.BytesIO()
+    try:
+        torch.save(value, buffer)
+        open_as_data(buffer, "")
+    except Exception:  # what cannot be pickled may raise anything
+        return False
+    return True
+
+
+def map_leaves(change: Callable[[str, Any], Any], state: Any, place: str = "") -> Any:
+    """Return the state with ``change(place, value)`` for each value that is no list, tuple or dictionary, and each key.
+
+    >>> map_leaves(lambda place, value: place, {1: [2.5, b"x"]})
+    {'(1)': ['[1][0]', '[1][1]']}
+    """
+    if isinstance(state, dict):
+        mapped: dict[Any, Any] = OrderedDict()
+        for name, entry in state.items():
+            key = name if type(name) is str else change(f"{place}({name!r})", name)
+            mapped[key] = map_leaves(change, entry, f"{place}[{name!r}]")
+        if hasattr(state, "_metadata"):  # the versions of the modules
+            mapped._metadata = state._metadata
+            return mapped
+        return dict(mapped)
+    if type(state) not in (list, tuple):
+        return change(place, state)
+    if SCALARS.issuperset(map(type, state)):  # maybe millions of numbers
+        return state
+    return type(state)(map_leaves(change, entry, f"{place}[{number}]") for number, entry in enumerate(state))
+
+
+# ---- restore ---------------------------------------------------------------------------------------------------------
 def set_state(part: Any, state: Any, what: str) -> None:
     """Restore the state of an object, or of each object in a dictionary.
 
@@ -98,25 +137,60 @@ def set_state(part: Any, state: Any, what: str) -> None:
 def load_state(entry: Any, state: Any) -> None:
     """Call the `load_state_dict` of an object; ValueError where that would accept a state of another object.
 
-    A module names what is wrong in many lines. An optimizer accepts the settings of another kind of optimizer, and a
-    scheduler any attributes; both would fail, or compute something else, in a later step.
+    A scheduler accepts any attributes, and would fail, or compute something else, in a later step.
     """
     if state is None:
         raise ValueError("there is none")
     if isinstance(entry, nn.Module):
-        own = entry.state_dict()
-        compare_keys(own, state)
-        for name, value in own.items():
-            if torch.is_tensor(value) and value.shape != state[name].shape:
-                raise ValueError(f"{name} is {tuple(state[name].shape)}, here {tuple(value.shape)}")
+        state = as_named_by(entry, state)
+        make_room(entry, state)
     if isinstance(entry, LRScheduler):
         compare_keys(entry.state_dict(), state)
-    if not isinstance(entry, Optimizer):
+    if isinstance(entry, Optimizer):
+        load_optimizer(entry, state)
+    else:
         entry.load_state_dict(state)
-        return
-    before = [dict(group) for group in entry.param_groups]
-    entry.load_state_dict(state)
-    for own, group in zip(before, entry.param_groups, strict=True):
+
+
+def as_named_by(module: nn.Module, state: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a module's state with the names of this module, whatever wrappers either has; ValueError if they differ.
+
+    A module itself names each tensor that is missing or too much in a line of its own.
+    """
+    own = module.state_dict()
+    names = {without_wrappers(name): name for name in own}
+    renamed: dict[str, Any] = OrderedDict()
+    for name, value in state.items():
+        renamed[name if name in own else names.get(without_wrappers(name), name)] = value
+    compare_keys(own, renamed)
+    if hasattr(state, "_metadata"):
+        renamed._metadata = state._metadata
+    return renamed
+
+
+def without_wrappers(name: str) -> str:
+    """Return a name in a module's state without what torch.compile and DataParallel put into it."""
+    return name.replace("_orig_mod.", "").replace("module.", "")
+
+
+def make_room(module: nn.Module, state: Mapping[str, Any]) -> None:
+    """Give a module buffers of the shapes in its state, which may change in training; ValueError for a parameter's."""
+    for name, value in module.state_dict(keep_vars=True).items():
+        if not torch.is_tensor(value) or is_lazy(value):
+            continue
+        has_shape = value.shape == state[name].shape
+        if isinstance(value, nn.Parameter) and not has_shape:
+            raise ValueError(f"{name} is {tuple(state[name].shape)}, here {tuple(value.shape)}")
+        if not has_shape or is_expanded(value):
+            owner, _, attribute = name.rpartition(".")
+            setattr(module.get_submodule(owner), attribute, torch.empty_like(state[name], device=value.device))
+
+
+def load_optimizer(optimizer: Optimizer, state: dict[str, Any]) -> None:
+    """Restore an optimizer; ValueError for other groups, and for the settings of another kind, which it accepts."""
+    before = [dict(group) for group in optimizer.param_groups]
+    optimizer.load_state_dict(state)
+    for own, group in zip(before, optimizer.param_groups, strict=True):
         if own.get("name") != group.get("name"):
             raise ValueError(f"it has a parameter group {group.get('name')!r}, here {own.get('name')!r}")
         if lacks := [name for name in own if name not in group]:

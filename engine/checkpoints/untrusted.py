@@ -12,7 +12,6 @@ import pickletools
 import re
 import warnings
 import zipfile
-from pathlib import PurePosixPath
 from typing import Any, BinaryIO
 
 import torch
@@ -20,8 +19,9 @@ import torch
 from utils.errors import DamagedError, UserError
 
 UNFOLDED = 8  # times its size in the file: how large the content may become in memory
-MAX_DEPTH = 100  # of lists in lists
+CONVERT = "To convert one that you trust: torch.save("
 OLD_PICKLE = b"\x80"  # how a file begins that torch wrote before 1.6
+NOT_DATA = "is not a checkpoint that can be opened as data only"
 
 
 def open_as_data(file: BinaryIO, path: Any) -> Any:
@@ -41,17 +41,16 @@ def open_as_data(file: BinaryIO, path: Any) -> Any:
         file.seek(0)
         with warnings.catch_warnings(action="ignore"):
             content = torch.load(file, map_location="cpu", weights_only=True)
-        check_content(content, size)
+        check_content(content, UNFOLDED * size)
     except UserError as error:
-        raise UserError(f"{path} is not a checkpoint that can be opened as data only: {error}") from None
+        raise UserError(f"{path} {NOT_DATA}: {error}") from None
     except Exception as error:  # a file that was changed may lead torch's reader into an exception of any type
         reason = " ".join(str(error).split()) or type(error).__name__
-        if "weights_only" in reason:
-            name = re.search(r"GLOBAL ([\w.]+)", reason)
-            what = f"it names {name[1]!r}, which is not data" if name else "its pickle does more than hold data"
-            hint = "Save a state_dict(), not a whole object"
-            raise UserError(f"{path} is not a checkpoint that can be opened as data only: {what}. {hint}") from None
-        raise DamagedError(f"The checkpoint {path} is damaged, or is none: {reason[:120]}") from None
+        if "weights_only" not in reason:
+            raise DamagedError(f"The checkpoint {path} is damaged, or is none: {reason[:120]}") from None
+        name = re.search(r"GLOBAL ([\w.]+)", reason)
+        what = f"it names {name[1]!r}, which is not data" if name else "its pickle does more than hold data"
+        raise UserError(f"{path} {NOT_DATA}: {what}. Save a state_dict(), not a whole object") from None
     return content
 
 
@@ -63,8 +62,11 @@ def refuse_if(is_bad: bool, reason: str) -> None:
 def read_structure(file: BinaryIO, size: int) -> bytes:
     """Return the pickle in an archive, if no entry of the archive can unfold to more than its bytes in the file."""
     file.seek(0)
-    hint = "To convert one that you trust: torch.save(torch.load(OLD, weights_only=True), NEW)"
-    refuse_if(file.read(1) == OLD_PICKLE, f"it is a bare pickle, which torch wrote before 1.6. {hint}")
+    start = file.read(9)
+    hint = f"it is a bare pickle, which torch wrote before 1.6. {CONVERT}torch.load(OLD, weights_only=True), NEW)"
+    refuse_if(start.startswith(OLD_PICKLE), hint)
+    is_safetensors = start[8:] == b"{" and int.from_bytes(start[:8], "little") < size
+    refuse_if(is_safetensors, f"it is a safetensors file. {CONVERT}safetensors.torch.load_file(OLD), NEW)")
     with zipfile.ZipFile(file) as archive:
         entries = archive.infolist()
         names = [entry.filename for entry in entries]
@@ -72,11 +74,7 @@ def read_structure(file: BinaryIO, size: int) -> bytes:
         refuse_if(not is_stored, "a part of it is compressed or encrypted")
         refuse_if(sum(entry.file_size for entry in entries) > size, "its parts are larger than the file")
         refuse_if(len({name.lower() for name in names}) < len(names), "a part of it is there twice")
-        directory = names[0].partition("/")[0]
-        for name in names:
-            parts = PurePosixPath(name).parts
-            refuse_if(parts[0] != directory or ".." in parts, f"it holds a file named {name[:50]!r}")
-        return archive.read(f"{directory}/data.pkl")
+        return archive.read(f"{names[0].partition('/')[0]}/data.pkl")
 
 
 def check_pickle(pickled: bytes) -> None:
@@ -110,20 +108,20 @@ def check_pickle(pickled: bytes) -> None:
             stack += [count] * len(opcode.stack_after)
 
 
-def check_content(content: Any, size: int) -> None:
-    """Refuse a content that is much larger than the file of `size` bytes, for whoever walks through it or copies it."""
-    num_values = num_bytes = 0
-    left = [(content, 0)]
-    while left:
-        value, depth = left.pop()
-        inside: Any = ()
+def check_content(content: Any, limit: int) -> None:
+    """Refuse a content with more values or bytes than `limit`, for whoever walks through it or copies it."""
+    num_values = 0
+    num_bytes: dict[int, int] = {}  # of the largest tensor in each storage: tied weights are there once
+    left = [content]
+    while left and num_values <= limit:
+        value = left.pop()
+        num_values += 1
         if isinstance(value, dict):
-            inside = dict.values(value)
+            left += dict.values(value)
         elif isinstance(value, list | tuple):
-            inside = value
-        elif torch.is_tensor(value):
-            num_bytes += value.numel() * value.element_size()
-        num_values += len(inside)
-        refuse_if(depth > MAX_DEPTH, f"it is nested deeper than {MAX_DEPTH} levels")
-        refuse_if(max(num_values, num_bytes) > UNFOLDED * size, f"it unfolds to more than {UNFOLDED} times its size")
-        left += [(entry, depth + 1) for entry in inside]
+            left += value
+        elif torch.is_tensor(value) and value.layout is torch.strided:
+            storage = value.untyped_storage().data_ptr()
+            num_bytes[storage] = max(num_bytes.get(storage, 0), value.numel() * value.element_size())
+    is_larger = max(num_values, sum(num_bytes.values())) > limit
+    refuse_if(is_larger, f"it unfolds to more than {UNFOLDED} times its size")

@@ -16,7 +16,7 @@ NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP}  # the 
 PATIENCE = 2.0  # seconds before a waiting process prints a message
 
 
-class DirectoryLock:
+class DirectoryLock(contextlib.ExitStack):
     """Keeps other processes out of a directory, from its construction to `release()` or the end of a `with` block.
 
     One process may hold several at once, as a notebook does that resumes a run; each is released. On a file system
@@ -31,12 +31,12 @@ class DirectoryLock:
     """
 
     def __init__(self, directory: str | Path, what: str = "run"):
-        self._lock: FileLock | None = None
+        super().__init__()
         path = Path(directory) / LOCK_FILE
         lock = FileLock(path, timeout=0, thread_local=False, is_singleton=True)
         try:
             lock.acquire()
-            self._lock = lock
+            self.callback(lock.release)
         except Timeout:
             raise UserError(f"{directory} is in use by another {what}: wait for its end, or stop it.") from None
         except OSError as error:
@@ -45,17 +45,7 @@ class DirectoryLock:
             message = f"{directory} is on a file system without locks: do not start a second {what} there."
             warnings.warn(message, stacklevel=2)
 
-    def release(self) -> None:
-        """Let other processes in; does nothing the second time."""
-        if self._lock is not None:
-            self._lock.release()
-            self._lock = None
-
-    def __enter__(self) -> "DirectoryLock":
-        return self
-
-    def __exit__(self, *exception) -> None:
-        self.release()
+    release = contextlib.ExitStack.close  # lets other processes in; does nothing the second time
 
 
 def is_locked(directory: str | Path) -> bool:

@@ -5,20 +5,20 @@ import platform
 import shlex
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
-
-from utils.files import write_json
 
 PACKAGES = ("torchvision", "numpy", "pillow", "tensorboard", "matplotlib")
 
 
 def git(*arguments: str) -> str | None:
     """Return the output of a git command in this repository; None without git or a repository."""
-    root = Path(__file__).resolve().parent.parent.parent
+    command = ["git", "-C", str(Path(__file__).parents[2]), *arguments]
     try:
-        answer = subprocess.run(["git", "-C", str(root), *arguments], capture_output=True, timeout=20, check=True)
+        answer = subprocess.run(command, capture_output=True, timeout=20, check=True)
     except (OSError, subprocess.SubprocessError):
         return None
     return answer.stdout.decode(errors="replace").removesuffix("\n")  # a diff shows files of any encoding
@@ -39,15 +39,14 @@ def command_line() -> str:
     return shlex.join(["python", *program, *sys.argv[1:]])
 
 
-def write_provenance(path: str | Path, devices: list[torch.device], data: dict[str, str]) -> None:
-    """Write a JSON file with everything that is needed to repeat a run.
+def provenance(devices: list[torch.device], data: Mapping[str, str]) -> dict[str, Any]:
+    """Return everything that is needed to repeat a run.
 
     Args:
-        path: the file.
         devices: of the run.
         data: a fingerprint for each part of the data.
     """
-    record = {
+    return {
         "command": command_line(),
         "git_commit": git("rev-parse", "HEAD"),
         "git_diff": git("diff", "HEAD"),
@@ -60,10 +59,7 @@ def write_provenance(path: str | Path, devices: list[torch.device], data: dict[s
             "system": platform.platform(),
             "processor": platform.machine(),
             "torch_threads": torch.get_num_threads(),
-            "devices": [
-                torch.cuda.get_device_name(device) if device.type == "cuda" else device.type for device in devices
-            ],
+            "devices": [torch.cuda.get_device_name(d) if d.type == "cuda" else d.type for d in devices],
         },
-        "data": data,
+        "data": dict(data),
     }
-    write_json(path, record)

@@ -1,7 +1,6 @@
 """The directory of one run, with the files in it besides checkpoints and curves."""
 
 import contextlib
-import json
 import logging
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
@@ -11,11 +10,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from engine.checkpoints.checkpointer import ENDED, Checkpointer
+from engine.checkpoints.checkpointer import ENDED, PROVENANCE, Checkpointer, read_record, run_name
+from engine.checkpoints.file import options_of
 from engine.devices.process_group import Distributed
 from engine.runs.lock import DirectoryLock
-from engine.runs.provenance import command_line, write_provenance
-from utils.files import write_json
+from engine.runs.provenance import command_line, provenance
+from utils.errors import UserError
+from utils.files import open_own, write_json
 from utils.logger import build_logger, build_stderr_logger
 from utils.model_summary import count_parameters, layer_table
 from utils.timestamp import make_timestamped_dir
@@ -26,7 +27,7 @@ class RunDir:
 
     Args:
         output_dir: the parent of a new directory.
-        proj_name: the first part of the files' names.
+        proj_name: the first part of a new run's name.
         resume: a checkpoint. If its directory is a run's, the run goes on there.
         distributed: of several processes, process 0 makes the directory and writes; the others warn on stderr only.
 
@@ -35,6 +36,7 @@ class RunDir:
 
     Attributes:
         path: the directory.
+        name: of the run, PROJECT_TIMESTAMP. It is in its files' names or in them; see `run_name`.
         logger: writes to the terminal and to the run's log.
     """
 
@@ -43,18 +45,22 @@ class RunDir:
     ):
         distributed = distributed or Distributed()
         self.is_main = distributed.is_main
-        path = Path(resume).parent if resume else None
-        if self.is_main and not (path and is_run_dir(path)):
-            path = make_timestamped_dir(output_dir)
-        self.path = distributed.broadcast(path)
-        self.name = f"{proj_name}_{self.path.name}"
+        place = None
+        if self.is_main:
+            path = Path(resume).parent if resume else None
+            name = run_name(path) if path else None
+            if name is None:
+                path = make_timestamped_dir(output_dir)
+                name = f"{proj_name}_{path.name}"
+            place = (path, name)
+        self.path, self.name = distributed.broadcast(place)
         self.log_path = self.path / f"{self.name}_log.txt"
         self.discarded_log_path = self.path.parent / f"{self.name}_failed_log.txt"
+        self.lock: contextlib.AbstractContextManager = contextlib.nullcontext()
         if self.is_main:
-            self.lock: contextlib.AbstractContextManager = DirectoryLock(self.path)
+            self.lock = DirectoryLock(self.path)
             self.logger = build_logger(proj_name, self.log_path)
         else:
-            self.lock = contextlib.nullcontext()
             self.logger = build_stderr_logger(proj_name, f"[process {distributed.rank}] ")
 
     def note(self, text: str, is_warning: bool = False) -> None:
@@ -65,13 +71,13 @@ class RunDir:
     def log_quietly(self, text: str) -> None:
         """Append to the log file alone; a full disk must not hide the error that is being reported."""
         if self.is_main:
-            with contextlib.suppress(OSError), open(self.log_path, "a", encoding="utf-8") as file:
+            with contextlib.suppress(OSError), open_own(self.log_path) as file:
                 file.write(text)
 
     def end(self, progress: Mapping[str, int]) -> None:
         """Write the position at which the run has ended."""
         if self.is_main:
-            write_json(self.path / ENDED, progress)
+            write_json(self.path / ENDED, {"run_name": self.name, **progress})
 
     def discard(self) -> None:
         """Remove the directory of a run that failed before its first update; its log stays beside it."""
@@ -105,13 +111,13 @@ class RunDir:
         write_json(self.path / f"config_{self.name}.json", options)
         parts = {part: len(names) if isinstance(names, range) else list(names) for part, names in names_by_part.items()}
         write_json(self.path / "split.json", parts, indent=None)
-        provenance = self.path / "provenance.json"
-        if not provenance.exists():  # a resumed run keeps its first one
-            write_provenance(provenance, devices, fingerprints)
+        if not (self.path / PROVENANCE).exists():  # a resumed run keeps its first one
+            write_json(self.path / PROVENANCE, {"run_name": self.name, **provenance(devices, fingerprints)})
         log = self.logger.info
         log(f"Run directory: {self.path}")
-        first = fingerprints_in(provenance)
-        if changed := [part for part in first if fingerprints.get(part) != first[part]]:
+        first = read_record(self.path / PROVENANCE).get("data")
+        changed = [part for part in first if fingerprints.get(part) != first[part]] if isinstance(first, dict) else ()
+        if changed:
             self.logger.warning(f"The data is not what this run began with: {', '.join(changed)} changed.")
         log(f"Command: {command_line()}")
         not_empty = {name: value for name, value in options.items() if value not in (None, "", {})}
@@ -122,29 +128,34 @@ class RunDir:
             log(f"Network {name!r}: {total:,} parameters, {trainable:,} trainable\n{network}\n{layer_table(network)}")
 
 
-def fingerprints_in(provenance: Path) -> dict[str, str]:
-    """Return the digest of each part of the data when the run began; {} if the file is damaged."""
-    try:
-        return dict(json.loads(provenance.read_text(encoding="utf-8"))["data"])
-    except (OSError, ValueError, LookupError, TypeError):
-        return {}
-
-
-def is_run_dir(path: Path) -> bool:
-    return any(path.glob("config_*.json"))
-
-
 def unfinished_runs(output_dir: str | Path, proj_name: str) -> Iterator[tuple[Path, dict[str, Any]]]:
     """Yield a project's runs that have not ended and have a checkpoint, newest first, with their options.
 
     Args:
         output_dir: the parent of the runs.
         proj_name: the project; the directory may hold runs of others.
+
+    Raises:
+        UserError: a directory has checkpoints, but nothing that says of which run.
     """
     from engine.options.files import read_options  # here, as few runs need it
 
-    runs = [path for path in Path(output_dir).glob("*/") if path.name.isdigit()]
-    for path in sorted(runs, key=lambda path: int(path.name), reverse=True):
-        config = path / f"config_{proj_name}_{path.name}.json"
-        if config.exists() and not (path / ENDED).exists() and Checkpointer.candidates(path):
-            yield path, read_options(config)
+    runs: dict[str, Path] = {}
+    for path in Path(output_dir).glob("*/"):
+        name = run_name(path)
+        project, _, timestamp = (name or "").rpartition("_")
+        if project == proj_name and (name not in runs or path.name == timestamp):  # a copy has another directory name
+            runs[name] = path
+        elif name is None and path.name.isdigit() and Checkpointer.candidates(path):
+            raise UserError(f"{path} has checkpoints, but not the files that say of which run: move it away.")
+    for name in sorted(runs, key=lambda name: int(name.rpartition("_")[2]), reverse=True):
+        path = runs[name]
+        has_ended = read_record(path / ENDED)  # if damaged, the run is resumed, and ends at once if it had ended
+        if not has_ended and Checkpointer.candidates(path):
+            config = path / f"config_{name}.json"
+            if config.exists():
+                options = read_options(config)
+            else:
+                checkpoint, state = Checkpointer.find(path, warn=lambda line: None)
+                options = options_of(state, checkpoint)
+            yield path, options

@@ -23,24 +23,17 @@ def scalars(meters: Mapping[str, Any]) -> dict[str, float]:
     return results
 
 
-def check_monitor(name: str, meters: Mapping[str, Any]) -> None:
-    """Raise UserError when meters compute no scalar of this name."""
-    names = scalar_names(meters)
-    if name not in names:
-        raise UserError(f"--monitor {name!r} is none of the metrics{nearest(name, names)}: {', '.join(names)}.")
-
-
-def scalar_names(meters: Mapping[str, Any]) -> list[str]:
-    """Return the names that `scalars` will give, before anything was measured."""
-    names = []
+def check_monitor(monitor: str, meters: Mapping[str, Any]) -> None:
+    """Raise UserError when meters compute no scalar of this name; before they have measured anything."""
+    names: list[str] = []
     for name, meter in meters.items():
-        with warnings.catch_warnings():  # torchmetrics warns of, or refuses, a computation before the first update
-            warnings.simplefilter("ignore")
+        with warnings.catch_warnings(action="ignore"):  # torchmetrics warns of it, or refuses to compute
             try:
                 names += scalars({name: meter})
             except (RuntimeError, ValueError):
                 names.append(name)
-    return names
+    if monitor not in names:
+        raise UserError(f"--monitor {monitor!r} is none of the metrics{nearest(monitor, names)}: {', '.join(names)}.")
 
 
 def format_results(

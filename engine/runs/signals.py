@@ -49,7 +49,7 @@ def seconds_since_start() -> float:
     return time.monotonic() - STARTED
 
 
-class StopSignal:
+class StopSignal(contextlib.ExitStack):
     """In its `with` block, the first of `SIGNALS` only sets a flag; a second one ends the process within 2 seconds.
 
     The loop calls `raise_if_set()` where it is safe to stop. A second signal leaves `GRACE` seconds to a stop that is
@@ -71,13 +71,13 @@ class StopSignal:
     """
 
     def __init__(self, max_seconds: float | None = None, clock: Callable[[], float] = seconds_since_start):
+        super().__init__()
         self.signum: int | None = None
         self.max_seconds = max_seconds
         self.reserve = 0.0
         self._clock = clock
         self._last_asked: float | None = None
         self._longest_gap = 0.0
-        self._cleanup = contextlib.ExitStack()
 
     def __enter__(self) -> "StopSignal":
         self.signum = None
@@ -86,28 +86,25 @@ class StopSignal:
             self._watch()
         return self
 
-    def __exit__(self, *exception) -> None:
-        self._cleanup.close()
-
     def _watch(self) -> None:
-        """Set the handlers and start the thread; `_cleanup` undoes both in reverse order."""
+        """Set the handlers and start the thread; the end of the block undoes both in reverse order."""
         reader, writer = socket.socketpair()
         writer.setblocking(False)
         is_over = threading.Event()
         thread = threading.Thread(target=end_at_second_signal, args=(reader, is_over), daemon=True)
         thread.start()
         for close in (reader.close, writer.close, thread.join):
-            self._cleanup.callback(close)
+            self.callback(close)
         # Closing the writer would not do: forked processes have copies of it.
-        self._cleanup.callback(writer.shutdown, socket.SHUT_WR)
-        self._cleanup.callback(is_over.set)
+        self.callback(writer.shutdown, socket.SHUT_WR)
+        self.callback(is_over.set)
         previous = signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
-        self._cleanup.callback(signal.set_wakeup_fd, previous)
+        self.callback(signal.set_wakeup_fd, previous)
         for signum in SIGNALS:
             handler = signal.getsignal(signum)
             if handler not in (signal.SIG_IGN, None):  # ignored: by nohup, or by a shell for a background job
                 signal.signal(signum, self._note)
-                self._cleanup.callback(signal.signal, signum, handler)
+                self.callback(signal.signal, signum, handler)
 
     def _note(self, signum: int, frame: object) -> None:
         if self.signum is None:

@@ -8,7 +8,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tensorboard.plugins.hparams import plugin_data_pb2
 
 from callbacks.tensorboard import TensorBoard
-from engine.checkpoints.state import check_plain, set_state
+from engine.checkpoints.state import plain, set_state
 from utils.errors import UserError
 
 OPTIONS = {"lr": 0.1, "model_type": "Vanilla", "debug": False, "seed": 0, "lr_decay_epochs": [3.0], "model_path": None}
@@ -153,7 +153,7 @@ def test_state_goes_into_a_checkpoint_and_is_not_changed_by_what_comes_later(tra
     values = {"loss": 0.5}
     board.on_log(trainer, values)
     state = board.state_dict()
-    check_plain(state, "the state")
+    assert plain(state, "the state") == state
     values["loss"] = 1.0
     board.on_log(trainer, values)
     assert state == {"last_log": {"update": 0, "values": {"loss": 0.5}}}

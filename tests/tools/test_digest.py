@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from tools.digest import digest, digests
+from utils.errors import UserError
 
 NAN, INF = float("nan"), float("inf")
 
@@ -68,9 +69,9 @@ def test_digest_is_the_same_in_every_process_and_version():
     assert digest({"a": [1, 2.5, None], "b": torch.arange(3)}) == expected
 
 
-@pytest.mark.parametrize("value", [{1, 2}, b"x", range(2), {"a": [object()]}, torch.Size([1])])
+@pytest.mark.parametrize("value", [range(2), print, {"a": [object()]}])
 def test_what_a_checkpoint_cannot_hold_has_no_digest(value):
-    with pytest.raises(TypeError, match="the value"):
+    with pytest.raises(UserError, match="the value"):
         digest(value)
 
 

@@ -9,9 +9,9 @@ from pathlib import Path
 import torch
 
 from engine.checkpoints.file import load_checkpoint
-from engine.checkpoints.state import leaves
 from tests.torture import harness
 from tests.torture.harness import Life, Row
+from tools.digest import leaves
 
 WHAT = "checkpoints in shards, killed and resumed with another number of processes"
 COUNT, QUICK = 3, 1

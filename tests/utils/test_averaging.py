@@ -7,15 +7,14 @@ import csv
 import pytest
 import torch
 from torch import nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn, get_swa_multi_avg_fn, update_bn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn, get_swa_multi_avg_fn
 
 import trainer as trainer_module
 from callbacks.callback import Callback
 from engine.checkpoints.file import load_checkpoint, weights_of
 from eval_vanilla import EvaluatorVanilla
-from trainer import TrainerBase
 from trainer_vanilla import TrainerVanilla
-from utils.averaging import Averaging, measure_statistics
+from utils.averaging import Averaging
 from utils.buffers import buffers_kept
 from utils.errors import UserError
 
@@ -96,34 +95,6 @@ def test_an_exponential_average_is_that_of_torch_statistics_included(train, deca
         assert differ(averages_of(trainer), trainer.model)
 
 
-def test_a_mean_over_epochs_is_that_of_torch_with_statistics_of_its_own(train):
-    class AtTheEnds(Recorder):
-        def on_update_end(self, trainer, values):
-            if trainer.progress.sample == trainer.train_loader.num_samples and trainer.progress.epoch + 1 >= 2:
-                self.add(trainer)
-
-    recorder = AtTheEnds()
-    trainer = train("--swa_start", 2, "--n_epoch", 3, "--optim", "sgd", task=WithNorm, callbacks=[recorder])
-    (expected,) = recorder.models
-    expected.module[1].p = trainer.model[1].p = 0.0  # they draw differently
-    with trainer.averaging.applied():
-        trainer.progress.epoch -= 1
-        trainer.model.train()
-        measure_statistics(trainer.networks, trainer.forward_epoch, None)
-        ours = copy.deepcopy(trainer.model.state_dict())
-    updates = trainer.train_loader.updates(trainer.progress.epoch)
-    update_bn([batch for update in updates for batch in update.micro_batches], expected)
-    assert trainer.averaging.num_averaged == 2
-    assert [name for name, value in expected.module.state_dict().items() if not torch.equal(value, ours[name])] == []
-    assert not torch.equal(ours["2.running_mean"], trainer.model.state_dict()["2.running_mean"])
-
-
-def test_statistics_that_are_frozen_are_not_measured(train):
-    flags = ("--swa_start", 1, "--freeze", "2.*")
-    trainer = train(*flags, task=WithNorm)
-    assert not averages_of(trainer)["2.running_mean"].any() and trainer.in_eval_mode == {"model": ["2"]}
-
-
 def test_only_statistics_and_weights_are_averaged():
     network = nn.Linear(2, 2)
     network.register_buffer("mask", torch.tensor([0.0, float("-inf")]))
@@ -131,7 +102,7 @@ def test_only_statistics_and_weights_are_averaged():
     network.twin = nn.Linear(2, 2)
     network.twin.weight = network.weight
     network.hidden = nn.Parameter(torch.tensor([0.0, float("-inf")]), requires_grad=False)
-    averaging = Averaging({"model": network}, ema=0.5)
+    averaging = Averaging({"model": network}, decay=0.5)
     for _ in range(3):
         with torch.no_grad():
             network.weight += 1
@@ -149,20 +120,18 @@ def test_buffers_that_are_no_statistics_may_be_anything_and_stay_the_networks_ow
         ("expanded", torch.zeros(1).expand(3)), ("bank", torch.zeros(0, 2)),
     ):  # fmt: skip
         network.register_buffer(name, buffer)
-    for average in (Averaging({"model": network}, ema=0.5), Averaging({"model": network}, swa_start=1)):
-        for update in (1, 2):
-            network.bank = torch.cat([network.bank, torch.ones(1, 2)])
-            average.finish_update()
-            average.finish_epoch(update, lambda: (network(torch.rand(4, 2)), network.register_buffer("bank", None)))
-            with average.applied():
-                assert len(network.bank) > 0
+    average = Averaging({"model": network}, decay=0.5)
+    for _ in range(2):
+        network.bank = torch.cat([network.bank, torch.ones(1, 2)])
+        average.finish_update()
+        with average.applied():
+            assert len(network.bank) == average.num_averaged
         average.load_state_dict(copy.deepcopy(average.state_dict()))
-    assert len(network.bank) == 4
 
 
 def test_in_the_block_the_network_has_the_averages_and_afterwards_its_own_without_a_trace():
     network = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2))
-    averaging = Averaging({"model": network}, ema=0.5)
+    averaging = Averaging({"model": network}, decay=0.5)
     with averaging.applied():  # nothing is averaged yet
         pass
     averaging.finish_update()
@@ -280,13 +249,6 @@ def test_padding_leaves_no_statistics():
     assert not network.num_batches_tracked and not network.running_mean.any()
 
 
-def test_before_the_mean_begins_the_weights_are_measured(train):
-    trainer = train("--swa_start", 2, "--n_epoch", 2)
-    first = load_checkpoint(trainer.checkpointer.path("last-8"))
-    assert first["averaging"]["num_averaged"] == 0 and weights_of(first) == first["networks"]
-    assert load_checkpoint(trainer.checkpointer.path("last"))["averaging"]["num_averaged"] == 1
-
-
 def test_switched_off_it_leaves_nothing_in_a_checkpoint(train):
     trainer = train("--n_epoch", 1)
     assert "averaging" not in load_checkpoint(trainer.checkpointer.path("last"))
@@ -297,21 +259,6 @@ def test_damaged_averages_of_a_checkpoint_are_told(train):
     for averaging in ({}, [], {"num_averaged": 1, "networks": {"model": 3}}):
         with pytest.raises(UserError, match="--no-use_average"):
             weights_of({"networks": {"model": {}}, "averaging": averaging})
-
-
-def test_statistics_need_a_task_that_says_how_a_batch_goes_through(build):
-    class WithStep(TrainerBase):
-        evaluator_class, defaults = EvaluatorVanilla, TrainerVanilla.defaults
-
-        def build_networks(self):
-            return {"model": nn.Sequential(nn.Flatten(), nn.BatchNorm1d(784), nn.Linear(784, 10))}
-
-        def train_step(self, update):
-            return {}
-
-    build(task=WithStep)
-    with pytest.raises(UserError, match="compute_loss"):
-        build("--swa_start", 1, task=WithStep)
 
 
 # ---- several processes -----------------------------------------------------------------------------------------------
@@ -358,7 +305,7 @@ def main(rank):
     network, inputs, mesh = Scaled(), torch.ones(1, 2), init_device_mesh("cpu", (2,))
     fully_shard(network.layer, mesh=mesh)
     fully_shard(network, mesh=mesh)
-    averaging = utils.averaging.Averaging({"model": network}, ema=0.5)
+    averaging = utils.averaging.Averaging({"model": network}, decay=0.5)
     averaging.finish_update()
     first = network(inputs).detach()
     optimizer = torch.optim.SGD(network.parameters(), lr=0.1)

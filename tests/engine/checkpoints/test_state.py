@@ -2,12 +2,13 @@
 
 import copy
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 from torch.optim import lr_scheduler
 
-from engine.checkpoints.state import PlainState, check_plain, get_state, leaves, set_state
+from engine.checkpoints.state import PlainState, get_state, plain, set_state
 from tools.digest import digest
 from utils.errors import UserError
 
@@ -126,11 +127,23 @@ def test_states_of_all_schedulers_come_back(make, num_steps):
 
 
 # ---- plain -----------------------------------------------------------------------------------------------------------
-def test_what_a_checkpoint_cannot_hold_is_named():
-    check_plain({"a": [1, 2.0, None, True, "x", (torch.ones(1), nn.Parameter(torch.ones(1)))]}, "it")
-    with pytest.raises(TypeError, match=r"it\['a'\]\[1\]\['b'\] is of type set"):
-        check_plain({"a": [1, {"b": {2}}]}, "it")
+def test_numpy_scalars_become_numbers_and_what_cannot_be_loaded_is_named():
+    state = {np.int64(3): [np.float32(0.5), (np.bool_(True), np.str_("a"))], "rate": np.float64(0.1)}
+    converted = plain(state, "it")
+    assert converted == {3: [0.5, (True, "a")], "rate": 0.1}
+    kinds = [type(value) for value in (*converted, converted[3][0], *converted[3][1], converted["rate"])]
+    assert kinds == [int, str, float, bool, str, float]
+    with pytest.raises(UserError, match=r"it\['a'\]\[1\]\['b'\] is of type range"):
+        plain({"a": [1, {"b": range(2)}]}, "it")
+    for value in (np.ones(2), print, nn.Linear(1, 1), {range(2): 0}):
+        with pytest.raises(UserError, match=r"it\['a'\].* is of type"):
+            plain({"a": value}, "it")
 
 
-def test_leaves_are_named_by_their_place():
-    assert dict(leaves({"a": (1, [2]), 3: {}, "b": None})) == {"['a'][0]": 1, "['a'][1][0]": 2, "['b']": None}
+def test_what_torch_opens_stays_as_it_is():
+    network = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2))
+    state = network.state_dict() | {"dtype": torch.float16, "set": {1}, "size": torch.Size([2]), "inf": float("inf")}
+    assert list(plain(state, "it")) == list(state)
+    assert plain(network.state_dict(), "it")._metadata == network.state_dict()._metadata
+    numbers = [1] * 9
+    assert plain({"many": numbers}, "it")["many"] is numbers

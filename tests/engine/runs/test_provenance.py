@@ -1,6 +1,5 @@
 """The record of a run tells the code it ran, to the last change, and never stops the run."""
 
-import json
 import os
 import platform
 import shlex
@@ -12,7 +11,7 @@ import pytest
 import torch
 
 from engine.runs import provenance
-from engine.runs.provenance import git, version, write_provenance
+from engine.runs.provenance import git, version
 
 
 @pytest.fixture
@@ -28,13 +27,12 @@ def repository(tmp_path, monkeypatch):
     return root
 
 
-def record(tmp_path) -> dict:
-    write_provenance(tmp_path / "provenance.json", [torch.device("cpu")], {"train": "abc"})
-    return json.loads((tmp_path / "provenance.json").read_text(encoding="utf-8"))
+def record() -> dict:
+    return provenance.provenance([torch.device("cpu")], {"train": "abc"})
 
 
-def test_record_names_what_is_needed_to_run_again(repository, tmp_path):
-    content = record(tmp_path)
+def test_record_names_what_is_needed_to_run_again(repository):
+    content = record()
     assert content["command"].startswith("python ")
     assert content["versions"]["torch"] == torch.__version__
     assert content["versions"]["python"] == platform.python_version()
@@ -48,23 +46,22 @@ def test_package_that_another_one_stands_in_for_has_no_version():
     assert version("numpy") and version("a-package-that-nobody-has") is None
 
 
-def test_name_of_a_gpu_is_recorded(repository, tmp_path, monkeypatch):
+def test_name_of_a_gpu_is_recorded(monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: f"Model {device.index}")
-    write_provenance(tmp_path / "provenance.json", [torch.device("cuda", 1)], {})
-    assert json.loads((tmp_path / "provenance.json").read_text())["machine"]["devices"] == ["Model 1"]
+    assert provenance.provenance([torch.device("cuda", 1)], {})["machine"]["devices"] == ["Model 1"]
 
 
-def test_change_that_was_not_committed_can_be_applied_again(repository, tmp_path):
+def test_change_that_was_not_committed_can_be_applied_again(repository):
     (repository / "lines.txt").write_text("one\nchanged\n\n")
-    diff = record(tmp_path)["git_diff"]
+    diff = record()["git_diff"]
     subprocess.run(["git", "-C", str(repository), "checkout", "-q", "lines.txt"], check=True)
     subprocess.run(["git", "-C", str(repository), "apply"], input=diff + "\n", text=True, check=True)
     assert (repository / "lines.txt").read_text() == "one\nchanged\n\n"
 
 
-def test_change_in_another_encoding_does_not_stop_the_run(repository, tmp_path):
+def test_change_in_another_encoding_does_not_stop_the_run(repository):
     (repository / "lines.txt").write_bytes(b"caf\xe9\n")
-    assert "+caf\ufffd" in record(tmp_path)["git_diff"]
+    assert "+caf\ufffd" in record()["git_diff"]
 
 
 def test_without_a_repository_or_without_git_there_is_none(tmp_path, monkeypatch):
@@ -72,7 +69,7 @@ def test_without_a_repository_or_without_git_there_is_none(tmp_path, monkeypatch
     monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
     assert git("rev-parse", "HEAD") is None
     monkeypatch.setenv("PATH", "")
-    assert record(tmp_path)["git_commit"] is None
+    assert record()["git_commit"] is None
 
 
 def test_git_that_hangs_is_not_waited_for(monkeypatch):

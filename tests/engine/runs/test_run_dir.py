@@ -17,9 +17,7 @@ OPTIONS = {"lr": 1e-3, "seed": 0, "debug": False, "model_path": None, "descripti
 @pytest.fixture(autouse=True)
 def short_provenance(monkeypatch):
     """The versions and the state of the repository have tests of their own."""
-    monkeypatch.setattr(
-        run_dir, "write_provenance", lambda path, devices, data: path.write_text(json.dumps({"data": data}))
-    )
+    monkeypatch.setattr(run_dir, "provenance", lambda devices, data: {"data": data})
 
 
 def record(directory: RunDir, parts=PARTS) -> None:
@@ -66,11 +64,11 @@ def test_resumed_run_goes_on_in_its_directory_and_keeps_its_provenance(tmp_path)
     first = RunDir(tmp_path, "Vanilla")
     record(first)
     first.logger.info("before")
-    (first.path / "provenance.json").write_text("that of the beginning")
+    (first.path / "provenance.json").write_text("damaged")
     resumed = RunDir(tmp_path / "elsewhere", "Vanilla", resume=str(first.path / "Vanilla_last_ckpt.pth"))
     record(resumed)
     assert resumed.path == first.path and not (tmp_path / "elsewhere").exists()
-    assert (first.path / "provenance.json").read_text() == "that of the beginning"
+    assert (first.path / "provenance.json").read_text() == "damaged"
     (log,) = first.path.glob("*_log.txt")
     assert "before" in log.read_text() and log.read_text().count("Run directory") == 2
 

@@ -3,7 +3,7 @@
 import pytest
 import torchmetrics
 
-from engine.runs.scores import compare_with_stored, format_results, scalar_names
+from engine.runs.scores import check_monitor, compare_with_stored, format_results
 from utils.errors import UserError
 from utils.meter import AvgMeter
 from utils.metrics import ConfusionMatrix, PrecisionRecallF1
@@ -63,5 +63,8 @@ def test_score_with_other_options_is_not_compared_unless_they_do_no_harm():
 
 def test_names_are_known_before_anything_was_measured():
     meters = {"loss": AvgMeter(), "macro": PrecisionRecallF1(3), "confusion": ConfusionMatrix(3)}
-    assert scalar_names(meters) == ["loss", "macro/precision", "macro/recall", "macro/f1"]
-    assert scalar_names({"foreign": torchmetrics.SpearmanCorrCoef()}) == ["foreign"]
+    for name in ("loss", "macro/precision", "macro/recall", "macro/f1"):
+        check_monitor(name, meters)
+    with pytest.raises(UserError, match=r"'macro' is none of the metrics.*: loss, macro/precision, macro/re"):
+        check_monitor("macro", meters)
+    check_monitor("foreign", {"foreign": torchmetrics.SpearmanCorrCoef()})
