@@ -80,7 +80,7 @@ class TrainerBase:
 
         # ---- the networks, and how they learn
         self.networks = place_networks(opt, self.build_networks(), self.device, self.distributed)
-        self.in_eval_mode = freeze(opt, self.networks)  # by network: the frozen layers that stay in eval mode
+        self.in_eval_mode = freeze(opt, self.networks)  # by network: the modules that stay in eval mode
         pretrained_notes = self.load_initial_weights()
         self.wrapped = self.wrap_networks()
         self.criterion = place_network(self.build_criterion(), self.device, compile=opt.compile)
@@ -254,7 +254,7 @@ class TrainerBase:
         self.finish_epoch()
 
     def set_train_mode(self) -> None:
-        """Put the networks in train mode, except for frozen normalization."""
+        """Put the networks in train mode, except for what is frozen and in eval mode."""
         for name, network in self.networks.items():
             network.train()
             for layer in self.in_eval_mode.get(name, ()):  # by name, since wrapping may replace modules

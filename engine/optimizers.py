@@ -25,8 +25,9 @@ OF_OUR_SCHEDULES = ("warmup_epoch", "lr_min", "lr_decay_epochs", "lr_decay_every
 
 # ---- parameters ------------------------------------------------------------------------------------------------------
 def freeze(opt: Namespace, networks: Mapping[str, nn.Module]) -> dict[str, list[str]]:
-    """Freeze the parameters of --freeze and --train_only; return by network the layers that stay in eval mode."""
-    if not opt.freeze and not opt.train_only:
+    """Freeze the parameters of --freeze and --train_only; return by network the modules that stay in eval mode."""
+    is_all_in_train_mode = all(module.training for network in networks.values() for module in network.modules())
+    if not opt.freeze and not opt.train_only and is_all_in_train_mode:
         return {}
     freeze_parameters = load("extras.param_groups:freeze_parameters", "freeze")
     return freeze_parameters(networks, opt.freeze or (), opt.train_only or ())

@@ -12,11 +12,12 @@ docs/functional.md.
 import contextlib
 import gc
 import io
+import os
 from argparse import ArgumentTypeError, Namespace
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -35,6 +36,7 @@ from tools.lr_finder import LrCurve
 from trainer import TrainerBase
 from utils.errors import UserError, nearest, shown
 from utils.meter import AvgMeter
+from utils.seed import preserved_random_state
 
 __all__ = ["ModelTrainer", "find_lr", "fit", "param_groups"]
 
@@ -48,6 +50,7 @@ OPTIONS = (
 )  # fmt: skip
 WHOLE = number(int, low=1)
 POSITIVE = number(float, above=0)
+WORKSPACE = "CUBLAS_WORKSPACE_CONFIG"  # an environment variable that --deterministic sets
 MAX_EPOCHS = 1_000_000
 NO_LIMIT = 1_000_000_000  # updates
 
@@ -110,7 +113,10 @@ class ModelTrainer(TrainerBase):
         self.given_datasets = {"train": dataset, "val": [] if val_dataset is None else val_dataset}
         self.schedule_per_update = schedule_per_update
         self.given_callbacks = list(callbacks)
+        algorithms = Algorithms.now()
         super().__init__(opt)
+        if not opt.deterministic and algorithms != Algorithms():  # torch's own, so the user has chosen them
+            algorithms.apply()
         self.checkpointer.prefix = type(model).__name__  # the first part of the names of the checkpoints
 
     def build_datasets(self) -> dict[str, Any]:
@@ -153,7 +159,49 @@ class ModelTrainer(TrainerBase):
         gc.collect()
 
 
+# ---- settings of torch -----------------------------------------------------------------------------------------------
+class Algorithms(NamedTuple):
+    """Which algorithms torch may use. The defaults are torch's."""
+
+    are_deterministic: bool = False
+    only_warns: bool = False
+    is_cudnn_deterministic: bool = False
+    is_cudnn_measured: bool = False
+
+    @classmethod
+    def now(cls) -> "Algorithms":
+        """Return those that are set."""
+        return cls(
+            torch.are_deterministic_algorithms_enabled(),
+            torch.is_deterministic_algorithms_warn_only_enabled(),
+            torch.backends.cudnn.deterministic,
+            torch.backends.cudnn.benchmark,
+        )
+
+    def apply(self) -> None:
+        """Set them."""
+        if self[:2] != Algorithms.now()[:2]:  # the call imports the compiler: seconds
+            torch.use_deterministic_algorithms(self.are_deterministic, warn_only=self.only_warns)
+        torch.backends.cudnn.deterministic = self.is_cudnn_deterministic
+        torch.backends.cudnn.benchmark = self.is_cudnn_measured
+
+
+@contextlib.contextmanager
+def settings_kept() -> Iterator[None]:
+    """Leave torch's settings and the global random generators as they were before the block."""
+    algorithms = Algorithms.now()
+    workspace = {name: value for name, value in os.environ.items() if name == WORKSPACE}
+    try:
+        with preserved_random_state():
+            yield
+    finally:
+        algorithms.apply()
+        os.environ.pop(WORKSPACE, None)
+        os.environ.update(workspace)
+
+
 # ---- the functions ---------------------------------------------------------------------------------------------------
+@settings_kept()
 def fit(
     model: nn.Module,
     optimizer: Optimizer,
@@ -210,6 +258,7 @@ def fit(
     return trainer
 
 
+@settings_kept()
 def find_lr(
     model: nn.Module,
     optimizer: Optimizer,

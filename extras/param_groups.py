@@ -224,7 +224,7 @@ def freeze_parameters(
 
     Normalization with running statistics would go on to update them, and so change the output of a frozen layer. So it
     stays in eval mode where all of its parameters are frozen. Without parameters of its own, those of the module around
-    it decide.
+    it decide. Modules that the user has put in eval mode stay there, see `chosen_eval_mode`.
 
     Args:
         networks: by name.
@@ -232,7 +232,7 @@ def freeze_parameters(
         train_only: patterns of the parameters to train; all others are frozen. `freeze` wins over it.
 
     Returns:
-        By network, the names of the normalization layers that stay in eval mode.
+        By network, the names of the modules that stay in eval mode, with all that is in them; "" is the network.
 
     Raises:
         UserError: when a pattern matches nothing, or no parameter of a network is left to train.
@@ -241,6 +241,7 @@ def freeze_parameters(
     >>> freeze_parameters({"model": network}, freeze=["0.*", "1.*"])
     {'model': ['1']}
     """
+    chosen = {name: chosen_eval_mode(network) for name, network in networks.items()}
     frozen = [parameter for pattern in freeze for parameter in matching_parameters(networks, pattern, "--freeze")]
     if train_only:
         kept = {id(p) for pattern in train_only for p in matching_parameters(networks, pattern, "--train_only")}
@@ -253,7 +254,9 @@ def freeze_parameters(
             options = {"--freeze": freeze, "--train_only": train_only}
             flags = " and ".join(f"{flag} {' '.join(patterns)}" for flag, patterns in options.items() if patterns)
             raise UserError(f"{flags}: nothing is left to be trained in the network {name!r}.")
-    return {name: frozen_normalization(network) for name, network in networks.items()}
+    for name, network in networks.items() if frozen else ():
+        chosen[name] += [layer for layer in frozen_normalization(network) if layer not in chosen[name]]
+    return {name: layers for name, layers in chosen.items() if layers or frozen}
 
 
 def frozen_table(networks: Mapping[str, nn.Module], in_eval_mode: Mapping[str, Iterable[str]]) -> str:
@@ -266,7 +269,8 @@ def frozen_table(networks: Mapping[str, nn.Module], in_eval_mode: Mapping[str, I
     lines = []
     for name, layers in in_eval_mode.items():
         frozen = [parameter for parameter in networks[name].parameters() if not is_trained(parameter)]
-        more = f"; in eval mode stay {', '.join(map(plain_name, layers))}" if layers else ""
+        names = ", ".join(plain_name(layer) or "all of it" for layer in layers)
+        more = f"; in eval mode: {names}" if layers else ""
         count = sum(parameter.numel() for parameter in frozen)
         lines.append(f"Frozen in {name!r}: {count:,} parameters in {len(frozen)} tensors{more}")
     return "\n".join(lines)
@@ -279,6 +283,28 @@ def is_trained(parameter: nn.Parameter) -> bool:
 def has_trained(network: nn.Module) -> bool:
     """Return whether any parameter of a network is trained."""
     return any(map(is_trained, network.parameters()))
+
+
+def chosen_eval_mode(network: nn.Module) -> list[str]:
+    """Return the names of the outermost modules that the user has frozen and put in eval mode.
+
+    In a network that is in train mode itself, batch normalization in eval mode counts, whether frozen or not.
+
+    >>> network = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2))
+    >>> network[1].requires_grad_(False).eval()
+    BatchNorm1d(2, eps=1e-05, momentum=0.1, affine=True, track_running_stats=True)
+    >>> chosen_eval_mode(network)
+    ['1']
+    """
+    names: list[str] = []
+    for name, module in network.named_modules():  # the outer ones first
+        is_inside = any(outer == "" or name.startswith(f"{outer}.") for outer in names)
+        if module.training or is_inside:
+            continue
+        is_frozen = not has_trained(nearest_with_parameters(network, name))
+        if is_frozen or (isinstance(module, _NormBase) and network.training):
+            names.append(name)
+    return names
 
 
 def frozen_normalization(network: nn.Module) -> list[str]:

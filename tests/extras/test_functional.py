@@ -1,6 +1,7 @@
 """`fit` and `find_lr`: a module that returns its own loss, trained by the loop of the template."""
 
 import os
+import random
 import signal
 import sys
 from types import SimpleNamespace
@@ -16,7 +17,7 @@ from callbacks.callback import Callback
 from data.FashionMNIST import build_fashion_mnist_sample
 from engine.checkpoints.file import FORMAT, load_checkpoint, save_checkpoint
 from engine.progress import Progress
-from extras.functional import OPTIONS, find_lr, fit, param_groups
+from extras.functional import OPTIONS, Algorithms, find_lr, fit, param_groups
 from model.vanilla_model import VanillaModel
 from tests.processes import free_port, in_processes
 from trainer_vanilla import TrainerVanilla
@@ -131,6 +132,48 @@ def test_an_average_over_epochs_measures_its_statistics_anew(settings):
     averages = run.averaging.state_dict()["networks"]["model"]
     assert torch.equal(averages["layers.0.weight"], model.layers[0].weight)  # of one epoch
     assert not torch.equal(averages["layers.1.running_mean"], model.layers[1].running_mean)
+
+
+def test_a_frozen_layer_stays_in_eval_mode(settings):
+    class Normalized(Classifier):
+        def __init__(self):
+            super().__init__()
+            self.layers.insert(1, nn.BatchNorm1d(16))
+
+    model = Normalized()
+    norm = model.layers[1].requires_grad_(False).eval()
+    before = {name: value.clone() for name, value in norm.state_dict().items()}
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    for _ in range(2):
+        fit(model, torch.optim.SGD(trained, 0.1), None, points(), 16, num_epochs=1, val_dataset=points(8), **settings)
+    assert not norm.training and model.layers[0].training
+    assert all(torch.equal(value, before[name]) for name, value in norm.state_dict().items())
+
+
+@pytest.mark.parametrize("deterministic", [True, False])
+def test_the_settings_of_torch_and_the_random_generators_are_left_alone(settings, deterministic, monkeypatch):
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
+    seen = []
+
+    def look(trainer, values):
+        seen.append(Algorithms.now())
+
+    how = {"num_updates": 1, "on_update_end": look, **settings, **({"deterministic": True} if deterministic else {})}
+    try:
+        for chosen in (Algorithms(True, True, True, False), Algorithms(False, False, True, False), Algorithms()):
+            chosen.apply()
+            made = parts()
+            before = (torch.get_rng_state().tolist(), random.getstate())
+            fit(*made, None, points(), 16, **how)
+            assert Algorithms.now() == chosen and "CUBLAS_WORKSPACE_CONFIG" not in os.environ
+            assert (torch.get_rng_state().tolist(), random.getstate()) == before
+            set_to = seen.pop()
+            if deterministic:
+                assert set_to.are_deterministic and set_to[2:] == (True, False)
+            else:
+                assert set_to == (Algorithms(is_cudnn_measured=True) if chosen == Algorithms() else chosen)
+    finally:
+        Algorithms().apply()
 
 
 def test_a_model_that_recomputes_its_activations_may_be_trained_again(settings):

@@ -228,7 +228,7 @@ def test_it_is_found_again_in_networks_that_were_wrapped_or_exchanged():
     set_train_mode({"model": nn.SyncBatchNorm.convert_sync_batchnorm(network)}, in_eval_mode)
     kinds = [(type(m).__name__, m.training) for m in network.modules() if isinstance(m, nn.SyncBatchNorm)]
     assert kinds == [("SyncBatchNorm", False), ("SyncBatchNorm", True), ("SyncBatchNorm", True)]
-    assert "in eval mode stay 0.1" in frozen_table({"model": network}, in_eval_mode)
+    assert "in eval mode: 0.1" in frozen_table({"model": network}, in_eval_mode)
 
 
 def test_train_only_freezes_the_rest_and_freeze_takes_of_it():
@@ -244,6 +244,23 @@ def test_without_an_option_nothing_is_touched_not_even_what_a_task_has_frozen():
     in_eval_mode = freeze(Namespace(freeze=None, train_only=None), {"model": network})
     set_train_mode({"model": network}, in_eval_mode)
     assert in_eval_mode == {} and all(module.training for module in network.modules())
+
+
+def test_modules_that_the_user_has_frozen_in_eval_mode_stay_there():
+    network = nn.Sequential(small(), nn.Dropout(), nn.Linear(2, 2), nn.BatchNorm1d(2))
+    network[0].requires_grad_(False).eval()
+    network[1].eval()  # a trained network around it: it is not frozen
+    network[3].eval()  # batch normalization may be trained with fixed statistics
+    in_eval_mode = freeze(Namespace(freeze=None, train_only=None), {"model": network})
+    set_train_mode({"model": network}, in_eval_mode)
+    assert in_eval_mode == {"model": ["0", "3"]}
+    assert [module.training for module in network] == [False, True, True, False]
+    assert not any(module.training for module in network[0].modules())
+    network.eval()  # as a library may return it
+    set_train_mode({"model": network}, freeze(Namespace(freeze=["2.weight"], train_only=None), {"model": network}))
+    assert [module.training for module in network] == [False, True, True, True]
+    network.requires_grad_(False).eval()
+    assert freeze(Namespace(freeze=None, train_only=None), {"judge": network}) == {"judge": [""]}
 
 
 @pytest.mark.parametrize(
