@@ -5,9 +5,11 @@ index keeps the name of each sample and the ends of its file names, of which the
 are put together from these.
 """
 
+import difflib
 import hashlib
 import os
 import sys
+import unicodedata
 from collections.abc import Collection, Sequence
 from pathlib import Path
 
@@ -15,9 +17,10 @@ import numpy as np
 
 from utils.errors import UserError
 
-EXTENSIONS = {"jpg", "jpeg", "png", "bmp", "tif", "tiff", "gif", "webp", "ppm", "pgm"}
+EXTENSIONS = {"jpg", "jpeg", "jfif", "png", "bmp", "tif", "tiff", "gif", "webp", "ppm", "pgm"}
 FOLDERS = ("train", "train_masks")
 MASK_END = "_mask"
+MOST_COMPARED = 1000  # names, to find the nearest
 
 
 class MatchedFiles(Sequence):
@@ -26,7 +29,8 @@ class MatchedFiles(Sequence):
     Args:
         folders: the directories.
         names: of the samples.
-        ends: of each sample, what follows its name in the file name in each directory, such as (".jpg", "_mask.gif").
+        ends: of each sample, what follows its name in the file name in each directory, such as (".jpg", "_mask.gif");
+            or, behind a separator, the whole file name, where it spells the name in other bytes.
     """
 
     def __init__(self, folders: Sequence[str | Path], names: list[str], ends: list[tuple[str, ...]]):
@@ -43,7 +47,8 @@ class MatchedFiles(Sequence):
 
     def path(self, index: int, which: int) -> str:
         """Return the path of a sample's file in the directory number `which`."""
-        return f"{self.folders[which]}{os.sep}{self.names[index]}{self.ends[index][which]}"
+        end = self.ends[index][which]
+        return f"{self.folders[which]}{end if end.startswith(os.sep) else f'{os.sep}{self.names[index]}{end}'}"
 
     def paths(self, which: int) -> list[str]:
         """Return the paths of all samples in the directory number `which`."""
@@ -95,14 +100,20 @@ def shorten(files: list[str], most: int = 10) -> str:
 
 
 def index_folder(
-    folder: str | Path, name_end: str, extensions: Collection[str] | None = EXTENSIONS
+    folder: str | Path,
+    name_end: str,
+    extensions: Collection[str] | None = EXTENSIONS,
+    ends_here: Collection[str] = (),
 ) -> tuple[dict[str, str], set[str]]:
     """List a directory. Hidden files are skipped, and directories where all extensions count.
+
+    Names that look alike are one name, in whatever way their accents are encoded (in NFC, or NFD as on a Mac).
 
     Args:
         folder: the directory.
         name_end: what is removed from the end of a stem to get the name of the sample, such as "_mask".
         extensions: of the files that count, in small letters; None for all.
+        ends_here: of all samples' files that share the directory; a file belongs to the longest that it has.
 
     Returns:
         What follows the name in the name of the file, by name; and all files that share their name with another one.
@@ -115,13 +126,35 @@ def index_folder(
             counts = entry.is_file() if extensions is None else extension[1:].lower() in extensions
             if not counts or stem.startswith("."):
                 continue
-            name = stem.removesuffix(name_end)
-            end = sys.intern(entry.name[len(name) :])  # there are few different ones
+            if ends_here and name_end != max(filter(stem.endswith, ends_here), key=len, default=None):
+                continue
+            spelled = stem.removesuffix(name_end)
+            name = unicodedata.normalize("NFC", spelled)
+            # There are few different ends, unless the names are spelled otherwise.
+            end = sys.intern(entry.name[len(name) :]) if name == spelled else os.sep + entry.name
             if name in ends:
                 doubled |= {name + ends[name], name + end}
                 end = min(end, ends[name])
             ends[name] = end
     return ends, doubled
+
+
+def hint_of_folders(folder: str | Path) -> str:
+    """Return a hint where a directory without files has directories, since those are not looked into."""
+    with os.scandir(folder) as entries:
+        inside = sorted(entry.name for entry in entries if entry.is_dir() and not entry.name.startswith("."))
+    return f", but it holds directories ({shorten(inside, 3)}), of which one may be meant" if inside else ""
+
+
+def nearest_names(indexes: Sequence[dict[str, str]]) -> str:
+    """Return a hint on two names of two directories that may be meant to be one, such as 'img_01' and 'seg_01'."""
+    first, *others = indexes
+    for other in others:
+        here, there = sorted(first.keys() - other.keys()), sorted(other.keys() - first.keys())
+        if here and there:
+            nearest = difflib.get_close_matches(here[0], there[:MOST_COMPARED], n=1, cutoff=0)
+            return f" The nearest two are {here[0]!r} and {nearest[0]!r}."
+    return ""
 
 
 def match_files(
@@ -140,16 +173,19 @@ def match_files(
         UserError: a directory is missing or empty, or some name is not in all of them, or twice in one.
     """
     indexes, problems = [], []
-    for folder, name_end in zip(folders, name_ends or [""] * len(folders), strict=True):
+    folders = [os.path.normpath(os.path.expanduser(folder)) for folder in folders]
+    name_ends = name_ends or [""] * len(folders)
+    for folder, name_end in zip(folders, name_ends, strict=True):
         if not os.path.isdir(folder):
             raise UserError(f"There is no directory {folder}.")
+        ends_here = {end for other, end in zip(folders, name_ends, strict=True) if other == folder} - {name_end}
         try:
-            index, doubled = index_folder(folder, name_end, extensions)
+            index, doubled = index_folder(folder, name_end, extensions, ends_here and ends_here | {name_end})
         except OSError as error:
             raise UserError(f"The directory {folder} cannot be read: {error.strerror}.") from None
         if not index:
             kinds = "" if extensions is None else f" with one of the extensions {', '.join(sorted(extensions))}"
-            raise UserError(f"There is no file{kinds} in {folder}.")
+            raise UserError(f"There is no file{kinds} in {folder}{hint_of_folders(folder)}.")
         indexes.append(index)
         if doubled:
             problems.append(f"{folder} has names with more than one file: {shorten(sorted(doubled))}")
@@ -160,8 +196,8 @@ def match_files(
     if problems:
         where = ", ".join(dict.fromkeys(map(str, folders)))
         raise UserError(
-            f"The files of {where} do not belong together one by one: {'; '.join(problems)}. Add or remove files: each "
-            f"directory needs one file of each name, the extension aside."
+            f"The files of {where} do not belong together one by one: {'; '.join(problems)}.{nearest_names(indexes)} "
+            f"Add or remove files: each directory needs one file of each name, the extension aside."
         )
     names = sorted(union)
     known: dict[tuple[str, ...], tuple[str, ...]] = {}  # equal ends are one object
@@ -175,13 +211,15 @@ def find_pairs(data_dir: str | Path) -> MatchedFiles:
     Raises:
         UserError: a directory is missing or empty, or the files do not pair up one to one.
     """
-    folders = [Path(data_dir, folder) for folder in FOLDERS]
+    data_dir = Path(data_dir).expanduser()
+    folders = [data_dir / folder for folder in FOLDERS]
     for folder in folders:
         if not folder.is_dir():
             raise UserError(
                 f"There is no directory {folder}. Unpack train.zip and train_masks.zip of the Kaggle competition "
                 f'"Carvana Image Masking Challenge" into {data_dir}, or make data of the same layout:\n'
-                f"python -m tools.synthetic.make_carvana_like --data_dir {data_dir} --cars 32 --views 16 --size 480x320"
+                f"python -m tools.synthetic.make_carvana_like --data_dir {data_dir} --cars 32 --views 16 "
+                f"--size 480x320\nFiles that lie otherwise are for --data_type MultiImage."
             )
     try:
         return match_files(folders, ["", MASK_END])

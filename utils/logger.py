@@ -56,7 +56,7 @@ def build_logger(name: str, path: str | Path | None = None) -> logging.Logger:
     logger = logging.Logger(name, level=logging.INFO)
     logger.addHandler(TerminalHandler())
     if path is not None:
-        handler = LogFileHandler(path, encoding="utf-8", delay=True)
+        handler = LogFileHandler(path, encoding="utf-8", delay=True, errors="backslashreplace")
         handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
         logger.addHandler(handler)
     return logger

@@ -106,12 +106,15 @@ def plain_text(text: str) -> str:
 
 
 def file_path(text: str) -> str:
-    """An argparse type for a file or directory, which is not looked at. An empty one would be the current directory."""
+    """An argparse type for a file or directory, which is not looked at. An empty one would be the current directory.
+
+    A shell turns ~ into the home directory only where a word begins with it; option files and Python do not.
+    """
     parts = plain_text(text).split("/")
     is_too_long = any(len(os.fsencode(part)) > 255 for part in parts) or len(os.fsencode(text)) > 4095
     if not text.strip() or "\n" in text or "\t" in text or is_too_long:
         raise ArgumentTypeError(f"{shown(text)} cannot be the name of a file or directory")
-    return text
+    return os.path.expanduser(text)
 
 
 def duration(text: str) -> str:

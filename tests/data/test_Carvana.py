@@ -167,7 +167,7 @@ def test_a_photo_that_a_phone_has_turned_lies_on_its_mask_for_every_data_type(tm
     names = {"dirs": ["train", "train_masks"], "name_ends": ["", "_mask"]}
     of_files = build_carvana(tmp_path, cache=True, patch_size=24, **shares)
     of_dirs = build_multi_image(data_dir=tmp_path, **names, **shares)
-    for dataset in (of_files["train"], of_files["train"].cached(), of_dirs["train"]):
+    for dataset in (of_files["train"], of_files["train"].open_cache(), of_dirs["train"]):
         for image, mask in (dataset[i] for i in range(len(dataset))):
             assert torch.equal((image[0] > 0.5).long(), mask) and mask.sum() == 120
 

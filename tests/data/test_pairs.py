@@ -1,13 +1,16 @@
 import hashlib
 import os
 import pickle
+import unicodedata
 
 import pytest
 
 from data.Carvana import CarvanaDataset, build_carvana
+from data.data_entry import group_hashes
 from data.masks import ClassMap
-from data.pairs import car_of, find_pairs
+from data.pairs import car_of, find_pairs, match_files
 from extras.pixel_cache import cache_key
+from utils.errors import UserError
 
 GREYS = ClassMap((0, 0xFFFFFF))
 
@@ -91,3 +94,57 @@ def test_names_that_are_no_unicode_have_a_fingerprint(tmp_path):
             pass
     dataset = CarvanaDataset(find_pairs(tmp_path), GREYS, size=(8, 8))
     assert len(dataset.fingerprint()) == len(cache_key(dataset)) == 64
+    assert len(group_hashes(dataset)) == 1
+
+
+def touch(directory, *files):
+    directory.mkdir(parents=True, exist_ok=True)
+    for file in files:
+        (directory / file).touch()
+    return directory
+
+
+def test_names_that_look_alike_pair_up_and_their_files_are_found(tmp_path):
+    by_form = [unicodedata.normalize(form, "café_é") for form in ("NFC", "NFD")]
+    assert by_form[0] != by_form[1]
+    folders = [touch(tmp_path / str(i), f"{name}.png", "plain.png") for i, name in enumerate(by_form)]
+    pairs = match_files(folders)
+    assert pairs.names == [by_form[0], "plain"] and (pairs.status() == 0)[:, ::2].all()
+    assert pairs.select([0])[0] == (f"{folders[0]}/{by_form[0]}.png", f"{folders[1]}/{by_form[1]}.png")
+    touch(folders[0], f"{by_form[1]}.jpg")
+    with pytest.raises(UserError, match="names with more than one file"):
+        match_files(folders)
+
+
+def test_one_directory_may_hold_images_and_masks(tmp_path):
+    folder = touch(tmp_path, "a.jpg", "a_mask.png", "a_mask_2.png", "b_mask.jfif", "b.JFIF", "b_mask_2.png")
+    ends = ["", "_mask", "_mask_2"]
+    pairs = match_files([folder, f"{folder}/", folder], ends)
+    assert [[os.path.basename(path) for path in paths] for paths in pairs] == [
+        ["a.jpg", "a_mask.png", "a_mask_2.png"], ["b.JFIF", "b_mask.jfif", "b_mask_2.png"],
+    ]  # fmt: skip
+    touch(folder, "c_mask.png")
+    with pytest.raises(UserError, match="lacks 1 of 3 names: c;"):
+        match_files([folder] * 3, ends)
+
+
+def test_names_that_differ_are_shown_beside_each_other(tmp_path):
+    images = touch(tmp_path / "images", "img_001.png", "img_002.png")
+    masks = touch(tmp_path / "masks", "seg_002.png", "seg_001.png")
+    with pytest.raises(UserError, match=r"\. The nearest two are 'img_001' and 'seg_001'\. Add or"):
+        match_files([images, masks])
+
+
+def test_directories_in_a_directory_are_named(tmp_path):
+    touch(tmp_path / "images" / "scene")
+    with pytest.raises(UserError, match=r"no file .* in .*images, but it holds directories \(scene\), of which one"):
+        match_files([tmp_path / "images"])
+
+
+def test_the_home_directory_may_be_written_short(tmp_path, monkeypatch):
+    touch(tmp_path / "train", "a.png")
+    touch(tmp_path / "train_masks", "a.png")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert find_pairs("~")[0] == match_files(["~/train", "~/train_masks"])[0] == (
+        f"{tmp_path}/train/a.png", f"{tmp_path}/train_masks/a.png"
+    )  # fmt: skip

@@ -31,6 +31,7 @@ from engine.options.parser import (
     saved_options,
 )
 from engine.registry import names
+from extras.functional import resolve
 from trainer_seg_on_carvana import TrainerSeg
 from trainer_vanilla import TrainerVanilla
 from utils.errors import UserError
@@ -224,9 +225,17 @@ def test_what_is_no_id_of_a_device_is_refused(text):
         device_ids(text)
 
 
-@pytest.mark.parametrize("text", [".", "~/runs", "größe 日本/x", "a=b", "x" * 255])
+@pytest.mark.parametrize("text", [".", "a~/runs", "größe 日本/x", "a=b", "x" * 255])
 def test_names_of_files(text):
     assert file_path(text) == text
+
+
+def test_the_home_directory_may_be_written_short_in_every_path_option(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "own.json").write_text('{"data_dir": "~/data", "output_dir": "~"}')
+    opt = TrainerVanilla.parse_options(["--config", "~/own.json", "--seed", "0"])
+    assert (opt.data_dir, opt.output_dir) == (f"{tmp_path}/data", str(tmp_path))
+    assert resolve("fit", {"output_dir": Path("~/runs")}, {}).output_dir == f"{tmp_path}/runs"
 
 
 @pytest.mark.parametrize("text", ["", "  ", "a\nb", "a\0b", "\x1b[31m", "\udcff", "x" * 256, "日" * 86, "a/" * 2048])
