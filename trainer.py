@@ -27,7 +27,7 @@ from engine.checkpoints.checkpointer import build_checkpointer
 from engine.checkpoints.state import PlainState
 from engine.devices.device import place_network
 from engine.devices.job import launch
-from engine.devices.setup import agree_on_options, join_processes, place_networks, wrap_networks
+from engine.devices.setup import agree_on_options, join_processes, place_networks
 from engine.epoch_log import EpochLog
 from engine.nan_guard import NanGuard, can_be_voided
 from engine.optimizers import (
@@ -82,7 +82,7 @@ class TrainerBase:
         self.networks = place_networks(opt, self.build_networks(), self.device, self.distributed)
         self.in_eval_mode = freeze(opt, self.networks)  # by network: the modules that stay in eval mode
         pretrained_notes = self.load_initial_weights()
-        self.wrapped = self.wrap_networks()
+        self.wrapped = {name: self.distributed.wrap(network, self.device) for name, network in self.networks.items()}
         self.criterion = place_network(self.build_criterion(), self.device, compile=opt.compile)
         self.evaluator = self.build_evaluator()
         check_monitor(opt.monitor, self.evaluator.meters)
@@ -371,10 +371,6 @@ class TrainerBase:
     def join_processes(self, opt: Namespace) -> tuple[Any, list[torch.device], str]:
         """Meet the other processes; return them, the devices of this one, and a line about both for the log."""
         return join_processes(opt)
-
-    def wrap_networks(self) -> dict[str, nn.Module]:
-        """Return the modules that are called in training, by the names of the networks."""
-        return wrap_networks(self.opt, self.networks, self.devices, self.distributed)
 
     @property
     def initial_weights(self) -> str | None:

@@ -7,7 +7,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from extras.blocks import blocks_of
-from utils.buffers import buffers_of, buffers_set
+from extras.buffers import buffers_of, buffers_set
 
 
 class Recomputed:

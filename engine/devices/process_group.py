@@ -126,14 +126,8 @@ class Distributed:
         return loss if weight == 1 else loss * weight
 
     # ---- networks ----------------------------------------------------------------------------------------------------
-    def wrap(self, network: nn.Module, device: Any, sync_bn: bool = False) -> nn.Module:
-        """Return the module that is called in training: its gradients are those of all processes.
-
-        Args:
-            network: on its device.
-            device: of this process.
-            sync_bn: batch normalization over the batches of all processes; in place.
-        """
+    def wrap(self, network: nn.Module, device: Any) -> nn.Module:
+        """Return the module that is called in training: its gradients are those of all processes."""
         return network
 
     def share_buffers(self, modules: Iterable[nn.Module]) -> None:

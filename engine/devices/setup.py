@@ -1,4 +1,4 @@
-"""Set up the devices and processes of a run, and place and wrap its networks, as the options ask for."""
+"""Set up the devices and processes of a run, and place its networks, as the options ask for."""
 
 from argparse import Namespace
 from collections.abc import Mapping
@@ -21,12 +21,14 @@ def join_processes(opt: Namespace) -> tuple[Distributed, list[torch.device], str
     """
     here = place()
     devices, note = select_devices(opt.gpu_devices, here.local_rank, here.local_size)
-    if here.size == 1:
-        return Distributed(), devices, note
-    from engine.devices.several import join
+    if here.size > 1:
+        from engine.devices.several import join
 
-    distributed = join(opt, devices[0])
-    return distributed, devices, f"{note} {distributed.describe(opt.batch_size)}"
+        distributed = join(opt, devices[0])
+        return distributed, devices, f"{note} {distributed.describe(opt.batch_size)}"
+    if opt.parallel == "dp" and devices[0].type == "cuda":
+        return load("extras.data_parallel:SeveralGPUs", "parallel")(devices), devices, note
+    return Distributed(), devices, note
 
 
 def agree_on_options(opt: Namespace, distributed: Distributed) -> Namespace:
@@ -53,13 +55,3 @@ def place_networks(
             network = load(reference, "activation_checkpointing")(network)
         placed[name] = place_network(network, device, opt.channels_last, opt.compile, records_graphs)
     return placed
-
-
-def wrap_networks(
-    opt: Namespace, networks: Mapping[str, nn.Module], devices: list[torch.device], distributed: Distributed
-) -> dict[str, nn.Module]:
-    """Return the modules that are called in training, by the names of the networks."""
-    gpu_ids = [device.index for device in devices if device.type == "cuda"]
-    if opt.parallel == "dp" and gpu_ids:  # without ids it would take all GPUs
-        return {name: nn.DataParallel(network, gpu_ids) for name, network in networks.items()}
-    return {name: distributed.wrap(network, devices[0], opt.sync_bn) for name, network in networks.items()}

@@ -36,9 +36,13 @@ class SeveralProcesses(Distributed):
         size: number of processes.
         local_rank: rank on this machine.
         timeout: seconds that the others may take to come to the same call.
+
+    Attributes:
+        sync_bn: whether `wrap` makes batch normalization go over the batches of all processes; in place.
     """
 
     kind = "ddp"
+    sync_bn = False
 
     def __init__(self, rank: int, size: int, local_rank: int = 0, timeout: float = DEFAULT_TIMEOUT):
         self.rank = rank
@@ -189,8 +193,8 @@ class SeveralProcesses(Distributed):
         return loss * factor * torch.where(loss.detach().isfinite(), 1.0, float("nan"))
 
     # ---- networks ----------------------------------------------------------------------------------------------------
-    def wrap(self, network: nn.Module, device: torch.device, sync_bn: bool = False) -> nn.Module:
-        if sync_bn:
+    def wrap(self, network: nn.Module, device: torch.device) -> nn.Module:
+        if self.sync_bn:
             if device.type != "cuda":
                 raise UserError("--sync_bn needs GPUs: torch has no synchronised batch normalization for CPUs.")
             network = nn.SyncBatchNorm.convert_sync_batchnorm(network)
@@ -252,4 +256,6 @@ def join(opt: Namespace, device: torch.device) -> SeveralProcesses:
     if opt.batch_size < size:
         raise UserError(f"--batch_size {opt.batch_size} leaves some of {size} processes without a sample.")
     made = load("extras.sharding:ShardedProcesses", "parallel") if opt.parallel == "fsdp" else SeveralProcesses
-    return made.join(opt.dist_timeout, device)
+    distributed = made.join(opt.dist_timeout, device)
+    distributed.sync_bn = opt.sync_bn
+    return distributed

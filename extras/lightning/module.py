@@ -38,6 +38,9 @@ class LightningProcesses(SeveralProcesses):
         super().__init__(strategy.global_rank, strategy.world_size, getattr(strategy, "local_rank", 0))
         self.strategy = strategy
 
+    def wrap(self, network: nn.Module, device: torch.device) -> nn.Module:
+        return network  # Lightning wraps the whole module
+
     def gradients(self, synchronize: bool) -> contextlib.AbstractContextManager:
         if synchronize:
             return contextlib.nullcontext()
@@ -104,9 +107,6 @@ class Hosted:
         if strategy.world_size == 1:
             return Distributed(), [device], note
         return LightningProcesses(strategy), [device], f"{note} {strategy.world_size} processes."
-
-    def wrap_networks(self) -> dict[str, nn.Module]:
-        return dict(self.networks)  # Lightning wraps the whole module
 
 
 # ---- data and callbacks ----------------------------------------------------------------------------------------------

@@ -13,9 +13,9 @@ import trainer as trainer_module
 from callbacks.callback import Callback
 from engine.checkpoints.file import load_checkpoint, weights_of
 from eval_vanilla import EvaluatorVanilla
+from extras.buffers import buffers_kept
 from trainer_vanilla import TrainerVanilla
 from utils.averaging import Averaging
-from utils.buffers import buffers_kept
 from utils.errors import UserError
 
 OF_THE_LAUNCH = ("options", "callbacks", "seconds")

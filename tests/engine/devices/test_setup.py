@@ -6,14 +6,13 @@ from torch import nn
 
 from engine.devices import setup, several
 from engine.devices.job import Place
-from engine.devices.process_group import Distributed
 from engine.devices.setup import agree_on_options, join_processes
 from engine.devices.several import SeveralProcesses
 from engine.options.parser import Options
 from utils.errors import UserError
 
 OPTIONS = {"gpu_devices": "cpu", "dist_timeout": 9, "parallel": "none", "amp": "no", "batch_size": 8, "seed": 3,
-           "resume": None, "resume_notes": ["note"]}  # fmt: skip
+           "sync_bn": False, "resume": None, "resume_notes": ["note"]}  # fmt: skip
 
 
 class Apart(SeveralProcesses):
@@ -70,9 +69,9 @@ def test_the_line_on_the_processes_tells_the_shares(join):
 
 def test_data_parallel_shares_a_batch_only_among_the_chosen_gpus(monkeypatch):
     network, given = nn.Linear(2, 2), []
-    monkeypatch.setattr(setup.nn, "DataParallel", lambda module, ids: given.append((module, ids)))
+    monkeypatch.setattr(nn, "DataParallel", lambda module, ids: given.append((module, ids)))
     gpus = [torch.device("cuda", 2), torch.device("cuda", 0)]
-    opt = Options(parallel="dp", sync_bn=False)
-    setup.wrap_networks(opt, {"model": network}, gpus, Distributed())
-    assert given == [(network, [2, 0])]
-    assert setup.wrap_networks(opt, {"model": network}, [torch.device("cpu")], Distributed()) == {"model": network}
+    monkeypatch.setattr(setup, "select_devices", lambda *arguments: (gpus, "note"))
+    distributed, _, _ = join_processes(Options(**OPTIONS | {"parallel": "dp"}))
+    distributed.wrap(network, gpus[0])
+    assert given == [(network, [2, 0])] and distributed.size == 1
