@@ -50,7 +50,7 @@ from loss.weighted_sum import add_up, as_terms
 from options import parse_train_options
 from utils.batch import move_to
 from utils.earlystopper import EarlyStopper, direction
-from utils.errors import DivergedError
+from utils.errors import DivergedError, UserError
 from utils.precision import Precision
 from utils.scheduler import learning_rates
 from utils.seed import GlobalGenerators, seed_apart, seed_everything
@@ -254,11 +254,14 @@ class TrainerBase:
         self.finish_epoch()
 
     def set_train_mode(self) -> None:
-        """Put the networks in train mode, except for what is frozen and in eval mode."""
+        """Put the networks in train mode, except for what is frozen; and optimizers that have modes."""
         for name, network in self.networks.items():
             network.train()
             for layer in self.in_eval_mode.get(name, ()):  # by name, since wrapping may replace modules
                 network.get_submodule(layer).eval()
+        for optimizer in self.optimizers.values():
+            if hasattr(optimizer, "train"):  # it makes its own average of the weights, see extras/schedule_free.py
+                optimizer.train()
 
     def train_update(self, update: Update) -> None:
         """Make one optimizer update, count it, and tell the callbacks."""
@@ -407,8 +410,12 @@ class TrainerBase:
         return NanGuard(policy=self.opt.nan_policy, max_skips=self.opt.max_skips, warn=warn, **settings)
 
     def build_averaging(self) -> Any:
-        """Return the average of the weights, which the evaluator then measures; None without --ema and --swa_start."""
-        if self.opt.swa_start is not None:
+        """Return the average of the weights, which the evaluator then measures; None if nothing makes one."""
+        if any(hasattr(optimizer, "train") for optimizer in self.optimizers.values()):
+            if self.opt.swa_start is not None or self.opt.ema is not None:
+                raise UserError("The optimizer makes its own average of the weights: leave out --ema and --swa_start.")
+            averaging = load("extras.schedule_free:OptimizerAverage", "optim")(self.networks, self.optimizers)
+        elif self.opt.swa_start is not None:
             averaging = load("extras.mean_over_epochs:MeanOverEpochs", "swa_start")(self)
         elif self.opt.ema is not None:
             from utils.averaging import Averaging

@@ -31,7 +31,8 @@ def describe(state: dict[str, Any]) -> str:
         kind = options.get("model_type", "of unknown type")
         rows.append(("network", f"{name} ({kind}): {count:,} numbers in {len(tensors):,} tensors, buffers included"))
     if "averaging" in state:
-        kind = f"--ema {options.get('ema')}" if options.get("ema") is not None else "--swa_start"
+        kinds = {"ema": f"--ema {options.get('ema')}", "swa_start": "--swa_start"}
+        kind = next((text for name, text in kinds.items() if options.get(name) is not None), "of the optimizer")
         rows.append(("average", f"of the weights, {kind}, over {state['averaging']['num_averaged']:,}"))
     for name, optimizer in state.get("optimizers", {}).items():
         rates = ", ".join(f"{group['lr']:g}" for group in optimizer["param_groups"])

@@ -307,7 +307,10 @@ def test_a_step_can_be_voided_if_it_is_fused_and_the_only_one_on_a_gpu():
     assert not can_be_voided([torch.optim.AdamW(nn.Linear(2, 2).parameters(), fused=True)])
 
 
-@pytest.mark.parametrize(("flags", "waits"), [((), False), (("--nan_policy", "skip"), True), (("--ema", 0.9), True)])
+@pytest.mark.parametrize(
+    ("flags", "waits"),
+    [((), False), (("--nan_policy", "skip"), True), (("--ema", 0.9), True), (("--swa_start", 1), False)],
+)
 def test_the_loop_waits_for_a_gpu_only_if_it_must(build, monkeypatch, flags, waits):
     monkeypatch.setattr(trainer_module, "can_be_voided", lambda optimizers: True)
     assert isinstance(build(*flags).guard, DeferredNanGuard) != waits

@@ -9,7 +9,6 @@ import torch
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn, get_swa_multi_avg_fn
 
-import trainer as trainer_module
 from callbacks.callback import Callback
 from engine.checkpoints.file import load_checkpoint, weights_of
 from eval_vanilla import EvaluatorVanilla
@@ -168,20 +167,6 @@ def test_an_update_whose_step_float16_left_out_does_not_move_the_average(build):
         trainer.precision.overflowed = overflowed
         trainer.guarded_step(update)
         assert trainer.averaging.num_averaged == (not overflowed)
-
-
-@pytest.mark.parametrize(("flags", "expected"), [((), False), (("--ema", 0.9), True), (("--swa_start", 1), False)])
-def test_with_an_average_over_updates_each_is_checked_at_once(build, monkeypatch, flags, expected):
-    seen = []
-    original = trainer_module.build_guard
-
-    def watch(reads_at_once, **settings):
-        seen.append(reads_at_once)
-        return original(reads_at_once=reads_at_once, **settings)
-
-    monkeypatch.setattr(trainer_module, "build_guard", watch)
-    build(*flags)
-    assert seen == [expected]
 
 
 # ---- resume ----------------------------------------------------------------------------------------------------------
