@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from data.loader import EvalLoader
 from engine.checkpoints.file import FORMAT, load_checkpoint, save_checkpoint
 from loss.classification_loss import CrossEntropyLoss
 from tools.digest import NOT_THE_RUN, digest, digests
@@ -32,6 +33,7 @@ RECENT = 10  # updates whose mean loss counts
 NUM_ROWS = 8  # samples of the check for leaks
 NUM_COMPARED = 3  # updates that are loaded twice
 MIXING = (nn.modules.batchnorm._BatchNorm, nn.modules.dropout._DropoutNd)  # differ with the micro-batch by nature
+PADDED = " The samples are padded to the longest of their batch: does the network run over the padding?"
 SAME_LOSS = {"no": 1e-4, "bf16": 0.05, "fp16": 0.02}  # relative difference that is rounding, by --amp
 
 
@@ -200,30 +202,72 @@ def expected_first_loss(patient: Patient) -> float:
 
 def check_micro_batches(patient: Patient) -> str:
     """Check that the loss and the gradient of an update do not depend on --micro_batch_size."""
+    num_samples = patient.update.num_local
+    if num_samples < 2:
+        raise CannotTell("an update has a single sample")
+    half = max(1, patient.trainer.micro_batch_size // 2)
+    few = min(num_samples, NUM_ROWS)
+    for count, one, other in ((few, few, 1), (num_samples, patient.trainer.micro_batch_size, half)):
+        compare_pieces(patient, count, one, other)
+    return f"an update of {num_samples} in micro-batches of other sizes, down to 1, has the same loss and gradient"
+
+
+def compare_pieces(patient: Patient, count: int, *sizes: int) -> None:
+    """Make a step on `count` samples in micro-batches of two sizes; Finding when they differ."""
     trainer = patient.trainer
-    num_samples = patient.few(NUM_ROWS).num_local
-    if num_samples < 3:
-        raise CannotTell("an update has fewer than three samples")
     modules = [module for network in trainer.networks.values() for module in network.modules()]
     before = random_state()
+    updates = [patient.few(count, at_once) for at_once in sizes]
     values = []
-    for at_once in (num_samples, num_samples - 2):
+    for update in updates:
         for module in modules:
             if isinstance(module, MIXING):
                 module.eval()
-        values.append(try_step(trainer, patient.few(num_samples, at_once)) or {})
+        values.append(try_step(trainer, update) or {})
         if digest(random_state()) != digest(before):
             raise CannotTell("the step draws random numbers, other ones for each micro-batch")
         patient.snapshot.put_back()
-    whole, pieces = values
-    for name, value in whole.items():
-        if not math.isclose(value, pieces.get(name, math.nan), rel_tol=SAME_LOSS[trainer.opt.amp], abs_tol=1e-6):
-            raise Finding(
-                f"{name} is {value:.5g} with {num_samples} samples at once, and {pieces.get(name, math.nan):.5g} in "
-                f"micro-batches of {num_samples - 2} and 2: compute_loss must return the mean over the samples of a "
-                f"batch, not a sum, and not a quotient of sums over the batch."
-            )
-    return f"{num_samples} samples at once and in two micro-batches give the same loss and gradient"
+    if name := first_difference(*values, SAME_LOSS[trainer.opt.amp]):
+        hint = PADDED if len({form_of(batch) for update in updates for batch in update.micro_batches}) > 1 else ""
+        raise Finding(
+            f"{name} of {count} samples is {values[0][name]:.5g} with micro-batches of {sizes[0]}, and "
+            f"{values[1].get(name, math.nan):.5g} with {sizes[1]}: compute_loss must return the mean over the samples "
+            f"of a batch, not a sum, and not a quotient of sums over the batch.{hint}"
+        )
+
+
+def first_difference(one: dict[str, float], other: dict[str, float], tolerance: float) -> str | None:
+    """Return the name of the first value that differs by more than rounding; None if none does. NaN equals NaN."""
+    for name, value in one.items():
+        found = other.get(name, math.inf)
+        are_both_nan = math.isnan(value) and math.isnan(found)
+        if not are_both_nan and not math.isclose(value, found, rel_tol=tolerance, abs_tol=1e-6):
+            return name
+    return None
+
+
+def form_of(batch: Any) -> tuple:
+    """Return the shapes of the tensors of a batch, without the number of samples."""
+    return tuple(tuple(tensor.shape[1:]) for tensor in iterate_tensors(batch))
+
+
+def check_evaluation(patient: Patient) -> str:
+    """Check that the results of the validation do not depend on --eval_batch_size."""
+    trainer = patient.trainer
+    num_samples = min(NUM_ROWS, trainer.val_loader.num_samples)
+    if num_samples < 2:
+        raise CannotTell("there are fewer than two samples to validate on")
+    dataset = trainer.val_loader.dataset
+    at_once = EvalLoader(dataset, num_samples, max_batches=1)
+    one_by_one = EvalLoader(dataset, 1, max_batches=num_samples)
+    results = [trainer.evaluator.evaluate(loader) for loader in (at_once, one_by_one)]
+    if name := first_difference(*results, SAME_LOSS[trainer.opt.amp]):
+        hint = PADDED if len({form_of(batch) for loader in (at_once, one_by_one) for batch in loader}) > 1 else ""
+        raise Finding(
+            f"val/{name} of {num_samples} samples is {results[0][name]:.5g} at once, and {results[1][name]:.5g} one by "
+            f"one: a meter must count its samples, such as AvgMeter.update(loss, n=self.num_in_batch).{hint}"
+        )
+    return f"{num_samples} samples at once and one by one have the same results"
 
 
 def check_overfit(patient: Patient) -> str:
@@ -394,7 +438,8 @@ def differing_parts(one: dict[str, str], other: dict[str, str]) -> list[str]:
 CHECKS: dict[str, Callable[[Patient], str]] = {  # later checks rely on earlier ones
     "data on the device": check_device, "labels and shapes": check_labels, "loader": check_loader,
     "first loss": check_first_loss, "micro-batches": check_micro_batches, "overfits": check_overfit,
-    "gradients": check_gradients, "samples apart": check_leaks, "checkpoint": check_checkpoint,
+    "gradients": check_gradients, "samples apart": check_leaks, "evaluation": check_evaluation,
+    "checkpoint": check_checkpoint,
 }  # fmt: skip
 # Wrong labels would crash these, and on a GPU no later check could run.
-NEED_LABELS = ("first loss", "micro-batches", "overfits", "gradients", "checkpoint")
+NEED_LABELS = ("first loss", "micro-batches", "overfits", "gradients", "evaluation", "checkpoint")

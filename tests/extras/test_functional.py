@@ -105,6 +105,39 @@ def test_accumulated_batches_make_the_update_of_one_large_batch(settings):
     assert not torch.allclose(models[0], weights(model), atol=1e-3)  # what updates of 8 would give
 
 
+class Graphs(Dataset):
+    """Ten graphs with the losses 0 to 9. The first tensor of a batch has two rows, whatever the number of graphs."""
+
+    def __len__(self) -> int:
+        return 10
+
+    def __getitem__(self, index: int) -> int:
+        return index
+
+    @staticmethod
+    def collate_fn(indices: list[int]) -> dict:
+        return {"edges": torch.zeros(2, 3 * len(indices)), "losses": [torch.tensor(float(index)) for index in indices]}
+
+
+class LossOfGraphs(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.shift = nn.Parameter(torch.zeros(()))
+
+    def forward(self, edges, losses):
+        return torch.stack(losses).mean() + self.shift
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_means_are_over_samples_whatever_a_batch_looks_like(settings, accumulate):
+    rows = []
+    model = LossOfGraphs()
+    how = {"num_epochs": 1, "accumulate": accumulate, "on_epoch_end": lambda trainer, row: rows.append(row)}
+    fit(model, torch.optim.SGD(model.parameters(), 0), None, Graphs(), 4, val_dataset=Graphs(), **how, **settings)
+    assert rows[0]["train/loss"] == pytest.approx(4.5) and rows[0]["val/loss"] == pytest.approx(4.5)
+    assert rows[0]["train/grad_norm"] == pytest.approx(1)
+
+
 @pytest.mark.parametrize("per_update", [True, False])
 def test_the_scheduler_is_stepped_after_each_update_or_epoch(settings, per_update):
     model, optimizer = parts()

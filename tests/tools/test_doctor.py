@@ -6,7 +6,9 @@ import math
 import pytest
 import torch
 from torch import nn
+from torch.utils.data import Dataset
 
+from eval_vanilla import EvaluatorVanilla
 from extras.gan.trainer_gan import TrainerGAN
 from tests.planted_faults import GlobalDraw, ModuleAttribute, TrainerAttribute
 from tools.digest import digest
@@ -172,10 +174,72 @@ def wrapped_in(wrapper):
     return type(f"With{wrapper.__name__}", (Wrapping,), {"wrapper": wrapper})
 
 
+class SomeIgnored(TrainerVanilla):
+    """A mean over the labels that are not ignored, of which each micro-batch has another number."""
+
+    def compute_loss(self, batch):
+        labels = torch.where(batch[0][:, 0, 14, 14] < 0.2, -100, batch[1])
+        return nn.functional.cross_entropy(self.model(batch[0]), labels, ignore_index=-100)
+
+
+class Series(Dataset):
+    """Series of several lengths, padded to the longest of a batch; the label is in the first value."""
+
+    def __init__(self, count: int):
+        self.count = count
+
+    def __len__(self):
+        return self.count
+
+    def __getitem__(self, index):
+        generator = torch.Generator().manual_seed(index)
+        return torch.randn(3 + index % 5, generator=generator), index % 10
+
+    @staticmethod
+    def collate_fn(samples):
+        series, labels = zip(*samples, strict=True)
+        return nn.utils.rnn.pad_sequence(series, batch_first=True), torch.tensor(labels)
+
+
+class OverPadding(nn.Module):
+    """Its last state is behind the padding, where there is some."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.GRU(1, 10, batch_first=True)
+
+    def forward(self, series):
+        return self.layer(series[..., None])[0][:, -1]
+
+
+class RunsOverPadding(TrainerVanilla):
+    def build_datasets(self):
+        return {"train": Series(30), "val": Series(12)}
+
+    def build_networks(self):
+        return {"model": OverPadding()}
+
+
+class MeanOfBatches(EvaluatorVanilla):
+    """Each batch counts the same in the mean."""
+
+    def eval_step(self, batch):
+        super().eval_step(batch)
+        self.meters["loss"].update(batch[1].float().max())
+
+
+class WithMeanOfBatches(TrainerVanilla):
+    evaluator_class = MeanOfBatches
+
+
 FAULTS = [  # the task, the check that must find it, and words of what it says
     (SumLoss, "first loss", "expected 2.303"),
-    (SumLoss, "micro-batches", "8 samples at once"),
-    (SquareRootOfMean, "micro-batches", "micro-batches of 6 and 2: compute_loss must return the mean"),
+    (SumLoss, "micro-batches", "with micro-batches of 8, and"),
+    (SquareRootOfMean, "micro-batches", "with 1: compute_loss must return the mean"),
+    (SomeIgnored, "micro-batches", "not a quotient of sums over the batch"),
+    (RunsOverPadding, "micro-batches", "does the network run over the padding?"),
+    (RunsOverPadding, "evaluation", "does the network run over the padding?"),
+    (WithMeanOfBatches, "evaluation", "a meter must count its samples"),
     (UnscaledInputs, "first loss", "are the inputs scaled"),
     (OtherLabels, "overfits", "do labels belong to inputs"),
     (SteppedElsewhere, "overfits", "does the optimizer step these weights"),
