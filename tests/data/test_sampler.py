@@ -160,7 +160,27 @@ def test_without_the_seeds_the_draws_would_differ(monkeypatch, num_workers):
     assert all(whole[index] != drawn for index, drawn in rest.items())
 
 
-@pytest.mark.parametrize("dataset", [RandomDataset, PlainDataset])
+class MixUp(PlainDataset):
+    """Draws while samples are put together, from all generators."""
+
+    @staticmethod
+    def collate_fn(samples):
+        drawn = [random.random(), np.random.rand(), float(torch.rand(()))]
+        return torch.stack(samples).double() + torch.tensor(drawn, dtype=torch.float64)
+
+
+def test_draws_of_collate_fn_are_the_same_after_a_restart_and_with_any_number_of_processes():
+    whole = updates_of(UpdateLoader(MixUp(), BATCH_SIZE, 7, seed=3), epoch=1)
+    for num_workers in (0, 2):
+        torch.rand(3)
+        rest = UpdateLoader(MixUp(), BATCH_SIZE, 7, seed=3, num_workers=num_workers)
+        assert same(updates_of(rest, 1, start=BATCH_SIZE), whole[1:])
+    fractions = {float(row.frac()[0]) for update in whole for row in update}
+    assert len(fractions) == 3 + 3 + 3 + 1  # of each micro-batch its own
+    assert not same(updates_of(UpdateLoader(MixUp(), BATCH_SIZE, 7, seed=3), epoch=2), whole)
+
+
+@pytest.mark.parametrize("dataset", [RandomDataset, PlainDataset, MixUp])
 @pytest.mark.parametrize("num_workers", [0, 2])
 def test_generators_of_the_main_process_are_left_alone(dataset, num_workers):
     before = generators()
