@@ -14,7 +14,17 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from engine.metric_entry import build_metrics, metric_name
-from engine.options.parser import BoolAction, ListAction, OptionParser, file_path, list_of, mapping, number, one_of
+from engine.options.parser import (
+    BoolAction,
+    ListAction,
+    OptionParser,
+    file_path,
+    list_of,
+    mapping,
+    mask_value,
+    number,
+    one_of,
+)
 from engine.registry import names, short_name
 from eval import EvaluatorBase
 from loss.weighted_sum import loss_meters, update_losses
@@ -43,6 +53,9 @@ class EvaluatorSeg(EvaluatorBase):
             "torchmetrics.classification:MulticlassJaccardIndex")
         add("--metric_args", type=mapping, default={}, metavar="JSON",
             help="further arguments of the metrics, a mapping for each, by its name")
+        add("--mask_values", type=list_of(mask_value), action=ListAction, nargs="+", default=None, metavar="VALUE",
+            help="the values of the masks in the order of their classes, grey levels or colours as #ff8000 (default: "
+            "those of the checkpoint; without one, those found in the masks, in ascending order)")
         add("--width", type=number(int, low=1, high=4096), default=None, metavar="N",
             help="channels of the first level (default: the paper's)")
         add("--up", type=one_of(("bilinear", "transposed")), default="bilinear", metavar="HOW",

@@ -5,6 +5,7 @@ competition "Carvana Image Masking Challenge" (2017): 318 cars, 16 views of each
 masks with such names work. The parts are cut by car, because two views of one car are nearly the same picture.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -85,6 +86,7 @@ class CarvanaDataset(Dataset):
         names: "<car>_<view>" of each sample.
         groups: the car of each sample.
         is_random: whether a sample differs from time to time.
+        found_options: the values of the masks, which are saved with a run.
     """
 
     pairs: MatchedFiles
@@ -102,6 +104,7 @@ class CarvanaDataset(Dataset):
         self.names = self.pairs.names
         self.groups = [car_of(name) for name in self.names]
         self.is_random = self.augment
+        self.found_options = {"mask_values": self.class_map.values}
         self.cache_note = ""
 
     def __len__(self) -> int:
@@ -178,6 +181,7 @@ def build_carvana(
     cache: bool = True,
     cache_dir: str | Path | None = None,
     white: int | None = None,
+    mask_values: Sequence[int | str] | None = None,
 ) -> dict[str, CarvanaDataset]:
     """Return the data sets `train`, `val` and `test`, with no car in two of them.
 
@@ -191,6 +195,7 @@ def build_carvana(
         augment: whether to augment the training images, see `augment_pair`.
         skip_bad_samples: how many masks may be bad, for loaders that skip them.
         cache, cache_dir, white: see `CarvanaDataset`.
+        mask_values: the values of the masks in the order of the classes; None for those found, see `scan_masks`.
 
     Raises:
         UserError: an option out of range, files that are missing or do not fit together, a part that is empty.
@@ -199,7 +204,7 @@ def build_carvana(
     pairs = find_pairs(data_dir)
     cars = [car_of(name) for name in pairs.names]
     parts = split_by_group(cars, train_val_sample_rate, test_sample_rate, val_split, split_seed)
-    class_map, report = scan_masks(pairs.paths(1), n_classes, max_bad=skip_bad_samples)
+    class_map, report = scan_masks(pairs.paths(1), n_classes, max_bad=skip_bad_samples, values=mask_values)
     using = ", ".join(f"{len(indices):,} for {part}" for part, indices in parts.items())
     summary = f"{len(pairs):,} images of {len(set(cars)):,} cars; using {using}"
     if sum(map(len, parts.values())) < len(pairs):

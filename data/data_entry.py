@@ -13,6 +13,8 @@ Each part is a map-style `torch.utils.data.Dataset`. The template also uses thes
     collate_fn  how samples become a batch; with `__getitems__(indices)`, whole batches are fetched at once, and with
                 `seeded_items(indices, epoch, seed)` also when samples are random
     in_memory   True when it can be loaded without a DataLoader, and held on the GPU, see `data.loader.MemorySource`
+    found_options   a dictionary of options that the data has decided, such as the values of its masks; they are saved
+                with the run, and come back on resume, with --pretrained and in an evaluation
     open_cache()    the data set that samples are loaded from (default: this one); called before processes are started
     fingerprint()   a digest of the data, a text, for provenance.json (default: of the names)
     summary, report, cache_note   lines for the log, if they are texts
@@ -30,6 +32,7 @@ from data.loader import EvalLoader, UpdateLoader, is_in_memory
 from data.sampler import one_each, sample_names
 from engine.checkpoints.file import load_file
 from engine.checkpoints.state import PlainState
+from engine.options.parser import Options, changed, mask_value
 from engine.registry import call, find, load, taken
 from utils.errors import UserError
 
@@ -37,7 +40,7 @@ PARTS = ("train", "val", "test")
 # The options that the function or class of a data set gets if it has parameters of these names.
 OFFERED = (
     "data_dir", "n_channels", "n_classes", "patch_size", "mode", "augment", "skip_bad_samples", "cache_dir",
-    "train_val_sample_rate", "test_sample_rate", "val_split", "split_seed",
+    "train_val_sample_rate", "test_sample_rate", "val_split", "split_seed", "mask_values",
     "shuffle_shards", "shard_cache_dir", "shard_cache_gb",
 )  # fmt: skip
 LOG_LINES = ("report", "summary", "cache_note")
@@ -161,6 +164,23 @@ def place_data(dataset: Dataset, data_device: str, device: torch.device) -> Data
         f"--data_device cuda: {dataset.num_bytes:,} bytes of data are more than a quarter of the {free:,} that are "
         f"free on {device}. Give --data_device auto."
     )
+
+
+def with_values_of(opt: Options, pretrained: str | None) -> Options:
+    """Return the options with the values of the masks that a checkpoint was trained on, if the classes are as many."""
+    if pretrained is None or getattr(opt, "mask_values", ()) is not None:
+        return opt
+    content = load_file(pretrained)
+    known = content.get("options") if isinstance(content, dict) else None
+    if not isinstance(known, dict) or not known.get("mask_values") or known.get("n_classes") != opt.n_classes:
+        return opt
+    return changed(opt, mask_values=[mask_value(str(value)) for value in known["mask_values"]])
+
+
+def with_found(opt: Options, datasets: dict[str, Dataset]) -> Options:
+    """Return the options with those that the data has decided, which checkpoints must keep: see `found_options`."""
+    found = getattr(datasets["train"], "found_options", {})
+    return changed(opt, **{name: value for name, value in found.items() if hasattr(opt, name)})
 
 
 def to_load_from(dataset: Dataset) -> Dataset:

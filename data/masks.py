@@ -10,7 +10,7 @@ sort as grey levels do, and 16-bit grey levels fit the same rule.
 
 import logging
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +24,7 @@ from utils.errors import UserError
 from utils.image_file import read_image
 
 GREY = 0x010101
+WHITE = 255 * GREY
 MAX_VALUES = 256  # distinct colours in one file, above which it is no mask
 HALF = 128  # where the masks that went through JPEG are cut
 SCAN_THREADS = 4
@@ -33,15 +34,21 @@ PIXELS_VERSION = 2  # to be raised with each change that gives other pixels or c
 
 @dataclass(frozen=True)
 class ClassMap:
-    """Which colour is which class: `codes[k]`, in ascending order, is class k."""
+    """Which colour is which class: `codes[k]` is class k."""
 
     codes: tuple[int, ...]
     threshold_jpeg: bool = False  # cut JPEG masks at half, because JPEG changes the values
 
+    @property
+    def values(self) -> list[int | str]:
+        """The codes as people know them, see `code_of`."""
+        return [code // GREY if code % GREY == 0 else f"#{code:06x}" for code in self.codes]
+
     def classes(self, codes: np.ndarray) -> np.ndarray:
         """Return the class of each code, same shape; -1 for a code that is not in the map."""
         known = np.array(self.codes)
-        index = np.searchsorted(known, codes).clip(max=len(known) - 1)
+        ascending = known.argsort()
+        index = ascending[np.searchsorted(known, codes, sorter=ascending).clip(max=len(known) - 1)]
         return np.where(known[index] == codes, index, -1)
 
 
@@ -67,8 +74,8 @@ def read_classes(path: str | Path, class_map: ClassMap, size: tuple[int, int] | 
     if classes.min() < 0:
         code = value_codes(pixels[classes < 0], image)[0]
         raise UserError(
-            f"{path} holds the value {code_text(code)}, but the masks scanned before hold only "
-            f"{codes_text(class_map.codes)}. Mend the file, or give a larger --n_classes if it is a class of its own."
+            f"{path} holds the value {code_text(code)}, but the classes are {codes_text(class_map.codes)}. Mend the "
+            f"file, or name all values in the order of their classes: --mask_values, with as many --n_classes."
         )
     return classes
 
@@ -120,7 +127,11 @@ def scan_file(path: str | Path, threshold_jpeg: bool) -> tuple[str, set[int]]:
 
 
 def scan_masks(
-    paths: Sequence[str | Path], n_classes: int = 2, max_scan: int = 512, max_bad: int = 0
+    paths: Sequence[str | Path],
+    n_classes: int = 2,
+    max_scan: int = 512,
+    max_bad: int = 0,
+    values: Sequence[int | str] | None = None,
 ) -> tuple[ClassMap, str]:
     """Find the distinct values of all masks and make them the classes 0 to K - 1, in ascending order.
 
@@ -133,6 +144,8 @@ def scan_masks(
         max_scan: how many masks to scan.
         max_bad: 0 refuses a mask that cannot be used. Above 0 all such masks are skipped, with a warning. Loading them
             raises again, and counts those that a run uses.
+        values: the values in the order of the classes, such as those that a checkpoint was trained on; then no mask may
+            hold another one, and not all of them need occur.
 
     Returns:
         The map, and a line for the log.
@@ -147,17 +160,13 @@ def scan_masks(
     if len(chosen) < len(paths) and len(set().union(*(codes for _, codes in found.values()))) < allowed:
         chosen, (found, bad) = paths, scan_files(paths, cut, max_bad)
     files_with = Counter(code for _, codes in found.values() for code in codes)
-    codes = tuple(sorted(files_with))
+    codes = tuple(map(code_of, values)) if values else tuple(sorted(files_with))
     kinds = ", ".join(sorted({kind for kind, _ in found.values()}))
-    if len(codes) > allowed:
-        rare = min(codes, key=lambda code: files_with[code])
-        path = next(path for path, (_, held) in found.items() if rare in held)
-        raise UserError(
-            f"The masks hold {len(codes)} values ({codes_text(codes)}), but --n_classes {n_classes} allows {allowed}; "
-            f"{code_text(rare)} occurs in {path}.\nGive --n_classes {len(codes)} if each value is a class. If some "
-            f"come from smoothed edges or JPEG, save the masks again without them, as PNG."
-        )
-    if len(codes) == 1:
+    if values:
+        check_known(found, values, n_classes)
+    elif len(codes) > allowed:
+        refuse_surplus(found, files_with, n_classes)
+    elif len(codes) == 1:
         raise UserError(f"All {len(paths):,} masks ({kinds}) hold one value, {codes_text(codes)}: nothing to segment.")
     scanned = f"{len(paths):,} files" if len(chosen) == len(paths) else f"{len(chosen):,} of {len(paths):,} files"
     classes = ", ".join(map(str, range(len(codes))))
@@ -167,6 +176,50 @@ def scan_masks(
         report += f"; skipped {names}"
         logging.getLogger(__name__).warning(f"{len(bad):,} of {len(chosen):,} masks cannot be used: {names}")
     return ClassMap(codes, cut), report
+
+
+def refuse_surplus(found: Mapping[str | Path, tuple[str, set[int]]], files_with: Counter[int], n_classes: int) -> None:
+    """Raise UserError, which names the file with most of the values that are in few files.
+
+    Args:
+        found: see `scan_files`.
+        files_with: in how many files each code occurs.
+        n_classes: the most values that may occur.
+    """
+    allowed = max(n_classes, 2)
+    most_first = sorted(files_with, key=lambda code: (-files_with[code], code not in (0, WHITE)))
+    usual = set(most_first[:allowed])
+    path = max(found, key=lambda path: len(found[path][1] - usual))
+    kind, held = found[path]
+    hint = f"Give --n_classes {len(files_with)} if each value is a class."
+    if {GREY, WHITE} <= files_with.keys():
+        hint += " If 1 and 255 are the same class, save those masks alike."
+    if len(held) > allowed:
+        hint += " If they come from smoothed edges or JPEG, save the masks again without them, as PNG."
+    raise UserError(
+        f"The masks hold {len(files_with)} values ({codes_text(sorted(files_with))}), but --n_classes {n_classes} "
+        f"allows {allowed}. Most hold {codes_text(sorted(usual))}, but {path} ({kind}) holds "
+        f"{codes_text(sorted(held))}.\n{hint}"
+    )
+
+
+def check_known(found: dict[str | Path, tuple[str, set[int]]], values: Sequence[int | str], n_classes: int) -> None:
+    """Raise UserError when masks hold another value than those of the classes, or these are too many.
+
+    Args:
+        found: see `scan_files`.
+        values, n_classes: see `scan_masks`.
+    """
+    codes = list(map(code_of, values))
+    text = codes_text(codes, len(codes))
+    if len(codes) != len(set(codes)) or len(codes) > max(n_classes, 2):
+        raise UserError(f"--mask_values {text}: give different values, and at most as many as --n_classes {n_classes}.")
+    for path, (_, held) in found.items():
+        if unknown := sorted(held - set(codes)):
+            raise UserError(
+                f"{path} holds the value {code_text(unknown[0])}, but the classes are {text}: those of the checkpoint, "
+                f"or of --mask_values. Mend the file, or name all values in the order of their classes: --mask_values."
+            )
 
 
 def scan_files(
@@ -180,6 +233,15 @@ def scan_files(
         if max_bad == 0 or len(errors) == len(tasks) or not isinstance(error, UserError):
             raise error
     return {path: task.result() for path, task in tasks.items() if path not in errors}, list(errors)
+
+
+def code_of(value: int | str) -> int:
+    """Return the code of a grey level, or of a colour such as '#ff8000'.
+
+    >>> hex(code_of(255)), hex(code_of("#ff8000"))
+    ('0xffffff', '0xff8000')
+    """
+    return int(value[1:], 16) if isinstance(value, str) else value * GREY
 
 
 def code_text(code: int) -> str:

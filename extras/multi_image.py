@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from data.Carvana import change_light, check_options, check_sizes, flip_some
-from data.masks import ClassMap, load_mask, read_mask, scan_masks
+from data.masks import load_mask, read_mask, scan_masks
 from data.pairs import EXTENSIONS, match_files
 from data.split import split_by_group
 from extras.image_loader import load_pixels
@@ -278,20 +278,11 @@ def until_last(separator: str, name: str) -> str:
     return name.rpartition(separator)[0] or name
 
 
-def scan_masks_of(dataset: MultiImageDataset, n_classes: int, max_bad: int) -> dict[int, ClassMap]:
-    """Return which colour is which class, by the place of a directory with masks; put what was found in the report."""
-    maps, reports = {}, []
-    for which in (place for place, kind in enumerate(dataset.kinds) if kind == "mask"):
-        maps[which], report = scan_masks(dataset.files.paths(which), n_classes, max_bad=max_bad)
-        reports.append(f"{dataset.files.folders[which]}: {report}")
-    dataset.report = "; ".join(reports)
-    return maps
-
-
 def build_multi_image(
     dirs: Sequence[str], *, data_dir: str | Path = "", kinds: str | Sequence[str] = ("image", "mask"),
     name_ends: Sequence[str] | None = None, group_until: str | None = None, draft: bool = False,
     white: int | None = None, patch_size: int | None = None, n_channels: int = 3, n_classes: int = 2,
+    mask_values: Sequence[int | str] | None = None,
     mode: str = "direct", augment: bool = False, skip_bad_samples: int = 0,
     train_val_sample_rate: float = 1.0, test_sample_rate: float = 0.1, val_split: float = 0.15, split_seed: int = 0,
 ) -> dict[str, MultiImageDataset]:  # fmt: skip
@@ -306,6 +297,8 @@ def build_multi_image(
         patch_size: width and height in pixels that images are resized to; None keeps each image's own size.
         n_channels: of images: 3 for RGB, 1 for grey.
         n_classes: the most values that may occur in masks.
+        mask_values: the values of masks in the order of the classes, one order for all directories with masks; None for
+            those found.
         mode: "direct" resizes the images of all parts; "padding" leaves those of val and test at their own size.
         augment: whether to augment the training images, see `augment_jointly`.
         skip_bad_samples: how many masks may be bad, for loaders that skip them.
@@ -323,7 +316,11 @@ def build_multi_image(
     if {"image", "mask"} <= set(whole.kinds):
         whole.check = partial(check_masks, kinds=whole.kinds)
     parts = split_by_group(whole.groups, train_val_sample_rate, test_sample_rate, val_split, split_seed)
-    maps = scan_masks_of(whole, n_classes, skip_bad_samples)
+    mask_dirs = [which for which, kind in enumerate(whole.kinds) if kind == "mask"]
+    if mask_dirs:
+        paths = [path for which in mask_dirs for path in whole.files.paths(which)]
+        class_map, whole.report = scan_masks(paths, n_classes, max_bad=skip_bad_samples, values=mask_values)
+        whole.found_options = {"mask_values": class_map.values}
     using = ", ".join(f"{len(indices):,} for {part}" for part, indices in parts.items())
     whole.summary = f"{len(whole):,} samples of {len(dirs)} images, in {len(set(whole.groups)):,} groups; using {using}"
     datasets = {}
@@ -333,7 +330,7 @@ def build_multi_image(
         dataset = datasets[part] = whole.select(indices)
         load = partial(load_pixels, n_channels=n_channels, size=size, draft=draft, white=white)
         dataset.loaders = [load] * len(dirs)
-        for which, class_map in maps.items():
+        for which in mask_dirs:
             dataset.loaders[which] = partial(load_mask, class_map=class_map, size=size)
         dataset.transforms = augment_jointly if augment and part == "train" else None
     return datasets

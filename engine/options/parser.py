@@ -27,6 +27,7 @@ NUMBERS = {  # plainer than int() and float(), which take 1_000, ' 1', nan and t
     int: re.compile(r"[+-]?[0-9]{1,4000}"),
     float: re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?"),
 }
+MOST_LEVEL = 65535  # of grey
 STATUS_UNREAD = 141  # 128 + SIGPIPE, the status of a program whose output nobody reads
 UNPRINTABLE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")  # controls, broken UTF-8
 
@@ -158,6 +159,15 @@ def list_of(kind: Callable) -> Callable:
         return [kind(part.strip(" ")) for part in text.removesuffix(",").split(",")]
 
     return convert
+
+
+def mask_value(text: str) -> int | str:
+    """An argparse type for a value of masks: a grey level, or a colour as #rrggbb."""
+    if re.fullmatch(r"#[0-9a-fA-F]{6}", text):
+        return text.lower()
+    if not re.fullmatch(r"[0-9]{1,5}", text) or int(text) > MOST_LEVEL:
+        raise ArgumentTypeError(f"{shown(text)} is neither a grey level from 0 to {MOST_LEVEL} nor a colour as #ff8000")
+    return int(text)
 
 
 def named_value(kind: Callable, example: str, suffix: str = "") -> Callable:

@@ -11,6 +11,7 @@ import hashlib
 import json
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -18,7 +19,7 @@ from typing import Any
 import torch
 
 from data.Carvana import CarvanaDataset, check_options
-from data.masks import ClassMap
+from data.masks import ClassMap, check_known, code_of
 from data.sampler import epoch_order
 from extras.shards.store import BLOCK, Member, Sample, Shard, ShardStore, chunks_of
 from utils.errors import UserError
@@ -163,6 +164,7 @@ def build_carvana_shards(
     test_sample_rate: float,
     val_split: float,
     split_seed: int,
+    mask_values: Sequence[int | str] | None = None,
 ) -> dict[str, CarvanaShards]:
     """Return the data sets `train`, `val` and `test`, as the shards were cut.
 
@@ -174,6 +176,7 @@ def build_carvana_shards(
         cache_dir: must be None: decoded images of shards are not cached.
         white: see `CarvanaDataset`.
         train_val_sample_rate, test_sample_rate, val_split, split_seed: must be those that the shards were cut by.
+        mask_values: see `data.Carvana.build_carvana`.
 
     Raises:
         UserError: there are no shards, or an option does not fit them.
@@ -197,11 +200,15 @@ def build_carvana_shards(
         "n_classes": max(n_classes, 2),
     }
     check_split(index["made_with"], asked)
+    class_map = index["class_map"]
+    if mask_values:
+        check_known({place: ("", set(class_map.codes))}, mask_values, n_classes)
+        class_map = replace(class_map, codes=tuple(map(code_of, mask_values)))
     if store.cache_dir:
         check_cache_size(store, index["parts"], shuffle_shards)
     datasets = {}
     for part, shards in index["parts"].items():
         size = (patch_size, patch_size) if mode == "direct" or part == "train" else None
-        how = (index["class_map"], size, n_channels, augment and part == "train", *index["notes"])
+        how = (class_map, size, n_channels, augment and part == "train", *index["notes"])
         datasets[part] = CarvanaShards(shards, store, shuffle_shards, *how, white=white)
     return datasets

@@ -132,7 +132,42 @@ def test_a_surplus_value_is_named_with_its_file_and_the_mend(tmp_path, extension
     with pytest.raises(UserError) as raised:
         scan_masks(paths, n_classes)
     assert f"3 values (0, 128, 255), but --n_classes {n_classes} allows 2" in str(raised.value)
-    assert f"128 occurs in {paths[1]}" in str(raised.value) and "--n_classes 3" in str(raised.value)
+    assert f"{paths[1]} (mode L) holds 0, 128, 255." in str(raised.value).replace("mode P", "mode L")
+    assert "Most hold 0, 255" in str(raised.value) and "--n_classes 3" in str(raised.value)
+
+
+def test_two_ways_to_write_one_class_and_the_noise_of_jpeg_are_named_as_such(tmp_path):
+    paths = [write_mask(tmp_path, f"a_{i}_mask.png", Image.fromarray(TRUTH * (1 if i == 3 else 255))) for i in range(5)]
+    with pytest.raises(UserError, match=r"(?s)Most hold 0, 255, but .*a_3_mask\.png.* holds 0, 1\..*If 1 and 255 are"):
+        scan_masks(paths)
+    paths[1] = write_mask(tmp_path, "a_1_mask.jpg")
+    paths[3] = write_mask(tmp_path, "a_3_mask.png")
+    with pytest.raises(UserError, match=r"(?s)Most hold 0, .*but .*a_1_mask\.jpg .* holds .*smoothed edges or JPEG"):
+        scan_masks(paths, n_classes=3)
+
+
+@pytest.mark.parametrize("values", [[0, 127, 255], [255, 0, 127], [7, "#ff8000", 0]])
+def test_given_values_are_the_classes_in_their_order_whatever_occurs(tmp_path, values):
+    codes = [int(value[1:], 16) if isinstance(value, str) else value * 0x010101 for value in values]
+    colours = [(code >> 16, code >> 8 & 255, code & 255) for code in codes]
+    whole = np.arange(24 * 36, dtype=np.uint8).reshape(24, 36) % 3
+    few = write_mask(tmp_path, "few_mask.png", colour_mask(TRUTH * 2, colours))  # the second value does not occur
+    all_three = write_mask(tmp_path, "all_mask.png", palette_mask(whole, colours))
+    class_map, report = scan_masks([few], n_classes=3, values=values)
+    assert class_map.values == values and report.endswith("-> classes 0, 1, 2")
+    assert (load_mask(few, class_map).numpy() == TRUTH * 2).all()
+    assert (load_mask(all_three, class_map).numpy() == whole).all()
+    one = write_mask(tmp_path, "one_mask.png", colour_mask(TRUTH * 0, colours))
+    assert (load_mask(one, scan_masks([one], 3, values=values)[0]) == 0).all()  # a scene without an object
+
+
+def test_given_values_refuse_others_and_must_fit_the_classes(tmp_path):
+    path = write_mask(tmp_path, "a_01_mask.png")
+    with pytest.raises(UserError, match=r"a_01_mask\.png holds the value 255, but the classes are 0, 127: those of"):
+        scan_masks([path], 2, values=[0, 127])
+    for values in ([0, 127, 255], [0, 0]):
+        with pytest.raises(UserError, match=r"--mask_values .*--n_classes 2"):
+            scan_masks([path], 2, values=values)
 
 
 def test_a_jpeg_mask_of_many_classes_and_a_photo_are_refused(tmp_path):
@@ -150,7 +185,7 @@ def test_many_masks_are_sampled_evenly_and_a_value_met_later_names_its_file(tmp_
     Image.fromarray(TRUTH[:, :9] * 128).save(paths[7])
     class_map, report = scan_masks(paths, max_scan=5)  # 0, 4, 8, 12, 16
     assert "5 of 20 files scanned" in report
-    with pytest.raises(UserError, match=r"a_07_mask\.png holds the value 128, .*only 0, 255"):
+    with pytest.raises(UserError, match=r"a_07_mask\.png holds the value 128, .*classes are 0, 255"):
         load_mask(paths[7], class_map)
     with pytest.raises(UserError, match="128"):
         scan_masks(paths, max_scan=20)

@@ -15,10 +15,11 @@ from data.Carvana import build_carvana
 from data.dataloader import BatchFetcher
 from data.loader import EvalLoader, UpdateLoader
 from data.sampler import epoch_order
+from engine.options.foreign import harmless_options
 from extras.shards.dataset import build_carvana_shards, parse_index, window_order
 from extras.shards.make_shards import make_shards
 from extras.shards.store import ShardStore
-from options import harmless_options
+from options import train_parser
 from trainer_seg_on_carvana import TrainerSeg
 from utils.errors import UserError
 
@@ -101,6 +102,14 @@ def test_what_is_random_in_a_sample_is_that_of_the_files(cars, made):
     for index in range(NUM_TRAIN):
         assert equal(shards.sample(1, index), files.sample(1, index))
     assert not equal(shards.sample(1, 0), shards.sample(2, 0))
+
+
+def test_the_values_of_a_checkpoint_are_the_classes_of_shards_too(made):
+    plain, turned = build(made)["train"], build(made, mask_values=[255, 0])["train"]
+    assert plain.found_options == {"mask_values": [0, 255]} and turned.found_options == {"mask_values": [255, 0]}
+    assert torch.equal(turned[0][1], 1 - plain[0][1])
+    with pytest.raises(UserError, match="holds the value 255, but the classes are 0, 127"):
+        build(made, mask_values=[0, 127])
 
 
 def test_reading_in_place_needs_no_library(made, monkeypatch):
@@ -192,17 +201,20 @@ def test_a_resume_may_change_the_cache_but_not_the_order(train, build, server, t
         trainer.train()
     path = trainer.run_dir.path
     with pytest.raises(UserError, match="--shuffle_shards 3 contradicts"):
-        build("--resume", path, "--shuffle_shards", 3, task=TrainerSeg)
-    resumed = train("--resume", path, "--shard_cache_dir", tmp_path / "other", task=TrainerSeg)  # from the same URL
+        build("--resume", path, "--data_dir", url, "--shuffle_shards", 3, task=TrainerSeg)  # an address is repeated
+    resumed = train("--resume", path, "--data_dir", url, "--shard_cache_dir", tmp_path / "other", task=TrainerSeg)
     assert resumed.opt.data_dir == url and held(tmp_path / "other") > 0
     assert differences(weights(resumed), weights(train(*flags_of(made, 2), task=TrainerSeg))) == []
 
 
 def test_a_checkpoint_from_elsewhere_decides_neither_what_is_fetched_nor_where_to(tmp_path):
-    options = {"data_dir": "http://127.0.0.1:1/x", "shard_cache_dir": "/somewhere", "shuffle_shards": 2}
-    assert harmless_options(options, tmp_path / "UNet_best_ckpt.pth") == {"shuffle_shards": 2}
-    (tmp_path / "config_x.json").write_text("{}")
-    assert harmless_options(options, tmp_path / "UNet_best_ckpt.pth") == options
+    path, new_parser = tmp_path / "UNet_best_ckpt.pth", functools.partial(train_parser, TrainerSeg)
+    options = {"shard_cache_dir": "/somewhere", "shuffle_shards": 2, "mask_values": [0, 127, "#ff0000"]}
+    expected = {"shuffle_shards": 2, "mask_values": [0, 127, "#ff0000"]}
+    assert harmless_options(options, path, new_parser, []) == expected
+    options["data_dir"] = "http://127.0.0.1:1/x"
+    with pytest.raises(UserError, match=r"repeat: --data_dir http://127\.0\.0\.1:1/x"):
+        harmless_options(options, path, new_parser, [])
 
 
 # ---- the bounded directory -------------------------------------------------------------------------------------------
