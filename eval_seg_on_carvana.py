@@ -13,6 +13,7 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor
 
+from data.sampler import sample_names
 from engine.metric_entry import build_metrics, metric_name
 from engine.options.parser import (
     BoolAction,
@@ -141,11 +142,9 @@ class EvaluatorSeg(EvaluatorBase):
         self.logger.info(f"Pictures of {num_saved} of {place} images, and contact_sheet.png: {output_dir}")
 
     def picture_name(self, dataset: Any, index: int, directory: Path) -> str:
-        """Return a name for the pictures of a sample: its own, and its number if it has none, or none of its own."""
-        names = getattr(dataset, "names", None)
-        name = Path(str(names[index])).name if names else ""  # so that no name leads out of the directory
-        is_taken = not name or (directory / f"{name}_origin.png").exists()
-        return f"{name}_{index}".lstrip("_") if is_taken else name
+        """Return a name for the pictures of a sample: its own, and its number if another sample has that."""
+        name = Path(str(sample_names(dataset)[index])).name  # so that no name leads out of the directory
+        return f"{name}_{index}" if (directory / f"{name}_origin.png").exists() else name
 
 
 if __name__ == "__main__":

@@ -48,7 +48,7 @@ SHARE_OF_DEVICE = 0.25  # of the free memory of a GPU may hold data
 
 
 def build_datasets(opt: Namespace) -> dict[str, Dataset]:
-    """Return the data sets of the three parts, disjoint and none of them empty.
+    """Return the data sets of the three parts, disjoint, and none of them empty that is used.
 
     --data_type names a function that returns {"train": ..., "val": ..., "test": ...}, or the class of a data set, which
     is made once for each part, named by its parameter `part`. Both get the options in `OFFERED` that they name, and
@@ -70,11 +70,12 @@ def build_datasets(opt: Namespace) -> dict[str, Dataset]:
         datasets = call(make, offered, arguments, "--data_args")
     if not isinstance(datasets, dict) or set(datasets) != set(PARTS):
         raise UserError(f"{option}: it must return a dictionary of three data sets, {', '.join(PARTS)}.")
+    needed = [opt.split] if hasattr(opt, "split") else PARTS  # an evaluation needs one part
     for part, dataset in datasets.items():
         if not hasattr(dataset, "__getitem__") or not hasattr(dataset, "__len__"):
             raise UserError(f"{option}: the {part} part is no data set with __getitem__ and __len__: {type(dataset)}.")
-        if not len(dataset):
-            raise UserError(f"{option}: the {part} part is empty.")
+        if part in needed and not len(dataset):
+            raise UserError(f"{option}: the {part} part is empty. Give more data, or other sizes of the parts.")
     return {part: datasets[part] for part in PARTS}
 
 

@@ -84,7 +84,8 @@ def split_by_group(
     """Cut N samples into ``{"train": indices, "val": indices, "test": indices}``, disjoint by group.
 
     The test part is cut first. `train_val_sample_rate` is a share of the rest, so 1 always means all of the rest.
-    Every amount is rounded to whole groups, at least one.
+    Every amount is rounded to whole groups, at least one. When all samples are for test, the other parts are empty:
+    such data can be evaluated, not trained on.
 
     Args:
         groups: the group of each sample, (N,).
@@ -95,9 +96,11 @@ def split_by_group(
         strata: the class of each sample, see `shuffled_groups`.
 
     Raises:
-        UserError: when a part would be empty, or a count exceeds what there is.
+        UserError: when another part would be empty, or a count exceeds what there is.
     """
     test, rest = take(shuffled_groups(groups, split_seed, strata), test_sample_rate, "--test_sample_rate")
+    if test and not rest:
+        return {"train": [], "val": [], "test": flatten(test)}
     pool, _ = take(rest, train_val_sample_rate, "--train_val_sample_rate")
     val, train = take(pool, val_split, "--val_split")
     parts = {"train": flatten(train), "val": flatten(val), "test": flatten(test)}

@@ -323,11 +323,13 @@ def test_every_nth_image_is_saved_in_whatever_batches_they_come(evaluate, seg_be
 
 
 def test_samples_without_names_or_with_one_name_have_pictures_of_their_own(tmp_path):
+    class Samples(list):
+        names = ("a/car", "b/car", "bus")
+
     name_of = EvaluatorSeg.picture_name
     (tmp_path / "car_origin.png").touch()
-    named = Namespace(names=["a/car", "b/car", "bus"])
-    assert [name_of(None, named, i, tmp_path) for i in range(3)] == ["car_0", "car_1", "bus"]
-    assert name_of(None, Namespace(), 7, tmp_path) == "7"
+    assert [name_of(None, Samples("abc"), i, tmp_path) for i in range(3)] == ["car_0", "car_1", "bus"]
+    assert name_of(None, Samples("abcd"), 3, tmp_path) == "3"  # its names are those of classes
 
 
 def test_a_network_without_a_divisor_gets_images_of_their_own_size():

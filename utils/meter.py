@@ -5,6 +5,8 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
+IGNORED = -100  # in place of a class: counts neither in a metric nor, as `ignore_index`, in a loss of torch
+
 
 class Meter:
     """Accumulates batches (`update`), returns one value for all of them (`compute`), and starts again (`reset`).

@@ -9,7 +9,7 @@ import math
 import torch
 from torch import Tensor
 
-from utils.meter import Meter, predicted_classes
+from utils.meter import IGNORED, Meter, predicted_classes
 
 
 class Accuracy(Meter):
@@ -78,18 +78,21 @@ class ConfusionMatrix(Meter):
     def update(self, predictions: Tensor, labels: Tensor) -> None:
         """Add logits (N, C, ...) or class indices (N, ...), and the true classes (N, ...), integers in [0, C).
 
+        Labels of `IGNORED` do not count.
+
         Raises:
             IndexError: when a class is outside [0, C). (CUDA reports it as a failed device-side assertion.)
         """
         if predictions.is_floating_point():
             predictions = predicted_classes(predictions)
         assert predictions.shape == labels.shape, f"classes {tuple(predictions.shape)}, labels {tuple(labels.shape)}"
-        predictions, labels = predictions.flatten().long(), labels.flatten().long()
+        counts_at_all = labels.flatten() != IGNORED
+        predictions, labels = predictions.flatten().long(), labels.flatten().long().where(counts_at_all, 0)
         allowed = (predictions >= 0) & (predictions < self.num_classes) & (labels >= 0) & (labels < self.num_classes)
         # A class out of range must not land in another class's cell: it is sent to a cell that does not exist.
         cells = torch.where(allowed, labels * self.num_classes + predictions, self.num_classes**2)
         # torch.bincount would be shorter, but on a GPU it makes the host wait.
-        counts = torch.zeros_like(self.matrix).flatten().index_add(0, cells, torch.ones_like(cells))
+        counts = torch.zeros_like(self.matrix).flatten().index_add(0, cells, counts_at_all.long())
         self.matrix = self.matrix + counts.view_as(self.matrix)
 
     def compute(self) -> Tensor:

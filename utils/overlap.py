@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from utils.meter import Meter, predicted_classes
+from utils.meter import IGNORED, Meter, predicted_classes
 
 LEAST_SAMPLES = 10  # of an interval
 
@@ -92,11 +92,12 @@ class Overlap(Meter):
         self.declare_rows("counts", (len(self.foreground), 3), torch.int64)
 
     def update(self, logits: Tensor, masks: Tensor) -> None:
-        """Add logits (N, num_classes, H, W) and masks (N, H, W) of class indices."""
+        """Add logits (N, num_classes, H, W) and masks (N, H, W) of class indices; pixels of `IGNORED` do not count."""
         assert logits.shape[1] == self.num_classes, f"{logits.shape[1]} logits, but num_classes is {self.num_classes}"
         classes = predicted_classes(logits)  # (N, H, W)
         # Without this check masks of shape (N, 1, H, W) would be broadcast, and counted wrong without an error.
         assert masks.shape == classes.shape, f"masks {tuple(masks.shape)} for logits {tuple(logits.shape)}"
+        classes = classes.where(masks != IGNORED, IGNORED)
         per_class = []
         for k in self.foreground:
             predicted, actual = (classes == k).flatten(1), (masks == k).flatten(1)  # (N, H * W) each

@@ -49,6 +49,14 @@ class RandomCars(Cars):
 
 
 # ---- selection -------------------------------------------------------------------------------------------------------
+def test_all_data_may_be_tested_on_and_not_trained_on(cars):
+    whole = {"data_type": "Carvana", "data_dir": cars, **SPLIT, "test_sample_rate": 1}
+    assert len(build_datasets(Namespace(**whole, split="test"))["test"]) == 24
+    for opt in (Namespace(**whole), Namespace(**whole, split="val")):
+        with pytest.raises(UserError, match=r"--data_type Carvana: the (train|val) part is empty"):
+            build_datasets(opt)
+
+
 def test_sample_of_the_repository_has_three_disjoint_parts():
     datasets = build_datasets(Namespace(data_type="FashionMNISTSample", n_channels=1, n_classes=10, **SPLIT))
     names = [set(sample_names(datasets[part])) for part in PARTS]

@@ -89,7 +89,6 @@ def test_zero_test_rate_means_that_the_test_part_is_elsewhere():
         (["one"] * 50, {"test": 0}, "train"),  # one group cannot be in two parts
         (VIEWS, {"val": 0}, "val"),
         (VIEWS, {"val": 1.0}, "train"),
-        (VIEWS, {"test": 1.0}, "train"),
         (VIEWS, {"train_val": 0}, "train"),
         (list(range(4)), {"test": 0.01}, "test"),
         ([], {"test": 0.2}, "train"),
@@ -98,6 +97,11 @@ def test_zero_test_rate_means_that_the_test_part_is_elsewhere():
 def test_empty_part_is_an_error_that_names_it(groups, amounts, part):
     with pytest.raises(UserError, match=f"The {part} part is empty.*--"):
         cut(groups, **amounts)
+
+
+@pytest.mark.parametrize("groups", [VIEWS, ["one"]])
+def test_all_may_be_for_test(groups):
+    assert cut(groups, test=1.0) == {"train": [], "val": [], "test": list(range(len(groups)))}
 
 
 @pytest.mark.parametrize(
@@ -178,6 +182,8 @@ def test_two_hundred_random_configurations_hold_every_promise():
         try:
             parts = cut(groups, train_val, test, val, seed=trial)
         except UserError:
+            continue
+        if test == len(groups):
             continue
         num_cut += 1
         check(parts, groups)

@@ -89,6 +89,13 @@ def test_confusion_matrix_takes_classes_and_pixels_too():
     assert torch.equal(of_logits, fed(MulticlassConfusionMatrix(3), [(logits, masks)]).compute())
 
 
+def test_confusion_matrix_leaves_out_what_is_ignored():
+    batch = torch.tensor([0, 2, 1, 1]), torch.tensor([0, -100, 2, -100])
+    assert fed(ConfusionMatrix(3), [batch]).compute().tolist() == [[1, 0, 0], [0, 0, 0], [0, 1, 0]]
+    expected = fed(MulticlassConfusionMatrix(3, ignore_index=-100), [batch]).compute()
+    assert torch.equal(fed(ConfusionMatrix(3), [batch]).compute(), expected)
+
+
 @pytest.mark.parametrize(("predicted", "label"), [(0, 3), (3, 0), (-1, 1), (1, -1), (4, 1)])
 def test_confusion_matrix_refuses_a_class_out_of_range(predicted, label):
     meter = ConfusionMatrix(3)

@@ -123,6 +123,14 @@ def test_masks_may_be_float_or_bool():
         assert fed(Dice(1), [(logits, masks.to(dtype))]).compute() == fed(Dice(1), [(logits, masks)]).compute()
 
 
+def test_ignored_pixels_count_in_no_score():
+    predicted = torch.tensor([[[1, 1, 1, 0, 2]]])
+    masks = torch.tensor([[[1, 0, -100, -100, 2]]])  # of the four pixels that count: 1 right, 1 wrong, 1 right
+    logits = one_hot_logits(predicted, 3)
+    assert fed(Dice(3), [(logits, masks)]).compute() == pytest.approx((2 / 3 + 1) / 2)
+    assert fed(IoU(3), [(logits, masks)]).compute() == pytest.approx((1 / 2 + 1) / 2)
+
+
 def test_counts_are_kept_for_each_image_and_foreground_class():
     assert fed(Dice(4), segmentation(4)).per_image_counts().shape == (sum(SIZES), 3, 3)
     assert fed(IoU(1), segmentation(1)).per_image_counts().shape == (sum(SIZES), 1, 3)
