@@ -244,6 +244,8 @@ class TrainerBase:
                 self.train_epoch()
             self.checkpointer.finish()
             self.call("on_train_end")
+        if self.score and not self.stopper.has_best:  # else the program would end as if all were well
+            raise DivergedError(f"--monitor {self.opt.monitor} was a number in no validation: none is the best.")
 
     def train_epoch(self) -> None:
         """Train on the rest of the epoch, validate, and save."""

@@ -83,6 +83,10 @@ class Console(Callback):
             f"{trainer.train_loader.num_samples:,}: {shown}, {self.time_left(trainer)} left"
         )
 
+    def on_validation_end(self, trainer, results: Mapping[str, float]) -> None:
+        if math.isnan(results[self.monitor]):
+            self.logger.warning(f"val/{self.monitor}, which chooses the best checkpoint, is not a number.")
+
     def on_epoch_end(self, trainer, row: Mapping[str, float]) -> None:
         shown = [f"{name} {value:.4f}" for name, value in row.items() if name.startswith(("train/", "val/"))]
         shown += [f"{name} {value:.3g}" for name, value in row.items() if name.split("/")[0] == "lr"]
@@ -127,8 +131,7 @@ class Console(Callback):
             self.logger.info("Stopped by a callback.")
         elif trainer.opt.resume and trainer.progress.update == self.started[1]:
             self.logger.info("Nothing was left to do: to continue, give a higher --n_epoch (or --max_updates).")
-        was_validated = math.isfinite(stopper.best)
-        best = f" Best val/{self.monitor}: {stopper.best:.4f}" if was_validated else ""
+        best = f" Best val/{self.monitor}: {stopper.best:.4f}" if stopper.has_best else ""
         self.logger.info(f"Finished after {trainer.progress.update:,} updates.{best}")
         best = trainer.checkpointer.path("best")
         if best.exists():

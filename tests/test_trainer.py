@@ -16,7 +16,7 @@ from eval_vanilla import EvaluatorVanilla
 from tools.synthetic.make_carvana_like import make_carvana_like
 from trainer_seg_on_carvana import TrainerSeg
 from trainer_vanilla import TrainerVanilla
-from utils.errors import UserError
+from utils.errors import DivergedError, UserError
 from utils.scheduler import SCHEDULERS
 
 ONE_EPOCH = ("--n_epoch", 1, "--train_val_sample_rate", 200)  # 170 train: updates of 64, 64 and 42
@@ -269,8 +269,16 @@ def test_nan_never_is_the_best(train):
     nan = float("nan")
     trainer = train("--n_epoch", 4, task=with_accuracies(nan, 0.5, nan, 0.4))
     assert load_checkpoint(trainer.checkpointer.path("best"))["progress"]["epoch"] == 2
-    only_nan = train("--n_epoch", 4, "--patience", 2, task=with_accuracies(*[nan] * 4), callbacks=None)
-    assert only_nan.progress.epoch == 2
+
+
+def test_a_run_whose_score_stays_nan_warns_and_does_not_end_well(build, capfd):
+    task = with_accuracies(*[float("nan")] * 4)
+    only_nan = build("--n_epoch", 4, "--patience", 2, task=task, callbacks=None)
+    with pytest.raises(DivergedError, match="--monitor accuracy was a number in no validation") as caught:
+        only_nan.train()
+    assert caught.value.status == 4 and only_nan.progress.epoch == 2
+    assert capfd.readouterr().out.count("val/accuracy, which chooses the best checkpoint, is not a number") == 2
+    assert only_nan.checkpointer.path("last").exists()
     assert not only_nan.checkpointer.path("best").exists()
 
 

@@ -64,6 +64,11 @@ class EarlyStopper:
         return improved
 
     @property
+    def has_best(self) -> bool:
+        """Whether there was an improvement: a first value that is a number."""
+        return self.best != (float("-inf") if self.mode == "max" else float("inf"))
+
+    @property
     def should_stop(self) -> bool:
         return self.patience > 0 and self.num_bad >= self.patience
 
