@@ -242,7 +242,7 @@ class TrainerBase:
             self.call("on_train_start")
             while not self.is_over():
                 self.train_epoch()
-            self.checkpointer.finish()
+            self.checkpointer.finish()  # a sharded checkpoint is written in the background
             self.call("on_train_end")
         if self.score and not self.stopper.has_best:  # else the program would end as if all were well
             raise DivergedError(f"--monitor {self.opt.monitor} was a number in no validation: none is the best.")
@@ -251,7 +251,7 @@ class TrainerBase:
         """Train on the rest of the epoch, validate, and save."""
         self.call("on_epoch_start")
         self.set_train_mode()
-        for update in self.epoch_log.timed(self.updates_left()):
+        for update in self.epoch_log.timed(self.updates_left()):  # times the wait for data, and the work
             self.train_update(update)
             if self.session.should_stop():  # raises on a signal; True if a callback asked to stop
                 return self.save("last")
@@ -291,32 +291,33 @@ class TrainerBase:
 
     def guarded_step(self, update: Update) -> dict[str, Tensor]:
         """Call `train_step` on an update; {} if it is skipped: not finite, or none of its samples could be loaded."""
-        num_samples = self.distributed.begin_update(update, may_lose_samples=self.opt.skip_bad_samples > 0)  # of all
+        # Samples that cannot be loaded may be missing in one process; all agree on how many they learn from together.
+        num_samples = self.distributed.begin_update(update, may_lose_samples=self.opt.skip_bad_samples > 0)
         if num_samples == 0:
             return {}
         # Not finite: undone. With --nan_policy skip it returns None, at most --max_skips times; else it raises.
         values = self.guard.attempt(self.train_step, update)
         self.precision.finish_update()  # float16: adapts the scale of the loss
         if self.averaging and values is not None and not self.precision.overflowed:
-            self.averaging.finish_update()
+            self.averaging.finish_update()  # --ema: takes the new weights into their average
         return values or {}
 
     def finish_epoch(self) -> None:
         """Validate, count the epoch, tell the callbacks, and save: the score of an epoch is in its checkpoint."""
         with self.epoch_log.clock("train"):
             self.guard.check_earlier(wait=True)  # a GPU may still be at work on the last updates
-        row = self.epoch_log.row(self.distributed.gather)
+        row = self.epoch_log.row(self.distributed.gather)  # {"train/loss": mean over the epoch, ..., "lr": ...}
 
         # Validate.
         if self.averaging:
-            self.averaging.finish_epoch()
+            self.averaging.finish_epoch()  # --swa_start: takes the weights into their mean over epochs
         results = self.validate() if self.is_time_to_validate() else {}
         row |= {f"val/{name}": value for name, value in results.items()}
-        row |= self.epoch_log.times(self.progress.sample)
+        row |= self.epoch_log.times(self.progress.sample)  # {"time/train": seconds, ..., "samples_per_second": ...}
 
         # Count: a state from inside this block is not saved, because the validation would count twice.
         with self.progress.transaction():
-            is_best = bool(results) and self.stopper.update(results[self.opt.monitor])
+            is_best = bool(results) and self.stopper.update(results[self.opt.monitor])  # counts those without a better
             if results:
                 self.call("on_validation_end", results)
             self.progress.finish_epoch()
@@ -338,7 +339,7 @@ class TrainerBase:
         with self.epoch_log.clock("val"):
             stop = partial(self.session.should_stop, at_once=True)
             results = self.evaluator.evaluate(self.val_loader, before_batch=stop)
-        self.score.load_state_dict({
+        self.score.load_state_dict({  # goes into the checkpoint, so that an evaluation of it can be compared
             "update": self.progress.update,
             "num_samples": self.evaluator.num_samples,
             "results": results,
