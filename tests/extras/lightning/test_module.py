@@ -4,6 +4,7 @@ import csv
 import os
 import re
 import signal
+import sys
 
 import pytest
 import torch
@@ -33,7 +34,7 @@ from tests.small_tasks import (
 from tools.digest import digests
 from trainer_seg_on_carvana import TrainerSeg
 from trainer_vanilla import TrainerVanilla
-from utils.errors import DivergedError
+from utils.errors import DivergedError, UserError
 
 NAMES = {TrainerSmall: "tests.small_tasks:TrainerSmall", TrainerDropout: "tests.small_tasks:TrainerDropout",
          TrainerSeg: "trainer_seg_on_carvana:TrainerSeg", TrainerGAN: "trainer_gan:TrainerGAN"}  # fmt: skip
@@ -200,6 +201,35 @@ def test_our_loop_resumes_a_run_that_lightning_began(tmp_path):
 
 
 # ---- what Lightning has ----------------------------------------------------------------------------------------------
+def test_a_damaged_checkpoint_is_passed_over_and_the_run_ends_with_the_same_state(tmp_path):
+    """What a resume reads is the template's own; files of ModelCheckpoint are never read again."""
+    flags = ("--n_epoch", 2, "--lr_scheduler", "constant")
+    whole = referee(TrainerSmall, flags, tmp_path / "whole")
+    first = referee(TrainerSmall, (*flags, "--max_updates", 12, "--save_every_updates", 4), tmp_path / "first")
+    path = first.checkpointer.path("last")
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    flags = ("--resume", first.run_dir.path, "--max_updates", 20)
+    resumed = referee(TrainerSmall, flags, tmp_path)
+    assert "is damaged" in next(first.run_dir.path.glob("*_log.txt")).read_text()
+    assert resumed.progress == whole.progress and largest_difference(weights_of(resumed), weights_of(whole)) == 0
+
+
+@pytest.mark.parametrize("name", ["config_Vanilla_1.json", "config.yaml"])
+def test_the_options_of_a_strangers_run_name_no_code_not_even_through_a_base(tmp_path, name, monkeypatch):
+    run = tmp_path / "1"
+    run.mkdir()
+    (run / "b.json").write_text('{"model_type": "planted:Net", "callbacks": ["planted:Mine"]}')
+    (run / name).write_text('{"base": "b.json"}')
+    (tmp_path / "planted.py").write_text("raise SystemExit('it was imported')")
+    monkeypatch.syspath_prepend(tmp_path)
+    torch.save({"networks": {}}, run / "Vanilla_last_ckpt.pth")
+    with pytest.raises(UserError):
+        referee(TrainerSmall, ("--resume", run), tmp_path)
+    assert "planted" not in sys.modules
+
+
 def test_two_processes_of_lightnings_make_the_weights_of_one(tmp_path, command):
     flags = (*VANILLA, "--n_epoch", "2", "--micro_batch_size", "3", "--clip", "0.5")
     ours = train(TrainerSmall, flags, tmp_path / "ours")
