@@ -7,6 +7,7 @@ import tarfile
 from collections.abc import Iterator
 from pathlib import Path
 
+from engine.runs.provenance import loaded_files
 from utils.files import write_atomically
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -21,7 +22,8 @@ def copy_source(
     """Write a .tar.gz of the source below `root`: the files that git tracks, new .py files, and a diff to the commit.
 
     Without git, or outside a repository, it packs the .py files. It never takes files from `DATA`, through links, or
-    beyond the limits.
+    beyond the limits. Files that this process has loaded from elsewhere, such as a task's, come in a directory
+    `outside`.
 
     Args:
         target: the archive.
@@ -45,19 +47,21 @@ def copy_source(
         new = ask_git(root, "ls-files", "-z", "--others", "--exclude-standard", "--", "*.py") or b""
         names = sorted({os.fsdecode(name) for name in (tracked + new).split(b"\0") if name})
         diff = ask_git(root, "diff", "HEAD", "--", ".") or b""
+    names += [str(path) for path in loaded_files() if not path.is_relative_to(root.resolve())]
     buffer = io.BytesIO()
     count = 0
     left = max_all
     left_out = []
     with tarfile.open(fileobj=buffer, mode="w:gz") as archive:
         for name in names:
-            path = root / name
+            path = root / name  # that of a file from outside is absolute, and stays
             if name.split("/")[0] in DATA or path.is_symlink() or not path.is_file():  # deleted, but not in git
                 continue
             if (size := path.stat().st_size) > min(max_file, left):
                 left_out.append(name)
                 continue
-            archive.add(path, name, recursive=False, filter=without_owner)
+            stored = f"outside{name}" if name.startswith("/") else name
+            archive.add(path, stored, recursive=False, filter=without_owner)
             count += 1
             left -= size
         if diff and len(diff) <= max_file:

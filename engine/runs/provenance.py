@@ -1,27 +1,49 @@
 """Record what a run was made from: the command, the code, the versions, the machine and the data."""
 
 import importlib.metadata
+import os
 import platform
 import shlex
 import subprocess
 import sys
+import sysconfig
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
+ROOT = Path(__file__).resolve().parents[2]  # of the project
+MAX_SIZE = 2**17  # bytes of a file that is recorded; a larger one is hardly code
 PACKAGES = ("torchvision", "numpy", "pillow", "tensorboard", "matplotlib")
 
 
 def git(*arguments: str) -> str | None:
     """Return the output of a git command in this repository; None without git or a repository."""
-    command = ["git", "-C", str(Path(__file__).parents[2]), *arguments]
+    command = ["git", "-C", str(ROOT), *arguments]
     try:
         answer = subprocess.run(command, capture_output=True, timeout=20, check=True)
     except (OSError, subprocess.SubprocessError):
         return None
     return answer.stdout.decode(errors="replace").removesuffix("\n")  # a diff shows files of any encoding
+
+
+def loaded_files() -> list[Path]:
+    """Return the Python files that this process has loaded, without those of Python and installed packages."""
+    installed = tuple(os.path.realpath(sysconfig.get_path(name)) + os.sep for name in ("stdlib", "purelib", "platlib"))
+    names = {getattr(module, "__file__", None) or "" for module in list(sys.modules.values())}
+    paths = {os.path.realpath(name) for name in names if name.endswith(".py")}
+    return sorted(Path(path) for path in paths if not path.startswith(installed) and os.path.isfile(path))
+
+
+def new_code() -> dict[str, str]:
+    """Return by name the text of the loaded files that git does not track, such as those of a new task."""
+    loaded = loaded_files()
+    inside = [str(path.relative_to(ROOT)) for path in loaded if path.is_relative_to(ROOT)]
+    tracked = git("ls-files", "-z", "--", *inside)
+    known = {ROOT / name for name in (inside if tracked is None else tracked.split("\0"))}
+    new = [path for path in loaded if path not in known and path.stat().st_size <= MAX_SIZE]
+    return {os.path.relpath(path, ROOT): path.read_text(encoding="utf-8", errors="replace") for path in new}
 
 
 def version(name: str) -> str | None:
@@ -50,6 +72,7 @@ def provenance(devices: list[torch.device], data: Mapping[str, str]) -> dict[str
         "command": command_line(),
         "git_commit": git("rev-parse", "HEAD"),
         "git_diff": git("diff", "HEAD"),
+        "new_code": new_code(),  # in no commit
         "versions": {
             "python": platform.python_version(),
             "torch": torch.__version__,

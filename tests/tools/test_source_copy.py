@@ -19,7 +19,8 @@ def read(path, name):
 
 
 @pytest.fixture
-def project(tmp_path):
+def project(tmp_path, monkeypatch):
+    monkeypatch.setattr("tools.source_copy.loaded_files", list)
     root = tmp_path / "project"
     for name, text in {
         "a.py": "committed", "notes.txt": "n", "pkg/b.py": "b", "Results/c.py": "c", "gone.py": "g",
@@ -59,6 +60,15 @@ def test_without_git_the_python_files_come_and_a_line_says_so(project, tmp_path)
     count, warnings = copy_source(tmp_path / "code.tar.gz", project)
     assert sorted(names_of(tmp_path / "code.tar.gz")) == ["a.py", "gone.py", "pkg/b.py"]
     assert count == 3 and ["Not under git" in warning for warning in warnings] == [True]
+
+
+def test_what_was_loaded_from_elsewhere_comes_too(project, tmp_path, monkeypatch):
+    commit(project)
+    (tmp_path / "task.py").write_text("of mine")
+    monkeypatch.setattr("tools.source_copy.loaded_files", lambda: [tmp_path / "task.py", project / "a.py"])
+    copy_source(tmp_path / "code.tar.gz", project)
+    assert read(tmp_path / "code.tar.gz", f"outside{tmp_path}/task.py") == "of mine"
+    assert names_of(tmp_path / "code.tar.gz").count("a.py") == 1
 
 
 def test_all_files_together_stay_within_the_bound(project, tmp_path):

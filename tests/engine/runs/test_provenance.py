@@ -6,12 +6,13 @@ import shlex
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
 
 from engine.runs import provenance
-from engine.runs.provenance import git, version
+from engine.runs.provenance import ROOT, git, version
 
 
 @pytest.fixture
@@ -23,7 +24,7 @@ def repository(tmp_path, monkeypatch):
     for arguments in (["init", "-q"], ["add", "."], ["commit", "-q", "-m", "one"]):
         identity = ["-c", "user.name=n", "-c", "user.email=e"]
         subprocess.run(["git", "-C", str(root), *identity, *arguments], check=True)
-    monkeypatch.setattr(provenance, "__file__", str(root / "engine" / "runs" / "provenance.py"))
+    monkeypatch.setattr(provenance, "ROOT", root)
     return root
 
 
@@ -59,13 +60,31 @@ def test_change_that_was_not_committed_can_be_applied_again(repository):
     assert (repository / "lines.txt").read_text() == "one\nchanged\n\n"
 
 
+def test_code_that_is_in_no_commit_is_recorded(repository, tmp_path, monkeypatch):
+    for name, path in (("mine", repository / "mine.py"), ("theirs", tmp_path / "theirs.py"), ("in_git", None)):
+        module = ModuleType(name)
+        module.__file__ = str(path or repository / "lines.txt")
+        monkeypatch.setitem(sys.modules, name, module)
+        if path:
+            path.write_text(f"# {name}")
+    code = record()["new_code"]
+    assert code["mine.py"] == "# mine" and code["../theirs.py"] == "# theirs"
+    assert not any("torch" in Path(name).parts or name.endswith(".txt") for name in code)
+    assert new_names(ROOT, monkeypatch) & {"trainer.py", "engine/runs/provenance.py"} == set()
+
+
+def new_names(root, monkeypatch) -> set[str]:
+    monkeypatch.setattr(provenance, "ROOT", root)
+    return set(record()["new_code"])
+
+
 def test_change_in_another_encoding_does_not_stop_the_run(repository):
     (repository / "lines.txt").write_bytes(b"caf\xe9\n")
     assert "+caf\ufffd" in record()["git_diff"]
 
 
 def test_without_a_repository_or_without_git_there_is_none(tmp_path, monkeypatch):
-    monkeypatch.setattr(provenance, "__file__", str(tmp_path / "engine" / "runs" / "provenance.py"))
+    monkeypatch.setattr(provenance, "ROOT", tmp_path)
     monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
     assert git("rev-parse", "HEAD") is None
     monkeypatch.setenv("PATH", "")
