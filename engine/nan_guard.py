@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from engine.checkpoints.state import is_expanded
 from engine.progress import Progress
 from utils.errors import DivergedError, UserError
 from utils.seed import RandomBookmark
@@ -38,17 +39,17 @@ class Before:
     def take(self, previous: RandomBookmark | None) -> None:
         """Remember how things are now; `previous` is the bookmark before this one in a series."""
         self.buffers = [getattr(owner, name) for owner, name in self.places]
-        if self.buffers:
+        if [copy.shape for copy in self.copies] != [buffer.shape for buffer in self.buffers]:
+            self.copies = [buffer.clone() for buffer in self.buffers]  # one has grown, as a memory bank does
+        elif self.buffers:
             torch._foreach_copy_(self.copies, self.buffers)
         self.random = RandomBookmark(previous)
 
     @torch.no_grad()
     def put_back(self) -> None:
         """Restore everything."""
-        if self.buffers:
-            torch._foreach_copy_(self.buffers, self.copies)
-        for (owner, name), buffer in zip(self.places, self.buffers, strict=True):
-            setattr(owner, name, buffer)
+        for (owner, name), buffer, copy in zip(self.places, self.buffers, self.copies, strict=True):
+            setattr(owner, name, copy.clone() if is_expanded(buffer) else buffer.copy_(copy))
         self.random.put_back()
 
 

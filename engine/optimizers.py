@@ -5,6 +5,7 @@ from argparse import Namespace
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
@@ -78,9 +79,13 @@ def checked_optimizers(
 ) -> dict[str, Optimizer]:
     """Return the optimizers, if each is named after a network, and every network with trainable parameters is stepped.
 
+    NumPy scalars in their settings become numbers, as in a checkpoint: float32 is computed with in another way.
+
     Raises:
         UserError: when there is no network of an optimizer's name, or no optimizer for trainable parameters.
     """
+    for group in (group for optimizer in optimizers.values() for group in optimizer.param_groups):
+        group |= {name: value.item() for name, value in group.items() if isinstance(value, np.generic)}
     for name in optimizers:
         if name not in networks:
             raise UserError(

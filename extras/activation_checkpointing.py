@@ -1,6 +1,7 @@
 """Trade computation for memory: keep the inputs of blocks, and compute the rest again in the backward pass."""
 
 import contextlib
+import functools
 
 import torch
 from torch import nn
@@ -26,6 +27,20 @@ class Recomputed:
         contexts = lambda: (contextlib.nullcontext(), buffers_set(before))  # noqa: E731
         return checkpoint(super().forward, *inputs, use_reentrant=False, context_fn=contexts, **named_inputs)
 
+    def __reduce__(self):
+        """Pickle by the class before, since `pickle` finds no class that was made at run time; a copy is made alike."""
+        return rebuild, (type(self).__mro__[2],), self.__getstate__()
+
+
+def rebuild(kind: type[nn.Module]) -> nn.Module:
+    """Return a recomputed block of this class before its attributes are set."""
+    return nn.Module.__new__(recomputed(kind))
+
+
+@functools.cache
+def recomputed(kind: type[nn.Module]) -> type[nn.Module]:
+    return type(f"Recomputed{kind.__name__}", (Recomputed, kind), {})
+
 
 def checkpoint_activations(network: nn.Module) -> nn.Module:
     """Let a network keep the inputs of its blocks instead of all their activations, and return it.
@@ -37,5 +52,5 @@ def checkpoint_activations(network: nn.Module) -> nn.Module:
     for block in blocks_of(network):
         kind = type(block)
         if not issubclass(kind, Recomputed):
-            block.__class__ = type(f"Recomputed{kind.__name__}", (Recomputed, kind), {})
+            block.__class__ = recomputed(kind)
     return network

@@ -137,13 +137,18 @@ def set_state(part: Any, state: Any, what: str) -> None:
 def load_state(entry: Any, state: Any) -> None:
     """Call the `load_state_dict` of an object; ValueError where that would accept a state of another object.
 
-    A scheduler accepts any attributes, and would fail, or compute something else, in a later step.
+    A module names each tensor that is missing or too much in a line of its own. A scheduler accepts any attributes, and
+    would fail, or compute something else, in a later step.
     """
     if state is None:
         raise ValueError("there is none")
     if isinstance(entry, nn.Module):
-        state = as_named_by(entry, state)
+        state = with_names_of(entry, state)
+        compare_keys(entry.state_dict(), state)
         make_room(entry, state)
+    if networks := getattr(entry, "networks", None):  # an average of networks
+        averages = {name: with_names_of(networks[name], saved) for name, saved in state["networks"].items()}
+        state = state | {"networks": averages}
     if isinstance(entry, LRScheduler):
         compare_keys(entry.state_dict(), state)
     if isinstance(entry, Optimizer):
@@ -152,17 +157,13 @@ def load_state(entry: Any, state: Any) -> None:
         entry.load_state_dict(state)
 
 
-def as_named_by(module: nn.Module, state: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a module's state with the names of this module, whatever wrappers either has; ValueError if they differ.
-
-    A module itself names each tensor that is missing or too much in a line of its own.
-    """
+def with_names_of(module: nn.Module, state: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a module's state with the names of this module, whatever torch.compile or DataParallel put into either."""
     own = module.state_dict()
     names = {without_wrappers(name): name for name in own}
     renamed: dict[str, Any] = OrderedDict()
     for name, value in state.items():
         renamed[name if name in own else names.get(without_wrappers(name), name)] = value
-    compare_keys(own, renamed)
     if hasattr(state, "_metadata"):
         renamed._metadata = state._metadata
     return renamed
@@ -196,6 +197,24 @@ def load_optimizer(optimizer: Optimizer, state: dict[str, Any]) -> None:
         if lacks := [name for name in own if name not in group]:
             raise ValueError(f"its parameter groups lack {some(lacks)}")
         group.update({name: own[name] for name in KERNELS if name in own})  # they belong to the machine
+    if type(optimizer).load_state_dict is Optimizer.load_state_dict:
+        parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        for number, saved in state["state"].items():
+            parameter = parameters[number] if type(number) is int else number
+            optimizer.state[parameter] = with_types_of(saved, optimizer.state[parameter])
+
+
+def with_types_of(saved: Any, loaded: Any) -> Any:
+    """Return what torch has loaded of an optimizer's state, with the tensors that it has cast as they were saved.
+
+    It casts them all to the type of their parameter: a sum in float64 loses digits, a table of bytes its meaning.
+    """
+    if isinstance(loaded, dict):
+        return {name: with_types_of(saved[name], entry) for name, entry in loaded.items()}
+    if isinstance(loaded, list | tuple):
+        return type(loaded)(map(with_types_of, saved, loaded))
+    is_cast = torch.is_tensor(loaded) and loaded.dtype != saved.dtype
+    return saved.to(loaded.device, copy=True) if is_cast else loaded
 
 
 def compare_keys(own: Mapping[str, Any], state: Mapping[str, Any]) -> None:

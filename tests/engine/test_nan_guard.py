@@ -314,3 +314,25 @@ def test_a_step_can_be_voided_if_it_is_fused_and_the_only_one_on_a_gpu():
 def test_the_loop_waits_for_a_gpu_only_if_it_must(build, monkeypatch, flags, waits):
     monkeypatch.setattr(trainer_module, "can_be_voided", lambda optimizers: True)
     assert isinstance(build(*flags).guard, DeferredNanGuard) != waits
+
+
+def test_buffers_that_grow_or_are_expanded_are_put_back():
+    """A memory bank changes its size in each update, and into an expanded buffer nothing can be copied."""
+    network = nn.Linear(1, 1)
+    network.register_buffer("bank", torch.zeros(0, 2))
+    network.register_buffer("mask", torch.zeros(1).expand(3))
+    guard = NanGuard([network], Progress())
+    for size in (1, 2):
+        guard.begin_update()
+        network.bank = torch.cat([network.bank, torch.ones(1, 2)])
+        assert len(network.bank) == size
+    network.mask = torch.ones(3)
+    guard.begin_update()
+    network.bank = torch.cat([network.bank, torch.ones(1, 2)])
+    guard.undo()
+    assert network.bank.shape == (2, 2) and network.mask.tolist() == [1, 1, 1]
+    network.mask = torch.zeros(1).expand(3)
+    guard.begin_update()
+    network.mask = torch.ones(3)
+    guard.undo()
+    assert network.mask.tolist() == [0, 0, 0]

@@ -1,6 +1,7 @@
 """The blocks of a network, and the same training with less memory."""
 
 import copy
+import pickle
 
 import pytest
 import torch
@@ -159,3 +160,11 @@ def test_names_and_validation_stay_as_they_are():
     with torch.no_grad():
         assert torch.equal(network.eval()(images), copy.deepcopy(network)(images))
 # ---- end of blocks and recomputing -----------------------------------------------------------------------------------
+
+
+def test_network_can_be_pickled_and_copied():
+    network = checkpoint_activations(nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2)))
+    inputs = torch.rand(4, 2)
+    for other in (pickle.loads(pickle.dumps(network)), copy.deepcopy(network)):
+        assert type(other[0]) is type(network[0]) and other[0].weight is not network[0].weight
+        assert torch.equal(other(inputs), copy.deepcopy(network)(inputs))

@@ -8,8 +8,14 @@ import torch
 from torch import nn
 from torch.optim import lr_scheduler
 
+from engine.checkpoints.checkpointer import Checkpointer
+from engine.checkpoints.file import load_checkpoint, save_checkpoint
 from engine.checkpoints.state import PlainState, get_state, plain, set_state
+from engine.devices.process_group import Distributed
+from engine.progress import Progress
+from engine.run_state import collect_state
 from tools.digest import digest
+from utils.averaging import Averaging
 from utils.errors import UserError
 
 
@@ -147,3 +153,111 @@ def test_what_torch_opens_stays_as_it_is():
     assert plain(network.state_dict(), "it")._metadata == network.state_dict()._metadata
     numbers = [1] * 9
     assert plain({"many": numbers}, "it")["many"] is numbers
+
+
+# ---- through a file --------------------------------------------------------------------------------------------------
+def through_a_file(part, path):
+    """The state of an object as a checkpoint gives it back."""
+    save_checkpoint({"part": plain(get_state(part), "it")}, path)
+    return load_checkpoint(path)["part"]
+
+
+class Odd(torch.optim.SGD):
+    """Has states of other shapes and types than their parameter, settings that are no numbers, a text as a key."""
+
+    def __init__(self, parameters):
+        super().__init__(parameters, lr=np.float64(0.1))
+        for group in self.param_groups:
+            group |= {"best": float("inf"), "precision": torch.float16}
+        self.state["all"] = {"count": np.int64(0), "sum": torch.zeros(2, dtype=torch.float64)}
+
+    @torch.no_grad()
+    def step(self):
+        self.state["all"]["count"] += 1
+        self.state["all"]["sum"] += 1 / 3
+        for group in self.param_groups:
+            group["best"] = min(group["best"], 2.0)
+            for parameter in group["params"]:
+                state = self.state[parameter]
+                if not state:
+                    rows = len(parameter)
+                    state["nested"] = {"matrices": [torch.eye(rows), torch.zeros(rows, dtype=torch.float64)]}
+                    state["table"] = torch.zeros(256, dtype=torch.uint8)
+                state["nested"]["matrices"][0] += parameter.grad.norm()
+                state["nested"]["matrices"][1] += 1 / 3
+                state["table"] += 7
+                shift = state["nested"]["matrices"][1].sum() + state["table"].sum() + self.state["all"]["sum"].sum()
+                parameter -= group["lr"] * state["nested"]["matrices"][0].sum() * shift * parameter.grad
+
+
+def test_two_halves_with_an_odd_optimizer_are_the_whole(tmp_path):
+    networks = [nn.Linear(3, 2), nn.Linear(3, 2)]
+    networks[1].load_state_dict(networks[0].state_dict())
+    optimizers = [Odd(network.parameters()) for network in networks]
+
+    def step(number):
+        for parameter in networks[number].parameters():
+            parameter.grad = torch.full_like(parameter, 1e-5)
+        optimizers[number].step()
+
+    for _ in range(3):
+        step(0)
+    set_state(networks[1], through_a_file(networks[0], tmp_path / "a.pth"), "It")
+    set_state(optimizers[1], through_a_file(optimizers[0], tmp_path / "a.pth"), "It")
+    for _ in range(2):
+        step(0)
+        step(1)
+    assert digest(networks[0].state_dict()) == digest(networks[1].state_dict())
+    ends = [digest(plain(optimizer.state_dict(), "it")) for optimizer in optimizers]
+    assert ends[0] == ends[1]
+
+
+def test_buffers_of_any_kind_come_back(tmp_path):
+    def network():
+        module = nn.Linear(1, 1)
+        module.hidden = nn.Parameter(torch.tensor([float("-inf")]), requires_grad=False)
+        for name, buffer in (
+            ("nan", torch.tensor([float("nan")])), ("sparse", torch.zeros(2, 2).to_sparse()),
+            ("expanded", torch.zeros(1).expand(99, 99)), ("bank", torch.zeros(0, 2)),
+        ):  # fmt: skip
+            module.register_buffer(name, buffer)
+        return module
+
+    first, second = network(), network()
+    first.bank = torch.ones(3, 2)
+    first.sparse = torch.eye(2).to_sparse()
+    first.expanded = torch.ones(1).expand(99, 99)
+    set_state(second, through_a_file(first, tmp_path / "a.pth"), "It")
+    assert digest(first.state_dict()) == digest(second.state_dict())
+    assert torch.equal(second.sparse.to_dense(), torch.eye(2)) and second.bank.shape == (3, 2)
+
+
+def test_tied_weights_may_unfold_to_many_times_the_file(tmp_path):
+    layer = nn.Linear(100, 100)
+    tied, other = (nn.Sequential(*[part] * 20) for part in (layer, nn.Linear(100, 100)))
+    set_state(other, through_a_file(tied, tmp_path / "a.pth"), "It")
+    assert torch.equal(other[7].weight, layer.weight)
+
+
+@pytest.mark.parametrize("wrap", [nn.DataParallel, lambda part: nn.Sequential(torch.compile(part))[0]])
+def test_names_that_wrappers_give_are_passed_over_in_both_directions(wrap):
+    for first, second in ((wrap(nn.Linear(2, 2)), nn.Linear(2, 2)), (nn.Linear(2, 2), wrap(nn.Linear(2, 2)))):
+        set_state(second, first.state_dict(), "It")
+        assert all(torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True))
+        averages = [Averaging({"model": network}, decay=0.5) for network in (first, second)]
+        set_state(averages[1], averages[0].state_dict(), "It")
+    with pytest.raises(UserError, match=r"it lacks weight, bias; it has module\.0"):
+        set_state(nn.Linear(2, 2), nn.DataParallel(nn.Sequential(nn.Linear(2, 2))).state_dict(), "It")
+
+
+def test_part_that_cannot_be_saved_leaves_the_checkpoints_before_it(tmp_path):
+    """No checkpoint is pruned for one that cannot be opened: the state is refused before it is written."""
+    stopper = PlainState(best=0.5)
+    parts = {"stopper": stopper, "progress": Progress(update=1)}
+    checkpointer = Checkpointer(tmp_path, "Net", keep=1)
+    checkpointer.save(collect_state(parts, Distributed()), "last")
+    before = (tmp_path / "Net_last_ckpt.pth").read_bytes()
+    stopper["best"] = {3: range(2)}
+    with pytest.raises(UserError, match=r"^The run cannot be saved: stopper\['best'\]\[3\] is of type range\. "):
+        checkpointer.save(collect_state(parts, Distributed()), "last")
+    assert [path.read_bytes() for path in tmp_path.iterdir()] == [before]
