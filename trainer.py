@@ -34,6 +34,7 @@ from engine.optimizers import (
     checked_optimizers,
     checked_schedulers,
     freeze,
+    length_of,
     make_clipper,
     make_optimizers,
     make_schedulers,
@@ -91,7 +92,8 @@ class TrainerBase:
         self.optimizers = checked_optimizers(self.build_optimizers(), self.networks)
         self.micro_batch_size = opt.batch_size if opt.micro_batch_size in (None, "auto") else opt.micro_batch_size
         self.train_loader, self.val_loader = self.build_loaders()
-        self.schedulers = checked_schedulers(self.build_schedulers(), self.optimizers)
+        num_updates = length_of(opt, self.train_loader.updates_per_epoch)
+        self.schedulers = checked_schedulers(self.build_schedulers(), self.optimizers, num_updates)
         self.averaging = self.build_averaging()
         self.clipper = make_clipper(opt, self.networks)
         seed_apart(opt.seed, self.distributed.rank)  # else dropout would drop the same units in all processes

@@ -116,6 +116,9 @@ class OncePerEpoch:
         self.scheduler = scheduler
         self.optimizer = scheduler.optimizer
         self.updates_per_epoch = updates_per_epoch
+        self.total_steps = None
+        if isinstance(getattr(scheduler, "total_steps", None), int):
+            self.total_steps = scheduler.total_steps * updates_per_epoch
         self.num_updates = 0
 
     def step(self) -> None:
@@ -131,13 +134,17 @@ class OncePerEpoch:
         self.num_updates = state["num_updates"]
 
 
+def length_of(opt: Namespace, updates_per_epoch: int) -> int:
+    """Return the number of updates of a run."""
+    num_updates = opt.n_epoch * updates_per_epoch
+    return min(num_updates, opt.max_updates) if opt.max_updates else num_updates
+
+
 def make_schedulers(
     opt: Namespace, optimizers: Mapping[str, Optimizer], updates_per_epoch: int
 ) -> dict[str, LRScheduler | OncePerEpoch]:
     """Return a scheduler for each optimizer, by the same name; it is stepped once per update, see --scheduler_step."""
-    num_updates = opt.n_epoch * updates_per_epoch
-    if opt.max_updates:
-        num_updates = min(num_updates, opt.max_updates)
+    num_updates = length_of(opt, updates_per_epoch)
     if opt.scheduler_step == "update":
         return {name: make_scheduler(opt, one, updates_per_epoch, num_updates) for name, one in optimizers.items()}
     num_epochs = -(-num_updates // updates_per_epoch)  # rounded up
@@ -149,10 +156,10 @@ def make_scheduler(opt: Namespace, optimizer: Optimizer, steps_per_epoch: int, n
     """Return the scheduler of --lr_scheduler, which is stepped `num_steps` times in the run.
 
     A class of torch, or a user-defined one, is given `num_steps` as `total_steps` or `T_max` if it takes one of these.
-    Its arguments are in its state, so a resume keeps them.
+    A resume with another length goes on with the rates of that length, see `resume_schedule`.
 
     Raises:
-        UserError: when it cannot be made with its arguments, ends before the run, or has a state that cannot be saved.
+        UserError: when it cannot be made with its arguments, or has a state that cannot be saved.
     """
     name = opt.lr_scheduler
     if name in SCHEDULERS:
@@ -168,23 +175,24 @@ def make_scheduler(opt: Namespace, optimizer: Optimizer, steps_per_epoch: int, n
     scheduler = call(find("scheduler", name), offered, opt.scheduler_args, "--scheduler_args", first=[optimizer])
     if not isinstance(scheduler, LRScheduler) or isinstance(scheduler, ReduceLROnPlateau):
         raise UserError(f"--lr_scheduler {name} makes no LRScheduler whose step() needs no arguments.")
-    total_steps = getattr(scheduler, "total_steps", None)
-    if isinstance(total_steps, int) and total_steps < num_steps:
-        raise UserError(f"--lr_scheduler {name} ends after {total_steps} steps, and the run makes {num_steps}.")
     plain(scheduler.state_dict(), f"--lr_scheduler {name} cannot be saved: its state")
     return scheduler
 
 
 def checked_schedulers(
-    schedulers: Mapping[str, LRScheduler | OncePerEpoch], optimizers: Mapping[str, Optimizer]
+    schedulers: Mapping[str, LRScheduler | OncePerEpoch], optimizers: Mapping[str, Optimizer], num_updates: int
 ) -> dict[str, LRScheduler | OncePerEpoch]:
-    """Return the schedulers, if each has the name of the optimizer whose rate it sets; UserError otherwise."""
+    """Return the schedulers, if each has the name of its optimizer and lasts for all updates; UserError otherwise."""
     for name, scheduler in schedulers.items():
         if scheduler.optimizer is not optimizers.get(name):
             raise UserError(
                 f"build_schedulers() returns {name!r}{nearest(name, optimizers)}: a scheduler has the name of its "
                 f"optimizer, one of {', '.join(optimizers)}."
             )
+        last = getattr(scheduler, "total_steps", None)
+        if isinstance(last, int) and last < num_updates:
+            kind = type(getattr(scheduler, "scheduler", scheduler)).__name__
+            raise UserError(f"The scheduler {kind} ends after {last} updates, and the run makes {num_updates}.")
     return dict(schedulers)
 
 

@@ -9,10 +9,14 @@ integers have no rounding error that moves a decay by an update. `lr_factor` is 
 To add a schedule, write a function of (update, plan) and give it a name in `SCHEDULERS`.
 """
 
+import copy
 import math
-from collections.abc import Callable, Mapping, Sequence
+import warnings
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
+import torch
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
@@ -197,3 +201,34 @@ def lowest_factor(optimizer: Optimizer, lr_min: float) -> float:
     base_lr = float(first.get("initial_lr", first["lr"]))
     check_range("lr_min", lr_min, 0 <= lr_min <= base_lr, f"from 0 to the learning rate, {base_lr:g}")
     return lr_min / base_lr if lr_min else 0.0
+
+
+def resume_schedule(scheduler: LRScheduler, state: dict[str, Any]) -> None:
+    """Restore the position of a scheduler; in a run of another length, the rates go on as those of the new length.
+
+    The state of a scheduler of torch has its length, which would end the new run at the old plan. Many of them compute
+    a rate from the one before. So if the length differs, the scheduler makes all steps up to the position once more.
+
+    Args:
+        scheduler: new, for the length of this run.
+        state: of the same class.
+    """
+    new = copy.deepcopy({name: value for name, value in scheduler.state_dict().items() if name in state})
+    scheduler.load_state_dict(state)
+    groups = scheduler.optimizer.param_groups
+    if any(new[name] != state[name] for name in ("total_steps", "T_max") if name in new):
+        scheduler.load_state_dict(new)
+        set_rates(groups, new["_last_lr"])
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch warns of steps without an update
+            for _ in range(state["last_epoch"]):
+                scheduler.step()
+    elif isinstance(scheduler, LambdaLR):
+        factors = [function(scheduler.last_epoch) for function in scheduler.lr_lambdas]
+        set_rates(groups, [rate * factor for rate, factor in zip(scheduler.base_lrs, factors, strict=True)])
+
+
+def set_rates(groups: Iterable[dict[str, Any]], rates: Iterable[float]) -> None:
+    """Set the learning rates of an optimizer's groups."""
+    for group, rate in zip(groups, rates, strict=True):
+        group["lr"] = torch.full_like(group["lr"], rate) if isinstance(group["lr"], torch.Tensor) else rate

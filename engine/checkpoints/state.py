@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from utils.errors import UserError
+from utils.scheduler import resume_schedule
 
 SCALARS = {type(None), bool, int, float, str}
 KERNELS = ("fused", "foreach", "capturable")  # settings of an optimizer that change how, not what, it computes
@@ -151,7 +152,8 @@ def load_state(entry: Any, state: Any) -> None:
         state = state | {"networks": averages}
     if isinstance(entry, LRScheduler):
         compare_keys(entry.state_dict(), state)
-    if isinstance(entry, Optimizer):
+        resume_schedule(entry, state)
+    elif isinstance(entry, Optimizer):
         load_optimizer(entry, state)
     else:
         entry.load_state_dict(state)

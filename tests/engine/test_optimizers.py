@@ -2,6 +2,7 @@
 
 import inspect
 import io
+import math
 from argparse import Namespace
 
 import pytest
@@ -10,7 +11,7 @@ from torch import nn
 from torch.optim import lr_scheduler
 from torch.optim.lr_scheduler import ConstantLR
 
-from engine.checkpoints.state import set_state
+from engine.checkpoints.state import plain, set_state
 from engine.optimizers import (
     checked_optimizers,
     checked_schedulers,
@@ -214,7 +215,6 @@ def test_every_scheduler_of_torch_gives_its_rates_and_goes_on_from_its_state(nam
         ("StepLR", {"scheduler_args": {}}, "needs the argument step_size"),
         ("StepLR", {"scheduler_args": {"step": 3}}, "takes no argument 'step'"),
         ("OneCycleLR", {"scheduler_args": {"max_lr": 1, "pct_start": 3}}, "OneCycleLR cannot be made.*pct_start"),
-        ("OneCycleLR", {"scheduler_args": {"max_lr": 1, "total_steps": 4}}, "ends after 4 steps.* makes 12"),
         ("cosine", {"scheduler_args": {"gamma": 3}}, "not for --lr_scheduler cosine"),
         ("StepLr_", {}, "did you mean 'StepLR'"),
         ("torch.optim.lr_scheduler:ReduceLROnPlateau", {}, "makes no LRScheduler"),
@@ -223,6 +223,48 @@ def test_every_scheduler_of_torch_gives_its_rates_and_goes_on_from_its_state(nam
 def test_schedulers_that_cannot_be_made_are_named(name, options, words):
     with pytest.raises(UserError, match=words):
         scheduler_of(name, **options)
+
+
+def resumed(old, new):
+    """Restore the state of one scheduler and its optimizer in another, as a resume does."""
+    set_state(new.optimizer, plain(old.optimizer.state_dict(), ""), "The optimizer")
+    set_state(new, plain(old.state_dict(), ""), "The state")
+    return new
+
+
+def cosine_rates(num_steps, lowest=0.0):
+    """The closed form of the annealing."""
+    return [lowest + (0.1 - lowest) * (1 + math.cos(math.pi * step / num_steps)) / 2 for step in range(num_steps)]
+
+
+@pytest.mark.parametrize("by", ["update", "epoch"])
+@pytest.mark.parametrize("done", [5, 12])
+@pytest.mark.parametrize("name", ["CosineAnnealingLR", "OneCycleLR", "cosine", "linear"])
+def test_a_resumed_run_that_is_longer_goes_on_with_the_rates_of_the_longer_run(name, done, by):
+    longer = {"n_epoch": 4, "scheduler_step": by}
+    expected = rates_of(scheduler_of(name, **longer), 24)
+    if name == "CosineAnnealingLR" and by == "update":
+        assert expected == pytest.approx(cosine_rates(24, lowest=0.001))
+    old = scheduler_of(name, n_epoch=2, scheduler_step=by)
+    rates_of(old, done)
+    assert rates_of(resumed(old, scheduler_of(name, **longer)), 24 - done) == pytest.approx(expected[done:], rel=1e-12)
+
+
+@pytest.mark.parametrize("name", ["CosineAnnealingLR", "OneCycleLR", "cosine", "StepLR"])
+def test_a_resumed_run_of_the_same_length_has_the_same_bits(name):
+    expected = rates_of(scheduler_of(name), 12)
+    old = scheduler_of(name)
+    assert rates_of(old, 7) + rates_of(resumed(old, scheduler_of(name)), 5) == expected
+
+
+@pytest.mark.parametrize(("by", "num_updates"), [("update", 3), ("epoch", 18)])
+def test_a_schedule_that_ends_before_the_run_is_refused_before_it_begins(by, num_updates):
+    arguments = {"max_lr": 1, "total_steps": 3}
+    scheduler = scheduler_of("OneCycleLR", n_epoch=4, scheduler_step=by, scheduler_args=arguments)
+    pair = {"model": scheduler}, {"model": scheduler.optimizer}
+    assert checked_schedulers(*pair, num_updates) == pair[0]
+    with pytest.raises(UserError, match=f"OneCycleLR ends after {num_updates} updates, and the run makes 24"):
+        checked_schedulers(*pair, 24)
 
 
 @pytest.mark.parametrize("name", ["cosine", "StepLR"])
@@ -258,7 +300,7 @@ def sgd(network):
 def test_those_that_match_come_back(networks):
     optimizers = {name: sgd(networks[name]) for name in ("generator", "critic")}
     assert checked_optimizers(optimizers, networks) == optimizers
-    assert checked_schedulers({"critic": ConstantLR(optimizers["critic"])}, optimizers).keys() == {"critic"}
+    assert checked_schedulers({"critic": ConstantLR(optimizers["critic"])}, optimizers, 8).keys() == {"critic"}
     both = {"critic": torch.optim.SGD([*networks["critic"].parameters(), *networks["generator"].parameters()], lr=1.0)}
     assert checked_optimizers(both, networks) == both  # one may step two networks
 
@@ -276,11 +318,11 @@ def test_a_network_that_nobody_steps_is_named(networks):
 def test_a_scheduler_of_another_optimizer_is_named(networks):
     optimizers = {name: sgd(networks[name]) for name in ("generator", "critic")}
     with pytest.raises(UserError, match=r"'critic'.*has the name of its optimizer, one of generator, critic"):
-        checked_schedulers({"critic": ConstantLR(optimizers["generator"])}, optimizers)
+        checked_schedulers({"critic": ConstantLR(optimizers["generator"])}, optimizers, 8)
     with pytest.raises(UserError, match=r"'critik'.*did you mean 'critic'"):
-        checked_schedulers({"critik": ConstantLR(optimizers["critic"])}, optimizers)
+        checked_schedulers({"critik": ConstantLR(optimizers["critic"])}, optimizers, 8)
     with pytest.raises(UserError, match="returns 'critic'"):
-        checked_schedulers({"critic": ConstantLR(sgd(networks["critic"]))}, optimizers)
+        checked_schedulers({"critic": ConstantLR(sgd(networks["critic"]))}, optimizers, 8)
 
 
 def test_a_trainer_is_refused_when_it_is_built(build):

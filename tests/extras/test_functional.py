@@ -1,5 +1,6 @@
 """`fit` and `find_lr`: a module that returns its own loss, trained by the loop of the template."""
 
+import math
 import os
 import random
 import signal
@@ -10,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
-from torch.optim.lr_scheduler import CosineAnnealingLR, ReduceLROnPlateau, StepLR
+from torch.optim.lr_scheduler import CosineAnnealingLR, OneCycleLR, ReduceLROnPlateau, StepLR
 from torch.utils.data import Dataset, TensorDataset
 
 from callbacks.callback import Callback
@@ -297,6 +298,19 @@ def test_a_run_goes_on_for_more_updates(settings):
     assert run.progress == Progress(epoch=4, update=20)
 
 
+def test_a_schedule_made_for_more_updates_replaces_that_of_the_run(settings):
+    model, optimizer = parts()
+    run = fit(model, optimizer, CosineAnnealingLR(optimizer, 7), points(), 16, num_updates=7, **settings)
+    model, optimizer = parts(seed=1)
+    scheduler = CosineAnnealingLR(optimizer, 14)
+    rates = []
+    fit(
+        model, optimizer, scheduler, points(), 16, num_updates=14, resume=run.run_dir.path,
+        on_update_end=lambda trainer, values: rates.append(trainer.epoch_log.learning_rates["lr"]), **settings,
+    )  # fmt: skip
+    assert rates == pytest.approx([1e-2 * (1 + math.cos(math.pi * step / 14)) / 2 for step in range(7, 14)])
+
+
 def test_all_of_the_updates_are_made_however_many_are_in_an_epoch(settings):
     model, optimizer = parts()
     how = {"resume": None, "limit_batches": 3, "swa_start": 2}
@@ -518,6 +532,13 @@ def test_a_wrong_scheduler_is_named(settings):
     ):
         with pytest.raises(UserError, match=message):
             fit(model, optimizer, scheduler, points(), 16, num_epochs=1, **settings)
+
+
+def test_a_schedule_that_ends_before_the_run_is_refused_before_it_begins(settings):
+    model, optimizer = parts()
+    with pytest.raises(UserError, match="OneCycleLR ends after 9 updates, and the run makes 10"):
+        fit(model, optimizer, OneCycleLR(optimizer, 0.1, total_steps=9), points(), 16, num_updates=10, **settings)
+    assert not settings["output_dir"].exists()
 
 
 def test_an_optimizer_of_another_model_is_refused(settings):
