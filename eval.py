@@ -66,6 +66,7 @@ class EvaluatorBase:
         self.output_dir: Path | None = None  # of the evaluation as a program
         self.num_samples = 0  # of the last evaluation
         self.num_in_batch = 0  # samples of the batch that `eval_step` gets
+        self.loss_count = 0  # elements over which the loss of this batch is a mean
         self.weights = contextlib.nullcontext  # makes a block in which the networks have other weights: the averages
         self.meters = {name: meter.to(device) for name, meter in self.build_meters().items()}
 
@@ -103,6 +104,15 @@ class EvaluatorBase:
         """Return meters by name, with `update`, `compute`, `reset` and `to`; metrics of torchmetrics have these."""
         raise NotImplementedError(f"{type(self).__name__} must define build_meters()")
 
+    def loss_counter(self) -> Callable[[Any], int] | None:
+        """Return a function that says over how many elements the loss of a batch is a mean; None: over its samples.
+
+        A loss that leaves out padding or ignored pixels is a mean over a number that differs from batch to batch.
+        Training weighs the micro-batches of an update by it, so their size changes no result, and so does `loss_count`
+        in `eval_step`. The function gets a batch that need not be on the device yet.
+        """
+        return None
+
     def eval_step(self, batch: Any) -> None:
         """Predict one batch, which is on the device, and update the meters. Gradients are off."""
         raise NotImplementedError(f"{type(self).__name__} must define eval_step(batch)")
@@ -139,10 +149,12 @@ class EvaluatorBase:
         """
         for meter in self.meters.values():
             meter.reset()
+        count = self.loss_counter()
         with self.inference():
             self.distributed.share_buffers(self.networks.values())
             for batch, is_real in self.distributed.in_step(loader, before_batch):
                 self.num_in_batch = loader.num_in_batch
+                self.loss_count = self.num_in_batch if count is None else int(count(batch))
                 aside = contextlib.nullcontext() if is_real else self.meters_aside()  # padding counts in no meter
                 with self.precision.autocast(), aside:
                     self.eval_step(move_to(batch, self.device))

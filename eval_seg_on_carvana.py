@@ -6,7 +6,7 @@ if __name__ == "__main__":
     answer_early(__file__)  # --help and a wrong option, before torch is imported
 
 from argparse import Namespace
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,7 @@ from engine.options.parser import (
 )
 from engine.registry import names, short_name
 from eval import EvaluatorBase
-from loss.weighted_sum import loss_meters, update_losses
+from loss.weighted_sum import counter, loss_meters, update_losses
 from utils.batch import move_to
 from utils.draw import contact_sheet, save_picture
 from utils.meter import predicted_classes
@@ -88,10 +88,13 @@ class EvaluatorSeg(EvaluatorBase):
         metrics = build_metrics(self.opt.metrics, self.opt.n_classes, self.opt.metric_args)
         return {**loss_meters(self.criterion), **metrics}
 
+    def loss_counter(self) -> Callable[[Any], int] | None:
+        return counter(self.criterion)
+
     def eval_step(self, batch: Any) -> None:
         images, masks = batch  # (N, C, H, W), (N, H, W)
         logits = self.predict(images)  # (N, n_classes, H, W)
-        update_losses(self.meters, self.criterion(logits, masks), n=len(masks))
+        update_losses(self.meters, self.criterion(logits, masks), n=self.loss_count)
         for name in set(map(short_name, self.opt.metrics)):
             self.meters[name].update(logits, masks)
 

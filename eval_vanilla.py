@@ -5,7 +5,7 @@ from options import answer_early
 if __name__ == "__main__":
     answer_early(__file__)  # --help and a wrong option, before torch is imported
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 from typing import Any
 
@@ -16,7 +16,7 @@ from engine.metric_entry import build_metrics, metric_name
 from engine.options.parser import ListAction, OptionParser, list_of, mapping, number
 from engine.registry import names, short_name
 from eval import EvaluatorBase
-from loss.weighted_sum import loss_meters, update_losses
+from loss.weighted_sum import counter, loss_meters, update_losses
 from utils.batch import move_to
 from utils.draw import captioned_grid, save_confusion_matrix
 from utils.metrics import ConfusionMatrix
@@ -56,10 +56,13 @@ class EvaluatorVanilla(EvaluatorBase):
             "confusion": ConfusionMatrix(self.opt.n_classes),
         }
 
+    def loss_counter(self) -> Callable[[Any], int] | None:
+        return counter(self.criterion)
+
     def eval_step(self, batch: Any) -> None:
         images, labels = batch  # (N, 1, 28, 28), (N,)
         logits = self.model(images)  # (N, 10)
-        update_losses(self.meters, self.criterion(logits, labels), n=len(labels))
+        update_losses(self.meters, self.criterion(logits, labels), n=self.loss_count)
         for name in {*map(short_name, self.opt.metrics), "confusion"}:
             self.meters[name].update(logits, labels)
 

@@ -436,7 +436,7 @@ def parse_test_options(evaluator_class: type, argv: Sequence[str] | None) -> Opt
     trained = {name: value for name, value in saved.items() if name not in OF_THE_LAUNCH}
     opt = parser.resolve(argv, [(harmless_options(trained, model_path, new_parser, argv), model_path)])
     for name in parser.asked & set(NETWORK_OPTIONS):
-        refuse_change(name, vars(opt)[name], trained.get(name), f"network of {model_path}")
+        refuse_change(name, vars(opt)[name], trained.get(name), f"checkpoint {model_path}")
     return completed(parser, opt)
 
 

@@ -92,6 +92,7 @@ class TrainerBase:
         self.optimizers = checked_optimizers(self.build_optimizers(), self.networks)
         self.micro_batch_size = opt.batch_size if opt.micro_batch_size in (None, "auto") else opt.micro_batch_size
         self.train_loader, self.val_loader = self.build_loaders()
+        self.train_loader.count = self.evaluator.loss_counter()
         num_updates = length_of(opt, self.train_loader.updates_per_epoch)
         self.schedulers = checked_schedulers(self.build_schedulers(), self.optimizers, num_updates)
         self.averaging = self.build_averaging()
@@ -195,20 +196,23 @@ class TrainerBase:
         return optimizer
 
     def weighted(self, update: Update) -> Iterator[tuple[Any, float]]:
-        """Yield each micro-batch on the device, with its share of this process's samples of the update.
+        """Yield each micro-batch on the device, with its share of the samples of the update in this process.
 
         The sum of the weighted losses is the mean over this process's samples, also when the last micro-batch is short;
         `backward` makes it the mean over those of all processes. They exchange gradients with the last micro-batch.
+        A loss that is a mean over something else than samples says so, see `EvaluatorBase.loss_counter`.
         """
+        total = sum(update.amounts) or 1  # 0 of 0: it only keeps in step with processes that have more
         last = len(update.micro_batches) - 1
-        for number, (batch, size) in enumerate(zip(update.micro_batches, update.sizes, strict=True)):
+        for number, (batch, amount) in enumerate(zip(update.micro_batches, update.amounts, strict=True)):
             with self.distributed.gradients(synchronize=number == last):
-                weight = size / max(update.num_local, 1)  # 0 of 0: it only keeps in step with processes that have more
-                yield move_to(batch, self.device, non_blocking=True), weight
+                yield move_to(batch, self.device, non_blocking=True), amount / total
 
     def backward(self, loss: Tensor | Mapping[str, Tensor], weight: float = 1.0) -> dict[str, Tensor]:
         """Add the gradients of `weight * loss` to those of the update; return all terms times `weight`, detached."""
         terms = as_terms(loss)  # {"loss": (), ...}
+        if weight == 0:  # the mean over nothing may be NaN, and NaN * 0 would stay
+            terms = {name: term.nan_to_num() for name, term in terms.items()}
         self.guard.add_loss(terms["loss"])  # to check that it is finite
         share = self.distributed.to_share(terms["loss"], weight)  # weight * loss, scaled for the mean over processes
         self.precision.backward(share)
@@ -276,7 +280,7 @@ class TrainerBase:
         # Count: a state from inside this block belongs to no position of the run, so it is not saved.
         with self.progress.transaction():
             values = self.guarded_step(update)
-            self.epoch_log.add(values, update.num_local, learning_rates(self.optimizers))
+            self.epoch_log.add(values, sum(update.amounts), learning_rates(self.optimizers))
             for scheduler in self.schedulers.values():
                 scheduler.step()  # also after a skipped update: the schedule follows the position
             self.progress.finish_update(update.num_samples)

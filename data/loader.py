@@ -37,17 +37,24 @@ class Update:
         num_samples: samples of the update in all processes, including those that could not be loaded: so many does the
             position advance.
         indices: the samples of this process in order, including those that could not be loaded.
+        counts: over how many elements the loss of each micro-batch is a mean; None if these are its samples.
     """
 
     micro_batches: list
     sizes: list[int]
     num_samples: int
     indices: list[int]
+    counts: list[int] | None = None
 
     @property
     def num_local(self) -> int:
         """The number of samples that this process learns from."""
         return sum(self.sizes)
+
+    @property
+    def amounts(self) -> list[int]:
+        """How much each micro-batch counts in the mean over the update."""
+        return self.sizes if self.counts is None else self.counts
 
 
 class MemorySource:
@@ -157,6 +164,7 @@ class UpdateLoader(Loader):
     Attributes:
         num_samples: samples in one epoch, including those that cannot be loaded.
         updates_per_epoch: how many updates load them.
+        count: says over how many elements the loss of a batch is a mean; None: over its samples.
     """
 
     def __init__(
@@ -180,6 +188,7 @@ class UpdateLoader(Loader):
         self.updates_per_epoch = -(-self.num_samples // batch_size)
         self.device = device or torch.device("cpu")
         self.num_processes = share[1]
+        self.count: Callable[[Any], int] | None = None
         self.good_batch: list = []  # the data of a batch that could be loaded; of several processes, to keep in step
 
     def updates(self, epoch: int, start: int = 0) -> Iterator[Update]:
@@ -211,6 +220,7 @@ class UpdateLoader(Loader):
                 sizes=[batch.num_samples for batch in good] + [0] * len(idle),
                 num_samples=size,
                 indices=[index for batch in own for index in batch.indices],
+                counts=self.count and [int(self.count(batch.data)) for batch in good] + [0] * len(idle),
             )
 
     def idle_batches(self, loaded: list[Batch], num_good: int, update_size: int) -> list:

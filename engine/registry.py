@@ -20,7 +20,7 @@ from argparse import ArgumentTypeError
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from utils.errors import UserError, nearest, shown
 
@@ -365,7 +365,9 @@ def call(
 
 def check_type(component: Callable, parameter: inspect.Parameter, value: Any, option: str) -> None:
     """Raise UserError when a parameter is annotated with a plain type and the value has another one."""
-    annotation = getattr(parameter.annotation, "__name__", parameter.annotation)  # the text "int" is one, too
+    union = get_args(parameter.annotation) or (parameter.annotation,)  # int | None is a union
+    kinds = {getattr(kind, "__name__", kind) for kind in union} - {"NoneType"}  # the text "int" is a kind, too
+    annotation = kinds.pop() if len(kinds) == 1 else None
     is_none = value is None and parameter.default is None
     if annotation in PLAIN and type(value) not in PLAIN[annotation] and not is_none:
         given = shown(json.dumps(value))

@@ -76,11 +76,16 @@ def loss_of(model: nn.Module, batch: Any) -> torch.Tensor:
 class ModelEvaluator(EvaluatorBase):
     """Measures the loss that a model returns."""
 
+    given_count: Callable[[Any], int] | None = None
+
+    def loss_counter(self) -> Callable[[Any], int] | None:
+        return self.given_count
+
     def build_meters(self) -> dict[str, Any]:
         return {"loss": AvgMeter()}
 
     def eval_step(self, batch: Any) -> None:
-        self.meters["loss"].update(loss_of(self.model, batch), n=self.num_in_batch)
+        self.meters["loss"].update(loss_of(self.model, batch), n=self.loss_count)
 
 
 class ModelTrainer(TrainerBase):
@@ -88,7 +93,7 @@ class ModelTrainer(TrainerBase):
 
     Args:
         opt: see `parse_options`.
-        model, optimizer, scheduler, val_dataset, schedule_per_update: see `fit`.
+        model, optimizer, scheduler, val_dataset, schedule_per_update, count: see `fit`.
         dataset: of the training, in whose order the samples come if it has an `epoch_order`.
         callbacks: more of them, after those of every run.
     """
@@ -106,8 +111,10 @@ class ModelTrainer(TrainerBase):
         val_dataset: Dataset | None = None,
         schedule_per_update: bool = True,
         callbacks: Iterable[Callback] = (),
+        count: Callable[[Any], int] | None = None,
     ):
         self.given_model = model
+        self.given_count = count
         self.given_optimizer = optimizer
         self.given_scheduler = scheduler
         self.given_datasets = {"train": dataset, "val": [] if val_dataset is None else val_dataset}
@@ -137,6 +144,11 @@ class ModelTrainer(TrainerBase):
         if self.schedule_per_update:
             return {"model": self.given_scheduler}
         return {"model": OncePerEpoch(self.given_scheduler, self.train_loader.updates_per_epoch)}
+
+    def build_evaluator(self) -> ModelEvaluator:
+        evaluator = super().build_evaluator()
+        evaluator.given_count = self.given_count
+        return evaluator
 
     def build_callbacks(self) -> list[Callback]:
         return [*super().build_callbacks(), *self.given_callbacks]
@@ -216,6 +228,7 @@ def fit(
     snapshot_every: float = 1.0,
     resume: str | Path | None = None,
     shuffle: bool = True,
+    count: Callable[[Any], int] | None = None,
     val_dataset: Dataset | None = None,
     callbacks: Iterable[Callback] = (),
     on_update_end: Callable[[TrainerBase, Mapping[str, Any]], Any] | None = None,
@@ -237,6 +250,8 @@ def fit(
         schedule_per_update: the scheduler is stepped after each update; False: after each epoch.
         snapshot_every: epochs from one checkpoint to the next, such as 0.5.
         resume: a run directory or a checkpoint; "auto" for the newest unfinished run in `output_dir`, or a new one.
+        count: a function of a batch: over how many elements its loss is a mean, where these are not its samples, such
+            as the tokens that are no padding.
         shuffle: each epoch has an order of its own; False: the order of the data set.
         callbacks, on_update_end, on_epoch_end: see callbacks/callback.py; functions of (trainer, values or row).
         options: options of the command line, such as seed=0, amp="bf16"; all of them are in `OPTIONS`.
@@ -253,7 +268,7 @@ def fit(
     opt = resolve("fit", options, values)
     dataset = dataset if shuffle else InOrder(dataset)
     hooks = as_callbacks(callbacks, on_update_end=on_update_end, on_epoch_end=on_epoch_end)
-    trainer = ModelTrainer(opt, model, optimizer, scheduler, dataset, val_dataset, schedule_per_update, hooks)
+    trainer = ModelTrainer(opt, model, optimizer, scheduler, dataset, val_dataset, schedule_per_update, hooks, count)
     trainer.train()
     return trainer
 

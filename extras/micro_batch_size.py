@@ -67,6 +67,7 @@ def find_micro_batch_size(trainer) -> None:
     keep(trainer, size)
     if is_smaller:
         trainer.train_loader, trainer.val_loader = trainer.build_loaders()
+        trainer.train_loader.count = trainer.evaluator.loss_counter()
 
 
 def keep(trainer, size: int) -> None:

@@ -1,12 +1,53 @@
-"""Losses of classification. Each is a mean over the samples of a batch."""
+"""Losses of classification. Each is a mean over the samples of a batch, or over those that are not ignored."""
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from utils.errors import UserError
+
+NEVER = -(2**62)  # an ignore_index that is no label; torch's default of -100 would ignore such labels in silence
+
+
+def check_targets(logits: Tensor, targets: Any, ignored: int | None = None) -> None:
+    """Raise UserError unless targets are classes of logits (N, C, ...): int64 (N, ...), from 0 to C - 1, or `ignored`.
+
+    One logit (C = 1) is that of class 1, beside class 0.
+    """
+    num_classes, shape = max(logits.shape[1], 2), logits.shape[:1] + logits.shape[2:]
+    if not isinstance(targets, Tensor) or targets.dtype != torch.int64 or targets.shape != shape:
+        kind = f"{targets.dtype} of shape {tuple(targets.shape)}" if isinstance(targets, Tensor) else type(targets)
+        raise UserError(
+            f"The loss got targets that are {kind}: with logits of shape {tuple(logits.shape)} they are the numbers of "
+            f"the classes, torch.int64 of shape {tuple(shape)}. Convert them in the data set."
+        )
+    lowest, highest = targets.aminmax()
+    if lowest >= 0 and highest < num_classes:
+        return
+    wrong = targets[(targets < 0) | (targets >= num_classes)].unique().tolist()
+    if wrong := [value for value in wrong if value != ignored]:
+        raise UserError(
+            f"The loss got the targets {', '.join(map(str, wrong[:5]))}, but {num_classes} classes are numbered from 0 "
+            f"to {num_classes - 1}. Number them so in the data set, give another --n_classes, or leave out a value by "
+            f"--set loss_args.ignore_index={wrong[0]}."
+        )
+
+
+@contextlib.contextmanager
+def targets_explained(logits: Tensor, targets: Any, ignored: int | None = None) -> Iterator[None]:
+    """Turn an error of torch in the block into that of `check_targets`, if the targets are its cause.
+
+    On a CPU torch checks the targets itself. A GPU stops at a wrong one, and names none.
+    """
+    try:
+        yield
+    except (IndexError, RuntimeError, TypeError):
+        check_targets(logits, targets, ignored)
+        raise
 
 
 class CrossEntropyLoss(nn.Module):
@@ -19,7 +60,7 @@ class CrossEntropyLoss(nn.Module):
     Args:
         n_classes: number of classes.
         weight: a number for each class, at least 0; None for 1 each.
-        ignore_index: a class whose samples count as 0.
+        ignore_index: the label of samples that are left out. The loss is the mean over the others, 0 if there are none.
         label_smoothing: share of each label that is spread evenly over all classes, 0 to 1.
 
     Raises:
@@ -30,27 +71,35 @@ class CrossEntropyLoss(nn.Module):
         self,
         n_classes: int,
         weight: Sequence[float] | Tensor | None = None,
-        ignore_index: int = -100,
+        ignore_index: int | None = None,
         label_smoothing: float = 0.0,
     ):
         super().__init__()
-        weight = None if weight is None else torch.as_tensor(weight, dtype=torch.float)  # (C,)
-        if weight is not None and weight.shape != (n_classes,):
-            raise UserError(f"The cross-entropy needs a list of {n_classes} weights, one for each class.")
-        if weight is not None and not ((weight >= 0).all() and weight.any()):
-            raise UserError("The weights of the cross-entropy must be at least 0, and not all 0.")
         if not 0 <= label_smoothing <= 1:
             raise UserError(f"label_smoothing={label_smoothing:g} is out of range: it must be from 0 to 1.")
-        self.register_buffer("weight", weight)
+        self.register_buffer("weight", checked_weight(weight, n_classes))
         self.ignore_index = ignore_index
         self.label_smoothing = label_smoothing
 
     def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Return the loss of logits (N, C, ...) and labels (N, ...), a scalar of at least 0."""
-        settings = {"ignore_index": self.ignore_index, "label_smoothing": self.label_smoothing}
-        if self.weight is None and self.ignore_index < 0:  # torch's mean is that over all samples
-            return F.cross_entropy(logits, labels, **settings)
-        return F.cross_entropy(logits, labels, self.weight, reduction="none", **settings).mean()
+        ignored = NEVER if self.ignore_index is None else self.ignore_index
+        settings = {"ignore_index": ignored, "label_smoothing": self.label_smoothing}
+        with targets_explained(logits, labels, self.ignore_index):
+            if self.weight is None and self.ignore_index is None:  # torch's mean is that over all samples
+                return F.cross_entropy(logits, labels, **settings)
+            losses = F.cross_entropy(logits, labels, self.weight, reduction="none", **settings)
+        return losses.mean() if self.ignore_index is None else losses.sum() / (labels != ignored).sum().clamp(min=1)
+
+
+def checked_weight(weight: Sequence[float] | Tensor | None, n_classes: int) -> Tensor | None:
+    """Return the weights of the classes (C,); UserError unless there is one for each, at least 0."""
+    weight = None if weight is None else torch.as_tensor(weight, dtype=torch.float)
+    if weight is not None and weight.shape != (n_classes,):
+        raise UserError(f"The cross-entropy needs a list of {n_classes} weights, one for each class.")
+    if weight is not None and not ((weight >= 0).all() and weight.any()):
+        raise UserError("The weights of the cross-entropy must be at least 0, and not all 0.")
+    return weight
 
 
 class FocalLoss(nn.Module):
@@ -73,7 +122,8 @@ class FocalLoss(nn.Module):
 
     def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Return the loss of logits (N, C) and labels (N,), a scalar of at least 0."""
-        cross_entropy = F.cross_entropy(logits, labels, reduction="none")  # (N,)
+        with targets_explained(logits, labels):
+            cross_entropy = F.cross_entropy(logits, labels, reduction="none", ignore_index=NEVER)  # (N,)
         return ((1 - torch.exp(-cross_entropy)) ** self.gamma * cross_entropy).mean()
 
 
@@ -88,5 +138,6 @@ class BrierLoss(nn.Module):
 
     def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Return the loss of logits (N, C) and labels (N,), a scalar."""
-        truth = F.one_hot(labels, logits.shape[1])  # (N, C)
+        with targets_explained(logits, labels):
+            truth = F.one_hot(labels, logits.shape[1]).expand(logits.shape)  # (N, C)
         return (logits.softmax(dim=1) - truth).square().sum(dim=1).mean()

@@ -11,22 +11,30 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from loss.classification_loss import check_targets, checked_weight
 from utils.errors import UserError
 
 
 class SegmentationLoss(nn.Module):
-    """The base of the losses here: checks the shapes, averages several outputs, and turns autocast off.
+    """The base of the losses here: checks the targets, averages several outputs, and turns autocast off.
 
     Args:
         n_classes: number of classes, which is the number of logits per pixel; 1 for the sigmoid of one logit.
+        ignore_index: the value of pixels that are left out, such as 255; the mean over an image is that of the others.
     """
 
-    def __init__(self, n_classes: int):
+    def __init__(self, n_classes: int, ignore_index: int | None = None):
         super().__init__()
         self.n_classes = n_classes
+        self.ignored = ignore_index
 
-    def loss_of(self, scores: Tensor, targets: Tensor) -> Tensor:
-        """Return the loss of float32 scores (N, n_classes, H, W) and targets (N, H, W)."""
+    def loss_of(self, scores: Tensor, targets: Tensor, counts: Tensor | None) -> Tensor:
+        """Return the loss of float32 scores (N, n_classes, H, W) and targets (N, H, W), int64.
+
+        Args:
+            counts: (N, H, W), 1 for a pixel that counts and 0 for one that is ignored, whose target is 0; None if all
+                count.
+        """
         raise NotImplementedError
 
     def forward(self, logits: Tensor | Sequence[Tensor], targets: Tensor) -> Tensor:
@@ -34,10 +42,11 @@ class SegmentationLoss(nn.Module):
 
         Args:
             logits: (N, n_classes, H, W), or a list of them, whose losses are averaged (deep supervision).
-            targets: (N, H, W), int64, the class of each pixel, from 0 to n_classes - 1 (0 or 1 for one class).
+            targets: (N, H, W), int64, the class of each pixel, from 0 to n_classes - 1 (0 or 1 for one class), or
+                `ignore_index`.
 
         Raises:
-            UserError: when the shapes of logits, targets and `n_classes` do not agree.
+            UserError: when logits, targets and `n_classes` do not agree.
         """
         if not isinstance(logits, Tensor):
             return torch.stack([self(each, targets) for each in logits]).mean()
@@ -47,19 +56,49 @@ class SegmentationLoss(nn.Module):
                 f"n_classes={self.n_classes} it needs (N, {self.n_classes}, H, W) and (N, H, W). "
                 f"Give the model and the loss the same number of classes."
             )
+        check_targets(logits, targets, self.ignored)
+        counts = None
+        if self.ignored is not None:
+            counts = (targets != self.ignored).float()
+            targets = targets.where(targets != self.ignored, 0)
         with torch.autocast(logits.device.type, enabled=False):
-            return self.loss_of(logits.float(), targets)
+            return self.loss_of(logits.float(), targets, counts)
 
 
 class PixelCELoss(SegmentationLoss):
-    """Cross-entropy as a mean over all pixels; with one class, the binary cross-entropy of the sigmoid."""
+    """Cross-entropy as a mean over the pixels; with one class, the binary cross-entropy of the sigmoid.
 
-    def loss_of(self, scores: Tensor, targets: Tensor) -> Tensor:
+    Args:
+        n_classes, ignore_index: see `SegmentationLoss`.
+        weight: a number for each class, at least 0 (for one class: of 0 and of 1), by which its pixels count; the mean
+            is over all pixels nevertheless, see `CrossEntropyLoss`.
+
+    Raises:
+        UserError: when there is not a weight for each class.
+    """
+
+    def __init__(self, n_classes: int, weight: Sequence[float] | None = None, ignore_index: int | None = None):
+        super().__init__(n_classes, ignore_index)
+        self.register_buffer("weight", checked_weight(weight, max(n_classes, 2)))
+
+    def loss_of(self, scores: Tensor, targets: Tensor, counts: Tensor | None) -> Tensor:
+        if self.weight is None and counts is None:
+            return self.of_pixels(scores, targets, reduction="mean")
+        losses = self.of_pixels(scores, targets, reduction="none").reshape(targets.shape)  # (N, H, W)
+        if self.weight is not None:
+            losses = losses * self.weight[targets]
+        if counts is None:
+            return losses.mean()
+        return ((losses * counts).sum(dim=(1, 2)) / counts.sum(dim=(1, 2)).clamp(min=1)).mean()
+
+    def of_pixels(self, scores: Tensor, targets: Tensor, reduction: str) -> Tensor:
+        """Return the cross-entropy of each pixel, or their mean."""
         if self.n_classes == 1:
-            return F.binary_cross_entropy_with_logits(scores.squeeze(1), targets.float())
+            return F.binary_cross_entropy_with_logits(scores.squeeze(1), targets.float(), reduction=reduction)
         if scores.is_cuda and torch.are_deterministic_algorithms_enabled():  # for images, CUDA has no such algorithm
-            return F.cross_entropy(scores.movedim(1, -1).flatten(0, -2), targets.flatten())  # (N H W, C), (N H W)
-        return F.cross_entropy(scores, targets)
+            rows = scores.movedim(1, -1).flatten(0, -2)  # (N H W, C)
+            return F.cross_entropy(rows, targets.flatten(), reduction=reduction)
+        return F.cross_entropy(scores, targets, reduction=reduction)
 
 
 class DiceLoss(SegmentationLoss):
@@ -81,26 +120,28 @@ class DiceLoss(SegmentationLoss):
     0.6667
 
     Args:
-        n_classes: number of classes.
+        n_classes, ignore_index: see `SegmentationLoss`.
         smooth: above 0, in pixels. It softens the loss of a class that covers only about so many pixels.
 
     Raises:
         UserError: when `smooth` is out of range.
     """
 
-    def __init__(self, n_classes: int, smooth: float = 1.0):
-        super().__init__(n_classes)
+    def __init__(self, n_classes: int, smooth: float = 1.0, ignore_index: int | None = None):
+        super().__init__(n_classes, ignore_index)
         if smooth <= 0:
             raise UserError(f"smooth={smooth:g} of the Dice loss is out of range: it must be above 0.")
         self.smooth = smooth
 
-    def loss_of(self, scores: Tensor, targets: Tensor) -> Tensor:
+    def loss_of(self, scores: Tensor, targets: Tensor, counts: Tensor | None) -> Tensor:
         scores = scores.flatten(2)  # (N, C, P) with P = H * W
         labels = targets.flatten(1).unsqueeze(1)  # (N, 1, P)
         probabilities = scores.sigmoid() if self.n_classes == 1 else scores.softmax(dim=1)[:, 1:]  # (N, F, P)
         num_foreground = probabilities.shape[1]  # F: 1 for one class, else C - 1, since class 0 is left out
         classes = torch.arange(1, num_foreground + 1, device=targets.device)  # (F,)
-        inside = (labels == classes.reshape(1, -1, 1)).float()  # (N, F, P)
+        inside = (labels == classes.reshape(1, -1, 1)).float()  # (N, F, P); 0 at an ignored pixel
+        if counts is not None:
+            probabilities = probabilities * counts.flatten(1).unsqueeze(1)
         overlap = (probabilities * inside).sum(dim=2)  # (N, F)
         total = probabilities.square().sum(dim=2) + inside.sum(dim=2)  # (N, F); the square of 0 and 1 is itself
         dice = (2 * overlap + self.smooth) / (total + self.smooth)  # (N, F)
@@ -111,26 +152,35 @@ class CEDiceLoss(SegmentationLoss):
     """Cross-entropy plus soft Dice: the first is smooth everywhere, the second is not dominated by frequent classes.
 
     Args:
-        n_classes: number of classes.
+        n_classes, ignore_index: see `SegmentationLoss`.
         ce_weight: weight of the cross-entropy, at least 0.
         dice_weight: weight of the Dice loss, at least 0; not both are 0.
         smooth: see `DiceLoss`.
+        weight: of the classes in the cross-entropy, see `PixelCELoss`.
 
     Raises:
         UserError: when a number is out of range.
     """
 
-    def __init__(self, n_classes: int, ce_weight: float = 1.0, dice_weight: float = 1.0, smooth: float = 1.0):
-        super().__init__(n_classes)
+    def __init__(
+        self,
+        n_classes: int,
+        ce_weight: float = 1.0,
+        dice_weight: float = 1.0,
+        smooth: float = 1.0,
+        weight: Sequence[float] | None = None,
+        ignore_index: int | None = None,
+    ):
+        super().__init__(n_classes, ignore_index)
         if min(ce_weight, dice_weight) < 0 or ce_weight == dice_weight == 0:
             raise UserError(
                 f"ce_weight={ce_weight:g}, dice_weight={dice_weight:g}: both must be at least 0, and one above it."
             )
         self.ce_weight = ce_weight
         self.dice_weight = dice_weight
-        self.cross_entropy = PixelCELoss(n_classes)
+        self.cross_entropy = PixelCELoss(n_classes, weight)
         self.dice = DiceLoss(n_classes, smooth)
 
-    def loss_of(self, scores: Tensor, targets: Tensor) -> Tensor:
-        cross_entropy = self.cross_entropy.loss_of(scores, targets)
-        return self.ce_weight * cross_entropy + self.dice_weight * self.dice.loss_of(scores, targets)
+    def loss_of(self, scores: Tensor, targets: Tensor, counts: Tensor | None) -> Tensor:
+        cross_entropy = self.cross_entropy.loss_of(scores, targets, counts)
+        return self.ce_weight * cross_entropy + self.dice_weight * self.dice.loss_of(scores, targets, counts)

@@ -1,6 +1,6 @@
 """Losses of several terms: their weighted sum, and the dictionary in which "loss" is the one that is trained on."""
 
-from collections.abc import Mapping, MutableMapping
+from collections.abc import Callable, Mapping, MutableMapping
 from typing import Any
 
 import torch
@@ -19,6 +19,9 @@ class WeightedSum(nn.Module):
         losses: by name; each takes (outputs, targets) and returns a scalar.
         weights: by the same names.
 
+    Raises:
+        UserError: when they are means over different targets.
+
     >>> loss = WeightedSum({"L1": nn.L1Loss(), "L2": nn.MSELoss()}, {"L1": 1.0, "L2": 0.5})
     >>> loss(Tensor([2.0]), Tensor([0.0]))
     {'loss': tensor(4.), 'loss_l1': tensor(2.), 'loss_l2': tensor(4.)}
@@ -29,6 +32,13 @@ class WeightedSum(nn.Module):
         assert losses.keys() == weights.keys(), f"losses {list(losses)}, weights {list(weights)}"
         self.losses = nn.ModuleDict(losses)
         self.weights = dict(weights)
+        ignored = {name: getattr(loss, "ignore_index", None) for name, loss in losses.items()}
+        self.ignore_index = next(iter(ignored.values()))
+        if len(set(ignored.values())) > 1 or any(hasattr(loss, "count") for loss in losses.values()):
+            raise UserError(
+                f"The losses of a sum must be means over the same targets; these have the ignore_index {ignored}. "
+                f"Give all of them the same, or take one loss."
+            )
 
     def forward(self, outputs: Any, targets: Any) -> dict[str, Tensor]:
         terms = {name: loss(outputs, targets) for name, loss in self.losses.items()}
@@ -46,6 +56,18 @@ def update_losses(meters: MutableMapping[str, Any], loss: Tensor | Mapping[str, 
     """Add the loss of `n` samples, and its terms if it has several, to the meters of `loss_meters`."""
     for name, value in as_terms(loss).items():
         meters[name].update(value, n=n)
+
+
+def counter(criterion: nn.Module) -> Callable[[Any], int] | None:
+    """Return a function of a batch (inputs, targets): over how many targets a loss is a mean; None: over its samples.
+
+    A loss that has an ``ignore_index``, as those of torch, is a mean over the targets that are not it. Any other may
+    have a method ``count(targets)``.
+    """
+    if hasattr(criterion, "count"):
+        return lambda batch: criterion.count(batch[1])
+    ignored = getattr(criterion, "ignore_index", None)
+    return None if ignored is None else lambda batch: (batch[1] != ignored).sum()
 
 
 def as_terms(loss: Tensor | Mapping[str, Any]) -> dict[str, Tensor]:

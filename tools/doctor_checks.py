@@ -232,7 +232,8 @@ def compare_pieces(patient: Patient, count: int, *sizes: int) -> None:
         raise Finding(
             f"{name} of {count} samples is {values[0][name]:.5g} with micro-batches of {sizes[0]}, and "
             f"{values[1].get(name, math.nan):.5g} with {sizes[1]}: compute_loss must return the mean over the samples "
-            f"of a batch, not a sum, and not a quotient of sums over the batch.{hint}"
+            f"of a batch, not a sum, and not a quotient of sums over the batch. If it is a mean over something else, "
+            f"loss_counter of the evaluator says so.{hint}"
         )
 
 
@@ -265,7 +266,7 @@ def check_evaluation(patient: Patient) -> str:
         hint = PADDED if len({form_of(batch) for loader in (at_once, one_by_one) for batch in loader}) > 1 else ""
         raise Finding(
             f"val/{name} of {num_samples} samples is {results[0][name]:.5g} at once, and {results[1][name]:.5g} one by "
-            f"one: a meter must count its samples, such as AvgMeter.update(loss, n=self.num_in_batch).{hint}"
+            f"one: a meter must count its samples, such as AvgMeter.update(loss, n=self.loss_count).{hint}"
         )
     return f"{num_samples} samples at once and one by one have the same results"
 

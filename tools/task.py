@@ -120,7 +120,9 @@ def first_update(loader: UpdateLoader, batch_size: int, micro_batch_size: int | 
     """Return the first update of the training with other sizes. It is loaded, since a batch of any form can be."""
     sampler = loader.sampler
     own = {"seed": sampler.seed, "share": sampler.share, "max_bad_samples": loader.bad.limit}
-    return next(UpdateLoader(loader.dataset, batch_size, micro_batch_size, **own).updates(0))
+    other = UpdateLoader(loader.dataset, batch_size, micro_batch_size, **own)
+    other.count = loader.count
+    return next(other.updates(0))
 
 
 def try_step(trainer: TrainerBase, update: Any) -> dict[str, float] | None:
@@ -143,7 +145,7 @@ def try_step(trainer: TrainerBase, update: Any) -> dict[str, float] | None:
     if values is None:
         return None
     numbers = dict(zip(values, read_scalars([*values.values()]), strict=True))
-    return trainer.distributed.mean(numbers, update.num_local)
+    return trainer.distributed.mean(numbers, sum(update.amounts))
 
 
 def with_name_of(task: type, derived: type) -> type:

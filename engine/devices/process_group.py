@@ -109,13 +109,13 @@ class Distributed:
 
     # ---- one update --------------------------------------------------------------------------------------------------
     def begin_update(self, update: Any, may_lose_samples: bool) -> int:
-        """Agree on the number of samples that all processes learn from in an update, and return it.
+        """Agree on the number of samples, or other elements, that all processes learn from, and return it.
 
         Args:
             update: see `data.loader.Update`.
             may_lose_samples: samples that cannot be loaded are left out, so the processes must ask each other.
         """
-        return update.num_local
+        return sum(update.amounts)
 
     def gradients(self, synchronize: bool) -> AbstractContextManager:
         """Let a backward pass in the block add up the gradients of all processes, or not."""

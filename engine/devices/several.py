@@ -169,8 +169,9 @@ class SeveralProcesses(Distributed):
 
     # ---- one update --------------------------------------------------------------------------------------------------
     def begin_update(self, update: Any, may_lose_samples: bool) -> int:
-        self._num_local = update.num_local
-        self._num_total = self.totals(update.num_local)[0] if may_lose_samples else update.num_samples
+        self._num_local = sum(update.amounts)
+        is_known = update.counts is None and not may_lose_samples
+        self._num_total = update.num_samples if is_known else self.totals(self._num_local)[0]
         return self._num_total
 
     @contextlib.contextmanager

@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from loss.classification_loss import CrossEntropyLoss, FocalLoss
+from loss.classification_loss import BrierLoss, CrossEntropyLoss, FocalLoss
+from loss.weighted_sum import counter
 from utils.errors import UserError
 
 WEIGHT = [0.0, 0.5, 2.0]
@@ -21,15 +22,18 @@ def test_each_class_counts_as_much_as_its_weight_says(batch):
     each = -logits.log_softmax(dim=1)[range(6), labels]
     torch.testing.assert_close(CrossEntropyLoss(3, WEIGHT)(*batch), (torch.tensor(WEIGHT)[labels] * each).mean())
     assert torch.equal(CrossEntropyLoss(3)(*batch), F.cross_entropy(*batch))
-    torch.testing.assert_close(CrossEntropyLoss(3, ignore_index=2)(*batch), each[labels != 2].sum() / 6)
+    torch.testing.assert_close(CrossEntropyLoss(3, ignore_index=2)(*batch), each[labels != 2].mean())
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.3])
 def test_it_does_not_depend_on_how_a_batch_is_cut(batch, smoothing):
     logits, labels = batch
-    criterion = CrossEntropyLoss(3, WEIGHT, ignore_index=1, label_smoothing=smoothing)
-    parts = [criterion(logits[rows], labels[rows]) * len(labels[rows]) / 6 for rows in (slice(0, 1), slice(1, 6))]
-    torch.testing.assert_close(sum(parts), criterion(logits, labels))
+    for ignored in (None, 1):
+        criterion = CrossEntropyLoss(3, WEIGHT, ignore_index=ignored, label_smoothing=smoothing)
+        count = counter(criterion) or (lambda batch: len(batch[1]))
+        cuts = [(logits[rows], labels[rows]) for rows in (slice(0, 1), slice(1, 2), slice(2, 6))]  # label 1 alone
+        parts = [criterion(*cut) * count(cut) / count((logits, labels)) for cut in cuts]
+        torch.testing.assert_close(sum(parts), criterion(logits, labels))
 
 
 @pytest.mark.parametrize(
@@ -48,3 +52,28 @@ def test_arguments_that_cannot_be_are_refused(arguments, words):
 def test_a_focal_loss_that_would_count_what_is_sure_is_refused():
     with pytest.raises(UserError, match="gamma=-1"):
         FocalLoss(gamma=-1)
+
+
+@pytest.mark.parametrize("criterion", [CrossEntropyLoss(3), CrossEntropyLoss(3, WEIGHT), FocalLoss(), BrierLoss()])
+@pytest.mark.parametrize(
+    ("labels", "words"),
+    [
+        (torch.tensor([1, 2, 3]), "targets 3, but 3 classes are numbered from 0 to 2"),
+        (torch.tensor([-100, 0, 1]), "ignore_index=-100"), (torch.tensor([0, 1, 2]).int(), "torch.int32"),
+        (torch.tensor([0.0, 1.0, 2.0]), "torch.float32 of shape"), (torch.tensor([[0], [1], [2]]), "shape (3, 1)"),
+        (["a", "b", "c"], "list"),
+    ],
+)  # fmt: skip
+def test_targets_that_are_no_classes_are_named(criterion, labels, words):
+    with pytest.raises(UserError) as refusal:
+        criterion(torch.randn(3, 3), labels)
+    assert words in str(refusal.value)
+
+
+def test_what_is_ignored_counts_in_no_mean(batch):
+    logits, labels = batch
+    criterion = CrossEntropyLoss(3, ignore_index=-100)
+    torch.testing.assert_close(
+        criterion(logits, labels.where(labels != 2, -100)), F.cross_entropy(logits[labels != 2], labels[labels != 2])
+    )
+    assert criterion(logits, torch.full((6,), -100)).item() == 0

@@ -5,10 +5,11 @@ import doctest
 import numpy as np
 import pytest
 import torch
+from torch.nn import functional as F
 from torchmetrics.functional.segmentation import dice_score
 
 from loss import dice_loss
-from loss.dice_loss import CEDiceLoss, DiceLoss
+from loss.dice_loss import CEDiceLoss, DiceLoss, PixelCELoss
 from utils.errors import UserError
 
 
@@ -163,3 +164,39 @@ def test_shapes_that_do_not_agree_are_refused(loss_class, logits_shape, targets_
 
 def test_examples_in_the_docstrings():
     assert doctest.testmod(dice_loss).failed == 0
+
+
+@pytest.mark.parametrize("n_classes", [1, 3])
+def test_ignored_pixels_have_no_part_in_the_loss(n_classes):
+    logits, targets = random_batch(n_classes, num_images=3, size=(6, 8))
+    masked = targets.clone()
+    masked[:, 4:] = 255
+    masked[1, :, 5:] = 255
+    cut = [(logits[:1, :, :4], targets[:1, :4]), (logits[1:2, :, :4, :5], targets[1:2, :4, :5]),
+           (logits[2:, :, :4], targets[2:, :4])]  # fmt: skip
+    for make in (PixelCELoss, DiceLoss, CEDiceLoss):
+        of_images = torch.stack([make(n_classes)(*image) for image in cut])
+        ignoring = make(n_classes, ignore_index=255)
+        torch.testing.assert_close(ignoring(logits, masked), of_images.mean())
+        torch.testing.assert_close(ignoring(logits, targets), make(n_classes)(logits, targets))
+        assert torch.isfinite(ignoring(logits, torch.full_like(targets, 255)))
+
+
+@pytest.mark.parametrize("n_classes", [1, 3])
+def test_classes_of_pixels_count_by_their_weights(n_classes):
+    logits, targets = random_batch(n_classes)
+    weight = torch.tensor([0.5, 2.0, 4.0][: max(n_classes, 2)])
+    scores = torch.cat([torch.zeros_like(logits), logits], dim=1) if n_classes == 1 else logits
+    each = F.cross_entropy(scores, targets, reduction="none") * weight[targets]
+    torch.testing.assert_close(PixelCELoss(n_classes, weight.tolist())(logits, targets), each.mean())
+    dice = DiceLoss(n_classes)(logits, targets)
+    torch.testing.assert_close(CEDiceLoss(n_classes, weight=weight.tolist())(logits, targets), each.mean() + dice)
+
+
+@pytest.mark.parametrize("loss_class", [PixelCELoss, DiceLoss, CEDiceLoss])
+@pytest.mark.parametrize(("n_classes", "value"), [(1, 255), (1, 2), (2, 2), (2, -1), (3, 255)])
+def test_a_target_that_is_no_class_is_named(loss_class, n_classes, value):
+    logits, targets = random_batch(n_classes)
+    targets[1, 2, 3] = value
+    with pytest.raises(UserError, match=f"targets {value}, but {max(n_classes, 2)} classes are numbered from 0"):
+        loss_class(n_classes)(logits, targets)

@@ -1,0 +1,123 @@
+"""A loss that is a mean over what is not ignored: no size of the pieces changes it, in training or in validation."""
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+from torch.utils.data import TensorDataset
+
+from callbacks.callback import Callback
+from extras.functional import fit
+from loss.classification_loss import CrossEntropyLoss
+from loss.dice_loss import PixelCELoss
+from loss.weighted_sum import WeightedSum, counter
+from tests.processes import in_processes
+from tests.small_tasks import TrainerSmall64, rows_of
+from tests.small_tasks import build as build_small
+from tests.small_tasks import train as train_small
+from utils.errors import UserError
+
+IGNORED = 1
+FLAGS = ("--loss_args", f'{{"ignore_index": {IGNORED}}}', "--batch_size", 8, "--log_every", 1, "--clip", 1e9)
+
+
+class Values(Callback):
+    """Keeps the loss and the gradient norm of each update."""
+
+    def __init__(self):
+        self.values = []
+
+    def on_log(self, trainer, values) -> None:
+        self.values += [values["loss"], values["grad_norm"]]
+
+
+def trained(output_dir, *flags) -> list[float]:
+    """Return the values of two epochs of training, and the loss of the validation."""
+    watching = Values()
+    flags = [*FLAGS, "--n_epoch", 2, "--max_updates", 22, *flags]
+    trainer = train_small(TrainerSmall64, flags, output_dir, [watching])
+    (row, *_) = rows_of(trainer.run_dir.path)
+    return [*watching.values, trainer.score["results"]["loss"], float(row["train/loss"])]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory) -> list[float]:
+    return trained(tmp_path_factory.mktemp("whole"))
+
+
+def test_the_value_is_that_of_plain_torch(whole, tmp_path):
+    trainer = build_small(TrainerSmall64, FLAGS, tmp_path)
+    update = next(trainer.train_loader.updates(0))
+    ((images, labels),) = update.micro_batches
+    assert 0 < sum(update.amounts) == (labels != IGNORED).sum() < 8
+    loss = F.cross_entropy(trainer.model(images.double()), labels, ignore_index=IGNORED, label_smoothing=0.1)
+    loss.backward()
+    norm = torch.cat([parameter.grad.flatten() for parameter in trainer.model.parameters()]).norm()
+    assert whole[:2] == pytest.approx([loss.item(), norm.item()], rel=1e-12)
+
+
+@pytest.mark.parametrize("size", [3, 1])
+def test_the_size_of_micro_batches_changes_nothing(whole, size, tmp_path):
+    assert trained(tmp_path, "--micro_batch_size", size, "--eval_batch_size", size) == pytest.approx(whole, rel=1e-9)
+
+
+def in_two(output_dir) -> list[float]:
+    return trained(output_dir, "--micro_batch_size", 3)
+
+
+def test_two_processes_are_as_one(whole, tmp_path):
+    first, _ = in_processes(2, in_two, tmp_path)
+    assert first == pytest.approx(whole, rel=1e-9)
+
+
+class Tokens(nn.Module):
+    """A network whose forward is its loss, the mean over tokens that are not padding."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(4, 3, dtype=torch.float64)
+
+    def forward(self, inputs: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        return F.cross_entropy(self.layer(inputs).movedim(-1, 1), labels)
+
+
+def test_fit_takes_a_count(tmp_path):
+    torch.manual_seed(0)
+    inputs, labels = torch.randn(12, 5, 4, dtype=torch.float64), torch.randint(3, (12, 5))
+    labels[torch.arange(5) >= torch.randint(1, 6, (12, 1))] = -100
+    labels[3] = -100  # alone in a piece, it has no loss
+    data = TensorDataset(inputs, labels)
+    found = []
+    for batch_size, accumulate in ((12, 1), (5, 3), (1, 12)):
+        torch.manual_seed(1)
+        model = Tokens()
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        run = fit(
+            model, optimizer, None, data, batch_size, accumulate=accumulate, num_epochs=3, val_dataset=data, seed=0,
+            count=lambda batch: (batch[1] != -100).sum(), logger="none", gpu_devices="cpu", eval_batch_size=batch_size,
+            output_dir=tmp_path,
+        )  # fmt: skip
+        found.append([run.score["results"]["loss"], *model.layer.weight.flatten().tolist()])
+    torch.manual_seed(1)
+    plain = Tokens()
+    for _ in range(3):
+        plain.zero_grad()
+        plain(inputs, labels).backward()
+        with torch.no_grad():
+            for parameter in plain.parameters():
+                parameter -= 0.1 * parameter.grad
+    expected = [plain(inputs, labels).item(), *plain.layer.weight.flatten().tolist()]
+    for values in found:
+        assert values == pytest.approx(expected, rel=1e-12)
+
+
+def test_losses_say_what_they_count():
+    batch = torch.zeros(4), torch.tensor([1, 2, 2, -100])
+    assert counter(CrossEntropyLoss(3)) is counter(PixelCELoss(3, ignore_index=255)) is None  # samples
+    assert counter(CrossEntropyLoss(3, ignore_index=2))(batch) == 2
+    assert counter(nn.CrossEntropyLoss())(batch) == 3
+    both = {"a": CrossEntropyLoss(3, ignore_index=2), "b": nn.CrossEntropyLoss(ignore_index=2)}
+    assert counter(WeightedSum(both, {"a": 1.0, "b": 1.0}))(batch) == 2
+    both["b"] = nn.CrossEntropyLoss()
+    with pytest.raises(UserError, match="means over the same targets"):
+        WeightedSum(both, {"a": 1.0, "b": 1.0})
