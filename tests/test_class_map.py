@@ -62,6 +62,15 @@ def test_a_checkpoint_decides_in_evaluation_resume_and_pretraining(build, tmp_pa
     assert int(given.datasets["train"][0][1][0, 0]) == 1  # 0 is the second class
 
 
+def test_a_directory_of_scenes_without_an_object_is_a_test_part_alone(build, tmp_path, other):
+    trainer = build("--data_dir", other, *FLAGS, task=TrainerSeg)
+    trainer.save("last")
+    empty = write_data(tmp_path / "empty", 0)
+    flags = ("--model_path", trainer.checkpointer.path("last"), "--data_dir", empty, "--test_sample_rate", 1)
+    parts = EvaluatorSeg.build_datasets(EvaluatorSeg.parse_options([*map(str, flags)]))
+    assert len(parts["test"]) == 10 and parts["test"][0][1].unique().tolist() == [0]
+
+
 def test_a_value_that_the_checkpoint_does_not_know_is_one_line(build, tmp_path, other):
     trainer = build("--data_dir", other, *FLAGS, task=TrainerSeg)
     trainer.save("last")
