@@ -15,6 +15,7 @@ import itertools
 import math
 import multiprocessing
 import os
+import pickle
 import signal
 import sys
 import threading
@@ -29,12 +30,19 @@ import torch
 from torch.utils.data import DataLoader, Dataset, default_collate, get_worker_info
 
 from data.sampler import BadSamples, Batch, may_be_random, sample_names
+from utils.batch import form_of
 from utils.errors import LoadingError, UserError
 from utils.seed import mix, preserved_random_state, seed_cpu
 
 HINTS = {
     "SIGKILL": "Often the memory ran out: a smaller --num_workers needs less.",
     "SIGBUS": "Often the shared memory ran out (df /dev/shm): a smaller --num_workers needs less.",
+}
+SCARCE = {  # words in errors: what is to be done
+    "Too many open files": "Raise their number (ulimit -n), or give a smaller --num_workers.",
+    "received 0 items of ancdata": "Raise the number of open files (ulimit -n), or give a smaller --num_workers.",
+    "No space left on device": "Make room in shared memory (df /dev/shm), or give a smaller --num_workers.",
+    "unable to allocate shared memory": "Make room in it (df /dev/shm), or give a smaller --num_workers.",
 }
 HINT = "With --num_workers 0 it is loaded in the main process, where a debugger sees it."
 SIGNALS = {one.value: one.name for one in signal.Signals}  # most of the real-time signals have no name
@@ -163,6 +171,13 @@ class DataLoaderSource:
             return self.start()
         except OSError as error:
             raise LoadingError(f"No loading process could be started ({error}). Try a smaller --num_workers.") from None
+        except (pickle.PicklingError, AttributeError, TypeError) as error:
+            if "pickle" not in str(error):
+                raise
+            raise UserError(
+                f"The data set cannot be sent to loading processes: {error}. Define its classes and functions at the "
+                f"top of a module, without lambda, or give --num_workers 0."
+            ) from None
 
     def fetch(self, iterator: Iterator, interrupt: Callable[[], None]) -> tuple[Any, Batch]:
         """Return the next batch, and call `interrupt` now and then until it comes."""
@@ -206,6 +221,9 @@ class DataLoaderSource:
             if str(error).startswith("DataLoader timed out"):  # raised after DataLoader has looked for dead processes
                 raise PollTimeout from None
             self.raise_if_dead(workers)  # a batch cannot be received from a dead process, with any kind of error
+            for words, advice in SCARCE.items():
+                if words in str(error):
+                    raise LoadingError(f"Batches cannot be sent between processes: {words}. {advice}") from None
             raise
 
     def raise_if_dead(self, workers: list[BaseProcess]) -> None:
@@ -329,10 +347,26 @@ class BatchFetcher(Dataset):
         if not batch.num_samples:
             return None
         if self.collate_fn is default_collate:
-            return default_collate(samples)
+            return self.collated(samples, batch.loaded)
         with preserved_random_state():
             seed_cpu(mix(self.seed, epoch, batch.indices[0], COLLATE))
             return self.collate_fn(samples)
+
+    def collated(self, samples: list, indices: Sequence[int]) -> Any:
+        """Return the batch of samples; UserError that names the one that is unlike the others."""
+        try:
+            return default_collate(samples)
+        except (TypeError, ValueError, LookupError, RuntimeError, AttributeError) as error:
+            forms = list(map(form_of, samples))
+            usual = max(forms, key=forms.count)
+            unlike = next((place for place, form in enumerate(forms) if form != usual), None)
+            if unlike is None:
+                why = f"A batch cannot be made of samples like this, {usual}: {error}"
+            else:
+                why = f"A sample is unlike the others of its batch: it is {forms[unlike]}, and they are {usual}."
+                self.note([indices[unlike]])
+            hint = "Let all be tensors, numbers or texts of one shape, or give a collate_fn."
+            raise UserError(f"{' '.join(why.split())} {hint}") from None
 
     def sample(self, epoch: int, index: int) -> Any:
         if self.is_random:

@@ -45,7 +45,7 @@ class UpdateSampler:
     Attributes:
         num_samples: samples in one epoch, of all processes.
 
-    Raises, on iterating:
+    Raises:
         UserError: `order` does not contain each sample once.
     """
 
@@ -63,6 +63,8 @@ class UpdateSampler:
         most = self.total_samples if self.max_updates is None else self.max_updates * self.batch_size
         self.num_samples = min(self.total_samples, most)
         self.micro_batch_size = self.micro_batch_size or self.batch_size
+        if self.order is not None:
+            self.order_of_epoch()
 
     def __iter__(self) -> Iterator[tuple[int, Sequence[int]]]:
         order = self.order_of_epoch()

@@ -1,5 +1,6 @@
 """Nested batches: walk through them, cut them, and move them to a device."""
 
+import inspect
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
@@ -11,15 +12,19 @@ def move_to(batch: Any, device: torch.device | str, non_blocking: bool = False) 
     """Return the batch with every tensor in it on `device`.
 
     Tuples, named tuples, lists and dictionaries are nested batches. Anything with a `.to` method (a tensor, a
-    `PackedSequence`) moves itself. Everything else is returned as it is.
+    `PackedSequence`, an object of graphs) moves itself. Everything else is returned as it is.
 
     Args:
         batch: a batch of a loader.
         device: the target.
         non_blocking: do not wait for the copy. It only helps when the tensors are in pinned memory.
     """
-    if hasattr(batch, "to"):
+    if isinstance(batch, Tensor):
         return batch.to(device, non_blocking=non_blocking)
+    if hasattr(batch, "to"):
+        names = inspect.signature(batch.to).parameters
+        takes_it = "non_blocking" in names or any(one.kind is one.VAR_KEYWORD for one in names.values())
+        return batch.to(device, non_blocking=non_blocking) if takes_it else batch.to(device)
     if isinstance(batch, Mapping):
         return {key: move_to(value, device, non_blocking) for key, value in batch.items()}
     if isinstance(batch, tuple | list):
@@ -50,8 +55,23 @@ def rebuilt(like: tuple | list, values: Iterable[Any]) -> Any:
     return type(like)(*values) if hasattr(like, "_fields") else type(like)(values)
 
 
+def form_of(sample: Any) -> str:
+    """Describe a sample: the types in it, and the shapes of tensors and arrays.
+
+    >>> form_of((torch.zeros(3, 8), {"label": 1}))
+    '(float32 (3, 8), {label: int})'
+    """
+    if hasattr(sample, "shape") and hasattr(sample, "dtype"):
+        return f"{str(sample.dtype).removeprefix('torch.')} {tuple(sample.shape)}"
+    if isinstance(sample, Mapping):
+        return f"{{{', '.join(f'{key}: {form_of(value)}' for key, value in sample.items())}}}"
+    if isinstance(sample, tuple | list):
+        return f"({', '.join(map(form_of, sample))})"
+    return type(sample).__name__
+
+
 def iterate_tensors(batch: Any) -> Iterator[Tensor]:
-    """Yield the tensors of nested tuples, lists and dictionaries, in order."""
+    """Yield the tensors of nested tuples, lists, dictionaries and objects that move themselves, in order."""
     if isinstance(batch, Tensor):
         yield batch
     elif isinstance(batch, Mapping):
@@ -60,3 +80,5 @@ def iterate_tensors(batch: Any) -> Iterator[Tensor]:
     elif isinstance(batch, tuple | list):
         for value in batch:
             yield from iterate_tensors(value)
+    elif hasattr(batch, "to") and hasattr(batch, "__dict__"):
+        yield from iterate_tensors(vars(batch))

@@ -375,16 +375,33 @@ def test_what_would_end_the_loop_in_silence_is_an_error(fault, num_workers):
         list(loader_of(Numbers(fault), num_workers))
 
 
-def test_samples_that_do_not_fit_together_are_named():
-    class Growing(Numbers):
+@pytest.mark.parametrize(
+    ("odd", "other", "told"),
+    [
+        (torch.zeros(1, 27), torch.zeros(1, 28), "it is float32 (1, 27), and they are float32 (1, 28)."),
+        (None, (torch.zeros(3), 1), "it is NoneType, and they are (float32 (3,), int)."),
+        ({"a": 1}, {"a": 1, "b": "x"}, "it is {a: int}, and they are {a: int, b: str}."),
+    ],
+)
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_a_sample_that_is_unlike_the_others_is_one_line(odd, other, told, num_workers):
+    class Unlike(Numbers):
         def __getitem__(self, index):
-            return torch.zeros(index)
+            return odd if index == FAULTY else other
 
-    with pytest.raises(RuntimeError) as caught:
-        list(loader_of(Growing(), 0))
-    assert caught.value.__notes__ == [
-        "Raised while loading one of 4 samples of the val part: 'number_0', 'number_1', 'number_2', 'number_3'."
-    ]
+    with pytest.raises(UserError) as caught:
+        list(loader_of(Unlike(), num_workers))
+    assert told in str(caught.value) and "give a collate_fn" in str(caught.value)
+    assert str(caught.value).endswith("That is sample 'number_7' (index 7 of the val part).")
+
+
+def test_samples_of_a_kind_that_makes_no_batch_are_one_line():
+    class Objects(Numbers):
+        def __getitem__(self, index):
+            return object()
+
+    with pytest.raises(UserError, match=r"of samples like this, object: .*give a collate_fn"):
+        list(loader_of(Objects(), 0))
 
 
 def test_a_sample_without_a_name_has_its_index():
@@ -414,6 +431,23 @@ def start_method():
     before = multiprocessing.get_start_method()
     yield lambda method: multiprocessing.set_start_method(method, force=True)
     multiprocessing.set_start_method(before, force=True)
+
+
+@pytest.mark.filterwarnings("ignore:Got pickle error")
+def test_a_data_set_that_cannot_be_sent_is_one_line(start_method):
+    start_method("spawn")
+    dataset = Numbers(lambda: None)
+    with pytest.raises(UserError, match=r"cannot be sent to loading processes: .*lambda.*--num_workers 0"):
+        list(loader_of(dataset, 1))
+
+
+@pytest.mark.parametrize("words", ["Too many open files", "received 0 items of ancdata", "No space left on device"])
+def test_a_scarce_system_is_one_line(words):
+    def lack():
+        raise RuntimeError(f"unable to open shared memory object </torch_1> in read-write mode: {words}")
+
+    with pytest.raises(LoadingError, match=r"Batches cannot be sent .*(ulimit -n|df /dev/shm).*--num_workers"):
+        list(loader_of(Numbers(lack), 1))
 
 
 @pytest.mark.slow

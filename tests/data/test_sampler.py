@@ -222,9 +222,12 @@ def test_an_order_of_the_data_set_replaces_the_permutation(num_workers):
 
 @pytest.mark.parametrize("order", [[0] * NUM_SAMPLES, list(range(NUM_SAMPLES - 1)), list(range(1, NUM_SAMPLES + 1))])
 def test_an_order_that_leaves_out_or_doubles_a_sample_is_refused(order):
-    sampler = UpdateSampler(NUM_SAMPLES, BATCH_SIZE, order=lambda seed, epoch: order)
+    with pytest.raises(UserError, match="each of 53 samples once"):  # before a run is made
+        UpdateSampler(NUM_SAMPLES, BATCH_SIZE, order=lambda seed, epoch: order)
+    later = UpdateSampler(NUM_SAMPLES, BATCH_SIZE, order=lambda seed, epoch: order if epoch else range(NUM_SAMPLES))
+    later.epoch = 1
     with pytest.raises(UserError, match="each of 53 samples once"):
-        next(iter(sampler))
+        next(iter(later))
 
 
 def test_tensors_need_no_seeds_unless_a_data_set_says_that_it_is_random():

@@ -5,7 +5,7 @@ from collections import namedtuple
 import torch
 from torch.nn.utils.rnn import pack_sequence
 
-from utils.batch import cut, move_to
+from utils.batch import cut, iterate_tensors, move_to
 
 Pair = namedtuple("Pair", ["image", "name"])
 
@@ -27,6 +27,15 @@ def test_move_to_lets_things_move_themselves():
             return (device, non_blocking)
 
     assert move_to([Custom()], "cpu", non_blocking=True) == [("cpu", True)]
+    class ToDevice:
+        def __init__(self):
+            self.edges = torch.zeros(2, 3)
+
+        def to(self, device):
+            return device
+
+    assert move_to((ToDevice(),), "cpu", non_blocking=True) == ("cpu",)
+    assert [tensor.shape for tensor in iterate_tensors([ToDevice()])] == [(2, 3)]
     packed = pack_sequence([torch.zeros(3), torch.zeros(2)])  # a named tuple that must not be rebuilt field by field
     assert type(move_to(packed, "cpu")) is type(packed)
 
