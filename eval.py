@@ -164,10 +164,11 @@ class EvaluatorBase:
 
     @contextlib.contextmanager
     def inference(self) -> Iterator[None]:
-        """Put the networks in eval mode without gradients; restore all modes and random states afterwards."""
-        modes = [(module, module.training) for network in self.networks.values() for module in network.modules()]
-        for network in self.networks.values():
-            network.eval()
+        """Put networks and loss in eval mode without gradients; restore all modes and random states afterwards."""
+        parts = [*self.networks.values(), self.criterion]
+        modes = [(module, module.training) for part in parts for module in part.modules()]
+        for part in parts:
+            part.eval()
         try:
             with torch.no_grad(), preserved_random_state(), self.weights():
                 yield

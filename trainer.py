@@ -89,7 +89,9 @@ class TrainerBase:
         self.criterion = place_network(self.build_criterion(), self.device, compile=opt.compile)
         self.evaluator = self.build_evaluator()
         check_monitor(opt.monitor, self.evaluator.meters)
-        self.optimizers = checked_optimizers(self.build_optimizers(), self.networks)
+        self.optimizers = checked_optimizers(
+            self.build_optimizers(), self.networks, self.criterion, self.distributed.size
+        )
         self.micro_batch_size = opt.batch_size if opt.micro_batch_size in (None, "auto") else opt.micro_batch_size
         self.train_loader, self.val_loader = self.build_loaders()
         self.train_loader.count = self.evaluator.loss_counter()

@@ -75,14 +75,15 @@ def needs_closure(optimizer_class: type[Optimizer]) -> bool:
 
 
 def checked_optimizers(
-    optimizers: Mapping[str, Optimizer], networks: Mapping[str, nn.Module]
+    optimizers: Mapping[str, Optimizer], networks: Mapping[str, nn.Module], criterion: nn.Module, num_processes: int = 1
 ) -> dict[str, Optimizer]:
-    """Return the optimizers, if each is named after a network, and every network with trainable parameters is stepped.
+    """Return the optimizers, if each is named after a network, and networks and loss are stepped.
 
     NumPy scalars in their settings become numbers, as in a checkpoint: float32 is computed with in another way.
 
     Raises:
-        UserError: when there is no network of an optimizer's name, or no optimizer for trainable parameters.
+        UserError: when there is no network of an optimizer's name, or no optimizer for trainable parameters: of a
+            network for any, of the loss for one.
     """
     for group in (group for optimizer in optimizers.values() for group in optimizer.param_groups):
         group |= {name: value.item() for name, value in group.items() if isinstance(value, np.generic)}
@@ -100,6 +101,17 @@ def checked_optimizers(
                 f"No optimizer of build_optimizers() steps the network {name!r}. Return one of this name, or freeze "
                 f"the network in build_networks(): requires_grad_(False)."
             )
+    trainable = {name: parameter for name, parameter in criterion.named_parameters() if parameter.requires_grad}
+    if left := [name for name, parameter in trainable.items() if id(parameter) not in stepped]:
+        raise UserError(
+            f"The loss {type(criterion).__name__} has parameters that no optimizer steps: {', '.join(left)}. Make them "
+            f"a part of the network, add them to an optimizer in build_optimizers(), or freeze them."
+        )
+    if trainable and num_processes > 1:
+        raise UserError(
+            f"The loss {type(criterion).__name__} has trainable parameters, whose gradients several processes do not "
+            f"add up. Make them a part of the network, or train in one process."
+        )
     return dict(optimizers)
 
 

@@ -152,6 +152,15 @@ def test_evaluating_leaves_a_frozen_layer_frozen(build):
     assert network.training and not network.layers[1].training
 
 
+def test_the_loss_is_in_eval_mode_with_the_networks(build):
+    trainer = build()
+    modes = []
+    trainer.criterion.register_forward_hook(lambda criterion, *_: modes.append(criterion.training))
+    trainer.compute_loss(next(iter(trainer.val_loader)))
+    trainer.validate()
+    assert modes[0] and not any(modes[1:]) and len(modes) > 1 and trainer.criterion.training
+
+
 def test_the_batches_of_an_evaluation_carry_no_gradient(build, monkeypatch):
     trainer = build()
     seen = []

@@ -299,20 +299,34 @@ def sgd(network):
 
 def test_those_that_match_come_back(networks):
     optimizers = {name: sgd(networks[name]) for name in ("generator", "critic")}
-    assert checked_optimizers(optimizers, networks) == optimizers
+    assert checked_optimizers(optimizers, networks, nn.Identity()) == optimizers
     assert checked_schedulers({"critic": ConstantLR(optimizers["critic"])}, optimizers, 8).keys() == {"critic"}
     both = {"critic": torch.optim.SGD([*networks["critic"].parameters(), *networks["generator"].parameters()], lr=1.0)}
-    assert checked_optimizers(both, networks) == both  # one may step two networks
+    assert checked_optimizers(both, networks, nn.Identity()) == both  # one may step two networks
 
 
 def test_an_optimizer_of_no_network_is_named_with_the_nearest(networks):
     with pytest.raises(UserError, match=r"'generater'.*did you mean 'generator'.*generator, critic, judge"):
-        checked_optimizers({"generater": sgd(networks["generator"]), "critic": sgd(networks["critic"])}, networks)
+        optimizers = {"generater": sgd(networks["generator"]), "critic": sgd(networks["critic"])}
+        checked_optimizers(optimizers, networks, nn.Identity())
 
 
 def test_a_network_that_nobody_steps_is_named(networks):
     with pytest.raises(UserError, match=r"steps the network 'critic'.*requires_grad_\(False\)"):
-        checked_optimizers({"generator": sgd(networks["generator"])}, networks)
+        checked_optimizers({"generator": sgd(networks["generator"])}, networks, nn.Identity())
+
+
+def test_parameters_of_the_loss_are_stepped_or_refused():
+    network, loss = nn.Linear(1, 1), nn.PReLU()
+    alone, both = ({"model": torch.optim.SGD(list(parameters), lr=0.1)} for parameters in (
+        network.parameters(), [*network.parameters(), *loss.parameters()],
+    ))  # fmt: skip
+    with pytest.raises(UserError, match="PReLU has parameters that no optimizer steps: weight"):
+        checked_optimizers(alone, {"model": network}, loss)
+    assert checked_optimizers(both, {"model": network}, loss) == both
+    with pytest.raises(UserError, match="several processes do not add up"):
+        checked_optimizers(both, {"model": network}, loss, num_processes=2)
+    assert checked_optimizers(alone, {"model": network}, loss.requires_grad_(False), num_processes=2) == alone
 
 
 def test_a_scheduler_of_another_optimizer_is_named(networks):
