@@ -376,9 +376,7 @@ def parse_train_options(trainer_class: type, argv: Sequence[str] | None) -> Opti
     resume = given.get("resume")
     earlier: dict[str, Any] = {}  # run of this job, whose processes were started again
     if place().size > 1:
-        from engine.devices.store import earlier_run
-
-        earlier = earlier_run()
+        earlier = registry.load("extras.job_store:earlier_run", "nproc")()
     if earlier and Checkpointer.candidates(Path(earlier["run_dir"])):
         resume = earlier["run_dir"]
         notes.append(f"The processes were started again: they go on with {resume}.")

@@ -17,9 +17,9 @@ from argparse import Namespace
 from collections.abc import Callable, Iterator, Sequence
 
 from engine.devices.job import place
-from engine.devices.store import attempt, job_store
 from engine.options.parser import printable, run_main
 from engine.runs.signals import exit_status
+from extras.job_store import attempt, job_store
 from utils.errors import DamagedError, DivergedError, PeerError, UserError
 
 ENDED = "ended"  # the store's key of the status of a job that must not be restarted

@@ -9,8 +9,8 @@ from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
-from engine.devices.several import SeveralProcesses
 from extras.blocks import blocks_of
+from extras.several_processes import SeveralProcesses
 
 
 class ShardedProcesses(SeveralProcesses):

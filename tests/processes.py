@@ -88,7 +88,7 @@ def work(
     """Call the function in one of the processes."""
     import torch
 
-    from engine.devices.several import SeveralProcesses
+    from extras.several_processes import SeveralProcesses
 
     os.environ.update({name: str(value) for name, value in environment.items()})
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # what the trainers log

@@ -12,8 +12,8 @@ from callbacks.callback import Callback
 from data import sampler
 from data.sampler import epoch_order
 from engine.devices.process_group import share_of
-from engine.devices.several import SeveralProcesses
 from eval import EvaluatorBase
+from extras.several_processes import SeveralProcesses
 from tests import small_tasks
 from tests.processes import in_processes
 from tests.small_tasks import build, largest_difference, numbered, rows_of, train, weights_of

@@ -10,8 +10,8 @@ from functools import partial
 from typing import Any
 
 from callbacks.callback import Callback
-from engine.devices.store import attempt
 from engine.options.parser import OptionParser, file_path, number, run_main
+from extras.job_store import attempt
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -21,7 +21,7 @@ def share_of(count: int, rank: int, size: int) -> tuple[int, int]:
 class Distributed:
     """One process: every method returns its input, or does nothing, at once.
 
-    `engine.devices.several.SeveralProcesses` overrides them. There all processes call the same methods in the same
+    `extras.several_processes.SeveralProcesses` overrides them. There all processes call the same methods in the same
     order, unless a method says otherwise.
 
     Attributes:

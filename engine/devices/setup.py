@@ -22,9 +22,7 @@ def join_processes(opt: Namespace) -> tuple[Distributed, list[torch.device], str
     here = place()
     devices, note = select_devices(opt.gpu_devices, here.local_rank, here.local_size)
     if here.size > 1:
-        from engine.devices.several import join
-
-        distributed = join(opt, devices[0])
+        distributed = load("extras.several_processes:join", "nproc")(opt, devices[0])
         return distributed, devices, f"{note} {distributed.describe(opt.batch_size)}"
     if opt.parallel == "dp" and devices[0].type == "cuda":
         return load("extras.data_parallel:SeveralGPUs", "parallel")(devices), devices, note

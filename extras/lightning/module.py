@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from callbacks.callback import Callback, CallbackList
 from data.loader import Update
 from engine.devices.process_group import Distributed
-from engine.devices.several import SeveralProcesses
+from extras.several_processes import SeveralProcesses
 from trainer import TrainerBase
 from utils.precision import Precision
 

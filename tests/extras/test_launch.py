@@ -8,10 +8,10 @@ from types import SimpleNamespace
 
 import pytest
 
-from engine.devices import store as store_module
 from engine.devices.job import place
-from engine.devices.store import job_store
+from extras import job_store as store_module
 from extras import launch as processes
+from extras.job_store import job_store
 from extras.launch import end_as, own_command, reported
 from utils.errors import DivergedError, PeerError, UserError
 

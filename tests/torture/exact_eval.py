@@ -15,8 +15,8 @@ from torchmetrics.classification import MulticlassAccuracy, MulticlassAUROC
 from data.loader import EvalLoader
 from engine.devices.job import place
 from engine.devices.process_group import Distributed
-from engine.devices.several import SeveralProcesses
 from eval import EvaluatorBase
+from extras.several_processes import SeveralProcesses
 from extras.sharding import ShardedProcesses
 from tests.processes import in_processes
 from tests.small_data import Numbered, NumberedInMemory, NumberedRandom

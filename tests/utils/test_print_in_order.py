@@ -8,7 +8,7 @@ import sys
 from engine.devices.process_group import Distributed
 
 PROGRAM = """
-from engine.devices.several import SeveralProcesses
+from extras.several_processes import SeveralProcesses
 distributed = SeveralProcesses.join(60)
 distributed.print_once("of all", distributed.size)
 distributed.print_in_order("I am", distributed.rank)

@@ -11,7 +11,7 @@ from torch import nn
 
 from data.loader import Update
 from engine.devices.process_group import Distributed, share_of
-from engine.devices.several import SeveralProcesses, gather_tensors
+from extras.several_processes import SeveralProcesses, gather_tensors
 from extras.sharding import ShardedProcesses
 from tests.processes import FailedInProcess, in_processes
 from utils.meter import AvgMeter

@@ -4,11 +4,12 @@ import pytest
 import torch
 from torch import nn
 
-from engine.devices import setup, several
+from engine.devices import setup
 from engine.devices.job import Place
 from engine.devices.setup import agree_on_options, join_processes
-from engine.devices.several import SeveralProcesses
 from engine.options.parser import Options
+from extras import several_processes as several
+from extras.several_processes import SeveralProcesses
 from utils.errors import UserError
 
 OPTIONS = {"gpu_devices": "cpu", "dist_timeout": 9, "parallel": "none", "amp": "no", "batch_size": 8, "seed": 3,

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from engine.devices.job import place
 from engine.devices.process_group import Distributed
-from engine.devices.store import DEFAULT_TIMEOUT, RUN, attempt, job_store
 from engine.registry import load
+from extras.job_store import DEFAULT_TIMEOUT, RUN, attempt, job_store
 from utils.errors import DivergedError, PeerError, UserError
 from utils.meter import Meter
 
