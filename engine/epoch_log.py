@@ -43,17 +43,23 @@ class EpochLog:
         self.learning_rates: dict[str, float] = {}
         self.seconds.load_state_dict({"train": 0.0, "data_wait": 0.0, "save": 0.0})
         self.newest: tuple[Mapping[str, Any], int] = ({}, 0)  # the values of the last update, and its samples
+        self.last_read: tuple[float, float] | None = None  # the clock, and the seconds of saving by then
 
     def timed(self, updates: Iterable[Any]) -> Iterator[Any]:
         """Yield the updates, and time the wait for each and the work on it, without the saving in between."""
-        asked = time.perf_counter()
+        self.last_read = (time.perf_counter(), self.seconds["save"])
         for update in updates:
-            self.seconds["data_wait"] += time.perf_counter() - asked
-            saved = self.seconds["save"]
+            self.seconds["data_wait"] += time.perf_counter() - self.last_read[0]
             yield update
-            now = time.perf_counter()
-            self.seconds["train"] += now - asked - (self.seconds["save"] - saved)
-            asked = now
+            self.read_clock()
+        self.last_read = None
+
+    def read_clock(self) -> None:
+        """Count the time of training up to now; a state may be asked for within an update."""
+        if self.last_read:
+            began, saved = self.last_read
+            self.last_read = (time.perf_counter(), self.seconds["save"])
+            self.seconds["train"] += self.last_read[0] - began - (self.last_read[1] - saved)
 
     @contextlib.contextmanager
     def clock(self, name: str) -> Iterator[None]:
@@ -121,6 +127,7 @@ class EpochLog:
 
     def state_dict(self) -> dict[str, Any]:
         self.fetch()
+        self.read_clock()  # `seconds` is collected after this
         totals = {name: list(total) for name, total in self.totals.items()}
         return {"totals": totals, "learning_rates": dict(self.learning_rates)}
 

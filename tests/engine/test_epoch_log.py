@@ -27,12 +27,22 @@ def test_times_of_an_epoch():
 
 
 def test_saving_between_two_updates_is_no_time_of_training(monkeypatch):
-    clock = iter([0.0, 1.0, 8.0, 9.0])  # asked, then given, saved for 4 of 7 seconds; then there is no more
+    clock = iter([0.0, 1.0, 8.0])  # asked, then given, saved for 4 of 7 seconds
     monkeypatch.setattr("engine.epoch_log.time.perf_counter", lambda: next(clock))
     log = EpochLog()
     for _ in log.timed([1]):
         log.seconds["save"] += 4.0
     assert log.seconds["train"] == 4.0 and log.seconds["data_wait"] == 1.0
+
+
+def test_time_of_an_update_that_something_broke_off_is_in_the_state(monkeypatch):
+    clock = iter([0.0, 1.0, 8.0])
+    monkeypatch.setattr("engine.epoch_log.time.perf_counter", lambda: next(clock))
+    log = EpochLog()
+    updates = log.timed([1, 2])
+    next(updates)
+    log.state_dict()
+    assert log.seconds["train"] == 8.0
 
 
 def test_second_half_of_an_epoch_continues_the_first():
