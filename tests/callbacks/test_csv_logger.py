@@ -92,7 +92,7 @@ def test_numbers_keep_six_significant_digits(trainer, tmp_path, value, text):
 def test_file_that_is_none_of_ours_is_named_and_stays(trainer, tmp_path, content, reason):
     path = tmp_path / "metrics.csv"
     path.write_bytes(content)
-    with pytest.raises(UserError, match=f"^{path} is not a file of a run: .*{reason}.* resume again") as caught:
+    with pytest.raises(UserError, match=f"^{path} is not the file of this run: .*{reason}.* resume again") as caught:
         CSVLogger(path).on_train_start(trainer)
     assert "\n" not in str(caught.value) and path.read_bytes() == content
 
@@ -103,3 +103,24 @@ def test_file_without_rows_is_one_of_ours(trainer, tmp_path, content):
     path.write_bytes(content)
     train(trainer, path, num_epochs=1)
     assert len(read(path)) == 1
+
+
+def test_file_that_lost_rows_or_is_of_another_run_is_refused_and_one_that_is_gone_is_written_again(trainer, tmp_path):
+    path = tmp_path / "metrics.csv"
+    train(trainer, path, num_epochs=3, val_every=2)
+    logger = CSVLogger(path)
+    logger.on_train_start(trainer)
+    state, whole = logger.state_dict(), path.read_text()
+    for content in (whole.replace("2,8,", "2,9,"), whole[: whole.index("3,12")], "epoch\n", ""):
+        path.write_text(content)
+        resumed = CSVLogger(path)
+        resumed.load_state_dict(state)
+        with pytest.raises(UserError, match=r"its rows are not those of the checkpoint\. Mend it or move it away"):
+            resumed.on_train_start(trainer)
+        assert path.read_text() == content
+    for lost in (True, False):
+        path.unlink() if lost else path.write_text(whole + "4,16,0.1,0.1,0.2\n")
+        resumed = CSVLogger(path)
+        resumed.load_state_dict(state)
+        resumed.on_train_start(trainer)
+        assert path.read_text().split() == whole.split()

@@ -25,7 +25,8 @@ from tools.digest import NOT_THE_RUN, digests
 from utils.errors import UserError
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-TIMES = ("time/train", "time/data_wait", "time/save", "time/val", "samples_per_second")  # columns of metrics.csv that may differ
+# Columns of metrics.csv that may differ.
+TIMES = ("time/train", "time/data_wait", "time/save", "time/val", "samples_per_second")
 TIMEOUT = 180  # seconds that a run may take; then it hangs
 STARTED = "Device: "  # what a trainer logs last before it trains
 OF_A_LAUNCH = {*NOT_THE_RUN, "run"}  # parts of a checkpoint that differ between two runs which compute the same
