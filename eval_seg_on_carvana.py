@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from data.sampler import sample_names
-from engine.metric_entry import build_metrics, metric_name
+from engine.metric_entry import build_metrics, ignored_by, metric_name
 from engine.options.parser import (
     BoolAction,
     ListAction,
@@ -85,7 +85,8 @@ class EvaluatorSeg(EvaluatorBase):
         return 1 if is_own_size else super().eval_batch_size(opt, default)
 
     def build_meters(self) -> dict[str, Any]:
-        metrics = build_metrics(self.opt.metrics, self.opt.n_classes, self.opt.metric_args)
+        shared = {"num_classes": self.opt.n_classes, **ignored_by(self.criterion)}
+        metrics = build_metrics(self.opt.metrics, self.opt.metric_args, **shared)
         return {**loss_meters(self.criterion), **metrics}
 
     def loss_counter(self) -> Callable[[Any], int] | None:

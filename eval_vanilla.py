@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from data.FashionMNIST import CLASSES
-from engine.metric_entry import build_metrics, metric_name
+from engine.metric_entry import build_metrics, ignored_by, metric_name
 from engine.options.parser import ListAction, OptionParser, list_of, mapping, number
 from engine.registry import names, short_name
 from eval import EvaluatorBase
@@ -50,11 +50,9 @@ class EvaluatorVanilla(EvaluatorBase):
         return [*names, *map(str, range(len(names), self.opt.n_classes))]
 
     def build_meters(self) -> dict[str, Any]:
-        return {
-            **loss_meters(self.criterion),
-            **build_metrics(self.opt.metrics, self.opt.n_classes, self.opt.metric_args),
-            "confusion": ConfusionMatrix(self.opt.n_classes),
-        }
+        shared = {"num_classes": self.opt.n_classes, **ignored_by(self.criterion)}
+        metrics = build_metrics(self.opt.metrics, self.opt.metric_args, **shared)
+        return {**loss_meters(self.criterion), **metrics, "confusion": ConfusionMatrix(**shared)}
 
     def loss_counter(self) -> Callable[[Any], int] | None:
         return counter(self.criterion)

@@ -21,12 +21,13 @@ class Accuracy(Meter):
     0.6667
     """
 
-    def __init__(self, top_k: int = 1) -> None:
+    def __init__(self, top_k: int = 1, ignore_index: int = IGNORED) -> None:
         super().__init__()
         if top_k < 1:
             raise ValueError(f"top_k {top_k} is not allowed: give 1 or more.")
         self.top_k = top_k
-        self.declare_rows("correct", (), torch.bool)
+        self.ignored = ignore_index
+        self.declare_rows("correct", (), torch.int8)  # 1 or 0; -1 does not count
 
     def update(self, logits: Tensor, labels: Tensor) -> None:
         """Add logits (N, C) and the true classes (N,). C must be at least `top_k`."""
@@ -37,10 +38,15 @@ class Accuracy(Meter):
         else:
             largest = logits.topk(self.top_k, dim=1).indices  # (N, top_k)
             correct = (largest == labels[:, None]).any(dim=1)  # (N,)
-        self.correct.append(correct)
+        self.correct.append(correct.to(torch.int8).masked_fill(labels == self.ignored, -1))
+
+    def counted(self) -> Tensor:
+        """Return 1 or 0 for each sample that counts, on the CPU."""
+        correct = torch.cat(self.correct).cpu()
+        return correct[correct >= 0]
 
     def compute(self) -> float:
-        return torch.cat(self.correct).cpu().double().mean().item()
+        return self.counted().double().mean().item()
 
     def interval(self) -> tuple[float, float] | None:
         """Return the ends of the 95 % interval of a proportion (Wilson 1927); None without a sample.
@@ -48,7 +54,7 @@ class Accuracy(Meter):
         It says how far the value may be off because the set has no more samples, not how much another training seed
         would change it. It has a width also when all samples are right.
         """
-        correct = torch.cat(self.correct)
+        correct = self.counted()
         n = len(correct)
         if n == 0:
             return None
@@ -68,17 +74,18 @@ class ConfusionMatrix(Meter):
     [[1, 1], [0, 1]]
     """
 
-    def __init__(self, num_classes: int) -> None:
+    def __init__(self, num_classes: int, ignore_index: int = IGNORED) -> None:
         super().__init__()
         if num_classes < 2:
             raise ValueError(f"num_classes {num_classes} is not allowed: give 2 or more (yes and no are 2 classes).")
         self.num_classes = num_classes
+        self.ignored = ignore_index
         self.declare_sum("matrix", (num_classes, num_classes), torch.int64)
 
     def update(self, predictions: Tensor, labels: Tensor) -> None:
         """Add logits (N, C, ...) or class indices (N, ...), and the true classes (N, ...), integers in [0, C).
 
-        Labels of `IGNORED` do not count.
+        Labels of `ignore_index` do not count.
 
         Raises:
             IndexError: when a class is outside [0, C). (CUDA reports it as a failed device-side assertion.)
@@ -86,7 +93,7 @@ class ConfusionMatrix(Meter):
         if predictions.is_floating_point():
             predictions = predicted_classes(predictions)
         assert predictions.shape == labels.shape, f"classes {tuple(predictions.shape)}, labels {tuple(labels.shape)}"
-        counts_at_all = labels.flatten() != IGNORED
+        counts_at_all = labels.flatten() != self.ignored
         predictions, labels = predictions.flatten().long(), labels.flatten().long().where(counts_at_all, 0)
         allowed = (predictions >= 0) & (predictions < self.num_classes) & (labels >= 0) & (labels < self.num_classes)
         # A class out of range must not land in another class's cell: it is sent to a cell that does not exist.
@@ -119,8 +126,8 @@ class PrecisionRecallF1(ConfusionMatrix):
             values are then the accuracy.
     """
 
-    def __init__(self, num_classes: int, average: str = "macro") -> None:
-        super().__init__(num_classes)
+    def __init__(self, num_classes: int, average: str = "macro", ignore_index: int = IGNORED) -> None:
+        super().__init__(num_classes, ignore_index)
         if average not in ("macro", "micro"):
             raise ValueError(f"average {average!r} is unknown: give 'macro' or 'micro'.")
         self.average = average

@@ -80,24 +80,30 @@ class Overlap(Meter):
     Args:
         num_classes: 1 for one logit per pixel (foreground where it is above 0); C >= 2 for the largest of C logits,
             where class 0 is the background and not part of the mean.
+        ignore_index: the value of pixels that do not count.
     """
 
-    def __init__(self, num_classes: int) -> None:
+    def __init__(self, num_classes: int, ignore_index: int = IGNORED) -> None:
         super().__init__()
         if num_classes < 1:
             raise ValueError(f"num_classes {num_classes} is not allowed: give 1 (one logit per pixel) or more.")
         self.num_classes = num_classes
+        self.ignored = ignore_index
         self.foreground = [1] if num_classes == 1 else list(range(1, num_classes))
         # For each image and foreground class: the pixels in both, the predicted ones, the actual ones.
         self.declare_rows("counts", (len(self.foreground), 3), torch.int64)
+        self.declare_sum("of_no_class", (), torch.int64)
 
     def update(self, logits: Tensor, masks: Tensor) -> None:
-        """Add logits (N, num_classes, H, W) and masks (N, H, W) of class indices; pixels of `IGNORED` do not count."""
+        """Add logits (N, num_classes, H, W) and masks (N, H, W) of class indices; see `ignore_index`."""
         assert logits.shape[1] == self.num_classes, f"{logits.shape[1]} logits, but num_classes is {self.num_classes}"
         classes = predicted_classes(logits)  # (N, H, W)
         # Without this check masks of shape (N, 1, H, W) would be broadcast, and counted wrong without an error.
         assert masks.shape == classes.shape, f"masks {tuple(masks.shape)} for logits {tuple(logits.shape)}"
-        classes = classes.where(masks != IGNORED, IGNORED)
+        is_ignored = masks == self.ignored
+        is_of_class = (masks >= 0) & (masks < max(self.num_classes, 2))
+        self.of_no_class = self.of_no_class + (~is_of_class & ~is_ignored).sum()
+        classes, masks = (each.masked_fill(is_ignored, 0) for each in (classes, masks))  # the background has no score
         per_class = []
         for k in self.foreground:
             predicted, actual = (classes == k).flatten(1), (masks == k).flatten(1)  # (N, H * W) each
@@ -109,13 +115,22 @@ class Overlap(Meter):
         """Return the counts (intersection, predicted, actual) of each image and class, float64 (N, C', 3)."""
         return torch.cat(self.counts).cpu().double()
 
+    def checked_counts(self) -> Tensor:
+        """Return `per_image_counts`; ValueError when a mask had another value than a class."""
+        if self.of_no_class:
+            raise ValueError(
+                f"{self.of_no_class:,} pixels of the masks are of no class: these are numbered from 0 to "
+                f"{max(self.num_classes, 2) - 1}. Number them so in the data set, or leave out one value: ignore_index."
+            )
+        return self.per_image_counts()
+
     def score(self, counts: Tensor) -> Tensor:
         """Turn counts (..., C', 3) into scores (...), the mean over the classes that are present."""
         raise NotImplementedError
 
     def compute(self) -> float:
         """Return the score of the whole set, 0 to 1."""
-        counts = self.per_image_counts()
+        counts = self.checked_counts()
         return self.score(counts.sum(dim=0)).item() if len(counts) else math.nan
 
     def interval(self, **settings: Any) -> tuple[float, float] | None:
@@ -172,7 +187,7 @@ class MeanImageDice(Dice):
 
     def compute(self) -> float:
         """Return the mean over images, 0 to 1."""
-        return self.score(self.per_image_counts()).mean().item()
+        return self.score(self.checked_counts()).mean().item()
 
     def interval(self, **settings: Any) -> tuple[float, float] | None:
         """Return (low, high), see `bootstrap_interval`; the images are resampled."""

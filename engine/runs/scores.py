@@ -17,7 +17,10 @@ def scalars(meters: Mapping[str, Any]) -> dict[str, float]:
     """Compute meters by name. A dictionary gives an entry "name/key" for each scalar in it; a matrix gives none."""
     results = {}
     for name, meter in meters.items():
-        value = meter.compute()
+        try:
+            value = meter.compute()
+        except ValueError as error:
+            raise UserError(f"The metric {name} cannot be computed: {error}") from error
         entries = {f"{name}/{key}": entry for key, entry in value.items()} if isinstance(value, dict) else {name: value}
         results |= {key: float(entry) for key, entry in entries.items() if getattr(entry, "ndim", 0) == 0}
     return results
@@ -30,7 +33,7 @@ def check_monitor(monitor: str, meters: Mapping[str, Any]) -> None:
         with warnings.catch_warnings(action="ignore"):  # torchmetrics warns of it, or refuses to compute
             try:
                 names += scalars({name: meter})
-            except (RuntimeError, ValueError):
+            except Exception:  # without data, a meter may fail in any way
                 names.append(name)
     if monitor not in names:
         raise UserError(f"--monitor {monitor!r} is none of the metrics{nearest(monitor, names)}: {', '.join(names)}.")

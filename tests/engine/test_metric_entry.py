@@ -6,9 +6,12 @@ from argparse import ArgumentTypeError
 
 import pytest
 import torch
+from torch import nn
 
-from engine.metric_entry import build_metrics, metric_name
+from engine.metric_entry import build_metrics, ignored_by, metric_name
 from eval_vanilla import EvaluatorVanilla
+from loss.classification_loss import CrossEntropyLoss
+from loss.dice_loss import DiceLoss
 from trainer_seg_on_carvana import TrainerSeg
 from utils.errors import UserError
 from utils.metrics import Accuracy, PrecisionRecallF1
@@ -24,7 +27,7 @@ def rows_of(trainer) -> list[dict[str, str]]:
 def test_names_make_the_metrics_that_they_say():
     torch.manual_seed(0)
     logits, labels = torch.randn(60, 5), torch.randint(5, (60,))
-    meters = build_metrics(["accuracy", "precision", "recall", "f1", "top2"], 5)
+    meters = build_metrics(["accuracy", "precision", "recall", "f1", "top2"], num_classes=5)
     together, top2 = PrecisionRecallF1(5), Accuracy(top_k=2)
     for meter in (*meters.values(), together, top2):
         meter.update(logits, labels)
@@ -48,7 +51,7 @@ def test_an_unknown_name_is_refused_with_the_nearest(task, text, word):
 
 def test_metrics_of_torchmetrics_get_the_number_of_classes_and_arguments():
     arguments = {"MulticlassAUROC": {"average": "weighted"}, "PeakSignalNoiseRatio": {"data_range": 2.0}}
-    metrics = build_metrics(["f1", AUROC, "torchmetrics.image:PeakSignalNoiseRatio"], 5, arguments)
+    metrics = build_metrics(["f1", AUROC, "torchmetrics.image:PeakSignalNoiseRatio"], arguments, num_classes=5)
     assert list(metrics) == ["f1", "MulticlassAUROC", "PeakSignalNoiseRatio"]
     assert metrics["MulticlassAUROC"].num_classes == 5 and metrics["MulticlassAUROC"].average == "weighted"
     metrics["PeakSignalNoiseRatio"].update(torch.full((1, 1, 4, 4), 0.6), torch.full((1, 1, 4, 4), 0.5))
@@ -70,15 +73,16 @@ def test_metrics_of_torchmetrics_get_the_number_of_classes_and_arguments():
 )  # fmt: skip
 def test_metrics_that_cannot_be_made_are_named(names, arguments, words):
     with pytest.raises(UserError, match=words) as error:
-        build_metrics(names, 5, arguments)
+        build_metrics(names, arguments, num_classes=5)
     assert "\n" not in str(error.value)
 
 
 def test_torchmetrics_is_imported_only_when_it_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "torchmetrics", None)
-    assert list(build_metrics(["accuracy"], 5)) == ["accuracy"] and metric_name("classification")(AUROC) == AUROC
+    assert list(build_metrics(["accuracy"], num_classes=5)) == ["accuracy"]
+    assert metric_name("classification")(AUROC) == AUROC
     with pytest.raises(UserError, match="pip install torchmetrics"):
-        build_metrics(["torchmetrics:Accuracy"], 5)
+        build_metrics(["torchmetrics:Accuracy"], num_classes=5)
 
 
 def test_a_run_measures_and_monitors_a_metric_of_torchmetrics_and_so_does_its_evaluation(train, tmp_path):
@@ -128,3 +132,15 @@ def test_a_resumed_run_may_measure_more_but_not_learn_another_loss(build, train,
         build("--resume", whole.run_dir.path, "--loss_type", "CE")
     with pytest.raises(UserError, match="'f2' is none of the metrics"):
         build("--monitor", "f2")
+
+
+def test_what_the_loss_leaves_out_the_metrics_leave_out_too():
+    shared = ignored_by(nn.ModuleList([nn.Linear(1, 1), CrossEntropyLoss(3, ignore_index=2)])) | {"num_classes": 3}
+    names = ["accuracy", "f1", "torchmetrics.classification:MulticlassAccuracy"]
+    metrics = build_metrics(names, {"MulticlassAccuracy": {"average": "micro"}, "f1": {"average": "micro"}}, **shared)
+    logits, labels = torch.eye(3)[[0, 1, 0, 2]], torch.tensor([0, 0, 2, 2])  # of the two that count, one is right
+    for metric in metrics.values():
+        metric.update(logits, labels)
+    values = metrics["accuracy"].compute(), metrics["MulticlassAccuracy"].compute().item(), metrics["f1"].compute()
+    assert values == (0.5, 0.5, 0.5) and ignored_by(nn.Linear(1, 1)) == {}
+    assert ignored_by(DiceLoss(2, ignore_index=255)) == {"ignore_index": 255}

@@ -131,6 +131,18 @@ def test_ignored_pixels_count_in_no_score():
     assert fed(IoU(3), [(logits, masks)]).compute() == pytest.approx((1 / 2 + 1) / 2)
 
 
+@pytest.mark.parametrize("kind", [Dice, IoU, MeanImageDice])
+def test_masks_of_other_values_than_classes_are_no_perfect_score(kind):
+    """Masks of 0 and 255, and a network that predicts nothing: there seemed to be nothing to find."""
+    masks = torch.tensor([[[0, 255, 255, 0]], [[0, 0, 0, 0]]])
+    nothing = one_hot_logits(torch.zeros_like(masks), 1)
+    with pytest.raises(ValueError, match="2 pixels of the masks are of no class: these are numbered from 0 to 1"):
+        fed(kind(1), [(nothing, masks)]).compute()
+    assert fed(kind(1), [(nothing, masks // 255)]).compute() == {Dice: 0, IoU: 0, MeanImageDice: 0.5}[kind]
+    assert fed(kind(1, ignore_index=255), [(nothing, masks)]).compute() == 1
+    assert fed(kind(3), [(one_hot_logits(masks // 255, 3), masks // 255)]).compute() == 1
+
+
 def test_counts_are_kept_for_each_image_and_foreground_class():
     assert fed(Dice(4), segmentation(4)).per_image_counts().shape == (sum(SIZES), 3, 3)
     assert fed(IoU(1), segmentation(1)).per_image_counts().shape == (sum(SIZES), 1, 3)
