@@ -323,8 +323,9 @@ class TrainerBase:
         row |= {f"val/{name}": value for name, value in results.items()}
         row |= self.epoch_log.times(self.progress.sample)  # {"time/train": seconds, ..., "samples_per_second": ...}
 
-        # Count: a state from inside this block is not saved, because the validation would count twice.
-        with self.progress.transaction():
+        # Count. If a callback fails, all of this is taken back: the state is that before the validation, and saved.
+        counted = (self.stopper, self.epoch_log, self.epoch_log.seconds, self.callbacks)
+        with self.progress.transaction(*counted):
             is_best = bool(results) and self.stopper.update(results[self.opt.monitor])  # counts those without a better
             if results:
                 self.call("on_validation_end", results)

@@ -116,7 +116,7 @@ class NanGuard:
         """
         self.begin_update(update)
         try:
-            return step(update)
+            return step(update) or {}  # also of a step that returns nothing
         except Exception as error:
             is_undone = self.undo()
             if not isinstance(error, DivergedError):

@@ -1,8 +1,10 @@
 """Keep count of completed epochs, updates and samples: the position of a run."""
 
 import contextlib
+import copy
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 
 @dataclass
@@ -16,13 +18,27 @@ class Progress:
     update: int = 0  # completed optimizer updates since training began
     sample: int = 0  # completed samples of the epoch under way
     is_exact: bool = True  # False inside a transaction: the state belongs to no position that a run can resume from
+    is_spoiled: bool = False  # what cannot be taken back was changed
 
     @contextlib.contextmanager
-    def transaction(self) -> Iterator[None]:
-        """Mark a block that counts as a whole: a state from inside it, or after it failed, cannot be resumed."""
+    def transaction(self, *parts: Any) -> Iterator[None]:
+        """Mark a block that counts as a whole: a state from inside it, or after it failed, cannot be resumed.
+
+        Args:
+            parts: if given, all that the block counts with. After an error they are as before it, and so is this.
+        """
+        counted = (*parts, self) if parts else ()
+        before = [copy.deepcopy(part.state_dict()) for part in counted]
         self.is_exact = False
-        yield
-        self.is_exact = True  # no `finally`: after an error it stays False, unless the NaN guard undoes the update
+        try:
+            yield
+        except BaseException:
+            for part, state in zip(counted, before, strict=True):
+                part.load_state_dict(state)
+            if parts:  # without them it stays False, unless the NaN guard undoes the update
+                self.is_exact = not self.is_spoiled
+            raise
+        self.is_exact = True
 
     @property
     def current_epoch(self) -> int:

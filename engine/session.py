@@ -2,15 +2,20 @@
 
 import contextlib
 import traceback
+from argparse import Namespace
+from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 import torch
 
+from callbacks.callback import call_one
 from engine.checkpoints.file import load_checkpoint
 from engine.devices.process_group import share_of
 from engine.registry import load
 from engine.runs.signals import STOP_ASKED, StopSignal
 from utils.errors import UserError
+from utils.files import NO_SPACE
 
 MEMORY_ADVICE = "--activation_checkpointing and --amp bf16 need less memory, too."
 
@@ -22,8 +27,9 @@ class Session:
     locked, and the first signal only sets a flag, which `should_stop` reads between two updates. When an exception
     leaves the block, the state is saved and the callbacks are called.
 
-    The first update and the first validation are the trial of the task's own code, data and options. What they raise
-    ends the run with one line that names the option and the line of code; the traceback is kept in the log.
+    The first update and the first validation are the trial of the task's own code, data and options. What they raise,
+    or a callback at any time, ends the run with one line that names the option and the line of code; the traceback is
+    kept in the log.
 
     Args:
         trainer: the trainer.
@@ -99,16 +105,15 @@ class Session:
         trainer, distributed = self.trainer, self.trainer.distributed
         is_common = distributed.is_common(error)
         cause = distributed.cause_of(self.stop_signal.cause_of(error))
-        trial = self.trial_of(error)
-        may_restart = trainer.opt.max_restarts > 0  # the next attempt may succeed
-        is_failed_trial = bool(trial) and is_unexpected(cause) and not may_restart
-        is_nothing_lost = is_failed_trial and self.is_new_run()
+        failed = self.failed_part(error) if trainer.opt.max_restarts == 0 else ""  # else the next attempt may succeed
+        is_explained = bool(failed) and (is_unexpected(cause) or type(cause) is UserError)
+        is_nothing_lost = is_explained and self.is_new_run()
         if is_common and not is_nothing_lost:  # an error of one process alone: it would wait for the others forever
             trainer.checkpointer.rescue(trainer.state_dict, trainer.logger)
         if isinstance(cause, torch.OutOfMemoryError):
             cause = self.out_of_memory(cause)
-        if is_failed_trial:
-            cause = self.failed_trial(cause, trial)
+        elif is_explained:
+            cause = self.explained(cause, failed)
         trainer.call("on_exception", cause)
         if is_nothing_lost:
             trainer.run_dir.discard()
@@ -124,14 +129,17 @@ class Session:
         evaluate = self.trainer.evaluator.evaluate.__code__
         return any(frame.f_code is evaluate for frame, _ in traceback.walk_tb(error.__traceback__))
 
-    def trial_of(self, error: BaseException) -> str:
-        """Name what an error has broken off, if it was done for the first time: an update, or a validation; else ""."""
+    def failed_part(self, error: BaseException) -> str:
+        """Name what an error has broken off: a callback, the first update or the first validation; else ""."""
+        for frame, _ in traceback.walk_tb(error.__traceback__):
+            if frame.f_code is call_one.__code__:
+                return f"{type(frame.f_locals['callback']).__name__}.{frame.f_locals['hook']}"
         if self.trainer.progress.update == self.first_update:
             return "the first update"
         return "the first validation" if self.is_validating(error) and not self.trainer.score else ""
 
-    def failed_trial(self, error: Exception, trial: str) -> UserError:
-        """Turn what the first update or validation raised into one line; keep the traceback in the log."""
+    def explained(self, error: Exception, failed: str) -> UserError:
+        """Turn what the task's own code, data or options raised into one line; keep the traceback in the log."""
         from engine.first_batch import blame
 
         trainer = self.trainer
@@ -140,14 +148,22 @@ class Session:
             trainer.run_dir.log_quietly(text)
         else:
             trainer.logger.error(text)  # to standard error: process 0 alone writes files
-        known = {
+        parts = {
             "--model_type": list(trainer.networks.values()),
             "--loss_type": [trainer.criterion],
             "--optim": list(trainer.optimizers.values()),
             "--lr_scheduler": list(trainer.schedulers.values()),
             "--data_type": list(trainer.datasets.values()),
         }
-        line = f"Failed in {trial}: {blame(error, known)}"
+        suspects = [
+            ("default_collate", type(trainer.datasets["train"]).__getitem__),
+            ("eval_step", trainer.evaluator.eval_step),
+            ("backward", trainer.compute_loss),
+            ("train_update", trainer.train_step),
+        ]
+        line = blame(error, parts, suspects)
+        if not isinstance(error, UserError):
+            line = f"Failed in {failed}: {line}"
         if not trainer.distributed.is_main:
             return UserError(line)
         path = trainer.run_dir.discarded_log_path if self.is_new_run() else trainer.run_dir.log_path
@@ -178,7 +194,40 @@ class Session:
         self.connect_loaders()  # they may be new
 
 
+def build_trainer(trainer_class: type, opt: Namespace) -> Any:
+    """Return `trainer_class(opt)`; if that fails, no run directory is left.
+
+    Raises:
+        UserError: instead of what the task's own code raised, with the line of code; the traceback is in a file.
+    """
+    trainer = trainer_class.__new__(trainer_class)
+    try:
+        trainer.__init__(opt)
+    except BaseException as error:
+        run_dir = getattr(trainer, "run_dir", None)
+        if run_dir is not None and not opt.resume:
+            run_dir.discard()
+        if not is_unexpected(error):
+            raise
+        from engine.first_batch import blame
+
+        path = Path(opt.output_dir, f"{opt.proj_name}_failed_log.txt")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("".join(traceback.format_exception(error)), encoding="utf-8")
+        suspects = [
+            ("place_networks", trainer_class.evaluator_class.build_networks),
+            ("place_networks", trainer_class.build_networks),
+            ("checked_optimizers", trainer_class.build_optimizers),
+            ("checked_schedulers", trainer_class.build_schedulers),
+            ("__init__", trainer_class.build_callbacks),
+        ]
+        message = f"Failed before the first update: {blame(error, suspects=suspects)}\nThe traceback is in {path}."
+        raise UserError(message) from error.__cause__
+    return trainer
+
+
 def is_unexpected(error: BaseException) -> bool:
     """Return whether an error comes from code, data or options of the task: not a signal, and not explained yet."""
-    explained = (UserError, torch.OutOfMemoryError, OSError, AssertionError)
-    return isinstance(error, Exception) and not isinstance(error, explained)
+    explained = (UserError, torch.OutOfMemoryError, BrokenPipeError)
+    is_disk_full = isinstance(error, OSError) and error.errno in NO_SPACE
+    return isinstance(error, Exception) and not isinstance(error, explained) and not is_disk_full

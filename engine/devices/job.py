@@ -62,13 +62,15 @@ def launch(trainer_class: type, argv: Sequence[str] | None = None) -> None:
 
 def run(trainer_class: type, argv: Sequence[str] | None) -> None:
     """Train in this process, or start several that train."""
+    from engine.session import build_trainer  # here, as it imports torch
+
     gc.freeze()  # imported modules stay to the end; the garbage collector need not look at them again and again
     opt = trainer_class.parse_options(argv)
     count = num_processes(opt)
     if count > 1 and place().size == 1:
         load("extras.launch:start_several", "nproc")(argv, opt, count)
     else:
-        trainer_class(opt).train()
+        build_trainer(trainer_class, opt).train()
 
 
 def num_processes(opt: Namespace) -> int:

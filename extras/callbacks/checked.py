@@ -9,6 +9,7 @@ def call_checked(callback: Callback, hook: str, trainer, *arguments) -> None:
     call_one(callback, hook, trainer, *arguments)
     if fingerprint(trainer) != before:
         trainer.progress.is_exact = False  # a checkpoint written now must not be resumed from
+        trainer.progress.is_spoiled = True
         raise RuntimeError(
             f"{type(callback).__name__}.{hook} changed weights, gradients, a learning rate or the train/eval mode. "
             "A callback only watches; to change the computation, override the trainer."

@@ -1,10 +1,16 @@
 """The first batch is the trial of the task's own code, data and options: one line, the traceback in the log."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from torch import nn
+from torch.utils.data import TensorDataset
 
+from callbacks.callback import Callback
+from engine.session import build_trainer
 from eval_vanilla import EvaluatorVanilla
+from tests.small_tasks import rows_of
 from trainer_vanilla import TrainerVanilla
 from utils.errors import UserError
 
@@ -29,6 +35,41 @@ class WithWrongLoss(TrainerVanilla):
         return self.criterion(self.model(images), labels.float().unsqueeze(1))
 
 
+class WithoutLoss(TrainerVanilla):
+    def compute_loss(self, batch):
+        return {"cross_entropy": super().compute_loss(batch)}
+
+
+class WithLossCutOff(TrainerVanilla):
+    def compute_loss(self, batch):
+        return super().compute_loss(batch).detach()
+
+
+class WithNumberFromStep(TrainerVanilla):
+    def train_step(self, update):
+        return float(super().train_step(update)["loss"])
+
+
+class WithAssertion(TrainerVanilla):
+    def compute_loss(self, batch):
+        assert len(batch) == 3
+
+
+class WithMissingFile(TrainerVanilla):
+    def compute_loss(self, batch):
+        Path("/no/such/file").read_text()
+
+
+class Ragged(TensorDataset):
+    def __getitem__(self, index):
+        return torch.zeros(index + 1), 0
+
+
+class WithRaggedSamples(TrainerVanilla):
+    def build_datasets(self):
+        return dict.fromkeys(("train", "val", "test"), Ragged(torch.zeros(64)))
+
+
 class WithWrongCode(TrainerVanilla):
     def compute_loss(self, batch):
         return {"lss": super().compute_loss(batch)}["loss"]
@@ -40,6 +81,12 @@ class WithWrongCode(TrainerVanilla):
         (WithWrongNetwork, ["RuntimeError", "--model_type", "test_session.py:"]),
         (WithWrongLoss, ["--loss_type", "test_session.py:"]),
         (WithWrongCode, ["KeyError: 'loss'", "test_session.py:"]),
+        (WithoutLoss, ["keys cross_entropy", "(compute_loss, ", "test_session.py:"]),
+        (WithLossCutOff, ["does not require grad", "(compute_loss, ", "test_session.py:"]),
+        (WithNumberFromStep, ["'float' object", "(train_step, ", "test_session.py:"]),
+        (WithAssertion, ["AssertionError", "test_session.py:"]),
+        (WithMissingFile, ["FileNotFoundError", "'/no/such/file'", "test_session.py:"]),
+        (WithRaggedSamples, ["equal size", "(__getitem__, ", "test_session.py:"]),
     ],
 )
 def test_first_update_that_fails_ends_in_one_line_and_leaves_its_log_alone(build, task, words):
@@ -66,6 +113,78 @@ def test_first_validation_that_fails_is_explained_too_and_its_run_stays(build):
         trainer.train()
     assert "Traceback" in trainer.run_dir.log_path.read_text()
     assert trainer.checkpointer.path("InT").exists()  # the epoch is not lost
+
+
+class Fails(Callback):
+    def on_epoch_end(self, trainer, row):
+        if trainer.progress.epoch == 1:
+            raise KeyError("mine")
+
+
+class Counts(Callback):
+    count = 0
+
+    def on_epoch_end(self, trainer, row):
+        self.count += 1
+
+    def state_dict(self):
+        return {"count": self.count}
+
+    def load_state_dict(self, state):
+        self.count = state["count"]
+
+
+def test_callback_that_fails_is_named_and_the_epoch_before_it_is_not_lost(build, train, weights):
+    trainer = build(callbacks=[Counts(), Fails()])
+    with pytest.raises(UserError, match=r"Failed in Fails.on_epoch_end: KeyError: 'mine' \(.*test_session.py:"):
+        trainer.train()
+    counts = Counts()
+    resumed = train("--resume", trainer.run_dir.path, callbacks=[counts])
+    whole = train(callbacks=[Counts()])
+    rows, expected = (
+        [{name: value for name, value in row.items() if "time" not in name and name != "samples_per_second"} for row in of]
+        for of in map(rows_of, (resumed.run_dir.path, whole.run_dir.path))
+    )
+    assert counts.count == 2 and rows == expected
+    assert all(torch.equal(value, weights(whole)[name]) for name, value in weights(resumed).items())
+
+
+@pytest.mark.parametrize(
+    ("hook", "returned", "words"),
+    [
+        ("build_networks", None, ["AttributeError", "(build_networks, ", "test_session.py:"]),
+        ("build_optimizers", KeyError("mine"), ["KeyError: 'mine'", "test_session.py:"]),
+        ("build_callbacks", None, ["(build_callbacks, ", "test_session.py:"]),
+        ("build_callbacks", KeyboardInterrupt(), None),
+    ],
+)
+def test_error_before_the_first_update_leaves_no_run_directory(tmp_path, hook, returned, words):
+    def build(self):
+        if isinstance(returned, BaseException):
+            raise returned
+        return returned
+
+    build.__code__ = build.__code__.replace(co_name=hook)
+    task = type("Own", (TrainerVanilla,), {hook: build})
+    opt = task.parse_options(["--output_dir", str(tmp_path), "--train_val_sample_rate", "600", "--gpu_devices", "cpu"])
+    with pytest.raises(UserError if words else KeyboardInterrupt) as caught:
+        build_trainer(task, opt)
+    assert not [path for path in tmp_path.iterdir() if path.is_dir()]
+    if words:
+        line, hint = str(caught.value).splitlines()
+        log = tmp_path / "Vanilla_failed_log.txt"
+        assert all(word in line for word in words), line
+        assert str(log) in hint and "Traceback" in log.read_text()
+
+
+def test_step_that_returns_nothing_is_made_all_the_same(train, weights):
+    class Silent(TrainerVanilla):
+        def train_step(self, update):
+            super().train_step(update)
+
+    silent, plain = train("--n_epoch", 1, task=Silent), train("--n_epoch", 1)
+    assert all(torch.equal(value, weights(plain)[name]) for name, value in weights(silent).items())
+    assert silent.guard.num_skipped == 0
 
 
 def test_error_of_a_later_update_is_raised_as_it_is_and_leaves_a_checkpoint_before_it(build, train, weights):
