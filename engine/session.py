@@ -118,7 +118,7 @@ class Session:
         if is_nothing_lost:
             trainer.run_dir.discard()
         distributed.leave(is_common)
-        raise cause from error.__cause__  # instead of the error
+        raise cause from error if is_explained else error.__cause__  # instead of the error
 
     def is_new_run(self) -> bool:
         """Return whether the run began in this session and has made no update: its directory holds no result."""
@@ -222,7 +222,7 @@ def build_trainer(trainer_class: type, opt: Namespace) -> Any:
             ("__init__", trainer_class.build_callbacks),
         ]
         message = f"Failed before the first update: {blame(error, suspects=suspects)}\nThe traceback is in {path}."
-        raise UserError(message) from error.__cause__
+        raise UserError(message) from error
     return trainer
 
 

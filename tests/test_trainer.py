@@ -216,8 +216,9 @@ def test_an_exception_ends_in_its_hook_and_is_raised_again(build):
 
     callback, calls = recorder()
     trainer = build("--log_every", 3, callbacks=[Raises(), callback])
-    with pytest.raises(OSError, match="no space left"):
+    with pytest.raises(UserError, match=r"Failed in Raises.on_log: OSError: no space left") as caught:
         trainer.train()
+    assert isinstance(caught.value.__cause__, OSError)
     assert calls[-1] == ("on_exception", 3)
     assert trainer.checkpointer.path("InT").exists()
 

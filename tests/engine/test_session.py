@@ -141,10 +141,10 @@ def test_callback_that_fails_is_named_and_the_epoch_before_it_is_not_lost(build,
     counts = Counts()
     resumed = train("--resume", trainer.run_dir.path, callbacks=[counts])
     whole = train(callbacks=[Counts()])
-    rows, expected = (
-        [{name: value for name, value in row.items() if "time" not in name and name != "samples_per_second"} for row in of]
-        for of in map(rows_of, (resumed.run_dir.path, whole.run_dir.path))
-    )
+    rows, expected = rows_of(resumed.run_dir.path), rows_of(whole.run_dir.path)
+    for row in (*rows, *expected):
+        for name in [name for name in row if name.startswith(("time/", "samples_per_second"))]:
+            del row[name]
     assert counts.count == 2 and rows == expected
     assert all(torch.equal(value, weights(whole)[name]) for name, value in weights(resumed).items())
 
