@@ -58,25 +58,29 @@ def find_files(directory: Path) -> dict[str, Path]:
     return {name: path for name, path in paths if path.is_file()}
 
 
+def find_all_files(data_dir: str | Path) -> dict[str, Path]:
+    """Return the paths of the four files, in `data_dir` or where torchvision keeps them below; {} if one is missing."""
+    for place in (Path(data_dir, "FashionMNIST", "raw"), Path(data_dir)):
+        if len(files := find_files(place)) == len(FILES):
+            return files
+    return {}
+
+
 def find_or_download(data_dir: str | Path) -> dict[str, Path]:
     """Return the paths of the four files; torchvision downloads them when they are not there.
-
-    Looks in `data_dir/FashionMNIST/raw`, where torchvision keeps them, and in `data_dir` itself.
 
     Raises:
         UserError: when files are missing and cannot be downloaded.
     """
-    raw = Path(data_dir, "FashionMNIST", "raw")
-    for place in (raw, Path(data_dir)):
-        if len(files := find_files(place)) == len(FILES):
-            return files
+    if files := find_all_files(data_dir):
+        return files
     if data_dir == SAMPLE_DIR:
         raise UserError(f"{SAMPLE_DIR} lacks some of its four files. Take them again from the repository.")
-    download(Path(data_dir), raw)
-    return find_files(raw)
+    download(Path(data_dir))
+    return find_all_files(data_dir)
 
 
-def download(data_dir: Path, raw: Path) -> None:
+def download(data_dir: Path) -> None:
     """Let torchvision download the files. Of several processes one does, and the others wait."""
     from torchvision import datasets
 
@@ -89,6 +93,7 @@ def download(data_dir: Path, raw: Path) -> None:
         with locked(data_dir / ".FashionMNIST.lock", f"downloads FashionMNIST into {data_dir}"):
             datasets.FashionMNIST(data_dir, download=True)
     except (RuntimeError, OSError, HTTPException) as error:
+        raw = data_dir / "FashionMNIST" / "raw"
         reason = (str(error).strip() or type(error).__name__).splitlines()[-1]
         missing = ", ".join(name for name in FILES if name not in find_files(raw))
         raise UserError(

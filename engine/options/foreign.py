@@ -16,7 +16,7 @@ from engine.options.parser import OptionParser, file_path
 from utils.errors import UserError
 
 WORD = re.compile(r"[\w+ -]{0,100}")  # a text that is neither a path nor an address
-OF_FILES = re.compile(r"pretrained.*|(.*_)?(dir|path|file|url|root|download)")  # arguments that lead to files
+OF_FILES = re.compile(r"weights|pretrained.*|(.*_)?(dir|path|file|url|root|download)")  # arguments that lead to files
 OF_WEIGHTS = ("pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path", "cache_dir")  # of timm
 METRICS = ("torchmetrics.classification", "torchmetrics.regression", "torchmetrics.segmentation")  # download nothing
 SELECTING = {option: kind for kind, (option, _) in registry.KINDS.items()}
@@ -46,7 +46,7 @@ def harmless_options(
         is_path = name in parser.known and parser.known[name].type is file_path
         if name not in both or both[name] == own[name]:
             harmless[name] = value  # the checkpoint changes nothing
-        elif "://" in str(value) if is_path else not is_data(name, both[name], own[name]):
+        elif "://" in str(value) if is_path else not is_data(name, both, own):
             to_repeat[name] = value
         elif not is_path or (name == "data_dir" and Path(value).exists()):  # the data is only read
             harmless[name] = without_weights(value) if name == "model_args" else value
@@ -79,27 +79,35 @@ def differ(name: str, value: Any, other: Any) -> bool:
     return value != other
 
 
-def is_data(name: str, value: Any, own: Any) -> bool:
+def is_data(name: str, both: Mapping[str, Any], own: Mapping[str, Any]) -> bool:
     """Say whether an option of a checkpoint selects only what is known, with plain arguments.
 
     Args:
         name: of the option.
-        value: with the checkpoint.
-        own: the value without it; arguments that are the same in both are harmless.
+        both: the options with the checkpoint.
+        own: the options without it; arguments that are the same in both are harmless.
     """
+    value = both[name]
+    if name == "data_type" and value == "FashionMNIST":
+        from data.FashionMNIST import find_all_files  # here, as it imports torch
+
+        return bool(find_all_files(both["data_dir"]))  # else it would be downloaded
     if name in SELECTING:
         references = filter(None, map(registry.reference_in, registry.as_list(value)))
         return all(reference.partition(":")[0] in METRICS for reference in references)
     if isinstance(value, Mapping):
         arguments = without_weights(value) if name == "model_args" else value
-        theirs = {key: entry for key, entry in arguments.items() if key not in own or own[key] != entry}
+        known = own[name] or {}
+        theirs = {key: entry for key, entry in arguments.items() if key not in known or known[key] != entry}
         return all(is_plain(key, entry) for key, entry in leaves(theirs))
     return True
 
 
 def is_plain(name: str, value: Any) -> bool:
     """Say whether an argument of a component can lead neither to a file nor to an address."""
-    return not value or (not OF_FILES.fullmatch(name) and (not isinstance(value, str) or bool(WORD.fullmatch(value))))
+    if not value or (isinstance(value, (int, float)) and value is not True):
+        return True
+    return not OF_FILES.fullmatch(name) and (value is True or bool(WORD.fullmatch(value)))
 
 
 def leaves(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
