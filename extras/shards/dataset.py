@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 from data.Carvana import CarvanaDataset, check_options
-from data.masks import ClassMap, check_known, code_of
+from data.masks import GREY, ClassMap, check_known, code_of
 from data.sampler import epoch_order
 from extras.shards.store import BLOCK, Member, Sample, Shard, ShardStore, chunks_of
 from utils.errors import UserError
@@ -27,6 +27,7 @@ from utils.seed import mix
 
 FORMAT = 1
 INDEX_FILE = "index.json"
+MOST_CODE = 65535 * GREY
 PARTS = ("train", "val", "test")
 SHARD_FILE = re.compile(rf"({'|'.join(PARTS)})-[0-9]{{6}}\.tar")
 SAMPLE_NAME = re.compile(r"[^./\\\x00-\x1f]{1,80}")  # a dot would end it; tar takes 100 bytes with the ending
@@ -59,6 +60,8 @@ def parse_index(content: bytes, where: str) -> dict[str, Any]:
         if index["format"] != FORMAT:
             raise ValueError(f"its format is {index['format']}, and this code reads {FORMAT}")
         index["class_map"] = ClassMap(tuple(map(int, index["codes"])), bool(index["threshold_jpeg"]))
+        if not index["codes"] or not all(0 <= code <= MOST_CODE for code in index["class_map"].codes):
+            raise ValueError("the values of the masks are none that masks hold")
         index["parts"] = {part: [parse_shard(part, entry) for entry in index["parts"][part]] for part in PARTS}
         samples = [[sample for shard in index["parts"][part] for sample in shard.samples] for part in PARTS]
         names = [sample.name for of_part in samples for sample in of_part]

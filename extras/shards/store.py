@@ -5,10 +5,12 @@ that came from elsewhere becomes the name of a file, and two data sets can share
 """
 
 import contextlib
+import errno
 import hashlib
 import io
 import os
 import re
+import stat
 import tarfile
 import time
 from collections.abc import Iterator, Sequence
@@ -76,11 +78,18 @@ def is_url(location: str | Path) -> bool:
     return "://" in str(location)
 
 
+def open_plain(path: str | Path) -> BinaryIO:
+    """Open a plain file for reading; OSError for anything else, such as a pipe that nobody writes to."""
+    if not stat.S_ISREG(os.stat(path).st_mode):
+        raise OSError(errno.EINVAL, "it is no plain file")
+    return open(path, "rb")
+
+
 def chunks_of(place: str) -> Iterator[bytes]:
     """Yield the content of a file or URL; UserError when it cannot be read or fetched."""
     stream = None
     try:
-        with load_webdataset().gopen(place) if is_url(place) else open(place, "rb") as stream:
+        with load_webdataset().gopen(place) if is_url(place) else open_plain(place) as stream:
             while chunk := stream.read(CHUNK):
                 yield chunk
     except OSError as error:
@@ -157,10 +166,10 @@ class ShardStore:
         path = self.cache_dir / f"{shard.sha256}.tar" if self.cache_dir else self.place(shard.file)
         try:
             if not self.cache_dir:
-                return open(path, "rb")
+                return open_plain(path)
             with contextlib.suppress(FileNotFoundError):
                 os.utime(path, ns=(time.time_ns(), path.stat().st_mtime_ns))
-                return open(path, "rb")
+                return open_plain(path)
             return self.fetch(shard, path)
         except OSError as error:
             where = f"--shard_cache_dir {self.cache_dir} cannot be used" if self.cache_dir else f"{path} cannot be read"

@@ -1,7 +1,10 @@
+import contextlib
 import functools
 import hashlib
 import http.server
 import json
+import os
+import random
 import shutil
 import sys
 import tarfile
@@ -280,7 +283,7 @@ FAULTS = {
     "truncated": (lambda path: damage(path, path.read_bytes()[:-512]), r"19,968 bytes of 20,480"),
     "empty": (lambda path: damage(path, b""), "it has 0 bytes"),
     "missing": (lambda path: path.unlink(), "No such file"),
-    "a directory": (lambda path: (path.unlink(), path.mkdir()), "Is a directory"),
+    "a directory": (lambda path: (path.unlink(), path.mkdir()), "it is no plain file"),
 }
 
 
@@ -302,6 +305,32 @@ def test_a_shard_that_changes_after_it_was_checked_is_noticed(shards):
     FAULTS["changed"][0](shards / "train-000001.tar")
     with pytest.raises(UserError, match="SHA-256 differs"):
         dataset[3]
+
+
+def test_a_pipe_in_place_of_a_shard_or_an_index_is_one_line(shards):
+    for name, told in (("train-000000.tar", "cannot be read: it is no plain file"), ("index.json", "There is no ")):
+        (shards / name).rename(shards / "aside")
+        os.mkfifo(shards / name)
+        with pytest.raises(UserError, match=told):
+            build(shards)["train"][0]
+        (shards / name).unlink()
+        (shards / "aside").rename(shards / name)
+
+
+@pytest.mark.parametrize("codes", [[], {}, [-1], [10**30], ["x"], None])
+def test_an_index_with_impossible_values_is_one_line(shards, codes):
+    index = json.loads((shards / "index.json").read_text())
+    with pytest.raises(UserError, match="is no index of shards, or damaged"):
+        parse_index(json.dumps(index | {"codes": codes}).encode(), "index.json")
+
+
+def test_an_index_with_flipped_bits_is_read_or_refused(shards):
+    content, chance = (shards / "index.json").read_bytes(), random.Random(0)
+    for _ in range(200):
+        flipped = bytearray(content)
+        flipped[chance.randrange(len(content))] ^= 1 << chance.randrange(8)
+        with contextlib.suppress(UserError):
+            parse_index(bytes(flipped), "index.json")
 
 
 def test_the_samples_of_a_damaged_shard_can_be_left_out(shards):
