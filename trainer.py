@@ -432,9 +432,7 @@ class TrainerBase:
         elif self.opt.swa_start is not None:
             averaging = load("extras.mean_over_epochs:MeanOverEpochs", "swa_start")(self)
         elif self.opt.ema is not None:
-            from utils.averaging import Averaging
-
-            averaging = Averaging(self.networks, self.opt.ema)
+            averaging = load("extras.averaging:Averaging", "ema")(self.networks, self.opt.ema)
         else:
             return None
         self.evaluator.weights = averaging.applied

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim.swa_utils import get_swa_multi_avg_fn
 
+from extras.averaging import Averaging, local
 from extras.buffers import buffers_kept
 from trainer import TrainerBase
-from utils.averaging import Averaging, local
 from utils.batch import move_to
 from utils.errors import UserError
 from utils.seed import preserved_random_state

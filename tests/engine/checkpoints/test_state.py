@@ -14,8 +14,8 @@ from engine.checkpoints.state import PlainState, get_state, plain, set_state
 from engine.devices.process_group import Distributed
 from engine.progress import Progress
 from engine.run_state import collect_state
+from extras.averaging import Averaging
 from tools.digest import digest
-from utils.averaging import Averaging
 from utils.errors import UserError
 
 

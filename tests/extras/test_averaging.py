@@ -12,9 +12,9 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn, get_swa_m
 from callbacks.callback import Callback
 from engine.checkpoints.file import load_checkpoint, weights_of
 from eval_vanilla import EvaluatorVanilla
+from extras.averaging import Averaging
 from extras.buffers import buffers_kept
 from trainer_vanilla import TrainerVanilla
-from utils.averaging import Averaging
 from utils.errors import UserError
 
 OF_THE_LAUNCH = ("options", "callbacks", "seconds")
@@ -273,7 +273,7 @@ import torch, torch.distributed as dist, torch.multiprocessing as mp
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
-import utils.averaging
+import extras.averaging
 
 class Scaled(nn.Module):
     def __init__(self):
@@ -290,14 +290,14 @@ def main(rank):
     network, inputs, mesh = Scaled(), torch.ones(1, 2), init_device_mesh("cpu", (2,))
     fully_shard(network.layer, mesh=mesh)
     fully_shard(network, mesh=mesh)
-    averaging = utils.averaging.Averaging({"model": network}, decay=0.5)
+    averaging = extras.averaging.Averaging({"model": network}, decay=0.5)
     averaging.finish_update()
     first = network(inputs).detach()
     optimizer = torch.optim.SGD(network.parameters(), lr=0.1)
     (network(inputs) * torch.tensor([1.0, 3.0])).sum().backward()
     optimizer.step()
     if sys.argv[2] == "fault":
-        utils.averaging.reshard = lambda networks: None
+        extras.averaging.reshard = lambda networks: None
     with torch.no_grad():
         own = network(inputs)
         with averaging.applied():
