@@ -1,5 +1,6 @@
 """The results of an evaluation: computed by meters, printed, saved, and compared with those in a checkpoint."""
 
+import copy
 import math
 import warnings
 from collections.abc import Mapping
@@ -32,7 +33,7 @@ def check_monitor(monitor: str, meters: Mapping[str, Any]) -> None:
     for name, meter in meters.items():
         with warnings.catch_warnings(action="ignore"):  # torchmetrics warns of it, or refuses to compute
             try:
-                names += scalars({name: meter})
+                names += scalars({name: copy.deepcopy(meter)})  # a failed computation may leave half of an exchange
             except Exception:  # without data, a meter may fail in any way
                 names.append(name)
     if monitor not in names:

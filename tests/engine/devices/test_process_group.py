@@ -8,9 +8,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
+from torchmetrics.classification import BinaryAUROC
 
 from data.loader import Update
 from engine.devices.process_group import Distributed, share_of
+from engine.runs.scores import check_monitor
 from extras.several_processes import SeveralProcesses, gather_tensors
 from extras.sharding import ShardedProcesses
 from tests.processes import FailedInProcess, in_processes
@@ -103,6 +105,15 @@ def in_three() -> dict:
     buffers.running_mean.fill_(rank)
     joined.share_buffers([buffers])
     found["buffer"] = float(buffers.running_mean)
+    auroc = BinaryAUROC()
+    check_monitor("auroc", {"auroc": auroc})  # before any process has a sample
+    auroc.reset()
+    scores, labels = torch.tensor([0.1, 0.4, 0.35, 0.8, 0.6]), torch.tensor([0, 0, 1, 1, 0])
+    if rank > 0:
+        part = [slice(0, 3), slice(3, 5)][rank - 1]
+        auroc.update(scores[part], labels[part])
+    joined.merge({"auroc": auroc})
+    found["auroc"] = float(auroc.compute())
     return found
 
 
@@ -117,6 +128,7 @@ def test_three_processes():
         assert each["weight"] == pytest.approx(0.1 * (rank + 1) * 3 / 6, rel=1e-15) and each["nan"] != each["nan"]
         assert each["unsure"] == 3 and each["rows"] == [[0], [0, 1]] and each["shapes"] == [(2, 3), (2, 3)]
         assert each["buffer"] == 0
+        assert each["auroc"] == pytest.approx(4 / 6)  # of the pairs of a positive and a negative, those in order
         assert each["nothing", False] == each["nothing", True] == []
         assert each["in step", False][1] == each["in step", True][1] == 3
     whole = [[], [("10", True), ("11", True), ("12", True)], [("20", True)]]
