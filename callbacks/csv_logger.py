@@ -52,6 +52,7 @@ class CSVLogger(Callback):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.saved = without_times(state["rows"])
+        del self.rows[len(self.saved) :]  # what is taken back after a failure of this process
 
     def on_epoch_end(self, trainer, row: Mapping[str, float]) -> None:
         self.rows.append({name: f"{value:.6g}" if isinstance(value, float) else value for name, value in row.items()})

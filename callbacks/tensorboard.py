@@ -1,11 +1,35 @@
 """Write curves, pictures and hyper-parameters for TensorBoard."""
 
 import contextlib
+import re
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from callbacks.callback import Callback
+
+EVENT_FILE = re.compile(r"events\.out\.tfevents\.(\d{10})(\..*)")  # with the second in which it was made
+
+
+def open_writer(log_dir: Path, purge_step: int) -> Any:
+    """Return a writer of event files that makes TensorBoard ignore earlier events in the directory from a step on.
+
+    TensorBoard reads the files of a directory in the order of the seconds in their names. So a directory has one writer
+    at a time: a callback that writes events, too, needs a directory of its own. And if the clock went back, or a run is
+    resumed within a second, the earlier files get earlier names; else TensorBoard would ignore the new events.
+    """
+    from torch.utils.tensorboard import SummaryWriter  # takes a while
+
+    is_own = log_dir.is_dir() and not log_dir.is_symlink()
+    names = [EVENT_FILE.fullmatch(path.name) for path in log_dir.iterdir()] if is_own else []
+    made = sorted(name.groups() for name in names if name)
+    ahead = int(made[-1][0]) - int(time.time()) + 1 if made else 0
+    if ahead > 0:
+        for seconds, rest in made:
+            earlier = f"{int(seconds) - ahead:010d}"
+            (log_dir / f"events.out.tfevents.{seconds}{rest}").rename(log_dir / f"events.out.tfevents.{earlier}{rest}")
+    return SummaryWriter(str(log_dir), purge_step=purge_step)
 
 
 class TensorBoard(Callback):
@@ -31,9 +55,7 @@ class TensorBoard(Callback):
     def writer(self):
         """The writer of event files, made for the first event: importing it would delay the first update."""
         if self._writer is None:
-            from torch.utils.tensorboard import SummaryWriter
-
-            self._writer = SummaryWriter(str(self.log_dir), purge_step=self.purge_step)
+            self._writer = open_writer(self.log_dir, self.purge_step)
         return self._writer
 
     def on_train_start(self, trainer) -> None:

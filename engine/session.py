@@ -63,6 +63,7 @@ class Session:
                 self.find_micro_batch_size()
             if trainer.opt.resume:
                 trainer.load_state_dict(load_checkpoint(trainer.opt.resume, tensors_of=()))
+                trainer.run_dir.strike_out(trainer.progress.epoch)
             for note in (*trainer.opt.resume_notes, *trainer.checkpointer.begin(trainer.progress.position)):
                 trainer.logger.warning(note)
             self.block = block.pop_all()

@@ -8,7 +8,7 @@ import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 from utils.errors import UserError
 
@@ -54,12 +54,6 @@ def free(directory: Path) -> str:
     if disk and disk.f_files and not disk.f_favail:
         return "the disk has no room for another file, however small"
     return f"{shutil.disk_usage(directory).free:,} are free on the disk"
-
-
-def open_own(path: str | Path) -> TextIO:
-    """Open a text file to append to it. A link is refused, since the lines would go into a file elsewhere."""
-    no_links = os.O_WRONLY | os.O_APPEND | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0)
-    return open(path, "a", encoding="utf-8", opener=lambda name, flags: os.open(name, no_links, 0o666))
 
 
 @contextlib.contextmanager

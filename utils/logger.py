@@ -34,10 +34,25 @@ class TerminalHandler(logging.Handler):
             print(text.encode("ascii", "replace").decode(), file=stream, flush=True)
 
 
+def open_own(path: str | Path) -> TextIO:
+    """Open a text file to append to it. A link is refused, since the lines would go into a file elsewhere."""
+    no_links = os.O_WRONLY | os.O_APPEND | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0)
+    return open(path, "a", encoding="utf-8", opener=lambda name, flags: os.open(name, no_links, 0o666))
+
+
 class LogFileHandler(logging.FileHandler):
-    """Appends to a file. If that fails, it prints one message, and the run goes on."""
+    """Appends to a file that is no link. If that fails, it prints one message, and the run goes on."""
 
     has_failed = False
+
+    def _open(self) -> TextIO:
+        return open_own(self.baseFilename)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            super().emit(record)
+        except OSError:  # it cannot be opened
+            self.handleError(record)
 
     def handleError(self, record: logging.LogRecord) -> None:
         error = sys.exc_info()[1]

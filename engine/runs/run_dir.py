@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+import re
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -16,8 +17,8 @@ from engine.devices.process_group import Distributed
 from engine.runs.lock import DirectoryLock
 from engine.runs.provenance import command_line, provenance
 from utils.errors import UserError
-from utils.files import open_own, write_json
-from utils.logger import build_logger, build_stderr_logger
+from utils.files import write_atomically, write_json
+from utils.logger import build_logger, build_stderr_logger, open_own
 from utils.model_summary import count_parameters, layer_table
 from utils.timestamp import make_timestamped_dir
 
@@ -73,6 +74,17 @@ class RunDir:
         if self.is_main:
             with contextlib.suppress(OSError), open_own(self.log_path) as file:
                 file.write(text)
+
+    def strike_out(self, epoch: int) -> None:
+        """Mark the log's lines of epochs after the one that a resumed run begins with: they will be there again."""
+        if self.is_main and self.log_path.is_file() and not self.log_path.is_symlink():
+            text = self.log_path.read_bytes()
+            lines = re.compile(rb"^(.{23} INFO )(epoch (\d+)/\d+: )", re.MULTILINE)
+            marked = lines.sub(lambda m: m[1] + b"(made again) " + m[2] if int(m[3]) > epoch else m[0], text)
+            if marked != text:
+                write_atomically(self.log_path, marked)
+                for handler in self.logger.handlers:
+                    handler.close()  # it opens the new file with its next line
 
     def end(self, progress: Mapping[str, int]) -> None:
         """Write the position at which the run has ended."""

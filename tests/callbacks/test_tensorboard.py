@@ -1,6 +1,7 @@
 """TensorBoard reads what was written: every curve under its name, every value at its update, nothing twice."""
 
 import time
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ from tensorboard.plugins.hparams import plugin_data_pb2
 
 from callbacks.tensorboard import TensorBoard
 from engine.checkpoints.state import plain, set_state
+from extras.callbacks.gradient_norms import GradientNorms
 from utils.errors import UserError
 
 OPTIONS = {"lr": 0.1, "model_type": "Vanilla", "debug": False, "seed": 0, "lr_decay_epochs": [3.0], "model_path": None}
@@ -175,3 +177,49 @@ def test_resumed_run_that_is_killed_before_its_first_event_has_struck_out_what_w
     time.sleep(1)
     TensorBoard(tmp_path, OPTIONS, "accuracy").on_train_start(trainer)
     assert steps(read(tmp_path), "train/loss") == [2, 4]
+
+
+def test_all_tags_and_steps_are_there_once_whole_and_after_two_kills(trainer, tmp_path, monkeypatch):
+    """With a second callback that writes events, a clock that goes back, and resumes within one second."""
+    trainer.distributed = SimpleNamespace(is_sharded=False)
+    clock = iter([2_000_000_000, 1_999_999_000, 1_999_999_000])
+    real = time.time
+
+    def live(update: int, last: int, log_dir, states: list) -> None:
+        """Go on from an update to another, save after every fourth, and end as a killed process does."""
+        now = next(clock, 2_000_000_000)
+        monkeypatch.setattr(time, "time", lambda: now)
+        trainer.progress.update = update
+        board = TensorBoard(log_dir / "summary", OPTIONS, "accuracy")
+        callbacks = [board, GradientNorms(log_dir)]
+        if states:
+            board.load_state_dict(states[-1])
+        for callback in callbacks:
+            callback.on_train_start(trainer)
+        for trainer.progress.update in range(update + 1, last + 1):
+            for callback in callbacks:
+                callback.on_log(trainer, {"loss": 1.0})
+            if trainer.progress.update % 4 == 0:
+                board.on_validation_end(trainer, {"accuracy": 0.5})
+                for callback in callbacks:
+                    callback.on_save(trainer)
+                states.append(board.state_dict())
+        for callback in callbacks:
+            callback.on_save(trainer)  # what comes after the checkpoint may have reached the disk, too
+        monkeypatch.setattr(time, "time", real)
+
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    states: list = []
+    killed.mkdir()
+    whole.mkdir()
+    for update, last in ((0, 6), (4, 10), (8, 12)):
+        live(update, last, killed, states)
+    live(0, 12, whole, [])
+    for log_dir in (whole, killed):
+        events = read(log_dir / "summary")
+        assert {tag: steps(events, tag) for tag in events.Tags()["scalars"]} == {
+            "train/loss": [*range(1, 13)], "val/accuracy": [4, 8, 12],
+        }  # fmt: skip
+        events = read(log_dir / "summary" / "gradients")
+        tags = events.Tags()["scalars"]
+        assert len(tags) > 1 and all(steps(events, tag) == [*range(1, 13)] for tag in tags)

@@ -77,3 +77,27 @@ def test_checkpoint_outside_of_a_run_begins_a_new_one(tmp_path):
     (tmp_path / "downloads").mkdir()
     directory = RunDir(tmp_path / "Results", "Vanilla", resume=str(tmp_path / "downloads" / "last.pth"))
     assert directory.path.parent == tmp_path / "Results"
+
+
+def test_lines_of_epochs_that_are_made_again_are_marked(tmp_path):
+    directory = RunDir(tmp_path, "Vanilla")
+    for epoch in (1, 2):
+        directory.logger.info(f"epoch {epoch}/3, sample 5 of 10")
+        directory.logger.info(f"epoch {epoch}/3: loss 0.5")
+    directory.strike_out(1)
+    directory.logger.info("epoch 2/3: loss 0.4")
+    lines = [line.split(" INFO ")[1] for line in directory.log_path.read_text().splitlines()]
+    assert lines == [
+        "epoch 1/3, sample 5 of 10", "epoch 1/3: loss 0.5", "epoch 2/3, sample 5 of 10",
+        "(made again) epoch 2/3: loss 0.5", "epoch 2/3: loss 0.4",
+    ]  # fmt: skip
+
+
+def test_log_that_is_a_link_gets_no_line(tmp_path, capsys):
+    directory, victim = RunDir(tmp_path, "Vanilla"), tmp_path / "victim"
+    victim.write_text("2026-01-01 00:00:00,000 INFO epoch 2/3: precious")
+    directory.log_path.symlink_to(victim)
+    directory.logger.info("a line")
+    directory.log_quietly("a line")
+    directory.strike_out(1)
+    assert victim.read_text().endswith("INFO epoch 2/3: precious") and "lacks lines" in capsys.readouterr().err
