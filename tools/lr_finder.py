@@ -55,13 +55,18 @@ def smoothed(losses: np.ndarray) -> np.ndarray:
     >>> smoothed(np.array([1.0, 1.0, 4.0, 1.0, 1.0, np.nan])).tolist()
     [1.0, 2.0, 2.0, 2.0, 1.0, nan]
     """
-    reach = max(1, len(losses) // 16)
+    reach = reach_of(losses)
     result = np.full(len(losses), np.nan)
     end = num_finite(losses)
     for place in range(end):
         near = min(reach, place, end - 1 - place)  # as many on both sides, so that a slope does not move the mean
         result[place] = losses[place - near : place + near + 1].mean()
     return result
+
+
+def reach_of(values: np.ndarray) -> int:
+    """Return how many neighbours on each side count in a mean."""
+    return max(1, len(values) // 16)
 
 
 def num_finite(losses: np.ndarray) -> int:
@@ -169,20 +174,20 @@ def set_rate(group: dict[str, Any], rate: float) -> None:
 def describe(curve: LrCurve, option: str = "--lr") -> str:
     """Describe the suggestion in a few lines, with a warning when it lies at an edge of the range."""
     lines = []
-    lowest_tried, highest_tried = curve.rates[0], curve.rates[-1]
     if found := landmarks(curve.rates, curve.mean):
         single = ", ".join(f"{rate:.2g}" for rate in curve.suggestions) or "none"
         lines.append(
             f"Suggestion: {option} {curve.suggestion:.2g}, between {found[0]:.2g}, where the loss falls fastest, and "
             f"{found[1]:.2g}, where it is lowest. Each run alone: {single}."
         )
-        if found[1] >= curve.rates[-2]:
-            lines.append(f"Warning: the loss still falls at {highest_tried:.2g}, the highest rate. Try a higher range.")
-        if found[0] <= curve.rates[1]:
-            lines.append(f"Warning: the loss falls fastest at {found[0]:.2g}, the lowest rate. Try a lower range.")
+        edge = 1 + reach_of(curve.rates)  # rates at each end whose mean has few neighbours
+        if found[1] >= curve.rates[-1 - edge]:
+            lines.append(f"Warning: the loss falls up to {found[1]:.2g}, next to the highest. Try a higher range.")
+        if found[0] <= curve.rates[edge]:
+            lines.append(f"Warning: the loss falls fastest at {found[0]:.2g}, next to the lowest. Try a lower range.")
     else:
         lines.append(
-            f"No suggestion: between {lowest_tried:.2g} and {highest_tried:.2g} the loss hardly falls. Try another "
+            f"No suggestion: between {curve.rates[0]:.2g} and {curve.rates[-1]:.2g} the loss hardly falls. Try another "
             f"range, or more updates with each rate."
         )
     ended = [int(np.isnan(losses).argmax()) for losses in curve.losses if np.isnan(losses).any()]

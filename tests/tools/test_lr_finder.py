@@ -71,11 +71,15 @@ def test_no_suggestion_where_nothing_is_learned():
     assert never.suggestion is None
 
 
+FALL = [1.9, 1.5, 1.2, 1.0]
+
+
 @pytest.mark.parametrize(("losses", "warning"), [
-    ([2.0, 1.9, 1.5, 1.2, 1.0], "Warning: the loss still falls at 1, the highest rate"),
-    ([2.0, 1.0, 0.9, 1.2, 2.0], "Warning: the loss falls fastest at"),
-    ([2.0, 2.0, 1.5, 1.4, 2.0], ""),
+    ([2.0] * 7 + FALL, "Warning: the loss falls up to 1, next to the highest"),
+    ([2.0] * 5 + FALL + [1.1, 1.2], "Warning: the loss falls up to 0.4, next to the highest"),
+    ([2.0] + FALL + [1.2] * 6, "Warning: the loss falls fastest at 0.00063, next to the lowest"),
+    ([2.0] * 3 + FALL + [1.2] * 4, ""),
 ])  # fmt: skip
 def test_a_suggestion_at_an_edge_of_the_range_is_doubtful(losses, warning):
-    text = describe(LrCurve(np.geomspace(1e-4, 1, 5), np.array([losses])))
+    text = describe(LrCurve(np.geomspace(1e-4, 1, 11), np.array([losses])))
     assert text.startswith("Suggestion") and warning in text and ("Warning" in text) == bool(warning), text
