@@ -9,7 +9,8 @@ from utils.errors import UserError
 
 ROOT = Path(__file__).resolve().parent.parent
 STANDARD_LIBRARY = Path(traceback.__file__).resolve().parent
-MACHINERY = ("engine", "utils", "data", "callbacks", "trainer.py", "eval.py")  # of the template, seldom the culprit
+# Of the template, and seldom the culprit.
+MACHINERY = ("engine", "utils", "data", "callbacks", "extras", "tools", "trainer.py", "eval.py")
 OF_TASK = 2  # the rank of a file
 COMPONENTS = ("model", "loss")  # of the template, the culprit if no code of the task is on the way
 

@@ -27,7 +27,7 @@ from torch.utils.data import Dataset
 
 from callbacks.callback import Callback
 from engine.devices.job import place
-from engine.optimizers import OncePerEpoch
+from engine.optimizers import OncePerEpoch, needs_closure
 from engine.options.parser import as_flags, number
 from eval import EvaluatorBase
 from extras.in_order import InOrder
@@ -48,6 +48,7 @@ OPTIONS = (
     "profile", "proj_name", "save_code", "save_every_updates", "seed", "skip_bad_samples", "stop_below", "swa_start",
     "sync_bn", "val_every", "worker_timeout",
 )  # fmt: skip
+ARGUMENTS = {"--model_type": "model", "--optim": "optimizer", "--lr_scheduler": "scheduler", "--data_type": "dataset"}
 WHOLE = number(int, low=1)
 POSITIVE = number(float, above=0)
 WORKSPACE = "CUBLAS_WORKSPACE_CONFIG"  # an environment variable that --deterministic sets
@@ -124,6 +125,7 @@ class ModelTrainer(TrainerBase):
         super().__init__(opt)
         if not opt.deterministic and algorithms != Algorithms():  # torch's own, so the user has chosen them
             algorithms.apply()
+        self.session.stop_signal.may_end_process = False  # it may be the kernel of a notebook
         self.checkpointer.prefix = type(model).__name__  # the first part of the names of the checkpoints
 
     def build_datasets(self) -> dict[str, Any]:
@@ -162,6 +164,9 @@ class ModelTrainer(TrainerBase):
     def train(self) -> None:
         try:
             super().train()
+        except UserError as error:
+            error.args = (in_arguments(str(error)), *error.args[1:])
+            raise
         finally:
             self.unwrap()
 
@@ -385,6 +390,17 @@ def resolve(function: str, options: Mapping[str, Any], values: Mapping[str, Any]
         raise UserError(f"{function}: {reason.replace('argument --', 'argument ')}") from None
 
 
+def in_arguments(message: str) -> str:
+    """Return a message with the arguments of `fit` for options that it does not have.
+
+    >>> in_arguments("IndexError: Target 6 is out of bounds. (--model_type, mine.py:39)")
+    'IndexError: Target 6 is out of bounds. (argument model, mine.py:39)'
+    """
+    for option, name in ARGUMENTS.items():
+        message = message.replace(f"({option}", f"(argument {name}")
+    return message
+
+
 def converted(kind: Callable[[str], Any], name: str, value: Any) -> Any:
     """Check a number as the command line would."""
     try:
@@ -414,6 +430,11 @@ def check_parts(model: Any, optimizer: Any, scheduler: Any, dataset: Any, val_da
     for name, part, kind in (("model", model, nn.Module), ("optimizer", optimizer, Optimizer)):
         if not isinstance(part, kind):
             raise UserError(f"argument {name}: {type(part).__name__} is not a {kind.__module__}.{kind.__name__}.")
+    if needs_closure(type(optimizer)):
+        raise UserError(
+            f"argument optimizer: {type(optimizer).__name__}.step() needs a closure, which fit does not give; "
+            f"examples/lbfgs.py is a task that does."
+        )
     if isinstance(scheduler, ReduceLROnPlateau):
         raise UserError("argument scheduler: ReduceLROnPlateau needs a metric in step(), which fit does not give.")
     if scheduler is not None:
@@ -427,5 +448,10 @@ def check_parts(model: Any, optimizer: Any, scheduler: Any, dataset: Any, val_da
             continue
         if not hasattr(data, "__getitem__") or not hasattr(data, "__len__"):
             raise UserError(f"argument {name}: {type(data).__name__} has no __getitem__ and __len__.")
+        if isinstance(data, Mapping) and 0 not in data:
+            raise UserError(
+                f"argument {name}: a dictionary has no samples 0 to N - 1. Give a list of the samples, which may be "
+                f"dictionaries, or a torch.utils.data.TensorDataset."
+            )
         if not len(data):
             raise UserError(f"argument {name}: it is empty.")

@@ -65,6 +65,7 @@ class StopSignal(contextlib.ExitStack):
     Attributes:
         signum: the first signal, once it arrived.
         reserve: seconds from `raise_if_set` to the end of the process, such as for writing a checkpoint.
+        may_end_process: False in a notebook, whose kernel must live on: a second signal then raises its exception.
 
     >>> with StopSignal() as stop_signal:
     ...     stop_signal.raise_if_set()      # does nothing until a signal arrives
@@ -75,6 +76,7 @@ class StopSignal(contextlib.ExitStack):
         self.signum: int | None = None
         self.max_seconds = max_seconds
         self.reserve = 0.0
+        self.may_end_process = True
         self._clock = clock
         self._last_asked: float | None = None
         self._longest_gap = 0.0
@@ -83,11 +85,13 @@ class StopSignal(contextlib.ExitStack):
         self.signum = None
         self._last_asked = None
         if threading.current_thread() is threading.main_thread():
-            self._watch()
+            if self.may_end_process:
+                self._start_thread()
+            self._set_handlers()
         return self
 
-    def _watch(self) -> None:
-        """Set the handlers and start the thread; the end of the block undoes both in reverse order."""
+    def _start_thread(self) -> None:
+        """Start the thread that hears a second signal; the end of the block ends it."""
         reader, writer = socket.socketpair()
         writer.setblocking(False)
         is_over = threading.Event()
@@ -100,6 +104,9 @@ class StopSignal(contextlib.ExitStack):
         self.callback(is_over.set)
         previous = signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
         self.callback(signal.set_wakeup_fd, previous)
+
+    def _set_handlers(self) -> None:
+        """Set the handlers; the end of the block puts those back that were there."""
         for signum in SIGNALS:
             handler = signal.getsignal(signum)
             if handler not in (signal.SIG_IGN, None):  # ignored: by nohup, or by a shell for a background job
@@ -112,6 +119,8 @@ class StopSignal(contextlib.ExitStack):
             with contextlib.suppress(OSError):
                 if os.isatty(2):  # a handler must not call print(): it may have interrupted a print()
                     os.write(2, TERMINAL_MESSAGE)
+        elif not self.may_end_process:
+            self.raise_for(signum)
 
     def cause_of(self, error: BaseException) -> BaseException:
         """Return the signal's exception when it also ended a loading process, whose end is `error`; else `error`."""

@@ -5,6 +5,7 @@ import os
 import random
 import signal
 import sys
+import time
 from types import SimpleNamespace
 
 import pytest
@@ -12,12 +13,13 @@ import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
 from torch.optim.lr_scheduler import CosineAnnealingLR, OneCycleLR, ReduceLROnPlateau, StepLR
-from torch.utils.data import Dataset, TensorDataset
+from torch.utils.data import Dataset, Subset, TensorDataset
 
 from callbacks.callback import Callback
 from data.FashionMNIST import build_fashion_mnist_sample
 from engine.checkpoints.file import FORMAT, load_checkpoint, save_checkpoint
 from engine.progress import Progress
+from engine.runs.signals import GRACE
 from extras.functional import OPTIONS, Algorithms, find_lr, fit, param_groups
 from model.vanilla_model import VanillaModel
 from tests.processes import free_port, in_processes
@@ -502,6 +504,8 @@ WRONG = {
     "resume is a flag": ({"resume": True}, "argument resume: True is not a path"),
     "resume": ({"resume": "nowhere"}, "no such run directory"),
     "dataset": ({"dataset": iter([1])}, "argument dataset: .* has no __getitem__"),
+    "dictionary": ({"dataset": {"inputs": [1], "labels": [2]}}, "argument dataset: a dictionary has no samples 0 to N"),
+    "val dictionary": ({"val_dataset": {"a": 1}}, "argument val_dataset: a dictionary has no samples"),
     "empty": ({"dataset": []}, "argument dataset: it is empty"),
     "model": ({"model": len}, "argument model: .* is not a torch.nn"),
     "optimizer": ({"optimizer": "adam"}, "argument optimizer: str is not a torch.optim"),
@@ -539,6 +543,59 @@ def test_a_schedule_that_ends_before_the_run_is_refused_before_it_begins(setting
     with pytest.raises(UserError, match="OneCycleLR ends after 9 updates, and the run makes 10"):
         fit(model, optimizer, OneCycleLR(optimizer, 0.1, total_steps=9), points(), 16, num_updates=10, **settings)
     assert not settings["output_dir"].exists()
+
+
+def test_an_optimizer_that_needs_a_closure_is_named(settings):
+    model, _ = parts()
+    for function in (fit, find_lr):
+        with pytest.raises(UserError, match=r"argument optimizer: LBFGS.step\(\) needs a closure"):
+            data = (None, points(), 16) if function is fit else (points(), 16)
+            how = {**settings, "num_epochs": 1} if function is fit else settings
+            function(model, torch.optim.LBFGS(model.parameters()), *data, **how)
+
+
+@pytest.mark.parametrize("data", ["tuples", "lists", "dictionaries", "subset"])
+def test_a_list_of_samples_is_data(settings, data):
+    whole = points(20)
+    samples = [whole[index] for index in range(20)]
+    given = {
+        "tuples": samples,
+        "lists": [list(sample) for sample in samples],
+        "dictionaries": [{"labels": label, "inputs": values} for values, label in samples],
+        "subset": Subset(whole, range(20)),
+    }
+    found = []
+    for dataset in (whole, given[data]):
+        model, optimizer = parts()
+        fit(model, optimizer, None, dataset, 8, num_epochs=1, **settings)
+        found.append(weights(model))
+    assert torch.equal(*found)
+
+
+def test_an_error_of_own_code_is_one_line_in_the_words_of_fit(settings):
+    class Broken(Classifier):
+        def forward(self, inputs, labels):
+            raise KeyError("own mistake")
+
+    model = Broken()
+    with pytest.raises(UserError, match=r"first update: KeyError: 'own mistake' .argument model, .*functional.py:\d+"):
+        fit(model, torch.optim.SGD(model.parameters(), 0.1), None, points(), 16, num_epochs=1, **settings)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="no signals to oneself")
+def test_a_second_ctrl_c_raises_at_once_and_does_not_end_the_process(settings):
+    class Interrupting(Classifier):
+        def forward(self, inputs, labels):
+            for _ in range(2):
+                os.kill(os.getpid(), signal.SIGINT)
+            raise AssertionError("the second one has not raised")
+
+    model = Interrupting()
+    handler = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):
+        fit(model, torch.optim.SGD(model.parameters(), 0.1), None, points(), 16, num_epochs=1, **settings)
+    assert signal.getsignal(signal.SIGINT) is handler
+    time.sleep(GRACE + 0.2)  # in which a program would have been ended
 
 
 def test_an_optimizer_of_another_model_is_refused(settings):
