@@ -416,10 +416,9 @@ class TrainerBase:
         }
         must_wait = self.opt.nan_policy == "skip" or self.opt.amp == "fp16" or self.opt.ema is not None
         if not must_wait and can_be_voided(self.optimizers.values()):
-            from engine.late_nan_guard import DeferredNanGuard
-
             counters = (self.progress, *self.schedulers.values(), self.epoch_log)
-            return DeferredNanGuard(optimizer=self.optimizer, counters=counters, **settings)
+            late_guard = load("extras.late_nan_guard:DeferredNanGuard", "nan_policy")
+            return late_guard(optimizer=self.optimizer, counters=counters, **settings)
         warn = partial(self.run_dir.note, is_warning=True)
         return NanGuard(policy=self.opt.nan_policy, max_skips=self.opt.max_skips, warn=warn, **settings)
 

@@ -10,9 +10,9 @@ from torch import nn
 
 import trainer as trainer_module
 from engine.checkpoints.file import load_checkpoint
-from engine.late_nan_guard import DeferredNanGuard
 from engine.nan_guard import NanGuard, can_be_voided
 from engine.progress import Progress
+from extras.late_nan_guard import DeferredNanGuard
 from trainer import TrainerBase
 from trainer_vanilla import TrainerVanilla
 from utils.errors import DivergedError, UserError

@@ -8,7 +8,7 @@ from callbacks.callback import Callback
 from data.dataloader import DataLoaderSource
 from data.loader import MemorySource
 from engine.checkpoints.file import load_checkpoint
-from engine.late_nan_guard import DeferredNanGuard
+from extras.late_nan_guard import DeferredNanGuard
 from trainer_seg_on_carvana import TrainerSeg
 from trainer_vanilla import TrainerVanilla
 from utils.errors import DivergedError
