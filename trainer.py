@@ -399,8 +399,7 @@ class TrainerBase:
         path = self.initial_weights
         if path is None:
             return []
-        from engine.checkpoints.pretrained import load_pretrained
-
+        load_pretrained = load("extras.pretrained:load_pretrained", "pretrained")
         return [load_pretrained(network, path, name) for name, network in self.networks.items()]
 
     def build_guard(self) -> NanGuard:

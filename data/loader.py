@@ -15,6 +15,7 @@ from torch.utils.data import Dataset
 
 from data.sampler import BadSamples, Batch, UpdateSampler
 from engine.devices.process_group import share_of
+from engine.registry import load
 from utils.batch import cut
 from utils.errors import UserError
 
@@ -158,7 +159,7 @@ class UpdateLoader(Loader):
         dataset: see `Loader`. One with ``epoch_order(seed, epoch)``, a list of all indices that depends on nothing
             else, is loaded in that order.
         batch_size, micro_batch_size, seed, max_updates, share: see `data.sampler.UpdateSampler`.
-        device: where the data is needed; to a GPU it is copied ahead, see data/prefetch.py.
+        device: where the data is needed; to a GPU it is copied ahead, see extras/prefetch.py.
         loading: num_workers, pin_memory, worker_timeout, max_bad_samples and part, see `Loader`.
 
     Attributes:
@@ -202,9 +203,7 @@ class UpdateLoader(Loader):
         updates = islice(self.assembled(self.sampler.update_sizes()), num_skipped, None)
         if self.in_memory or self.device.type != "cuda":
             return updates
-        from data.prefetch import prefetched
-
-        return prefetched(updates, self.device)
+        return load("extras.prefetch:prefetched", "data_device")(updates, self.device)
 
     def assembled(self, update_sizes: list[int]) -> Iterator[Update]:
         """Yield updates of these sizes, assembled from the batches of the source."""

@@ -12,7 +12,6 @@ from torch.nn import functional as F
 from callbacks.callback import Callback
 from data.loader import Update
 from engine.checkpoints.file import load_file
-from engine.checkpoints.pretrained import find_weights
 from engine.checkpoints.state import set_state
 from engine.devices.process_group import share_of
 from engine.optimizers import make_optimizers
@@ -20,6 +19,7 @@ from engine.options.parser import OptionParser, file_path, number
 from extras.callbacks.pictures import Pictures
 from extras.gan.DCGAN import draw_noise
 from extras.gan.eval_gan import EvaluatorGAN, discriminator_loss
+from extras.pretrained import find_weights
 from trainer import TrainerBase
 from utils.seed import mix
 

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from engine.checkpoints.file import FORMAT, save_checkpoint
-from engine.checkpoints.pretrained import find_weights, load_pretrained, strip_wrappers
+from extras.pretrained import find_weights, load_pretrained, strip_wrappers
 from utils.errors import UserError
 
 
