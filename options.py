@@ -69,6 +69,17 @@ MAY_CHANGE = (
 )  # fmt: skip
 
 
+# Options that only a component knows which has a parameter of this name.
+OF_COMPONENTS = {
+    "data": (
+        "train_val_sample_rate", "test_sample_rate", "val_split", "split_seed", "patch_size", "augment", "mask_values",
+        "shuffle_shards",
+    ),
+    "model": ("width", "up", "latent", "batch_norm"),
+    "loss": ("label_smoothing",),
+}  # fmt: skip
+
+
 # ---- training and evaluation -----------------------------------------------------------------------------------------
 def add_common_options(parser: OptionParser, task: str | None) -> None:
     """Add the options that training and evaluation share; `task` narrows the choice of data, model and loss."""
@@ -402,7 +413,7 @@ def parse_train_options(trainer_class: type, argv: Sequence[str] | None) -> Opti
         parser.note_source("seed", "drawn")
     opt.resume = resume
     opt.resume_notes = notes
-    return completed(parser, opt)
+    return completed(parser, opt, trainer_class.evaluator_class)
 
 
 def parse_test_options(evaluator_class: type, argv: Sequence[str] | None) -> Options:
@@ -435,7 +446,7 @@ def parse_test_options(evaluator_class: type, argv: Sequence[str] | None) -> Opt
     opt = parser.resolve(argv, [(harmless_options(trained, model_path, new_parser, argv), model_path)])
     for name in parser.asked & set(NETWORK_OPTIONS):
         refuse_change(name, vars(opt)[name], trained.get(name), f"checkpoint {model_path}")
-    return completed(parser, opt)
+    return completed(parser, opt, evaluator_class)
 
 
 def find_automatically(parser: OptionParser, argv: Sequence[str] | None, notes: list[str]) -> str | None:
@@ -457,7 +468,7 @@ def find_automatically(parser: OptionParser, argv: Sequence[str] | None, notes: 
     return None
 
 
-def completed(parser: OptionParser, opt: Namespace) -> Options:
+def completed(parser: OptionParser, opt: Namespace, evaluator_class: type) -> Options:
     """Apply --debug, import what the options name, and return them read-only; --print_config ends here."""
     if opt.debug:
         opt.limit_batches = DEBUG_BATCHES
@@ -466,6 +477,10 @@ def completed(parser: OptionParser, opt: Namespace) -> Options:
         opt.n_epoch = 1
         parser.note_source("n_epoch", "--debug")
     load_own_code(opt)
+    for kind, names in OF_COMPONENTS.items():
+        given = [name for name in names if parser.sources.get(name, "").startswith("command line")]
+        if given and not is_overridden(evaluator_class, kind):
+            refuse_without_effect(vars(opt), kind, given)
     if opt.print_config:
         from engine.devices.job import place
 
@@ -485,6 +500,24 @@ def refuse_change(name: str, value: Any, saved: Any, source: str) -> None:
             f"--{name} {value} contradicts the {source}, which has {saved}.\n"
             f"Leave it out, or train a new run from the weights: --pretrained --model_path CHECKPOINT"
         )
+
+
+def is_overridden(evaluator_class: type, kind: str) -> bool:
+    """Say whether a task makes its data, networks or loss itself; then nobody knows which options it reads."""
+    method = {"data": "build_datasets", "model": "build_networks", "loss": "build_criterion"}[kind]
+    return getattr(evaluator_class, method).__qualname__ != f"EvaluatorBase.{method}"
+
+
+def refuse_without_effect(options: Mapping[str, Any], kind: str, given: Sequence[str]) -> None:
+    """Raise UserError when a person has `given` an option that the chosen components do not take."""
+    from loss.loss_entry import split_terms
+
+    option = registry.KINDS[kind][0]
+    chosen = split_terms(options[option]) if kind == "loss" else [options[option]]
+    components = [registry.find(kind, name) for name in chosen if name is not None]
+    for name in given:
+        if components and not any(registry.taken(component, {name: None}) for component in components):
+            raise UserError(f"--{name} has no effect: --{option} {' '.join(chosen)} does not take it. Leave it out.")
 
 
 def check_options(options: Mapping[str, Any], resumes: bool) -> None:

@@ -1,7 +1,7 @@
 """Losses of classification. Each is a mean over the samples of a batch, or over those that are not ignored."""
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -18,6 +18,7 @@ def check_targets(logits: Tensor, targets: Any, ignored: int | None = None) -> N
 
     One logit (C = 1) is that of class 1, beside class 0.
     """
+    check_logits(logits)
     num_classes, shape = max(logits.shape[1], 2), logits.shape[:1] + logits.shape[2:]
     if not isinstance(targets, Tensor) or targets.dtype != torch.int64 or targets.shape != shape:
         kind = f"{targets.dtype} of shape {tuple(targets.shape)}" if isinstance(targets, Tensor) else type(targets)
@@ -37,6 +38,16 @@ def check_targets(logits: Tensor, targets: Any, ignored: int | None = None) -> N
         )
 
 
+def check_logits(logits: Any) -> None:
+    """Raise UserError unless the output of the network is a tensor."""
+    if not isinstance(logits, Tensor):
+        keys = f" with the keys {', '.join(map(str, logits))}" if isinstance(logits, Mapping) else ""
+        raise UserError(
+            f"The loss got a {type(logits).__name__}{keys} from the network: it takes the tensor of the logits. Let "
+            f"the network return it, or take it out in compute_loss and eval_step of the task."
+        )
+
+
 @contextlib.contextmanager
 def targets_explained(logits: Tensor, targets: Any, ignored: int | None = None) -> Iterator[None]:
     """Turn an error of torch in the block into that of `check_targets`, if the targets are its cause.
@@ -45,7 +56,7 @@ def targets_explained(logits: Tensor, targets: Any, ignored: int | None = None) 
     """
     try:
         yield
-    except (IndexError, RuntimeError, TypeError):
+    except (AttributeError, IndexError, RuntimeError, TypeError):
         check_targets(logits, targets, ignored)
         raise
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from loss.classification_loss import check_targets, checked_weight
+from loss.classification_loss import check_logits, check_targets, checked_weight
 from utils.errors import UserError
 
 
@@ -48,8 +48,9 @@ class SegmentationLoss(nn.Module):
         Raises:
             UserError: when logits, targets and `n_classes` do not agree.
         """
-        if not isinstance(logits, Tensor):
+        if isinstance(logits, (list, tuple)):
             return torch.stack([self(each, targets) for each in logits]).mean()
+        check_logits(logits)
         if logits.shape[1] != self.n_classes or logits.shape[:1] + logits.shape[2:] != targets.shape:
             raise UserError(
                 f"The loss got logits of shape {tuple(logits.shape)} and targets of shape {tuple(targets.shape)}; with "

@@ -77,17 +77,30 @@ def as_terms(loss: Tensor | Mapping[str, Any]) -> dict[str, Tensor]:
     {'loss': tensor(2.)}
 
     Raises:
-        UserError: it is neither a tensor nor a dictionary in which "loss" is one.
+        UserError: it is neither a tensor nor a dictionary in which "loss" is one and all are scalars.
     """
     if isinstance(loss, Tensor):
         return {"loss": loss}
     if isinstance(loss, Mapping) and isinstance(loss.get("loss"), Tensor):
-        return {name: torch.as_tensor(value) for name, value in loss.items()}
+        return {name: scalar(name, value) for name, value in loss.items()}
     keys = f" with the keys {', '.join(map(str, loss))}" if isinstance(loss, Mapping) else ""
     raise UserError(
         f"compute_loss returns {type(loss).__name__}{keys}: return a scalar tensor, or a dictionary in which 'loss' "
         f"is one."
     )
+
+
+def scalar(name: str, value: Any) -> Tensor:
+    """Return a value of the loss as a tensor with one number; UserError when it is none."""
+    try:
+        tensor = torch.as_tensor(value)
+    except (TypeError, ValueError, RuntimeError):
+        tensor = torch.empty(0)
+    if tensor.numel() != 1:
+        shape = f" of shape {tuple(value.shape)}" if isinstance(value, Tensor) else ""
+        kind = f"{type(value).__name__}{shape}"
+        raise UserError(f"compute_loss returns {name!r} as {kind}: give a number, such as a mean.")
+    return tensor
 
 
 def add_up(values: Mapping[str, Tensor], more: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -111,7 +111,8 @@ def build(tmp_path, small) -> Iterator[Callable[..., TrainerBase]]:
     def build(*flags, task=TrainerVanilla, seed=0, callbacks=()) -> TrainerBase:
         flags = [str(flag) for flag in flags]
         if not {"--config", "--resume"} & set(flags):
-            flags = [*small(task), *([] if seed is None else ["--seed", str(seed)]), *flags]
+            of_task = SMALL_VANILLA[2:] if task is TrainerVanilla and "--data_type" in flags else small(task)
+            flags = [*of_task, *([] if seed is None else ["--seed", str(seed)]), *flags]
         return build_trainer(task, flags, tmp_path / "runs", callbacks)
 
     yield build

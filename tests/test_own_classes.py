@@ -132,13 +132,15 @@ def test_names_stand_in_the_help(capsys):
         (("--callbacks", "os:getcwd"), ["no class derived from"]),
         (("--callbacks", "largest2"), ["'largest2' is not MODULE:NAME of your own"]),
         (("--scheduler_step", "batch"), ["'batch' is not one of update, epoch"]),
+        (("--data_type", f"{PARTS}:bright_squares", "--val_split", "0.3"), ["--val_split has no effect: --data_type"]),
+        (("--loss_type", "Focal", "--label_smoothing", "0.2"), ["--label_smoothing has no effect: --loss_type Focal"]),
         (("--import", "no_such_module"), ["--import no_such_module", "no module"]),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
 )
-def test_an_error_is_one_line_before_anything_is_written(flags, words, small, tmp_path, capfd):
+def test_an_error_is_one_line_before_anything_is_written(flags, words, tmp_path, capfd):
     with pytest.raises(SystemExit) as stop:
-        TrainerVanilla.main([*small(TrainerVanilla), "--output_dir", str(tmp_path / "runs"), *flags])
+        TrainerVanilla.main(["--gpu_devices", "cpu", "--output_dir", str(tmp_path / "runs"), *flags])
     said = capfd.readouterr().err
     assert stop.value.code == 2 and said.count("\n") == 1 and "Traceback" not in said, said
     for word in words:

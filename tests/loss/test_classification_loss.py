@@ -5,7 +5,8 @@ import torch
 from torch.nn import functional as F
 
 from loss.classification_loss import BrierLoss, CrossEntropyLoss, FocalLoss
-from loss.weighted_sum import counter
+from loss.dice_loss import CEDiceLoss, DiceLoss
+from loss.weighted_sum import as_terms, counter
 from utils.errors import UserError
 
 WEIGHT = [0.0, 0.5, 2.0]
@@ -77,3 +78,17 @@ def test_what_is_ignored_counts_in_no_mean(batch):
         criterion(logits, labels.where(labels != 2, -100)), F.cross_entropy(logits[labels != 2], labels[labels != 2])
     )
     assert criterion(logits, torch.full((6,), -100)).item() == 0
+
+
+@pytest.mark.parametrize("criterion", [CrossEntropyLoss(3), FocalLoss(), BrierLoss(), DiceLoss(3), CEDiceLoss(3)])
+@pytest.mark.parametrize(("outputs", "words"), [({"out": torch.zeros(2, 3)}, "dict with the keys out"), (None, "None")])
+def test_an_output_that_is_no_tensor_is_named(criterion, outputs, words):
+    with pytest.raises(UserError, match=f"The loss got a .*{words}.* from the network"):
+        criterion(outputs, torch.tensor([0, 1]))
+
+
+def test_terms_that_are_no_numbers_are_named():
+    assert as_terms({"loss": torch.tensor(1.0), "accuracy": 0.5})["accuracy"] == 0.5
+    for value, words in ((torch.zeros(3), r"Tensor of shape \(3,\)"), ("high", "str"), (None, "NoneType")):
+        with pytest.raises(UserError, match=f"compute_loss returns 'extra' as {words}"):
+            as_terms({"loss": torch.tensor(1.0), "extra": value})
