@@ -1,7 +1,10 @@
 """The state of a run: collected from its parts in all processes, and restored to any number of processes."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
+
+import torch
+from torch import Tensor, nn
 
 from engine.checkpoints.file import for_shards
 from engine.checkpoints.state import get_state, plain, set_state
@@ -10,7 +13,11 @@ from engine.epoch_log import add_totals
 from utils.errors import UserError
 from utils.seed import seed_apart
 
-OF_EACH_PROCESS = ("random", "epoch_log")  # parts whose states differ between the processes
+# The parts whose states are those of process 0 in all processes, except for the buffers of modules.
+COMMON = (
+    "networks", "criterion", "optimizers", "schedulers", "scaler", "progress", "stopper", "guard", "loader", "seconds",
+    "score", "groups", "callbacks", "averaging",
+)  # fmt: skip
 
 
 def collect_state(parts: Mapping[str, Any], distributed: Distributed, in_shards: bool = False) -> dict[str, Any]:
@@ -29,9 +36,40 @@ def collect_state(parts: Mapping[str, Any], distributed: Distributed, in_shards:
         state = for_shards("gather_state")(state, keep=distributed.is_main)
     state = {name: plain(part, f"The run cannot be saved: {name}") for name, part in state.items()}
     if distributed.size > 1:
-        own = {name: state[name] for name in OF_EACH_PROCESS}
-        state["processes"] = distributed.gather(own)[1:]
+        own = {name: state[name] for name in state if name not in COMMON}
+        first, *others = distributed.gather(own | {"buffers": buffers_in(parts)})
+        for other in others:
+            other["buffers"] = unlike(other["buffers"], first["buffers"])
+        state["processes"] = others
     return state
+
+
+def buffers_in(parts: Mapping[str, Any]) -> dict[tuple[str, str, str], Tensor]:
+    """Return the buffers in the states of modules, by part, name in the part ("" for the part itself) and name.
+
+    A forward pass changes them, and each process sees other samples.
+    """
+    named = [(part, name, entry) for part in parts for name, entry in entries_of(parts[part])]
+    modules = [(part, name, entry) for part, name, entry in named if isinstance(entry, nn.Module)]
+    found = {}
+    for part, name, module in modules:
+        parameters = {key for key, _ in module.named_parameters(remove_duplicate=False)}
+        for key, value in module.state_dict().items():
+            if key not in parameters and torch.is_tensor(value):
+                found[part, name, key] = value.cpu()
+    return found
+
+
+def entries_of(part: Any) -> Iterable[tuple[str, Any]]:
+    return part.items() if isinstance(part, dict) else [("", part)]
+
+
+def unlike(values: dict[Any, Tensor], others: Mapping[Any, Tensor]) -> dict[Any, Tensor]:
+    """Return the tensors that have another value under the same key of another dictionary."""
+    return {
+        key: value for key, value in values.items()
+        if key not in others or value.layout is not torch.strided or not torch.equal(value, others[key])
+    }  # fmt: skip
 
 
 def restore_state(
@@ -54,7 +92,10 @@ def restore_state(
     try:
         processes = [state, *state.get("processes", [])]
         if len(processes) == distributed.size:
-            state = state | {name: processes[distributed.rank][name] for name in OF_EACH_PROCESS}
+            own = dict(processes[distributed.rank]) if distributed.rank else {}
+            for (part, name, key), value in own.pop("buffers", {}).items():
+                (state[part][name] if name else state[part])[key] = value
+            state = state | own
         else:
             totals = add_totals(process["epoch_log"]["totals"] for process in processes) if distributed.is_main else {}
             state = state | {"epoch_log": state["epoch_log"] | {"totals": totals}}

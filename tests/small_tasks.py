@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from callbacks.callback import Callback
 from callbacks.csv_logger import CSVLogger
+from engine.checkpoints.state import PlainState
 from eval_seg_on_carvana import EvaluatorSeg
 from eval_vanilla import EvaluatorVanilla
 from tests.small_data import SomeBad
@@ -73,6 +74,48 @@ class TrainerDropout(TrainerSmall):
     def compute_loss(self, batch: Any) -> torch.Tensor:
         images, labels = batch
         return super().compute_loss((F.dropout(images, 0.2), labels))
+
+
+class Count(PlainState):
+    """A part that a task adds to `stateful`: each process has its own."""
+
+
+class WithBank(nn.Module):
+    """A network whose output depends on a mean of its inputs so far, which each process has of its own samples."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(28 * 28, 10)
+        self.register_buffer("bank", torch.zeros(28 * 28))
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        images = images.flatten(1)
+        if self.training:
+            self.bank = 0.9 * self.bank + 0.1 * images.mean(dim=0)
+        return self.layer(images - self.bank)
+
+
+class EvaluatorBank(EvaluatorVanilla):
+    @classmethod
+    def build_networks(cls, opt) -> dict[str, nn.Module]:
+        return {"model": WithBank()}
+
+
+class TrainerBank(TrainerVanilla):
+    """A task with a state in each process: a buffer of the network, and a part of its own."""
+
+    evaluator_class = EvaluatorBank
+
+    def __init__(self, opt):
+        self.count = Count(seen=0.0)
+        super().__init__(opt)
+
+    def stateful(self) -> dict[str, Any]:
+        return {**super().stateful(), "count": self.count}
+
+    def compute_loss(self, batch: Any) -> torch.Tensor:
+        self.count["seen"] += float(batch[0].mean())
+        return super().compute_loss(batch) * (1 + self.count["seen"])
 
 
 def normalize_alone(module: nn.Module) -> nn.Module:

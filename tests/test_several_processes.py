@@ -152,6 +152,7 @@ def resumed(mode: str, directory: Path) -> list[tuple[dict[str, str], dict[str, 
     for number, (task, flags) in enumerate([
         (small_tasks.TrainerDropout, ("--num_workers", 1, "--micro_batch_size", 3, "--n_epoch", 2)),
         (numbered(), (*SGD, "--micro_batch_size", 3)),  # random in each sample
+        (small_tasks.TrainerBank, ("--n_epoch", 2)),
     ]):  # fmt: skip
         whole = train(task, (*flags, "--parallel", mode), directory / f"whole{number}").run_dir.path
         broken = train(task, (*flags, "--parallel", mode), directory / f"broken{number}", [stop_in("on_update_end")])
