@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.utils.data import Dataset, TensorDataset
 
 from engine.devices.process_group import share_of
@@ -22,8 +23,13 @@ from utils.seed import mix
 
 def epoch_order(num_samples: int, seed: int, epoch: int) -> list[int]:
     """Return the permutation of 0..num_samples-1 for one epoch (counted from 0)."""
+    return permutation(num_samples, seed, epoch).tolist()
+
+
+def permutation(num_samples: int, seed: int, epoch: int) -> Tensor:
+    """Return the same as a tensor, (N,) int64, which takes a fifth of the memory of a list."""
     generator = torch.Generator().manual_seed(mix(seed, epoch))
-    return torch.randperm(num_samples, generator=generator).tolist()
+    return torch.randperm(num_samples, generator=generator)
 
 
 @dataclass
@@ -69,18 +75,18 @@ class UpdateSampler:
     def __iter__(self) -> Iterator[tuple[int, Sequence[int]]]:
         order = self.order_of_epoch()
         for first in range(self.start, self.num_samples, self.batch_size):
-            update = order[first : min(first + self.batch_size, self.num_samples)]
+            update = order[first : min(first + self.batch_size, self.num_samples)].tolist()
             for begin, end in self.slices(len(update)) or [(0, 1)]:
                 yield self.epoch, update[begin:end]
 
     def __len__(self) -> int:
         return sum(max(1, len(self.slices(size))) for size in self.update_sizes())
 
-    def order_of_epoch(self) -> Sequence[int]:
+    def order_of_epoch(self) -> Tensor:
         if self.order is None:
-            return epoch_order(self.total_samples, self.seed, self.epoch)
-        order = self.order(self.seed, self.epoch)
-        if sorted(order) != list(range(self.total_samples)):
+            return permutation(self.total_samples, self.seed, self.epoch)
+        order = torch.as_tensor(self.order(self.seed, self.epoch))
+        if not torch.equal(order.sort().values, torch.arange(self.total_samples)):
             raise UserError(
                 f"The data set's epoch_order must give each of {self.total_samples:,} samples once: a position is a "
                 f"number of samples. To see some samples more often, let the data set hold their indices more often."
