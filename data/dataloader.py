@@ -30,22 +30,10 @@ import torch
 from torch.utils.data import DataLoader, Dataset, default_collate, get_worker_info
 
 from data.sampler import BadSamples, Batch, may_be_random, sample_names
-from utils.batch import form_of
+from engine.registry import load
 from utils.errors import LoadingError, UserError
 from utils.seed import mix, preserved_random_state, seed_cpu
 
-HINTS = {
-    "SIGKILL": "Often the memory ran out: a smaller --num_workers needs less.",
-    "SIGBUS": "Often the shared memory ran out (df /dev/shm): a smaller --num_workers needs less.",
-}
-SCARCE = {  # words in errors: what is to be done
-    "Too many open files": "Raise their number (ulimit -n), or give a smaller --num_workers.",
-    "received 0 items of ancdata": "Raise the number of open files (ulimit -n), or give a smaller --num_workers.",
-    "No space left on device": "Make room in shared memory (df /dev/shm), or give a smaller --num_workers.",
-    "unable to allocate shared memory": "Make room in it (df /dev/shm), or give a smaller --num_workers.",
-}
-HINT = "With --num_workers 0 it is loaded in the main process, where a debugger sees it."
-SIGNALS = {one.value: one.name for one in signal.Signals}  # most of the real-time signals have no name
 POLL_SECONDS = 0.5  # DataLoader restarts its clock with each batch that arrives out of order, hence so short
 ABANDONED: list[Any] = []  # iterators whose processes were killed, see `abandon`
 COLLATE = 1  # makes the seed of `collate_fn` another one than that of a sample
@@ -169,15 +157,8 @@ class DataLoaderSource:
             abandon(self.loader._iterator)
             self.loader = self.make_loader()
             return self.start()
-        except OSError as error:
-            raise LoadingError(f"No loading process could be started ({error}). Try a smaller --num_workers.") from None
-        except (pickle.PicklingError, AttributeError, TypeError) as error:
-            if "pickle" not in str(error):
-                raise
-            raise UserError(
-                f"The data set cannot be sent to loading processes: {error}. Define its classes and functions at the "
-                f"top of a module, without lambda, or give --num_workers 0."
-            ) from None
+        except (OSError, pickle.PicklingError, AttributeError, TypeError) as error:
+            raise explained("of_start", error) from None
 
     def fetch(self, iterator: Iterator, interrupt: Callable[[], None]) -> tuple[Any, Batch]:
         """Return the next batch, and call `interrupt` now and then until it comes."""
@@ -190,7 +171,7 @@ class DataLoaderSource:
                 return self.ask(lambda: next(iterator), workers)
             except PollTimeout:
                 pass  # DataLoader has taken nothing: the next poll waits for the same batch
-        raise LoadingError(self.hang_message(workers))
+        raise explained("of_hang", self.worker_timeout, workers, self.fetcher)
 
     def close(self) -> None:
         """End the persistent loading processes. They start again when batches are asked for.
@@ -220,34 +201,12 @@ class DataLoaderSource:
                 raise
             if str(error).startswith("DataLoader timed out"):  # raised after DataLoader has looked for dead processes
                 raise PollTimeout from None
-            self.raise_if_dead(workers)  # a batch cannot be received from a dead process, with any kind of error
-            for words, advice in SCARCE.items():
-                if words in str(error):
-                    raise LoadingError(f"Batches cannot be sent between processes: {words}. {advice}") from None
-            raise
+            raise explained("of_wait", error, workers, self.fetcher) from None
 
-    def raise_if_dead(self, workers: list[BaseProcess]) -> None:
-        """Raise LoadingError with the sample that a process was loading when it died."""
-        for number, worker in enumerate(workers):
-            worker.join(0.05)  # a process that is dying must be seen as dead
-            if worker.is_alive():
-                continue
-            status = worker.exitcode  # the negative number of a signal
-            name = SIGNALS.get(-status, f"signal {-status}")
-            how = f"was ended by {name}" if status < 0 else f"ended by itself, with status {status},"
-            where = "while it waited for work"
-            if self.fetcher.loading_since(number):
-                where = f"while it loaded {self.fetcher.noted_samples(number)}"
-            raise LoadingError(f"A loading process {how} {where}.\n{HINTS.get(name, HINT)}") from None
 
-    def hang_message(self, workers: list[BaseProcess]) -> str:
-        text = f"No data came for {self.worker_timeout:g} seconds (--worker_timeout)"
-        loading = [number for number in range(len(workers)) if self.fetcher.loading_since(number)]
-        if not loading:
-            return f"{text}, and no process is loading any: can the samples be sent between processes?"
-        first = min(loading, key=self.fetcher.loading_since)
-        seconds = (time.monotonic_ns() - self.fetcher.loading_since(first)) / 1e9
-        return f"{text}: {self.fetcher.noted_samples(first)} has been loading for {seconds:.0f} seconds.\n{HINT}"
+def explained(function: str, *arguments: Any) -> Any:
+    """Return the error that a function of extras/loading_errors.py makes of what has failed."""
+    return load(f"extras.loading_errors:{function}", "num_workers")(*arguments)
 
 
 def as_it_is(fetched: Any) -> Any:
@@ -357,16 +316,10 @@ class BatchFetcher(Dataset):
         try:
             return default_collate(samples)
         except (TypeError, ValueError, LookupError, RuntimeError, AttributeError) as error:
-            forms = list(map(form_of, samples))
-            usual = max(forms, key=forms.count)
-            unlike = next((place for place, form in enumerate(forms) if form != usual), None)
-            if unlike is None:
-                why = f"A batch cannot be made of samples like this, {usual}: {error}"
-            else:
-                why = f"A sample is unlike the others of its batch: it is {forms[unlike]}, and they are {usual}."
+            unlike, explanation = explained("of_collating", error, samples)
+            if unlike is not None:
                 self.note([indices[unlike]])
-            hint = "Let all be tensors, numbers or texts of one shape, or give a collate_fn."
-            raise UserError(f"{' '.join(why.split())} {hint}") from None
+            raise explanation from None
 
     def sample(self, epoch: int, index: int) -> Any:
         if self.is_random:

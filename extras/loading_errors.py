@@ -1,0 +1,83 @@
+"""Explain in one line why data could not be loaded. data/dataloader.py comes here when something has failed."""
+
+import signal
+import time
+from collections.abc import Sequence
+from multiprocessing.process import BaseProcess
+from typing import Any
+
+from utils.batch import form_of
+from utils.errors import LoadingError, UserError
+
+HINTS = {
+    "SIGKILL": "Often the memory ran out: a smaller --num_workers needs less.",
+    "SIGBUS": "Often the shared memory ran out (df /dev/shm): a smaller --num_workers needs less.",
+}
+SCARCE = {  # words in errors: what is to be done
+    "Too many open files": "Raise their number (ulimit -n), or give a smaller --num_workers.",
+    "received 0 items of ancdata": "Raise the number of open files (ulimit -n), or give a smaller --num_workers.",
+    "No space left on device": "Make room in shared memory (df /dev/shm), or give a smaller --num_workers.",
+    "unable to allocate shared memory": "Make room in it (df /dev/shm), or give a smaller --num_workers.",
+}
+HINT = "With --num_workers 0 it is loaded in the main process, where a debugger sees it."
+SIGNALS = {one.value: one.name for one in signal.Signals}  # most of the real-time signals have no name
+
+
+def of_start(error: Exception) -> Exception:
+    """Return the error for what starting the loading processes raised."""
+    if isinstance(error, OSError):
+        return LoadingError(f"No loading process could be started ({error}). Try a smaller --num_workers.")
+    if "pickle" not in str(error):
+        return error
+    return UserError(
+        f"The data set cannot be sent to loading processes: {error}. Define its classes and functions at the top of a "
+        f"module, without lambda, or give --num_workers 0."
+    )
+
+
+def of_wait(error: Exception, workers: list[BaseProcess], fetcher: Any) -> Exception:
+    """Return the error for what waiting for a batch raised: a process has died, something is scarce, or the same one.
+
+    Args:
+        error: of any kind, since a batch cannot be received from a dead process.
+        workers: the processes.
+        fetcher: the `data.dataloader.BatchFetcher`, which knows what each is loading.
+    """
+    for number, worker in enumerate(workers):
+        worker.join(0.05)  # a process that is dying must be seen as dead
+        if worker.is_alive():
+            continue
+        status = worker.exitcode  # the negative number of a signal
+        name = SIGNALS.get(-status, f"signal {-status}")
+        how = f"was ended by {name}" if status < 0 else f"ended by itself, with status {status},"
+        where = "while it waited for work"
+        if fetcher.loading_since(number):
+            where = f"while it loaded {fetcher.noted_samples(number)}"
+        return LoadingError(f"A loading process {how} {where}.\n{HINTS.get(name, HINT)}")
+    for words, advice in SCARCE.items():
+        if words in str(error):
+            return LoadingError(f"Batches cannot be sent between processes: {words}. {advice}")
+    return error
+
+
+def of_hang(timeout: float, workers: list[BaseProcess], fetcher: Any) -> LoadingError:
+    """Return the error for batches that have not come for `timeout` seconds; see `of_wait`."""
+    text = f"No data came for {timeout:g} seconds (--worker_timeout)"
+    loading = [number for number in range(len(workers)) if fetcher.loading_since(number)]
+    if not loading:
+        return LoadingError(f"{text}, and no process is loading any: can the samples be sent between processes?")
+    first = min(loading, key=fetcher.loading_since)
+    seconds = (time.monotonic_ns() - fetcher.loading_since(first)) / 1e9
+    return LoadingError(f"{text}: {fetcher.noted_samples(first)} has been loading for {seconds:.0f} seconds.\n{HINT}")
+
+
+def of_collating(error: Exception, samples: Sequence[Any]) -> tuple[int | None, UserError]:
+    """Return which of the samples is unlike the others, if one is, and the error for a batch that cannot be made."""
+    forms = list(map(form_of, samples))
+    usual = max(forms, key=forms.count)
+    unlike = next((place for place, form in enumerate(forms) if form != usual), None)
+    if unlike is None:
+        why = f"A batch cannot be made of samples like this, {usual}: {' '.join(str(error).split())}"
+    else:
+        why = f"A sample is unlike the others of its batch: it is {forms[unlike]}, and they are {usual}."
+    return unlike, UserError(f"{why} Let all be tensors, numbers or texts of one shape, or give a collate_fn.")
