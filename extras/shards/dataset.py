@@ -150,6 +150,17 @@ def check_cache_size(store: ShardStore, parts: dict[str, Any], shuffle_shards: i
         raise UserError(f"{given}: give {least}.")
 
 
+def read_index(store: ShardStore) -> dict[str, Any]:
+    """Return the index of a store, see `parse_index`; UserError when there is none."""
+    place = store.place(INDEX_FILE)
+    if not store.cache_dir and not Path(place).is_file():
+        raise UserError(
+            f"There is no {place}. Give the directory of the shards as --data_dir, or make them:\n"
+            f"python -m extras.shards.make_shards --data_dir ./Dataset/Carvana --shards_dir {store.location}"
+        )
+    return parse_index(b"".join(chunks_of(place)), place)
+
+
 def build_carvana_shards(
     data_dir: str | Path,
     *,
@@ -188,13 +199,7 @@ def build_carvana_shards(
     if cache_dir is not None:
         raise UserError("--cache_dir is for --data_type Carvana; shards have --shard_cache_dir.")
     store = ShardStore(data_dir, shard_cache_dir, int(shard_cache_gb * 10**9))
-    place = store.place(INDEX_FILE)
-    if not store.cache_dir and not Path(place).is_file():
-        raise UserError(
-            f"There is no {place}. Give the directory of the shards as --data_dir, or make them:\n"
-            f"python -m extras.shards.make_shards --data_dir ./Dataset/Carvana --shards_dir {data_dir}"
-        )
-    index = parse_index(b"".join(chunks_of(place)), place)
+    index = read_index(store)
     asked = {
         "train_val_sample_rate": train_val_sample_rate,
         "test_sample_rate": test_sample_rate,
@@ -205,7 +210,7 @@ def build_carvana_shards(
     check_split(index["made_with"], asked)
     class_map = index["class_map"]
     if mask_values:
-        check_known({place: ("", set(class_map.codes))}, mask_values, n_classes)
+        check_known({store.place(INDEX_FILE): ("", set(class_map.codes))}, mask_values, n_classes)
         class_map = replace(class_map, codes=tuple(map(code_of, mask_values)))
     if store.cache_dir:
         check_cache_size(store, index["parts"], shuffle_shards)
