@@ -10,6 +10,7 @@ Samples are counted here, by their indices, and never by the size of a tensor: a
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -106,7 +107,10 @@ class UpdateSampler:
         """
         own, size = self.share
         begin, end = share_of(update_size, own if rank is None else rank, size)
-        return [(b, min(b + self.micro_batch_size, end)) for b in range(begin, end, self.micro_batch_size)]
+        firsts = list(range(begin, end, self.micro_batch_size))
+        if self.micro_batch_size > 2 and len(firsts) > 1 and firsts[-1] == end - 1:
+            firsts[-1] -= 1  # 4 and 1 become 3 and 2: batch normalization has no variance of a single sample
+        return list(pairwise([*firsts, end])) if firsts else []
 
 
 def may_be_random(dataset: Dataset) -> bool:

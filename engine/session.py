@@ -135,6 +135,8 @@ class Session:
         for frame, _ in traceback.walk_tb(error.__traceback__):
             if frame.f_code is call_one.__code__:
                 return f"{type(frame.f_locals['callback']).__name__}.{frame.f_locals['hook']}"
+        if "Expected more than 1 value per channel" in str(error):  # of torch, perhaps in the last batch of an epoch
+            return "a batch of one sample, which cannot be normalized: give another --batch_size or --micro_batch_size"
         if self.trainer.progress.update == self.first_update:
             return "the first update"
         return "the first validation" if self.is_validating(error) and not self.trainer.score else ""

@@ -80,9 +80,19 @@ def test_size_of_micro_batches_does_not_change_the_updates(dataset, micro_batch_
     limit = micro_batch_size or BATCH_SIZE
     sizes = [[len(micro_batch) for micro_batch in update.micro_batches] for update in loader.updates(0)]
     assert [sum(update) for update in sizes] == [16, 16, 16, 5]
-    assert all(size == min(limit, sum(update)) for update in sizes for size in update[:-1])
+    assert all(size == min(limit, sum(update)) for update in sizes for size in update[:-2])
     assert all(0 < update[-1] <= limit for update in sizes)
     assert len(loader.sampler) == sum(map(len, sizes))
+
+
+def test_no_sample_is_left_alone_if_the_micro_batches_can_be_evened():
+    def sizes(update_size, micro_batch_size, share=(0, 1)):
+        sampler = UpdateSampler(99, 32, micro_batch_size, share=share)
+        return [end - begin for begin, end in sampler.slices(update_size)]
+
+    assert [sizes(5, 4), sizes(9, 4), sizes(8, 4), sizes(6, 4)] == [[3, 2], [4, 3, 2], [4, 4], [4, 2]]
+    assert [sizes(5, 2), sizes(1, 4), sizes(3, 1)] == [[2, 2, 1], [1], [1, 1, 1]]  # these cannot
+    assert [sizes(10, 4, (rank, 2)) for rank in (0, 1)] == [[3, 2], [3, 2]] and sizes(1, 4, (1, 2)) == []
 
 
 def test_update_takes_the_next_samples_of_the_order():

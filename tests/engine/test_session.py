@@ -202,6 +202,21 @@ def test_error_of_a_later_update_is_raised_as_it_is_and_leaves_a_checkpoint_befo
     assert all(torch.equal(value, whole[name]) for name, value in resumed.items())
 
 
+class WithNorm(TrainerVanilla):
+    def build_networks(self):
+        (network,) = super().build_networks().values()
+        return {"model": nn.Sequential(network, nn.BatchNorm1d(10))}
+
+
+def test_sample_that_is_left_over_alone_cannot_be_normalized_and_that_is_said_in_one_line(build, train):
+    trainer = build("--train_val_sample_rate", 100, "--batch_size", 28, task=WithNorm)  # 85 samples: 3 * 28 + 1
+    with pytest.raises(UserError, match="a batch of one sample, which cannot be normalized: give another --batch_size"):
+        trainer.train()
+    assert trainer.progress.update == 3 and trainer.checkpointer.path("InT").exists()
+    micro = ("--micro_batch_size", 27)  # pieces of 27 and 1 are made 26 and 2
+    assert train("--train_val_sample_rate", 66, "--batch_size", 28, *micro, task=WithNorm).progress.update == 4
+
+
 def test_memory_that_runs_out_ends_with_the_command_that_goes_on(build):
     class Large(TrainerVanilla):
         def compute_loss(self, batch):
