@@ -282,7 +282,7 @@ def add_stop_options(parser: OptionParser) -> None:
     add = group(parser, "best checkpoint and early stop")
     add("--monitor", plain_text, "loss", "NAME", "the metric of the validation that decides")
     add("--monitor_mode", one_of(("auto", "min", "max")), "auto", "MODE",
-        "the best is the min or the max; auto is min for a loss and max for anything else")
+        "the best is the min or the max; auto: min if a word of the name says so, such as loss or error, else max")
     add("--patience", COUNT_OR_ZERO, 10, "N", "stop after N validations without a better one; 0 for never")
     add("--min_delta", NOT_NEGATIVE, 0.0, "X", "better means better by more than X")
     add("--stop_below", number(float), None, "X", "stop after an epoch whose mean training loss is below X")
@@ -476,6 +476,7 @@ def completed(parser: OptionParser, opt: Namespace, evaluator_class: type) -> Op
     if opt.debug and "n_epoch" in opt:
         opt.n_epoch = 1
         parser.note_source("n_epoch", "--debug")
+    check_gpus(vars(opt))
     load_own_code(opt)
     for kind, names in OF_COMPONENTS.items():
         given = [name for name in names if parser.sources.get(name, "").startswith("command line")]
@@ -518,6 +519,15 @@ def refuse_without_effect(options: Mapping[str, Any], kind: str, given: Sequence
     for name in given:
         if components and not any(registry.taken(component, {name: None}) for component in components):
             raise UserError(f"--{name} has no effect: --{option} {' '.join(chosen)} does not take it. Leave it out.")
+
+
+def check_gpus(options: Mapping[str, Any]) -> None:
+    """Raise UserError when several GPUs are named, of which this process would use the first one only."""
+    from engine.devices.job import place
+
+    if "," in options["gpu_devices"] and options.get("parallel", "none") == "none" and place().size == 1:
+        remedy = "add --parallel ddp, fsdp or dp, or name" if "parallel" in options else "an evaluation uses one: name"
+        raise UserError(f"--gpu_devices {options['gpu_devices']} names several GPUs: {remedy} one of them.")
 
 
 def check_options(options: Mapping[str, Any], resumes: bool) -> None:

@@ -9,6 +9,7 @@ from engine.options.parser import OptionParser, Options, changed
 from eval_vanilla import EvaluatorVanilla
 from options import MOVED, add_train_options
 from trainer_vanilla import TrainerVanilla
+from utils.errors import UserError
 from utils.initialize import INITS
 
 
@@ -46,3 +47,12 @@ def test_an_option_that_became_a_program_is_refused_with_the_new_command(root, c
         said = capsys.readouterr().err
         assert stop.value.code == 2 and said.count("\n") == 1
         assert f"--{option} has become a program: python -m tools.{option[:4]}" in said
+
+
+def test_several_gpus_without_a_use_for_them_are_refused(vanilla_run):
+    with pytest.raises(UserError, match="--gpu_devices 0,1 names several GPUs: add --parallel ddp"):
+        TrainerVanilla.parse_options(["--gpu_devices", "0,1"])
+    assert TrainerVanilla.parse_options(["--gpu_devices", "0,1", "--parallel", "dp"]).gpu_devices == "0,1"
+    model_path = str(next(vanilla_run.glob("*_best_ckpt.pth")))
+    with pytest.raises(UserError, match="an evaluation uses one"):
+        EvaluatorVanilla.parse_options(["--model_path", model_path, "--gpu_devices", "0,1"])
