@@ -85,7 +85,7 @@ def read_image(path: str | Path, mode: str | None = None, size: tuple[int, int] 
                 f"{path} has transparent pixels, whose colours are not what is seen. Save it without an alpha channel: "
                 f"on a background, or, if the alpha channel is the mask, the channel alone."
             )
-        if has_deep_colours and 0 < np.asarray(image).max() < HALF_WHITE >> 8:
+        if has_deep_colours and 0 < np.asarray(image.convert("RGB")).max() < HALF_WHITE >> 8:
             raise UserError(
                 f"{path} has 16 bits per colour, and uses the lower ones only, which are not read. Save it with 8 bits."
             )

@@ -30,7 +30,7 @@ INDEX_FILE = "index.json"
 MOST_CODE = 65535 * GREY
 PARTS = ("train", "val", "test")
 SHARD_FILE = re.compile(rf"({'|'.join(PARTS)})-[0-9]{{6}}\.tar")
-SAMPLE_NAME = re.compile(r"[^./\\\x00-\x1f]{1,80}")  # a dot would end it; tar takes 100 bytes with the ending
+SAMPLE_NAME = re.compile(r"[^./\\\x00-\x1f\ud800-\udfff]{1,80}")  # a dot would end it; tar takes 100 bytes in all
 
 
 def parse_shard(part: str, entry: dict[str, Any]) -> Shard:

@@ -95,7 +95,8 @@ def make_shards(
     pairs = {part: pairs_of(dataset) for part, dataset in datasets.items()}
     for pair in chain.from_iterable(pairs.values()):
         if not SAMPLE_NAME.fullmatch(pair.name) or len(max(member_names(pair), key=len).encode()) > 100:
-            raise UserError(f"{pair.image_path}: the name of a sample in a shard has at most 80 characters and no dot.")
+            rule = "the name of a sample in a shard has at most 80 characters and no dot, and is UTF-8"
+            raise UserError(f"{pair.image_path}: {rule}.")
     shards: dict[str, list[Shard]] = {part: [] for part in datasets}
     try:
         prepare(shards_dir)

@@ -131,24 +131,25 @@ def test_levels_of_32_bits_need_a_known_white(tmp_path):
         read_pixels(tmp_path / "b.tif", 1, None, 65535)
 
 
-def write_deep_png(path, level):
-    """Write one pixel of three times 16 bits, which Pillow cannot."""
+def write_deep_png(path, mode, level):
+    """Write one opaque pixel with 16 bits for each colour, which Pillow cannot."""
     content = io.BytesIO()
-    Image.new("RGB", (1, 1)).save(content, "PNG")
+    Image.new(mode, (1, 1)).save(content, "PNG")
     png = bytearray(content.getvalue())
     header = png.index(b"IHDR")
     png[header + 12] = 16  # bits
     png[header + 17 : header + 21] = zlib.crc32(png[header : header + 17]).to_bytes(4, "big")
-    data = zlib.compress(b"\0" + level.to_bytes(2, "big") * 3)
+    data = zlib.compress(b"\0" + level.to_bytes(2, "big") * len(mode.strip("A")) + b"\xff\xff" * ("A" in mode))
     chunk = b"IDAT" + data
     chunk = len(data).to_bytes(4, "big") + chunk + zlib.crc32(chunk).to_bytes(4, "big")
     path.write_bytes(bytes(png[: png.index(b"IDAT") - 4]) + chunk + bytes(png[png.index(b"IEND") - 4 :]))
 
 
-def test_colours_of_16_bits_that_use_the_lower_ones_are_refused(tmp_path):
-    write_deep_png(tmp_path / "a.png", 0xC0FF)
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "LA"])
+def test_colours_of_16_bits_that_use_the_lower_ones_are_refused(tmp_path, mode):
+    write_deep_png(tmp_path / "a.png", mode, 0xC0FF)
     assert read_pixels(tmp_path / "a.png").flatten().tolist() == [0xC0] * 3
-    write_deep_png(tmp_path / "b.png", 0x0FFF)  # white of 12 bits
+    write_deep_png(tmp_path / "b.png", mode, 0x0FFF)  # white of 12 bits
     with pytest.raises(UserError, match=r"b\.png has 16 bits per colour, and uses the lower ones only"):
         read_pixels(tmp_path / "b.png")
 
