@@ -54,9 +54,11 @@ class EvaluatorSeg(EvaluatorBase):
             "torchmetrics.classification:MulticlassJaccardIndex")
         add("--metric_args", type=mapping, default={}, metavar="JSON",
             help="further arguments of the metrics, a mapping for each, by its name")
+        add("--ignored_values", type=list_of(mask_value), action=ListAction, nargs="+", default=None, metavar="VALUE",
+            help="values of masks that are no class, such as 255: their pixels count in no loss and no metric")
         add("--mask_values", type=list_of(mask_value), action=ListAction, nargs="+", default=None, metavar="VALUE",
             help="the values of the masks in the order of their classes, grey levels or colours as #ff8000 (default: "
-            "those of the checkpoint; without one, those found in the masks, in ascending order)")
+            "those of the checkpoint; without one, those found in the masks, ascending or in order of a palette)")
         add("--width", type=number(int, low=1, high=4096), default=None, metavar="N",
             help="channels of the first level (default: the paper's)")
         add("--up", type=one_of(("bilinear", "transposed")), default="bilinear", metavar="HOW",

@@ -182,6 +182,7 @@ def build_carvana(
     cache_dir: str | Path | None = None,
     white: int | None = None,
     mask_values: Sequence[int | str] | None = None,
+    ignored_values: Sequence[int | str] | None = None,
 ) -> dict[str, CarvanaDataset]:
     """Return the data sets `train`, `val` and `test`, with no car in two of them.
 
@@ -196,6 +197,7 @@ def build_carvana(
         skip_bad_samples: how many masks may be bad, for loaders that skip them.
         cache, cache_dir, white: see `CarvanaDataset`.
         mask_values: the values of the masks in the order of the classes; None for those found, see `scan_masks`.
+        ignored_values: the values of the masks that are no class.
 
     Raises:
         UserError: an option out of range, files that are missing or do not fit together, a part that is empty.
@@ -204,7 +206,9 @@ def build_carvana(
     pairs = find_pairs(data_dir)
     cars = [car_of(name) for name in pairs.names]
     parts = split_by_group(cars, train_val_sample_rate, test_sample_rate, val_split, split_seed)
-    class_map, report = scan_masks(pairs.paths(1), n_classes, max_bad=skip_bad_samples, values=mask_values)
+    class_map, report = scan_masks(
+        pairs.paths(1), n_classes, max_bad=skip_bad_samples, values=mask_values, ignored=ignored_values
+    )
     using = ", ".join(f"{len(indices):,} for {part}" for part, indices in parts.items())
     summary = f"{len(pairs):,} images of {len(set(cars)):,} cars; using {using}"
     if sum(map(len, parts.values())) < len(pairs):

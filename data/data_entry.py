@@ -40,7 +40,7 @@ PARTS = ("train", "val", "test")
 # The options that the function or class of a data set gets if it has parameters of these names.
 OFFERED = (
     "data_dir", "n_channels", "n_classes", "patch_size", "mode", "augment", "skip_bad_samples", "cache_dir",
-    "train_val_sample_rate", "test_sample_rate", "val_split", "split_seed", "mask_values",
+    "train_val_sample_rate", "test_sample_rate", "val_split", "split_seed", "mask_values", "ignored_values",
     "shuffle_shards", "shard_cache_dir", "shard_cache_gb",
 )  # fmt: skip
 LOG_LINES = ("report", "summary", "cache_note")

@@ -2,7 +2,7 @@
 
 A mask may hold 0 and 1, 0 and 255, a palette, or colours. The colour of a pixel is its class: `scan_masks` finds the
 distinct colours of a data set, and in sorted order they become the classes 0, 1, 2, ... So black is class 0 and white
-is class 1, whatever their places in a palette.
+is class 1, whatever their places in a palette. Where all masks share a palette with colours, its places are the order.
 
 Inside this file a colour is one integer, its code: 0xRRGGBB, which makes the grey level g the code g * 0x010101. Codes
 sort as grey levels do, and 16-bit grey levels fit the same rule.
@@ -10,10 +10,11 @@ sort as grey levels do, and 16-bit grey levels fit the same rule.
 
 import logging
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,34 +23,40 @@ from torch import Tensor
 
 from utils.errors import UserError
 from utils.image_file import read_image
+from utils.meter import IGNORED
 
 GREY = 0x010101
 WHITE = 255 * GREY
 MAX_VALUES = 256  # distinct colours in one file, above which it is no mask
 HALF = 128  # where the masks that went through JPEG are cut
 SCAN_THREADS = 4
+UNKNOWN = -1  # in place of a class
 NAMED = 10  # bad masks in a message
 PIXELS_VERSION = 2  # to be raised with each change that gives other pixels or classes, since they are kept in caches
 
 
 @dataclass(frozen=True)
 class ClassMap:
-    """Which colour is which class: `codes[k]` is class k."""
+    """Which colour is which class: `codes[k]` is class k, and those in `ignored` are `utils.meter.IGNORED`."""
 
     codes: tuple[int, ...]
     threshold_jpeg: bool = False  # cut JPEG masks at half, because JPEG changes the values
+    ignored: tuple[int, ...] = ()
 
     @property
     def values(self) -> list[int | str]:
-        """The codes as people know them, see `code_of`."""
-        return [code // GREY if code % GREY == 0 else f"#{code:06x}" for code in self.codes]
+        """The codes as people know them, see `code_of`; beside colours, grey levels are colours, too."""
+        if any(code % GREY for code in self.codes):
+            return [f"#{code:06x}" for code in self.codes]
+        return [code // GREY for code in self.codes]
 
     def classes(self, codes: np.ndarray) -> np.ndarray:
-        """Return the class of each code, same shape; -1 for a code that is not in the map."""
-        known = np.array(self.codes)
+        """Return the class of each code, same shape; `UNKNOWN` for a code that is not in the map."""
+        known = np.array(self.codes + self.ignored)
+        classes = np.array([*range(len(self.codes)), *[IGNORED] * len(self.ignored)])
         ascending = known.argsort()
         index = ascending[np.searchsorted(known, codes, sorter=ascending).clip(max=len(known) - 1)]
-        return np.where(known[index] == codes, index, -1)
+        return np.where(known[index] == codes, classes[index], UNKNOWN)
 
 
 def read_classes(path: str | Path, class_map: ClassMap, size: tuple[int, int] | None = None) -> np.ndarray:
@@ -71,8 +78,9 @@ def read_classes(path: str | Path, class_map: ClassMap, size: tuple[int, int] | 
         classes = class_map.classes(value_codes(np.arange(256), image))[pixels]
     else:
         classes = class_map.classes(value_codes(pixels, image))
-    if classes.min() < 0:
-        code = value_codes(pixels[classes < 0], image)[0]
+    is_unknown = classes == UNKNOWN
+    if is_unknown.any():
+        code = value_codes(pixels[is_unknown], image)[0]
         raise UserError(
             f"{path} holds the value {code_text(code)}, but the classes are {codes_text(class_map.codes)}. Mend the "
             f"file, or name all values in the order of their classes: --mask_values, with as many --n_classes."
@@ -113,8 +121,8 @@ def value_codes(values: np.ndarray, image: Image.Image) -> np.ndarray:
     return values @ np.array([1 << 16, 1 << 8, 1])
 
 
-def scan_file(path: str | Path, threshold_jpeg: bool) -> tuple[str, set[int]]:
-    """Return the kind of a mask file, such as "mode P", and the codes that occur in it."""
+def scan_file(path: str | Path, threshold_jpeg: bool) -> tuple[str, dict[int, int | None]]:
+    """Return the kind of a mask file, such as "mode P", and the codes in it, each with its place in the palette."""
     image, kind = read_mask(path, threshold_jpeg)
     counted = image.getcolors(MAX_VALUES)
     if counted is None:
@@ -123,7 +131,8 @@ def scan_file(path: str | Path, threshold_jpeg: bool) -> tuple[str, set[int]]:
             f"compressed or smoothed? Masks keep their values as PNG or GIF."
         )
     values = np.array([value for _, value in counted])
-    return kind, set(value_codes(values, image).tolist())
+    places = values.tolist() if image.mode == "P" else [None] * len(values)
+    return kind, dict(zip(value_codes(values, image).tolist(), places, strict=True))
 
 
 def scan_masks(
@@ -132,8 +141,9 @@ def scan_masks(
     max_scan: int = 512,
     max_bad: int = 0,
     values: Sequence[int | str] | None = None,
+    ignored: Sequence[int | str] | None = None,
 ) -> tuple[ClassMap, str]:
-    """Find the distinct values of all masks and make them the classes 0 to K - 1, in ascending order.
+    """Find the distinct values of all masks and make them the classes 0 to K - 1, in ascending order, or the palette's.
 
     Above `max_scan` masks an evenly spaced sample is scanned, and only if it lacks a class, all of them. For two
     classes, masks that are stored as JPEG are cut at half, because JPEG blurs the values.
@@ -146,6 +156,7 @@ def scan_masks(
             raises again, and counts those that a run uses.
         values: the values in the order of the classes, such as those that a checkpoint was trained on; then no mask may
             hold another one, and not all of them need occur.
+        ignored: values of pixels that count neither in the loss nor in the metrics, such as 255.
 
     Returns:
         The map, and a line for the log.
@@ -154,31 +165,47 @@ def scan_masks(
         UserError: there are more values than classes, or just one value in all masks, or a file that cannot be used.
     """
     allowed = max(n_classes, 2)
-    cut = allowed == 2
+    cut = allowed == 2 and not ignored
     chosen = [paths[i * len(paths) // max_scan] for i in range(max_scan)] if len(paths) > max_scan else paths
     found, bad = scan_files(chosen, cut, max_bad)
     if len(chosen) < len(paths) and len(set().union(*(codes for _, codes in found.values()))) < allowed:
         chosen, (found, bad) = paths, scan_files(paths, cut, max_bad)
-    files_with = Counter(code for _, codes in found.values() for code in codes)
-    codes = tuple(map(code_of, values)) if values else tuple(sorted(files_with))
+    palette = shared_palette(found)
+    left_out = tuple(code_of(value, palette) for value in ignored or ())
+    files_with = Counter(code for _, codes in found.values() for code in codes if code not in left_out)
+    codes = tuple(code for _, code in sorted(palette.items()) if code in files_with) or tuple(sorted(files_with))
+    if values:
+        codes = tuple(code_of(value, palette) for value in values)
     kinds = ", ".join(sorted({kind for kind, _ in found.values()}))
     if values:
-        check_known(found, values, n_classes)
+        check_known(found, codes, n_classes, left_out)
     elif len(codes) > allowed:
         refuse_surplus(found, files_with, n_classes)
-    elif len(codes) == 1:
+    elif len(codes) < 2:
         raise UserError(f"All {len(paths):,} masks ({kinds}) hold one value, {codes_text(codes)}: nothing to segment.")
     scanned = f"{len(paths):,} files" if len(chosen) == len(paths) else f"{len(chosen):,} of {len(paths):,} files"
     classes = ", ".join(map(str, range(len(codes))))
     report = f"masks: {scanned} scanned, {kinds}, values {codes_text(codes, len(codes))} -> classes {classes}"
+    if left_out:
+        report += f", ignored {codes_text(left_out, len(left_out))}"
     if bad:
         names = ", ".join(map(str, bad[:NAMED])) + (f" and {len(bad) - NAMED:,} more" if len(bad) > NAMED else "")
         report += f"; skipped {names}"
         logging.getLogger(__name__).warning(f"{len(bad):,} of {len(chosen):,} masks cannot be used: {names}")
-    return ClassMap(codes, cut), report
+    return ClassMap(codes, cut, left_out), report
 
 
-def refuse_surplus(found: Mapping[str | Path, tuple[str, set[int]]], files_with: Counter[int], n_classes: int) -> None:
+def shared_palette(found: Mapping[str | Path, tuple[str, dict[int, int | None]]]) -> dict[int, int]:
+    """Return the code at each place of the palette that all scanned masks share; {} if there is none, or no colour."""
+    pairs = {(place, code) for _, held in found.values() for code, place in held.items()}
+    palette = dict(pairs)
+    is_shared = None not in palette and len(pairs) == len(palette) == len(set(palette.values()))
+    return palette if is_shared and any(code % GREY for code in palette.values()) else {}
+
+
+def refuse_surplus(
+    found: Mapping[str | Path, tuple[str, Mapping[int, Any]]], files_with: Counter[int], n_classes: int
+) -> None:
     """Raise UserError, which names the file with most of the values that are in few files.
 
     Args:
@@ -189,7 +216,7 @@ def refuse_surplus(found: Mapping[str | Path, tuple[str, set[int]]], files_with:
     allowed = max(n_classes, 2)
     most_first = sorted(files_with, key=lambda code: (-files_with[code], code not in (0, WHITE)))
     usual = set(most_first[:allowed])
-    path = max(found, key=lambda path: len(found[path][1] - usual))
+    path = max(found, key=lambda path: len(found[path][1].keys() - usual))
     kind, held = found[path]
     hint = f"Give --n_classes {len(files_with)} if each value is a class."
     if {GREY, WHITE} <= files_with.keys():
@@ -203,19 +230,25 @@ def refuse_surplus(found: Mapping[str | Path, tuple[str, set[int]]], files_with:
     )
 
 
-def check_known(found: dict[str | Path, tuple[str, set[int]]], values: Sequence[int | str], n_classes: int) -> None:
+def check_known(
+    found: Mapping[str | Path, tuple[str, Iterable[int]]],
+    codes: Sequence[int],
+    n_classes: int,
+    ignored: Sequence[int] = (),
+) -> None:
     """Raise UserError when masks hold another value than those of the classes, or these are too many.
 
     Args:
         found: see `scan_files`.
-        values, n_classes: see `scan_masks`.
+        codes: of the classes, in their order.
+        n_classes: see `scan_masks`.
+        ignored: codes of no class, which masks may hold.
     """
-    codes = list(map(code_of, values))
     text = codes_text(codes, len(codes))
     if len(codes) != len(set(codes)) or len(codes) > max(n_classes, 2):
         raise UserError(f"--mask_values {text}: give different values, and at most as many as --n_classes {n_classes}.")
     for path, (_, held) in found.items():
-        if unknown := sorted(held - set(codes)):
+        if unknown := sorted(set(held).difference(codes, ignored)):
             raise UserError(
                 f"{path} holds the value {code_text(unknown[0])}, but the classes are {text}: those of the checkpoint, "
                 f"or of --mask_values. Mend the file, or name all values in the order of their classes: --mask_values."
@@ -224,7 +257,7 @@ def check_known(found: dict[str | Path, tuple[str, set[int]]], values: Sequence[
 
 def scan_files(
     paths: Sequence[str | Path], threshold_jpeg: bool, max_bad: int
-) -> tuple[dict[str | Path, tuple[str, set[int]]], list[str | Path]]:
+) -> tuple[dict[str | Path, tuple[str, dict[int, int | None]]], list[str | Path]]:
     """Return what `scan_file` returns by path, and the paths of those that cannot be used, if `max_bad` is above 0."""
     with ThreadPoolExecutor(SCAN_THREADS) as pool:
         tasks = {path: pool.submit(scan_file, path, threshold_jpeg) for path in paths}
@@ -235,13 +268,15 @@ def scan_files(
     return {path: task.result() for path, task in tasks.items() if path not in errors}, list(errors)
 
 
-def code_of(value: int | str) -> int:
-    """Return the code of a grey level, or of a colour such as '#ff8000'.
+def code_of(value: int | str, palette: Mapping[int, int] | None = None) -> int:
+    """Return the code of a colour such as '#ff8000', or of a number: a place in the palette, else a grey level.
 
     >>> hex(code_of(255)), hex(code_of("#ff8000"))
     ('0xffffff', '0xff8000')
     """
-    return int(value[1:], 16) if isinstance(value, str) else value * GREY
+    if isinstance(value, str):
+        return int(value[1:], 16)
+    return (palette or {}).get(value, value * GREY)
 
 
 def code_text(code: int) -> str:

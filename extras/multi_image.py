@@ -282,7 +282,7 @@ def build_multi_image(
     dirs: Sequence[str], *, data_dir: str | Path = "", kinds: str | Sequence[str] = ("image", "mask"),
     name_ends: Sequence[str] | None = None, group_until: str | None = None, draft: bool = False,
     white: int | None = None, patch_size: int | None = None, n_channels: int = 3, n_classes: int = 2,
-    mask_values: Sequence[int | str] | None = None,
+    mask_values: Sequence[int | str] | None = None, ignored_values: Sequence[int | str] | None = None,
     mode: str = "direct", augment: bool = False, skip_bad_samples: int = 0,
     train_val_sample_rate: float = 1.0, test_sample_rate: float = 0.1, val_split: float = 0.15, split_seed: int = 0,
 ) -> dict[str, MultiImageDataset]:  # fmt: skip
@@ -299,6 +299,7 @@ def build_multi_image(
         n_classes: the most values that may occur in masks.
         mask_values: the values of masks in the order of the classes, one order for all directories with masks; None for
             those found.
+        ignored_values: the values of masks that are no class.
         mode: "direct" resizes the images of all parts; "padding" leaves those of val and test at their own size.
         augment: whether to augment the training images, see `augment_jointly`.
         skip_bad_samples: how many masks may be bad, for loaders that skip them.
@@ -319,7 +320,9 @@ def build_multi_image(
     mask_dirs = [which for which, kind in enumerate(whole.kinds) if kind == "mask"]
     if mask_dirs:
         paths = [path for which in mask_dirs for path in whole.files.paths(which)]
-        class_map, whole.report = scan_masks(paths, n_classes, max_bad=skip_bad_samples, values=mask_values)
+        class_map, whole.report = scan_masks(
+            paths, n_classes, max_bad=skip_bad_samples, values=mask_values, ignored=ignored_values
+        )
         whole.found_options = {"mask_values": class_map.values}
     using = ", ".join(f"{len(indices):,} for {part}" for part, indices in parts.items())
     whole.summary = f"{len(whole):,} samples of {len(dirs)} images, in {len(set(whole.groups)):,} groups; using {using}"

@@ -32,9 +32,11 @@ from engine.runs.lock import LOCK_FILE, PATIENCE, locked
 from utils.errors import UserError
 from utils.files import NO_SPACE, fsync_directory, removed_afterwards, sweep_temporaries
 from utils.image_file import to_float
+from utils.meter import IGNORED
 from utils.seed import mix
 
 KEPT = 12  # files in a cache directory; the least recently used ones above it are removed
+IGNORED_BYTE = IGNORED % 256  # which an ignored pixel becomes as a class of one byte
 LINES = 1000  # names that are hashed at once
 MOST_OF_FREE = 0.5  # of the free space on the disk, so that checkpoints have room, too
 
@@ -236,7 +238,7 @@ def remove_old(directory: Path) -> None:
 # ---- Carvana ---------------------------------------------------------------------------------------------------------
 def cached_carvana(dataset: CarvanaDataset) -> Dataset:
     """Return a data set with the same samples from a cache, which is built if it is missing; or the data set itself."""
-    if len(dataset.class_map.codes) > 256:  # classes are kept in one byte
+    if len(dataset.class_map.codes) > (IGNORED_BYTE if dataset.class_map.ignored else 256):  # one byte for a class
         return dataset
     directories = cache_directories(Path(dataset.pairs.folders[0]).parent, dataset.cache_dir)
     shape = (len(dataset), dataset.n_channels + 1, dataset.size[1], dataset.size[0])
@@ -314,4 +316,7 @@ class CachedCarvana(Dataset):
     def plain(self, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
         """Return the batch before augmentation."""
         records = self.cache.gather(indices, partial(record_of, self.dataset))  # (N, C + 1, H, W)
-        return to_float(records[:, :-1]), records[:, -1].long()
+        classes = records[:, -1].long()
+        if self.dataset.class_map.ignored:
+            classes[classes == IGNORED_BYTE] = IGNORED
+        return to_float(records[:, :-1]), classes

@@ -59,8 +59,11 @@ def parse_index(content: bytes, where: str) -> dict[str, Any]:
         index = json.loads(content)
         if index["format"] != FORMAT:
             raise ValueError(f"its format is {index['format']}, and this code reads {FORMAT}")
-        index["class_map"] = ClassMap(tuple(map(int, index["codes"])), bool(index["threshold_jpeg"]))
-        if not index["codes"] or not all(0 <= code <= MOST_CODE for code in index["class_map"].codes):
+        index["class_map"] = ClassMap(
+            tuple(map(int, index["codes"])), bool(index["threshold_jpeg"]), tuple(map(int, index.get("ignored", ())))
+        )
+        held = index["class_map"].codes + index["class_map"].ignored
+        if not index["codes"] or not all(0 <= code <= MOST_CODE for code in held):
             raise ValueError("the values of the masks are none that masks hold")
         index["parts"] = {part: [parse_shard(part, entry) for entry in index["parts"][part]] for part in PARTS}
         samples = [[sample for shard in index["parts"][part] for sample in shard.samples] for part in PARTS]
@@ -179,6 +182,7 @@ def build_carvana_shards(
     val_split: float,
     split_seed: int,
     mask_values: Sequence[int | str] | None = None,
+    ignored_values: Sequence[int | str] | None = None,
 ) -> dict[str, CarvanaShards]:
     """Return the data sets `train`, `val` and `test`, as the shards were cut.
 
@@ -191,6 +195,7 @@ def build_carvana_shards(
         white: see `CarvanaDataset`.
         train_val_sample_rate, test_sample_rate, val_split, split_seed: must be those that the shards were cut by.
         mask_values: see `data.Carvana.build_carvana`.
+        ignored_values: None, or those that the shards were made with.
 
     Raises:
         UserError: there are no shards, or an option does not fit them.
@@ -207,11 +212,14 @@ def build_carvana_shards(
         "split_seed": split_seed,
         "n_classes": max(n_classes, 2),
     }
+    if ignored_values:
+        asked["ignored_values"] = list(ignored_values)
     check_split(index["made_with"], asked)
     class_map = index["class_map"]
     if mask_values:
-        check_known({store.place(INDEX_FILE): ("", set(class_map.codes))}, mask_values, n_classes)
-        class_map = replace(class_map, codes=tuple(map(code_of, mask_values)))
+        codes = tuple(map(code_of, mask_values))
+        check_known({store.place(INDEX_FILE): ("", class_map.codes)}, codes, n_classes)
+        class_map = replace(class_map, codes=codes)
     if store.cache_dir:
         check_cache_size(store, index["parts"], shuffle_shards)
     datasets = {}

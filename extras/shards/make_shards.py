@@ -13,12 +13,12 @@ import tarfile
 from collections.abc import Sequence
 from itertools import chain
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from tqdm import tqdm
 
 from data.Carvana import CarvanaDataset, build_carvana
-from engine.options.parser import OptionParser, file_path, number
+from engine.options.parser import ListAction, OptionParser, file_path, list_of, mask_value, number
 from extras.shards.dataset import FORMAT, INDEX_FILE, SAMPLE_NAME, SHARD_FILE
 from extras.shards.store import Member, Sample, Shard, load_webdataset
 from utils.errors import UserError
@@ -74,7 +74,7 @@ def prepare(shards_dir: Path) -> None:
 
 
 def make_shards(
-    data_dir: str | Path, shards_dir: str | Path, samples_per_shard: int = 256, n_classes: int = 2, **cut: float
+    data_dir: str | Path, shards_dir: str | Path, samples_per_shard: int = 256, n_classes: int = 2, **cut: Any
 ) -> None:
     """Write the shards of all three parts, and last the index, without which they count as unfinished.
 
@@ -83,7 +83,8 @@ def make_shards(
         shards_dir: a directory that is new, empty, or holds shards of a call that did not end.
         samples_per_shard: from 1; the last shard of a part may have fewer.
         n_classes: the most values that may occur in the masks, see `data.masks.scan_masks`.
-        cut: train_val_sample_rate, test_sample_rate, val_split and split_seed, see `data.split.split_by_group`.
+        cut: train_val_sample_rate, test_sample_rate, val_split and split_seed, see `data.split.split_by_group`; and
+            ignored_values, see `data.Carvana.build_carvana`.
 
     Raises:
         UserError: files that are missing or do not fit together, a name that a shard cannot hold, an empty part, or a
@@ -111,7 +112,8 @@ def make_shards(
         raise UserError(f"The shards cannot be written to {shards_dir}: {error}.") from error
     index = {
         "format": FORMAT, "made_with": cut | {"n_classes": max(n_classes, 2)}, "codes": dataset.class_map.codes,
-        "threshold_jpeg": dataset.class_map.threshold_jpeg, "report": dataset.report, "summary": dataset.summary,
+        "threshold_jpeg": dataset.class_map.threshold_jpeg, "ignored": dataset.class_map.ignored,
+        "report": dataset.report, "summary": dataset.summary,
         "parts": {part: [shard._asdict() for shard in of_part] for part, of_part in shards.items()},
     }  # fmt: skip
     write_json(shards_dir / INDEX_FILE, index, indent=None)
@@ -125,6 +127,7 @@ def main(arguments: list[str] | None = None) -> None:
     add("--shards_dir", type=file_path, required=True, help="where to write the shards")
     add("--samples_per_shard", type=number(int, low=1, high=10**6), default=256, help="samples in a shard")
     add("--n_classes", type=number(int, low=1, high=10**6), default=2, help="the most values in the masks")
+    add("--ignored_values", type=list_of(mask_value), action=ListAction, nargs="+", default=None, help="as in training")
     add("--train_val_sample_rate", type=amount, default=1.0, help="as in training, which must be given the same")
     add("--test_sample_rate", type=amount, default=0.02, help="as in training")
     add("--val_split", type=amount, default=0.15, help="as in training")

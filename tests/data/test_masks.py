@@ -6,7 +6,9 @@ import pytest
 import torch
 from PIL import Image, PngImagePlugin
 
+from data.Carvana import build_carvana
 from data.masks import ClassMap, load_mask, scan_masks
+from extras.multi_image import MultiImageDataset, build_multi_image
 from utils.errors import UserError
 from utils.image_file import image_size, read_pixels, to_float
 
@@ -95,6 +97,70 @@ def test_more_classes_follow_the_sorted_values(tmp_path, mask):
     assert report.endswith("-> classes 0, 1, 2, 3")
 
 
+VOC = [(0, 0, 0), (128, 0, 0), (0, 128, 0), (128, 128, 0), (0, 0, 128)]  # ascending, 1, 2, 3, 4 would be 4, 2, 1, 3
+PLACES = np.arange(24 * 36, dtype=np.uint8).reshape(24, 36) % 5
+
+
+def test_places_of_a_palette_with_colours_are_the_classes_for_every_data_type(tmp_path):
+    for folder, image in (("train", Image.new("RGB", (36, 24))), ("train_masks", palette_mask(PLACES, VOC))):
+        (tmp_path / folder).mkdir()
+        for car in range(4):
+            image.save(tmp_path / folder / f"{car}_1.png")
+    class_map, report = scan_masks(sorted((tmp_path / "train_masks").iterdir()), n_classes=5)
+    assert "values 0, #800000, #008000, #808000, #000080 -> classes 0, 1, 2, 3, 4" in report
+    assert class_map.values == ["#000000", "#800000", "#008000", "#808000", "#000080"]
+    assert scan_masks(sorted((tmp_path / "train_masks").iterdir()), 5, values=class_map.values)[0] == class_map
+    shares = {"train_val_sample_rate": 1, "test_sample_rate": 1, "val_split": 1, "n_classes": 5}
+    masks = [
+        build_carvana(tmp_path, mode="padding", **shares)["test"][0][1],
+        build_multi_image(["train", "train_masks"], data_dir=tmp_path, **shares)["test"][0][1],
+        MultiImageDataset([tmp_path / "train", tmp_path / "train_masks"], kinds=("image", "mask"))[0][1],
+    ]
+    assert all((mask.numpy() == PLACES).all() for mask in masks)
+
+
+def test_palettes_that_differ_give_classes_by_colour(tmp_path):
+    paths = [
+        write_mask(tmp_path, "a_mask.png", palette_mask(PLACES, VOC)),
+        write_mask(tmp_path, "b_mask.png", palette_mask(4 - PLACES, VOC[::-1])),  # the same picture
+    ]
+    class_map, _ = scan_masks(paths, n_classes=5)
+    by_colour = np.array([0, 3, 2, 4, 1])[PLACES]  # 0, #000080, #008000, #800000, #808000
+    assert all((load_mask(path, class_map).numpy() == by_colour).all() for path in paths)
+
+
+@pytest.mark.parametrize("kind", ["grey", "palette", "colours"])
+def test_an_ignored_value_is_no_class(tmp_path, kind):
+    places = np.where(PLACES == 3, 255, PLACES)  # 0, 1, 2, 4, and 255
+    colours = VOC + [BLACK] * 250 + [(224, 224, 192)]
+    mask = {
+        "grey": Image.fromarray(places), "palette": palette_mask(places, colours),
+        "colours": colour_mask(places, colours),
+    }[kind]  # fmt: skip
+    path = write_mask(tmp_path, "a_mask.png", mask)
+    ignored = ["#e0e0c0"] if kind == "colours" else [255]
+    class_map, report = scan_masks([path], n_classes=4, ignored=ignored)
+    order = [0, 3, 2, 9, 1] if kind == "colours" else [0, 1, 2, 9, 3]  # ascending by colour
+    assert (load_mask(path, class_map).numpy() == np.where(PLACES == 3, -100, np.array(order)[PLACES])).all()
+    assert report.endswith(", ignored 255" if kind == "grey" else ", ignored #e0e0c0")
+    with pytest.raises(UserError, match="hold 5 values"):
+        scan_masks([path], n_classes=4)
+    named, _ = scan_masks([path], n_classes=4, ignored=ignored, values=class_map.values[::-1])
+    loaded = load_mask(path, class_map)
+    assert torch.equal(load_mask(path, named), torch.where(loaded < 0, loaded, 3 - loaded))
+
+
+def test_an_ignored_value_stays_so_in_the_cache(tmp_path):
+    for folder, image in (("train", Image.new("RGB", (36, 24))), ("train_masks", Image.fromarray(PLACES))):
+        (tmp_path / folder).mkdir()
+        for car in range(4):
+            image.save(tmp_path / folder / f"{car}_1.png")
+    shares = {"train_val_sample_rate": 1, "test_sample_rate": 1, "val_split": 1, "n_classes": 4}
+    test = build_carvana(tmp_path, patch_size=24, ignored_values=[1], **shares)["test"]
+    assert (test[0][1].unique() == torch.tensor([-100, 0, 1, 2, 3])).all()
+    assert torch.equal(test.open_cache()[0][1], test[0][1]) and test.open_cache() is not test
+
+
 def test_masks_of_different_modes_agree_by_colour(tmp_path):
     paths = [
         write_mask(tmp_path, "a_01_mask.png", palette_mask(1 - TRUTH, [WHITE, BLACK])),
@@ -154,7 +220,7 @@ def test_given_values_are_the_classes_in_their_order_whatever_occurs(tmp_path, v
     few = write_mask(tmp_path, "few_mask.png", colour_mask(TRUTH * 2, colours))  # the second value does not occur
     all_three = write_mask(tmp_path, "all_mask.png", palette_mask(whole, colours))
     class_map, report = scan_masks([few], n_classes=3, values=values)
-    assert class_map.values == values and report.endswith("-> classes 0, 1, 2")
+    assert list(class_map.codes) == codes and report.endswith("-> classes 0, 1, 2")
     assert (load_mask(few, class_map).numpy() == TRUTH * 2).all()
     assert (load_mask(all_three, class_map).numpy() == whole).all()
     one = write_mask(tmp_path, "one_mask.png", colour_mask(TRUTH * 0, colours))
