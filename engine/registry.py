@@ -20,7 +20,8 @@ from argparse import ArgumentTypeError
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, get_args
+from types import UnionType
+from typing import Any, Union, get_args, get_origin
 
 from utils.errors import UserError, nearest, shown
 
@@ -365,7 +366,8 @@ def call(
 
 def check_type(component: Callable, parameter: inspect.Parameter, value: Any, option: str) -> None:
     """Raise UserError when a parameter is annotated with a plain type and the value has another one."""
-    union = get_args(parameter.annotation) or (parameter.annotation,)  # int | None is a union
+    is_union = get_origin(parameter.annotation) in (Union, UnionType)  # such as int | None, and unlike Sequence[int]
+    union = get_args(parameter.annotation) if is_union else (parameter.annotation,)
     kinds = {getattr(kind, "__name__", kind) for kind in union} - {"NoneType"}  # the text "int" is a kind, too
     annotation = kinds.pop() if len(kinds) == 1 else None
     is_none = value is None and parameter.default is None

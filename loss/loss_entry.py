@@ -41,6 +41,10 @@ def build_criterion(opt: Namespace) -> "nn.Module":
         raise UserError("--loss_type is needed: MODULE:NAME, since no loss is known for this task.")
     weights, arguments = split_terms(opt.loss_type), getattr(opt, "loss_args", {})
     offered = {"n_classes": opt.n_classes, "label_smoothing": getattr(opt, "label_smoothing", 0.0)}
+    if getattr(opt, "ignored_values", None):
+        from utils.meter import IGNORED
+
+        offered["ignore_index"] = IGNORED
     if isinstance(opt.loss_type, str) and opt.loss_type in weights:
         return build_loss(opt.loss_type, offered, arguments)
     if len(names := {short_name(name): name for name in weights}) < len(weights):

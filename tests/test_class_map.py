@@ -2,9 +2,12 @@
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
+from torch.nn import functional as F
 
 from eval_seg_on_carvana import EvaluatorSeg
+from loss.dice_loss import DiceLoss
 from trainer_seg_on_carvana import TrainerSeg
 from utils.errors import UserError
 
@@ -80,3 +83,25 @@ def test_a_value_that_the_checkpoint_does_not_know_is_one_line(build, tmp_path, 
     ])
     with pytest.raises(UserError, match=r"holds the value 1, but the classes are 0, 255: those of the checkpoint"):
         EvaluatorSeg.build_datasets(opt)
+
+
+@pytest.mark.parametrize("loss", ["PixelCE", "Dice"])
+def test_ignored_values_count_in_no_loss_and_no_metric(build, seen, loss):
+    flags = ("--ignored_values", 127, "--n_classes", 2, "--loss_type", loss, *FLAGS[2:])
+    trainer = build("--data_dir", seen, *flags, task=TrainerSeg)
+    batch = next(trainer.train_loader.updates(0)).micro_batches[0]
+    images, masks = batch
+    assert masks[0, 0].tolist() == [0] * 8 + [-100] * 8 + [1] * 8
+    seen_columns = torch.cat([torch.arange(8), torch.arange(16, 24)])
+    evaluator = trainer.evaluator
+    trainer.model.eval()
+    logits = evaluator.predict(images)
+    loss_of = {"PixelCE": F.cross_entropy, "Dice": DiceLoss(2)}[loss]
+    expected = loss_of(logits[..., seen_columns], masks[..., seen_columns])
+    assert torch.allclose(trainer.criterion(logits, masks), expected)
+    evaluator.num_in_batch, evaluator.loss_count = len(masks), int((masks >= 0).sum())
+    evaluator.eval_step(batch)
+    predicted, actual = logits.argmax(1)[..., seen_columns] == 1, masks[..., seen_columns] == 1
+    dice = 2 * (predicted & actual).sum() / (predicted.sum() + actual.sum())
+    assert evaluator.meters["dice"].compute() == pytest.approx(dice.item())
+    assert evaluator.meters["loss"].compute() == pytest.approx(expected.item())

@@ -143,6 +143,17 @@ def check_split(made: dict[str, Any], asked: dict[str, Any]) -> None:
         raise UserError(f"These shards were made with other values of {', '.join(others)}: give {flags}")
 
 
+def reordered(
+    class_map: ClassMap, mask_values: Sequence[int | str] | None, n_classes: int, where: str | Path
+) -> ClassMap:
+    """Return a class map with classes in the order of `mask_values`; UserError when these lack one of its values."""
+    if not mask_values:
+        return class_map
+    codes = tuple(map(code_of, mask_values))
+    check_known({where: ("", class_map.codes)}, codes, n_classes)
+    return replace(class_map, codes=codes)
+
+
 def check_cache_size(store: ShardStore, parts: dict[str, Any], shuffle_shards: int) -> None:
     """Raise UserError when the shards that are needed at a time do not fit into the cache."""
     sizes = {part: sorted(shard.num_bytes for shard in shards) for part, shards in parts.items()}
@@ -215,11 +226,7 @@ def build_carvana_shards(
     if ignored_values:
         asked["ignored_values"] = list(ignored_values)
     check_split(index["made_with"], asked)
-    class_map = index["class_map"]
-    if mask_values:
-        codes = tuple(map(code_of, mask_values))
-        check_known({store.place(INDEX_FILE): ("", class_map.codes)}, codes, n_classes)
-        class_map = replace(class_map, codes=codes)
+    class_map = reordered(index["class_map"], mask_values, n_classes, store.place(INDEX_FILE))
     if store.cache_dir:
         check_cache_size(store, index["parts"], shuffle_shards)
     datasets = {}

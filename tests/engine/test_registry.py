@@ -237,7 +237,7 @@ def test_only_named_parameters_are_offered():
 
 
 class Typed:
-    def __init__(self, count: int, share: float = 0.5, on: "bool" = True, seed: int = None, ends: Sequence = ()):  # noqa: RUF013
+    def __init__(self, count: int, share: float = 0.5, on: "bool" = True, seed: int = None, ends: Sequence[str] = ()):  # noqa: RUF013
         self.given = (count, share, on, seed, ends)
 
 
@@ -252,8 +252,8 @@ def test_a_value_of_another_type_is_refused(arguments):
 
 
 def test_values_of_the_annotated_type_are_accepted():
-    arguments = {"count": 2, "share": 1, "on": False, "seed": None, "ends": [1, 2]}
-    assert call(Typed, {}, arguments, "--args").given == (2, 1, False, None, [1, 2])
+    arguments = {"count": 2, "share": 1, "on": False, "seed": None, "ends": ["a", "b"]}
+    assert call(Typed, {}, arguments, "--args").given == (2, 1, False, None, ["a", "b"])
 
 
 def test_the_arguments_of_several_go_by_their_names():
