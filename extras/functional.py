@@ -165,6 +165,9 @@ class ModelTrainer(TrainerBase):
         try:
             super().train()
         except UserError as error:
+            cause = error.__cause__
+            if cause is not None and "." in self.session.failed_part(cause):  # Callback.hook
+                raise cause from None
             error.args = (in_arguments(str(error)), *error.args[1:])
             raise
         finally:

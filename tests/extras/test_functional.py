@@ -3,6 +3,7 @@
 import math
 import os
 import random
+import re
 import signal
 import sys
 import time
@@ -524,7 +525,9 @@ def test_a_wrong_argument_is_named(name, settings):
     first = [given.pop("model"), given.pop("optimizer"), None, given.pop("dataset"), given.pop("batch_size")]
     with pytest.raises(UserError, match=message) as error:
         fit(*first, **given, **settings)
-    assert "\n" not in str(error.value)
+    line, *more = str(error.value).split("\n")
+    assert re.search(message, line)
+    assert all("The traceback is in" in text for text in more)
 
 
 def test_a_wrong_scheduler_is_named(settings):
