@@ -1,6 +1,6 @@
 """Start from weights that only partly fit: another head, another wrapper, another file format."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -12,19 +12,34 @@ from utils.errors import UserError
 WRAPPERS = ("module.", "_orig_mod.", "model.", "network.", "state_dict.")  # of DataParallel, torch.compile and others
 
 
-def find_weights(content: Any, name: str = "model") -> dict[str, torch.Tensor]:
-    """Find the weights in a file's content: this template's checkpoint, a bare state dict, or a dict with one in it.
+def find_weights(content: Any, own: Mapping[str, torch.Tensor], name: str = "model") -> dict[str, torch.Tensor]:
+    """Find the weights of a network in a file's content, wherever they stand in it, without the names of wrappers.
 
-    Of a checkpoint with averaged weights they are these, which is what it is measured by.
+    Of a checkpoint with averaged weights they are these, which is what it is measured by. Of several networks in a file
+    of another program they are those that fit best, and of equal ones the first.
+
+    Args:
+        content: this template's checkpoint, a bare state dict, or dictionaries with one in them, under any names.
+        own: the state of the network that is to be filled.
+        name: the name of the network, in a checkpoint that holds several.
     """
     if isinstance(content, Mapping) and "averaging" in content and isinstance(content.get("networks"), dict):
         content = weights_of(dict(content))
-    for key in ("networks", name, "state_dict", "model", "model_state_dict"):
+    for key in ("networks", name):
         if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
             content = content[key]
-    if not isinstance(content, Mapping):
-        return {}
-    return {key: value for key, value in content.items() if isinstance(key, str) and torch.is_tensor(value)}
+    found = [{strip_wrappers(key, own): tensors[key] for key in tensors} for tensors in mappings_of_tensors(content)]
+    return max(found, key=lambda tensors: (len(fits(own, tensors)), len(tensors)), default={})
+
+
+def mappings_of_tensors(content: Any, depth: int = 4) -> Iterator[dict[str, torch.Tensor]]:
+    """Yield each mapping of names to tensors in a file's content, outermost first, without the other values in it."""
+    if isinstance(content, Mapping):
+        tensors = {key: value for key, value in content.items() if isinstance(key, str) and torch.is_tensor(value)}
+        if tensors:
+            yield tensors
+        for value in content.values() if depth else ():
+            yield from mappings_of_tensors(value, depth - 1)
 
 
 def strip_wrappers(key: str, known: Mapping[str, Any]) -> str:
@@ -83,7 +98,7 @@ def load_pretrained(network: nn.Module, path: str, name: str = "model") -> str:
     """
     own = network.state_dict()
     content = load_file(path)
-    found = {strip_wrappers(key, own): value for key, value in find_weights(content, name).items()}
+    found = find_weights(content, own, name)
     renamed, how = ({}, "") if fits(own, found) else without_or_with_prefix(own, found)
     found = renamed or found
     fitting = fits(own, found)

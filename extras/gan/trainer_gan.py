@@ -153,7 +153,7 @@ def train_judge(judge: nn.Module, dataset: Any, opt: Namespace) -> None:
         UserError: the file cannot be read, or its weights do not fit.
     """
     if opt.judge:
-        weights = find_weights(load_file(opt.judge))
+        weights = find_weights(load_file(opt.judge), judge.state_dict())
         return set_state(judge, weights, f"--judge {opt.judge} with --judge_type {opt.judge_type}")
     generator = torch.Generator().manual_seed(mix(opt.seed))
     optimizer = torch.optim.Adam(judge.requires_grad_().parameters(), lr=1e-3)

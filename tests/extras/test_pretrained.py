@@ -38,10 +38,13 @@ def with_prefix(prefix: str) -> dict:
         {"model": network().state_dict(), "optimizer": {}},
         {"model_state_dict": with_prefix("module.")},
         {"model": {"state_dict": network().state_dict()}},
+        {"net": network().state_dict(), "optimizer": {"state": {0: {"exp_avg": torch.zeros(5, 4)}}}},
+        {"meta": {"epoch": 1}, "state_dict_ema": with_prefix("module.")},
+        {"ema": {"shadow": {"student": with_prefix("model.")}}},
         {**network().state_dict(), 0: torch.zeros(1), "note": "not a tensor"},
     ],
     ids=["bare", "data parallel", "compiled", "both", "inside a model", "lightning", "in a dict", "old name", "nested",
-         "among other things"],
+         "net", "average", "deep", "among other things"],
 )  # fmt: skip
 def test_every_tensor_is_found_in_the_usual_formats(tmp_path, content):
     torch.save(content, tmp_path / "weights.pth")
@@ -119,7 +122,20 @@ def test_file_that_holds_more_than_data_is_refused(tmp_path):
 
 
 def test_content_without_weights_gives_none():
-    assert find_weights("text") == {} and find_weights({"lr": 0.1}) == {}
+    assert find_weights("text", {}) == {} and find_weights({"lr": 0.1}, {}) == {}
+
+
+def test_of_several_networks_that_is_found_which_fits(tmp_path):
+    torch.save({"teacher": nn.Linear(9, 9).state_dict(), "student": network().state_dict()}, tmp_path / "two.pth")
+    target = network(seed=1)
+    assert "9 of 9" in load_pretrained(target, tmp_path / "two.pth")
+
+
+def test_safetensors_file_is_called_by_its_name(tmp_path):
+    header = b'{"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}'
+    (tmp_path / "a.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + bytes(4))
+    with pytest.raises(UserError, match=r"it is a safetensors file\. To convert one .*load_file\(OLD\), NEW\)"):
+        load_pretrained(network(), tmp_path / "a.safetensors")
 
 
 def test_a_network_that_is_a_part_of_the_one_in_the_file_is_filled_and_the_prefix_told(tmp_path):
