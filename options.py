@@ -392,7 +392,7 @@ def parse_train_options(trainer_class: type, argv: Sequence[str] | None) -> Opti
         resume = earlier["run_dir"]
         notes.append(f"The processes were started again: they go on with {resume}.")
     if resume == "auto":
-        resume = find_automatically(new_parser(), argv, notes)
+        resume = registry.load("extras.auto_resume:find_automatically", "resume")(new_parser(), argv, notes)
     layers = []
     if resume:
         from engine.options.foreign import harmless_options
@@ -447,25 +447,6 @@ def parse_test_options(evaluator_class: type, argv: Sequence[str] | None) -> Opt
     for name in parser.asked & set(NETWORK_OPTIONS):
         refuse_change(name, vars(opt)[name], trained.get(name), f"checkpoint {model_path}")
     return completed(parser, opt, evaluator_class)
-
-
-def find_automatically(parser: OptionParser, argv: Sequence[str] | None, notes: list[str]) -> str | None:
-    """Return the run of --resume auto: the newest unfinished one of this project with these options; or None."""
-    from engine.options.foreign import differ
-    from engine.runs.run_dir import unfinished_runs
-
-    now = vars(parser.resolve(argv))
-    for path, options in unfinished_runs(now["output_dir"], now["proj_name"]):
-        saved = with_new_names(options)
-        fixed = parser.asked & saved.keys() - set(MAY_CHANGE)
-        if others := [name for name in sorted(fixed) if differ(name, now[name], saved[name])]:
-            notes.append(f"--resume auto: passes over {path}, which has another --{' --'.join(others)}.")
-            continue
-        notes.append(f"--resume auto: goes on with {path}.")
-        return str(path)
-    where = f"of {now['proj_name']} in {now['output_dir']}"
-    notes.append(f"--resume auto: no unfinished run {where}; a new one begins.")
-    return None
 
 
 def completed(parser: OptionParser, opt: Namespace, evaluator_class: type) -> Options:

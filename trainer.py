@@ -114,7 +114,9 @@ class TrainerBase:
 
         # ---- who watches
         updates_per_epoch = self.train_loader.updates_per_epoch
-        self.checkpointer = build_checkpointer(opt, self.run_dir.path, updates_per_epoch, self.distributed)
+        self.checkpointer = build_checkpointer(
+            opt, self.run_dir.path, len(self.networks), updates_per_epoch, self.distributed
+        )
         self.callbacks = CallbackList([])
         if self.distributed.is_main:
             watching = [*self.build_callbacks(), *build_asked_for(opt, self.logger)]

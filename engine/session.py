@@ -37,12 +37,8 @@ class Session:
 
     def __init__(self, trainer):
         self.trainer = trainer
-        max_seconds = None
-        if trainer.opt.max_time:
-            from utils.duration import seconds_of  # here, as few runs need it
-
-            max_seconds = seconds_of(trainer.opt.max_time)
-        self.stop_signal = StopSignal(max_seconds)
+        max_time = trainer.opt.max_time
+        self.stop_signal = load("extras.time_limit:TimeLimit", "max_time")(max_time) if max_time else StopSignal()
         self.connect_loaders()
 
     def connect_loaders(self) -> None:

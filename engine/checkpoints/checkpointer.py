@@ -42,7 +42,8 @@ class Checkpointer:
 
     Args:
         run_dir: where they are.
-        prefix: the first part of their names, usually the model type; of ``module:name``, the name.
+        prefix: the first part of their names: the model type, or with several networks the project; of ``module:name``,
+            the name.
         every: updates from one to the next.
         keep: how many of `last` to keep, the newest included.
         writes: whether this process writes: of several, one does.
@@ -253,10 +254,12 @@ def first_free(path: Path, before_number: str = "") -> Path:
     return next(name for name in itertools.chain([path], names) if not name.exists())
 
 
-def build_checkpointer(opt: Namespace, run_dir: Path, updates_per_epoch: int, distributed: Distributed) -> Checkpointer:
+def build_checkpointer(
+    opt: Namespace, run_dir: Path, num_networks: int, updates_per_epoch: int, distributed: Distributed
+) -> Checkpointer:
     """Build the writer of a run's checkpoints, in the format of --checkpoint_format."""
     every = opt.save_every_updates or max(1, round(opt.save_every * updates_per_epoch))
-    prefix = opt.model_type or opt.proj_name
+    prefix = opt.model_type if num_networks == 1 and opt.model_type else opt.proj_name
     if opt.checkpoint_format == "sharded":
         checkpointer_class = for_shards("DistributedCheckpointer")
         return checkpointer_class(distributed, run_dir, prefix, every, opt.keep)

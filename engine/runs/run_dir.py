@@ -4,19 +4,17 @@ import contextlib
 import logging
 import re
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from engine.checkpoints.checkpointer import ENDED, PROVENANCE, Checkpointer, read_record, run_name
-from engine.checkpoints.file import options_of
+from engine.checkpoints.checkpointer import ENDED, PROVENANCE, read_record, run_name
 from engine.devices.process_group import Distributed
 from engine.runs.lock import DirectoryLock
 from engine.runs.provenance import command_line, provenance
-from utils.errors import UserError
 from utils.files import write_atomically, write_json
 from utils.logger import build_logger, build_stderr_logger, open_own
 from utils.model_summary import count_parameters, layer_table
@@ -138,36 +136,3 @@ class RunDir:
         for name, network in networks.items():
             total, trainable = count_parameters(network)
             log(f"Network {name!r}: {total:,} parameters, {trainable:,} trainable\n{network}\n{layer_table(network)}")
-
-
-def unfinished_runs(output_dir: str | Path, proj_name: str) -> Iterator[tuple[Path, dict[str, Any]]]:
-    """Yield a project's runs that have not ended and have a checkpoint, newest first, with their options.
-
-    Args:
-        output_dir: the parent of the runs.
-        proj_name: the project; the directory may hold runs of others.
-
-    Raises:
-        UserError: a directory has checkpoints, but nothing that says of which run.
-    """
-    from engine.options.files import read_options  # here, as few runs need it
-
-    runs: dict[str, Path] = {}
-    for path in Path(output_dir).glob("*/"):
-        name = run_name(path)
-        project, _, timestamp = (name or "").rpartition("_")
-        if project == proj_name and (name not in runs or path.name == timestamp):  # a copy has another directory name
-            runs[name] = path
-        elif name is None and path.name.isdigit() and Checkpointer.candidates(path):
-            raise UserError(f"{path} has checkpoints, but not the files that say of which run: move it away.")
-    for name in sorted(runs, key=lambda name: int(name.rpartition("_")[2]), reverse=True):
-        path = runs[name]
-        has_ended = read_record(path / ENDED)  # if damaged, the run is resumed, and ends at once if it had ended
-        if not has_ended and Checkpointer.candidates(path):
-            config = path / f"config_{name}.json"
-            if config.exists():
-                options = read_options(config)
-            else:
-                checkpoint, state = Checkpointer.find(path, warn=lambda line: None)
-                options = options_of(state, checkpoint)
-            yield path, options

@@ -10,7 +10,6 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Callable
 
 from utils.errors import LoadingError
 
@@ -44,11 +43,6 @@ class TimeIsUp(SystemExit):
         super().__init__(TIME_IS_UP)
 
 
-def seconds_since_start() -> float:
-    """Return the seconds since this module was imported, which a program does when it starts."""
-    return time.monotonic() - STARTED
-
-
 class StopSignal(contextlib.ExitStack):
     """In its `with` block, the first of `SIGNALS` only sets a flag; a second one ends the process within 2 seconds.
 
@@ -58,32 +52,24 @@ class StopSignal(contextlib.ExitStack):
     A Python handler only runs when the main thread returns from C, which may take minutes. So a thread reads the
     signals from a socket (`signal.set_wakeup_fd`) and counts them. Outside the main thread, signals are not watched.
 
-    Args:
-        max_seconds: the most that the process may take, see `pending`; None for no limit.
-        clock: returns the seconds that have passed.
-
     Attributes:
         signum: the first signal, once it arrived.
-        reserve: seconds from `raise_if_set` to the end of the process, such as for writing a checkpoint.
+        reserve: seconds from `raise_if_set` to the end of the process, such as for writing a checkpoint. Only a time
+            limit asks for them, see `extras.time_limit`.
         may_end_process: False in a notebook, whose kernel must live on: a second signal then raises its exception.
 
     >>> with StopSignal() as stop_signal:
     ...     stop_signal.raise_if_set()      # does nothing until a signal arrives
     """
 
-    def __init__(self, max_seconds: float | None = None, clock: Callable[[], float] = seconds_since_start):
+    def __init__(self):
         super().__init__()
         self.signum: int | None = None
-        self.max_seconds = max_seconds
         self.reserve = 0.0
         self.may_end_process = True
-        self._clock = clock
-        self._last_asked: float | None = None
-        self._longest_gap = 0.0
 
     def __enter__(self) -> "StopSignal":
         self.signum = None
-        self._last_asked = None
         if threading.current_thread() is threading.main_thread():
             if self.may_end_process:
                 self._start_thread()
@@ -141,19 +127,8 @@ class StopSignal(contextlib.ExitStack):
             raise KeyboardInterrupt if code == signal.SIGINT else Terminated(code)
 
     def pending(self) -> int:
-        """Return the number of the signal that arrived; `OUT_OF_TIME` if another round might not end in time; else 0.
-
-        Another round may take twice the longest time between two calls so far, and `reserve` seconds after it.
-        """
-        if self.signum is not None:
-            return int(self.signum)
-        if self.max_seconds is None:
-            return 0
-        now = self._clock()
-        if self._last_asked is not None:
-            self._longest_gap = max(self._longest_gap, now - self._last_asked)
-        self._last_asked = now
-        return OUT_OF_TIME if now + 2 * self._longest_gap + self.reserve >= self.max_seconds else 0
+        """Return the number of the signal that arrived; else 0."""
+        return int(self.signum or 0)
 
 
 def end_at_second_signal(reader: socket.socket, is_over: threading.Event) -> None:

@@ -1,4 +1,4 @@
-"""Evaluate a GAN on FashionMNIST: python eval_gan.py --model_path Results/GAN/.../DCGAN_best_ckpt.pth"""
+"""Evaluate a GAN on FashionMNIST: python eval_gan.py --model_path Results/GAN/.../GAN_best_ckpt.pth"""
 
 from argparse import Namespace
 from collections.abc import Callable, Iterable

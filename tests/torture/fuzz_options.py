@@ -91,7 +91,7 @@ def scenery(directory: Path) -> None:
     with contextlib.chdir(directory), contextlib.redirect_stdout(io.StringIO()):
         run_quietly("trainer_gan", "--debug", "--seed", "0")  # the judge is vanilla.pth
     logging.disable(logging.NOTSET)
-    shutil.copy(next((directory / "runs").glob("*/DCGAN_best_ckpt.pth")), directory / "gan.pth")
+    shutil.copy(next((directory / "runs").glob("*/GAN_best_ckpt.pth")), directory / "gan.pth")
     shutil.copytree(next((directory / "runs").glob("*/Vanilla_best_ckpt.pth")).parent, directory / "curves")
     shutil.rmtree(directory / "runs")
     state = load_checkpoint(directory / "vanilla.pth")

@@ -1,8 +1,7 @@
-"""The first signal waits for the end of an update, the second for 1.5 seconds; and the time limit is kept."""
+"""The first signal waits for the end of an update, the second for 1.5 seconds."""
 
 import contextlib
 import os
-import random
 import signal
 import socket
 import subprocess
@@ -272,79 +271,6 @@ def test_signal_to_a_forked_process_ends_that_one_alone(start):
     process = start("", program=FORKING)
     assert process.communicate(timeout=10)[0] == "[-15, -15, -15]\nNone\n"
     assert process.returncode == 0
-
-
-# ---- the time limit --------------------------------------------------------------------------------------------------
-class Clock:
-    now = 0.0
-
-    def __call__(self):
-        return self.now
-
-
-def test_time_is_up_two_longest_rounds_and_the_reserve_before_the_limit():
-    clock = Clock()
-    stop_signal = StopSignal(max_seconds=100, clock=clock)
-    stop_signal.reserve = 5
-    for clock.now in (0, 10, 12, 13, 20, 30, 40, 50, 60, 70, 74.9):
-        stop_signal.raise_if_set()
-    clock.now = 75  # + 2 x 10 + 5
-    for _ in range(2):
-        with pytest.raises(TimeIsUp):
-            stop_signal.raise_if_set()
-
-
-def test_before_a_round_is_known_only_the_reserve_counts():
-    for reserve, last in ((0, 100), (30, 70)):
-        for now, is_up in ((last - 0.1, False), (last, True), (last + 50, True)):
-            clock = Clock()
-            stop_signal = StopSignal(max_seconds=100, clock=clock)
-            stop_signal.reserve, clock.now = reserve, now
-            with pytest.raises(TimeIsUp) if is_up else contextlib.nullcontext():
-                stop_signal.raise_if_set()
-
-
-def test_a_pause_before_the_block_is_not_a_round():
-    clock = Clock()
-    stop_signal = StopSignal(max_seconds=1000, clock=clock)
-    for clock.now in (0, 1, 900):  # seconds; the run was interrupted and taken up again in the same process
-        with stop_signal:
-            stop_signal.raise_if_set()
-
-
-def test_rounds_that_last_at_most_twice_as_long_as_before_stay_in_time():
-    chance = random.Random(0)
-    ends = []
-    for _ in range(300):
-        clock, reserve = Clock(), chance.uniform(0, 5)
-        stop_signal = StopSignal(max_seconds=100, clock=clock)
-        stop_signal.reserve, longest = reserve, 1.0
-        clock.now = chance.uniform(0, 10)
-        with pytest.raises(TimeIsUp):
-            stop_signal.raise_if_set()
-            clock.now += longest
-            while True:
-                stop_signal.raise_if_set()
-                duration = longest * chance.uniform(0, 2 if chance.random() < 0.1 and longest < 5 else 1)
-                clock.now, longest = clock.now + duration, max(longest, duration)
-        ends.append(clock.now + reserve)
-    assert min(ends) > 70 and max(ends) < 100
-
-
-def test_signal_comes_before_the_time_and_no_limit_never_ends():
-    clock = Clock()
-    clock.now = 1e9
-    with StopSignal(clock=clock) as stop_signal:
-        stop_signal.raise_if_set()
-    with StopSignal(max_seconds=1, clock=clock) as stop_signal:
-        signal.raise_signal(signal.SIGUSR1)
-        with pytest.raises(Terminated):
-            stop_signal.raise_if_set()
-
-
-def test_time_counts_from_the_start_of_the_program(fresh_python):
-    text = "from engine.runs import signals as s; import time; time.sleep(0.7); print(s.seconds_since_start())"
-    assert 0.7 <= float(fresh_python("-c", text).stdout) < 20
 
 
 def test_signals_are_those_of_the_system():

@@ -102,7 +102,7 @@ def two_updates(flags: list[str]) -> tuple[str, dict[str, torch.Tensor]]:
     trainer = TrainerGAN(TrainerGAN.parse_options(flags))
     trainer.train()
     path = trainer.run_dir.path
-    return str(path), load_checkpoint(path / "DCGAN_last_ckpt.pth")["networks"]
+    return str(path), load_checkpoint(path / "GAN_last_ckpt.pth")["networks"]
 
 
 @pytest.mark.parametrize("mode", ["ddp", "fsdp"])
