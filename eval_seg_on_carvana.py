@@ -28,7 +28,7 @@ from engine.options.parser import (
 )
 from engine.registry import names, short_name
 from eval import EvaluatorBase
-from loss.weighted_sum import counter, loss_meters, update_losses
+from loss.terms import counter, loss_meters, update_losses
 from utils.batch import move_to
 from utils.draw import contact_sheet, save_picture
 from utils.meter import predicted_classes

@@ -16,7 +16,7 @@ from engine.metric_entry import build_metrics, ignored_by, metric_name
 from engine.options.parser import ListAction, OptionParser, list_of, mapping, number
 from engine.registry import names, short_name
 from eval import EvaluatorBase
-from loss.weighted_sum import counter, loss_meters, update_losses
+from loss.terms import counter, loss_meters, update_losses
 from utils.batch import move_to
 from utils.draw import captioned_grid, save_confusion_matrix
 from utils.metrics import ConfusionMatrix

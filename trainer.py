@@ -47,7 +47,7 @@ from engine.runs.run_dir import RunDir
 from engine.runs.scores import check_monitor
 from engine.session import Session
 from eval import EvaluatorBase
-from loss.weighted_sum import add_up, as_terms
+from loss.terms import add_up, as_terms
 from options import parse_train_options
 from utils.batch import move_to
 from utils.earlystopper import EarlyStopper, direction

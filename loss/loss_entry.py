@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from engine.options.parser import split_weight
-from engine.registry import call, find, short_name, split_arguments
+from engine.registry import call, find, load
 from utils.errors import UserError, shown
 
 if TYPE_CHECKING:
@@ -47,16 +47,7 @@ def build_criterion(opt: Namespace) -> "nn.Module":
         offered["ignore_index"] = IGNORED
     if isinstance(opt.loss_type, str) and opt.loss_type in weights:
         return build_loss(opt.loss_type, offered, arguments)
-    if len(names := {short_name(name): name for name in weights}) < len(weights):
-        raise UserError(f"--loss_type names two losses that are both called {' or '.join(names)}: rename one.")
-    by_name = split_arguments(arguments, names, "--loss_args", "loss")
-    losses = {}
-    for short, name in names.items():
-        losses[short] = build_loss(name, offered, by_name[short], f"--loss_args {short}")
-
-    from loss.weighted_sum import WeightedSum
-
-    return WeightedSum(losses, {short: weights[name] for short, name in names.items()})
+    return load("extras.weighted_sum:build_weighted_sum", "loss_type")(weights, offered, arguments)
 
 
 def build_loss(

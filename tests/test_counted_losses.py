@@ -8,9 +8,10 @@ from torch.utils.data import TensorDataset
 
 from callbacks.callback import Callback
 from extras.functional import fit
+from extras.weighted_sum import WeightedSum
 from loss.classification_loss import CrossEntropyLoss
 from loss.dice_loss import PixelCELoss
-from loss.weighted_sum import WeightedSum, counter
+from loss.terms import counter
 from tests.processes import in_processes
 from tests.small_tasks import TrainerSmall64, rows_of
 from tests.small_tasks import build as build_small

@@ -6,7 +6,7 @@ from torch.nn import functional as F
 
 from loss.classification_loss import BrierLoss, CrossEntropyLoss, FocalLoss
 from loss.dice_loss import CEDiceLoss, DiceLoss
-from loss.weighted_sum import as_terms, counter
+from loss.terms import as_terms, counter
 from utils.errors import UserError
 
 WEIGHT = [0.0, 0.5, 2.0]

@@ -8,9 +8,9 @@ from torch import nn
 
 from engine.options.parser import one_of, weighted
 from engine.registry import BUILT_INS
+from extras.weighted_sum import WeightedSum
 from loss.classification_loss import CrossEntropyLoss
 from loss.loss_entry import build_criterion
-from loss.weighted_sum import WeightedSum
 from utils.errors import UserError
 
 LOSS_TYPES = {name: task for name, (_, task) in BUILT_INS["loss"].items()}

@@ -1,4 +1,4 @@
-"""Losses of several terms: their weighted sum, and the dictionary in which "loss" is the one that is trained on."""
+"""The terms of a loss: a dictionary of scalars, in which "loss" is the one that is trained on."""
 
 from collections.abc import Callable, Mapping, MutableMapping
 from typing import Any
@@ -10,46 +10,9 @@ from utils.errors import UserError
 from utils.meter import AvgMeter
 
 
-class WeightedSum(nn.Module):
-    """The sum of losses of the same outputs and targets, each times its weight.
-
-    It returns the sum as "loss" and each term, without its weight, as "loss_NAME".
-
-    Args:
-        losses: by name; each takes (outputs, targets) and returns a scalar.
-        weights: by the same names.
-
-    Raises:
-        UserError: when they are means over different targets.
-
-    >>> loss = WeightedSum({"L1": nn.L1Loss(), "L2": nn.MSELoss()}, {"L1": 1.0, "L2": 0.5})
-    >>> loss(Tensor([2.0]), Tensor([0.0]))
-    {'loss': tensor(4.), 'loss_l1': tensor(2.), 'loss_l2': tensor(4.)}
-    """
-
-    def __init__(self, losses: Mapping[str, nn.Module], weights: Mapping[str, float]):
-        super().__init__()
-        assert losses.keys() == weights.keys(), f"losses {list(losses)}, weights {list(weights)}"
-        self.losses = nn.ModuleDict(losses)
-        self.weights = dict(weights)
-        ignored = {name: getattr(loss, "ignore_index", None) for name, loss in losses.items()}
-        self.ignore_index = next(iter(ignored.values()))
-        if len(set(ignored.values())) > 1 or any(hasattr(loss, "count") for loss in losses.values()):
-            raise UserError(
-                f"The losses of a sum must be means over the same targets; these have the ignore_index {ignored}. "
-                f"Give all of them the same, or take one loss."
-            )
-
-    def forward(self, outputs: Any, targets: Any) -> dict[str, Tensor]:
-        terms = {name: loss(outputs, targets) for name, loss in self.losses.items()}
-        total = sum(self.weights[name] * term for name, term in terms.items())
-        return {"loss": total, **{f"loss_{name.lower()}": term for name, term in terms.items()}}
-
-
 def loss_meters(criterion: nn.Module) -> dict[str, AvgMeter]:
     """Return a meter for the loss, and one for each of its terms."""
-    names = getattr(criterion, "losses", {}) if isinstance(criterion, WeightedSum) else {}
-    return {"loss": AvgMeter(), **{f"loss_{name.lower()}": AvgMeter() for name in names}}
+    return {name: AvgMeter() for name in ("loss", *getattr(criterion, "term_names", ()))}
 
 
 def update_losses(meters: MutableMapping[str, Any], loss: Tensor | Mapping[str, Tensor], n: int) -> None:
