@@ -14,11 +14,11 @@ import torch
 from data.FashionMNIST import CLASSES
 from engine.metric_entry import build_metrics, ignored_by, metric_name
 from engine.options.parser import ListAction, OptionParser, list_of, mapping, number
-from engine.registry import names, short_name
+from engine.registry import load, names, short_name
 from eval import EvaluatorBase
 from loss.terms import counter, loss_meters, update_losses
 from utils.batch import move_to
-from utils.draw import captioned_grid, save_confusion_matrix
+from utils.draw import captioned_grid
 from utils.metrics import ConfusionMatrix
 
 NUM_PRINTED = 50
@@ -83,6 +83,7 @@ class EvaluatorVanilla(EvaluatorBase):
             log(f"  {name:<12} {share:6.1%}  " + " ".join(f"{count:5d}" for count in row))
         if not self.opt.viz:
             return
+        save_confusion_matrix = load("extras.confusion_matrix:save_confusion_matrix", "viz")
         save_confusion_matrix(matrix, self.classes, self.output_dir / "confusion_matrix.png")
         wrong = (entry for entry in self.predictions(loader) if entry[1] != entry[2])
         mistakes = list(islice(wrong, NUM_MISTAKES))

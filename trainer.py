@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from callbacks.callback import Callback, CallbackList
 from callbacks.callback_entry import build_asked_for, build_default_callbacks
-from data.data_entry import build_loaders, data_notes, describe, seen_groups, with_found, with_values_of
+from data.data_entry import build_loaders, data_notes, describe, seen_groups, with_found
 from data.loader import EvalLoader, Update, UpdateLoader
 from data.sampler import sample_names
 from engine.checkpoints.checkpointer import build_checkpointer
@@ -74,7 +74,9 @@ class TrainerBase:
         self.precision = Precision(opt.amp, self.device)
 
         # ---- the data
-        self.opt = opt = with_values_of(opt, self.initial_weights)
+        if self.initial_weights:
+            with_mask_values = load("extras.pretrained:with_mask_values", "pretrained")
+            self.opt = opt = with_mask_values(opt, self.initial_weights)  # its classes, unless they are given
         with self.distributed.main_first():  # else two processes would download, or fill a cache, at once
             self.datasets = self.build_datasets()
         self.opt = opt = with_found(opt, self.datasets)  # such as the values of the masks, which checkpoints keep

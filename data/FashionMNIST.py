@@ -6,12 +6,10 @@ https://arxiv.org/abs/1708.07747. `data/sample` holds a tenth of it, so that a f
 
 import gzip
 import hashlib
-import socket
 import struct
 import zlib
 from collections.abc import Sequence
 from functools import partial
-from http.client import HTTPException
 from pathlib import Path
 
 import torch
@@ -19,6 +17,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from data.split import flatten, shuffled_groups, split_by_group, take
+from engine.registry import load
 from utils.errors import UserError
 
 CLASSES = (
@@ -26,7 +25,6 @@ CLASSES = (
 )  # fmt: skip
 FILES = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
 SAMPLE_DIR = Path(__file__).parent / "sample"
-TIMEOUT = 20  # seconds without an answer after which a mirror counts as out of reach
 
 
 def read_idx(path: str | Path) -> Tensor:
@@ -76,33 +74,8 @@ def find_or_download(data_dir: str | Path) -> dict[str, Path]:
         return files
     if data_dir == SAMPLE_DIR:
         raise UserError(f"{SAMPLE_DIR} lacks some of its four files. Take them again from the repository.")
-    download(Path(data_dir))
+    load("extras.download_fashion_mnist:download", "data_type")(Path(data_dir))
     return find_all_files(data_dir)
-
-
-def download(data_dir: Path) -> None:
-    """Let torchvision download the files. Of several processes one does, and the others wait."""
-    from torchvision import datasets
-
-    from engine.runs.lock import locked
-
-    earlier_timeout = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(TIMEOUT)
-    try:
-        data_dir.mkdir(parents=True, exist_ok=True)
-        with locked(data_dir / ".FashionMNIST.lock", f"downloads FashionMNIST into {data_dir}"):
-            datasets.FashionMNIST(data_dir, download=True)
-    except (RuntimeError, OSError, HTTPException) as error:
-        raw = data_dir / "FashionMNIST" / "raw"
-        reason = (str(error).strip() or type(error).__name__).splitlines()[-1]
-        missing = ", ".join(name for name in FILES if name not in find_files(raw))
-        raise UserError(
-            f"FashionMNIST is not in {data_dir}, and the download failed: {reason}\n"
-            f"Put its four files into {raw} (missing: {missing}), or take the sample that comes with the code: "
-            f"--data_type FashionMNISTSample"
-        ) from None
-    finally:
-        socket.setdefaulttimeout(earlier_timeout)
 
 
 def load_part(files: dict[str, Path], prefix: str) -> tuple[Tensor, Tensor]:

@@ -32,7 +32,7 @@ from data.loader import EvalLoader, UpdateLoader, is_in_memory
 from data.sampler import one_each, sample_names
 from engine.checkpoints.file import load_file
 from engine.checkpoints.state import PlainState
-from engine.options.parser import Options, changed, mask_value
+from engine.options.parser import Options, changed
 from engine.registry import call, find, load, taken
 from utils.errors import UserError
 
@@ -44,7 +44,6 @@ OFFERED = (
     "shuffle_shards", "shard_cache_dir", "shard_cache_gb",
 )  # fmt: skip
 LOG_LINES = ("report", "summary", "cache_note")
-SHARE_OF_DEVICE = 0.25  # of the free memory of a GPU may hold data
 
 
 def build_datasets(opt: Namespace) -> dict[str, Dataset]:
@@ -133,49 +132,12 @@ def prepare(
         num_workers, report = choose_workers(dataset, batch_size, opt.seed or 0, **loading)
     in_memory = is_in_memory(dataset)
     if in_memory and num_workers == 0:
-        dataset = place_data(dataset, opt.data_device, device)
+        if "cuda" in (device.type, opt.data_device):
+            dataset = load("extras.gpu_data:place_data", "data_device")(dataset, opt.data_device, device)
     elif opt.data_device == "cuda":
         why = "it is loaded by processes; add --num_workers 0" if in_memory else "it is not held in memory"
         raise UserError(f"--data_device cuda does not fit this data: {why}. Or give --data_device auto.")
     return dataset, loading | {"num_workers": num_workers, "pin_memory": device.type == "cuda", "report": report}
-
-
-def place_data(dataset: Dataset, data_device: str, device: torch.device) -> Dataset:
-    """Return the data set on the device that is to hold it.
-
-    Args:
-        dataset: in memory.
-        data_device: "cpu"; "cuda" for the device that trains; or "auto" for that device if a quarter of its free
-            memory is enough, else for the CPU.
-        device: the one that trains.
-
-    Raises:
-        UserError: for "cuda", when training runs elsewhere, or there is no room.
-    """
-    if data_device == "cpu" or (data_device == "auto" and device.type != "cuda"):
-        return dataset
-    if device.type != "cuda":
-        raise UserError(f"--data_device cuda: the run computes on {device.type}. Give --data_device auto.")
-    free, _ = torch.cuda.mem_get_info(device)
-    if dataset.num_bytes <= SHARE_OF_DEVICE * free:
-        return dataset.to(device)
-    if data_device == "auto":
-        return dataset
-    raise UserError(
-        f"--data_device cuda: {dataset.num_bytes:,} bytes of data are more than a quarter of the {free:,} that are "
-        f"free on {device}. Give --data_device auto."
-    )
-
-
-def with_values_of(opt: Options, pretrained: str | None) -> Options:
-    """Return the options with the values of the masks that a checkpoint was trained on, if the classes are as many."""
-    if pretrained is None or getattr(opt, "mask_values", ()) is not None:
-        return opt
-    content = load_file(pretrained)
-    known = content.get("options") if isinstance(content, dict) else None
-    if not isinstance(known, dict) or not known.get("mask_values") or known.get("n_classes") != opt.n_classes:
-        return opt
-    return changed(opt, mask_values=[mask_value(str(value)) for value in known["mask_values"]])
 
 
 def with_found(opt: Options, datasets: dict[str, Dataset]) -> Options:

@@ -2,11 +2,10 @@
 
 import signal
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from multiprocessing.process import BaseProcess
 from typing import Any
 
-from utils.batch import form_of
 from utils.errors import LoadingError, UserError
 
 HINTS = {
@@ -81,3 +80,19 @@ def of_collating(error: Exception, samples: Sequence[Any]) -> tuple[int | None, 
     else:
         why = f"A sample is unlike the others of its batch: it is {forms[unlike]}, and they are {usual}."
     return unlike, UserError(f"{why} Let all be tensors, numbers or texts of one shape, or give a collate_fn.")
+
+
+def form_of(sample: Any) -> str:
+    """Describe a sample: the types in it, and the shapes of tensors and arrays.
+
+    >>> import numpy as np
+    >>> form_of((np.zeros((3, 8)), {"label": 1}))
+    '(float64 (3, 8), {label: int})'
+    """
+    if hasattr(sample, "shape") and hasattr(sample, "dtype"):
+        return f"{str(sample.dtype).removeprefix('torch.')} {tuple(sample.shape)}"
+    if isinstance(sample, Mapping):
+        return f"{{{', '.join(f'{key}: {form_of(value)}' for key, value in sample.items())}}}"
+    if isinstance(sample, tuple | list):
+        return f"({', '.join(map(form_of, sample))})"
+    return type(sample).__name__

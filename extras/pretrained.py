@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from engine.checkpoints.file import load_file, weights_of
+from engine.options.parser import Options, changed, mask_value
 from utils.errors import UserError
 
 WRAPPERS = ("module.", "_orig_mod.", "model.", "network.", "state_dict.")  # of DataParallel, torch.compile and others
@@ -122,3 +123,14 @@ def load_pretrained(network: nn.Module, path: str, name: str = "model") -> str:
         if names:
             lines.append(f"  {label} ({len(names)}): {', '.join(names[:8])}{', ...' if len(names) > 8 else ''}")
     return "\n".join(lines)
+
+
+def with_mask_values(opt: Options, path: str) -> Options:
+    """Return the options with the values of the masks that a checkpoint was trained on, if the classes are as many."""
+    if getattr(opt, "mask_values", ()) is not None:
+        return opt
+    content = load_file(path)
+    known = content.get("options") if isinstance(content, dict) else None
+    if not isinstance(known, dict) or not known.get("mask_values") or known.get("n_classes") != opt.n_classes:
+        return opt
+    return changed(opt, mask_values=[mask_value(str(value)) for value in known["mask_values"]])

@@ -55,21 +55,6 @@ def rebuilt(like: tuple | list, values: Iterable[Any]) -> Any:
     return type(like)(*values) if hasattr(like, "_fields") else type(like)(values)
 
 
-def form_of(sample: Any) -> str:
-    """Describe a sample: the types in it, and the shapes of tensors and arrays.
-
-    >>> form_of((torch.zeros(3, 8), {"label": 1}))
-    '(float32 (3, 8), {label: int})'
-    """
-    if hasattr(sample, "shape") and hasattr(sample, "dtype"):
-        return f"{str(sample.dtype).removeprefix('torch.')} {tuple(sample.shape)}"
-    if isinstance(sample, Mapping):
-        return f"{{{', '.join(f'{key}: {form_of(value)}' for key, value in sample.items())}}}"
-    if isinstance(sample, tuple | list):
-        return f"({', '.join(map(form_of, sample))})"
-    return type(sample).__name__
-
-
 def iterate_tensors(batch: Any) -> Iterator[Tensor]:
     """Yield the tensors of nested tuples, lists, dictionaries and objects that move themselves, in order."""
     if isinstance(batch, Tensor):

@@ -9,10 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils.data import Dataset
 
-from data.data_entry import build_loaders, place_data
+from data.data_entry import build_loaders
 from data.dataloader import DataLoaderSource
 from data.loader import SAMPLES_AT_ONCE, EvalLoader, MemorySource, UpdateLoader, is_in_memory
 from engine.devices.process_group import share_of
+from extras.gpu_data import place_data
 from utils.errors import UserError
 
 NUM_SAMPLES = 53

@@ -5,7 +5,8 @@ import pytest
 import torch
 from PIL import Image
 
-from utils.draw import captioned_grid, contact_sheet, save_confusion_matrix, save_picture, to_pixels
+from extras.confusion_matrix import save_confusion_matrix
+from utils.draw import captioned_grid, contact_sheet, save_picture, to_pixels
 
 
 def is_picture(picture: torch.Tensor) -> bool:
