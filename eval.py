@@ -257,10 +257,11 @@ class EvaluatorBase:
         Raises:
             UserError: the weights are those of other networks.
         """
-        networks = {}
-        for name, network in cls.build_networks(opt).items():
-            networks[name] = place_network(network, device, opt.channels_last, opt.compile)
-        criterion = cls.build_criterion(opt).to(device)
+        networks = dict(cls.build_networks(opt))
+        criterion = cls.build_criterion(opt)
         set_state(networks, weights_of(state, opt.use_average), f"The checkpoint {opt.model_path}")
         set_state(criterion, state["criterion"], f"The loss of the checkpoint {opt.model_path}")
+        for name, network in networks.items():  # now, as lazy layers had no shape before
+            networks[name] = place_network(network, device, opt.channels_last, opt.compile)
+        criterion = criterion.to(device)
         return cls(opt, networks, criterion, device, Precision(opt.amp, device))

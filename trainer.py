@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.lazy import LazyModuleMixin
 
 from callbacks.callback import Callback, CallbackList
 from callbacks.callback_entry import build_asked_for, build_default_callbacks
@@ -84,7 +85,11 @@ class TrainerBase:
         self.seen_groups = seen_groups(self.datasets, self.initial_weights)
 
         # ---- the networks, and how they learn
-        self.networks = place_networks(opt, self.build_networks(), self.device, self.distributed)
+        self.micro_batch_size = opt.batch_size if opt.micro_batch_size in (None, "auto") else opt.micro_batch_size
+        networks = self.build_networks()
+        if any(isinstance(module, LazyModuleMixin) for network in networks.values() for module in network.modules()):
+            load("extras.lazy_layers:materialize", "model_type")(self, networks)
+        self.networks = place_networks(opt, networks, self.device, self.distributed)
         self.in_eval_mode = freeze(opt, self.networks)  # by network: the modules that stay in eval mode
         pretrained_notes = self.load_initial_weights()
         self.wrapped = {name: self.distributed.wrap(network, self.device) for name, network in self.networks.items()}
@@ -94,7 +99,6 @@ class TrainerBase:
         self.optimizers = checked_optimizers(
             self.build_optimizers(), self.networks, self.criterion, self.distributed.size
         )
-        self.micro_batch_size = opt.batch_size if opt.micro_batch_size in (None, "auto") else opt.micro_batch_size
         self.train_loader, self.val_loader = self.build_loaders()
         self.train_loader.count = self.evaluator.loss_counter()
         num_updates = length_of(opt, self.train_loader.updates_per_epoch)
