@@ -121,6 +121,7 @@ class ModelTrainer(TrainerBase):
         self.given_datasets = {"train": dataset, "val": [] if val_dataset is None else val_dataset}
         self.schedule_per_update = schedule_per_update
         self.given_callbacks = list(callbacks)
+        self.given_modes = [(module, module.training) for module in model.modules()]
         algorithms = Algorithms.now()
         super().__init__(opt)
         if not opt.deterministic and algorithms != Algorithms():  # torch's own, so the user has chosen them
@@ -174,8 +175,10 @@ class ModelTrainer(TrainerBase):
             self.unwrap()
 
     def unwrap(self) -> None:
-        """Let go of the wrapper of several processes, so that another run may wrap the model again."""
+        """Let go of the wrapper of several processes, and put the modules back in the modes that they were given in."""
         self.wrapped = dict(self.networks)
+        for module, is_training in self.given_modes:
+            module.training = is_training
         gc.collect()
 
 
@@ -446,6 +449,9 @@ def check_parts(model: Any, optimizer: Any, scheduler: Any, dataset: Any, val_da
                 raise UserError(f"argument scheduler: {type(scheduler).__name__} has no {name}.")
         if scheduler.optimizer is not optimizer:
             raise UserError("argument scheduler: it is that of another optimizer.")
+    lazy = [name for name, parameter in model.named_parameters() if nn.parameter.is_lazy(parameter)]
+    if lazy:
+        raise UserError(f"argument model: {lazy[0]} has no shape yet. Call the model once, on a batch, before.")
     for name, data in (("dataset", dataset), ("val_dataset", val_dataset)):
         if data is None and name == "val_dataset":
             continue

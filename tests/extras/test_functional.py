@@ -187,6 +187,20 @@ def test_a_frozen_layer_stays_in_eval_mode(settings):
     assert all(torch.equal(value, before[name]) for name, value in norm.state_dict().items())
 
 
+def test_the_modes_of_the_modules_are_as_before_and_not_in_the_training(settings):
+    class Noted(Classifier):
+        def forward(self, inputs, labels):
+            modes.append((self.training, self.layers.training))
+            return super().forward(inputs, labels)
+
+    for is_training in (True, False):  # some libraries return networks in eval mode
+        modes = []
+        model = Noted().train(is_training)
+        fit(model, torch.optim.SGD(model.parameters(), 0.1), None, points(), 64, num_epochs=1, **settings)
+        assert modes == [(True, True)] * 2
+        assert {module.training for module in model.modules()} == {is_training}
+
+
 @pytest.mark.parametrize("deterministic", [True, False])
 def test_the_settings_of_torch_and_the_random_generators_are_left_alone(settings, deterministic, monkeypatch):
     monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
@@ -546,6 +560,12 @@ def test_a_schedule_that_ends_before_the_run_is_refused_before_it_begins(setting
     with pytest.raises(UserError, match="OneCycleLR ends after 9 updates, and the run makes 10"):
         fit(model, optimizer, OneCycleLR(optimizer, 0.1, total_steps=9), points(), 16, num_updates=10, **settings)
     assert not settings["output_dir"].exists()
+
+
+def test_a_model_without_shapes_is_named(settings):
+    model = nn.Sequential(nn.LazyLinear(3))
+    with pytest.raises(UserError, match=r"argument model: 0.weight has no shape yet"):
+        fit(model, torch.optim.SGD(model.parameters(), 0.1), None, points(), 16, num_epochs=1, **settings)
 
 
 def test_an_optimizer_that_needs_a_closure_is_named(settings):
