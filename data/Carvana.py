@@ -141,15 +141,11 @@ class CarvanaDataset(Dataset):
 def check_sizes(image_path: Any, mask_path: Any) -> None:
     """Raise UserError when an image and its mask, both upright, are not of one size; files are as Pillow takes them."""
     (width, height), mask_size = image_size(image_path), image_size(mask_path)
-    if (width, height) == mask_size:
-        return
-    turned = ""
-    if (height, width) == mask_size:
-        turned = " Each was turned upright as its EXIF data says: does one of the two lack that, or should it?"
-    raise UserError(
-        f"{image_path} has {width} x {height} pixels, but {mask_path} has {mask_size[0]} x {mask_size[1]}. "
-        f"An image and its mask must be of one size.{turned}"
-    )
+    if (width, height) != mask_size:
+        raise UserError(
+            f"{image_path} has {width} x {height} pixels, but {mask_path} has {mask_size[0]} x {mask_size[1]}. An "
+            f"image and its mask must be of one size, each turned upright as its own EXIF data says."
+        )
 
 
 def check_options(n_channels: int, mode: str, white: Any = None, **at_least_one: int) -> None:

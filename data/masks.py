@@ -21,6 +21,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from data.pairs import shorten
 from utils.errors import UserError
 from utils.image_file import read_image
 from utils.meter import IGNORED
@@ -31,7 +32,6 @@ MAX_VALUES = 256  # distinct colours in one file, above which it is no mask
 HALF = 128  # where the masks that went through JPEG are cut
 SCAN_THREADS = 4
 UNKNOWN = -1  # in place of a class
-NAMED = 10  # bad masks in a message
 PIXELS_VERSION = 2  # to be raised with each change that gives other pixels or classes, since they are kept in caches
 
 
@@ -80,12 +80,17 @@ def read_classes(path: str | Path, class_map: ClassMap, size: tuple[int, int] | 
         classes = class_map.classes(value_codes(pixels, image))
     is_unknown = classes == UNKNOWN
     if is_unknown.any():
-        code = value_codes(pixels[is_unknown], image)[0]
-        raise UserError(
-            f"{path} holds the value {code_text(code)}, but the classes are {codes_text(class_map.codes)}. Mend the "
-            f"file, or name all values in the order of their classes: --mask_values, with as many --n_classes."
-        )
+        raise unknown_value(path, value_codes(pixels[is_unknown], image)[0], class_map.codes)
     return classes
+
+
+def unknown_value(path: str | Path, code: int, codes: Sequence[int]) -> UserError:
+    """Return the error for a mask that holds a code of no class."""
+    return UserError(
+        f"{path} holds the value {code_text(code)}, but the classes are {codes_text(codes, len(codes))}: those of the "
+        f"checkpoint, of --mask_values, or of the masks that were scanned. Mend the file, or name all values in the "
+        f"order of their classes: --mask_values, with as many --n_classes."
+    )
 
 
 def load_mask(path: str | Path, class_map: ClassMap, size: tuple[int, int] | None = None) -> Tensor:
@@ -166,9 +171,10 @@ def scan_masks(
     """
     allowed = max(n_classes, 2)
     cut = allowed == 2 and not ignored
+    needed = allowed + len(ignored or ())  # values that tell all classes
     chosen = [paths[i * len(paths) // max_scan] for i in range(max_scan)] if len(paths) > max_scan else paths
     found, bad = scan_files(chosen, cut, max_bad)
-    if len(chosen) < len(paths) and len(set().union(*(codes for _, codes in found.values()))) < allowed:
+    if len(chosen) < len(paths) and len(set().union(*(codes for _, codes in found.values()))) < needed:
         chosen, (found, bad) = paths, scan_files(paths, cut, max_bad)
     palette = shared_palette(found)
     left_out = tuple(code_of(value, palette) for value in ignored or ())
@@ -189,7 +195,7 @@ def scan_masks(
     if left_out:
         report += f", ignored {codes_text(left_out, len(left_out))}"
     if bad:
-        names = ", ".join(map(str, bad[:NAMED])) + (f" and {len(bad) - NAMED:,} more" if len(bad) > NAMED else "")
+        names = shorten(list(map(str, bad)))
         report += f"; skipped {names}"
         logging.getLogger(__name__).warning(f"{len(bad):,} of {len(chosen):,} masks cannot be used: {names}")
     return ClassMap(codes, cut, left_out), report
@@ -214,8 +220,7 @@ def refuse_surplus(
         n_classes: the most values that may occur.
     """
     allowed = max(n_classes, 2)
-    most_first = sorted(files_with, key=lambda code: (-files_with[code], code not in (0, WHITE)))
-    usual = set(most_first[:allowed])
+    usual = set(sorted(files_with, key=lambda code: (-files_with[code], code not in (0, WHITE)))[:allowed])
     path = max(found, key=lambda path: len(found[path][1].keys() - usual))
     kind, held = found[path]
     hint = f"Give --n_classes {len(files_with)} if each value is a class."
@@ -244,15 +249,12 @@ def check_known(
         n_classes: see `scan_masks`.
         ignored: codes of no class, which masks may hold.
     """
-    text = codes_text(codes, len(codes))
     if len(codes) != len(set(codes)) or len(codes) > max(n_classes, 2):
+        text = codes_text(codes, len(codes))
         raise UserError(f"--mask_values {text}: give different values, and at most as many as --n_classes {n_classes}.")
     for path, (_, held) in found.items():
         if unknown := sorted(set(held).difference(codes, ignored)):
-            raise UserError(
-                f"{path} holds the value {code_text(unknown[0])}, but the classes are {text}: those of the checkpoint, "
-                f"or of --mask_values. Mend the file, or name all values in the order of their classes: --mask_values."
-            )
+            raise unknown_value(path, unknown[0], codes)
 
 
 def scan_files(

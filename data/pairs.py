@@ -95,6 +95,7 @@ def car_of(name: str) -> str:
 
 
 def shorten(files: list[str], most: int = 10) -> str:
+    """Join the names of files for a message, and count those beyond the first ones."""
     more = f" and {len(files) - most} more ({len(files)} in all)" if len(files) > most else ""
     return ", ".join(files[:most]) + more
 

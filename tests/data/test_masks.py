@@ -264,6 +264,13 @@ def test_a_class_that_the_sample_lacks_is_looked_for_in_all_masks(tmp_path):
     assert load_mask(paths[7], class_map).max() == 2 and "masks: 20 files scanned" in report
 
 
+def test_a_class_that_the_sample_lacks_is_looked_for_beside_an_ignored_value(tmp_path):
+    paths = [write_mask(tmp_path, f"a_{i:02d}_mask.png", Image.fromarray(TRUTH[:, :9] * 255)) for i in range(20)]
+    Image.fromarray(TRUTH[:, :9] * 2).save(paths[7])
+    class_map, _ = scan_masks(paths, n_classes=2, max_scan=5, ignored=[255])  # the sample holds 0 and 255
+    assert load_mask(paths[7], class_map).max() == 1 and load_mask(paths[0], class_map).min() == -100
+
+
 def test_a_resized_mask_holds_no_mixed_classes(tmp_path):
     classes = (np.arange(24 * 36).reshape(24, 36) // 7 % 3).astype(np.uint8)
     path = write_mask(tmp_path, "a_01_mask.png", Image.fromarray(classes * 2))  # a mean of 0 and 4 would be 2
@@ -348,4 +355,4 @@ def test_many_bad_masks_are_not_all_named(tmp_path):
     paths = [write_mask(tmp_path, f"a_{i:02d}_mask.png") for i in range(14)]
     for path in paths[2:]:
         path.write_bytes(b"")
-    assert scan_masks(paths, max_bad=1)[1].endswith(f"{paths[11]} and 2 more")
+    assert scan_masks(paths, max_bad=1)[1].endswith(f"{paths[11]} and 2 more (12 in all)")
