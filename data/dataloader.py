@@ -36,6 +36,7 @@ from utils.seed import mix, preserved_random_state, seed_cpu
 
 POLL_SECONDS = 0.5  # DataLoader restarts its clock with each batch that arrives out of order, hence so short
 ABANDONED: list[Any] = []  # iterators whose processes were killed, see `abandon`
+ERRORS = "extras.loading_errors"
 COLLATE = 1  # makes the seed of `collate_fn` another one than that of a sample
 MOST_NOTED = 64  # samples of a batch that is loaded in one call
 # A note of a process: since when (monotonic clock, in nanoseconds; 0: it waits for work), how many samples, and which.
@@ -86,6 +87,8 @@ class DataLoaderSource:
         self.num_polls = max(2, math.ceil(self.worker_timeout / POLL_SECONDS))
         self.bad = BadSamples() if bad is None else bad
         self.fetcher = BatchFetcher(dataset, seed, part, self.bad.limit > 0, num_workers)
+        if num_workers:
+            load(f"{ERRORS}:of_wait", "num_workers")  # where no more files can be opened, it could not be imported
         self.settings = {
             "batch_sampler": sampler,
             "collate_fn": as_it_is,
@@ -206,7 +209,7 @@ class DataLoaderSource:
 
 def explained(function: str, *arguments: Any) -> Any:
     """Return the error that a function of extras/loading_errors.py makes of what has failed."""
-    return load(f"extras.loading_errors:{function}", "num_workers")(*arguments)
+    return load(f"{ERRORS}:{function}", "num_workers")(*arguments)
 
 
 def as_it_is(fetched: Any) -> Any:
