@@ -8,9 +8,8 @@ from typing import Any
 import numpy as np
 from torch import nn
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
+from torch.optim.lr_scheduler import LRScheduler
 
-from engine.checkpoints.state import plain, set_state
 from engine.registry import call, find, load
 from utils.clipper import Clipper
 from utils.errors import UserError, nearest
@@ -21,7 +20,6 @@ FUSED = ("adam", "adamW", "sgd", "nesterov")  # of torch, other classes have suc
 SCHEDULE_OPTIONS = (
     "warmup_epoch", "warmup_multiplier", "lr_decay_epochs", "lr_decay_every", "lr_decay_rate", "lr_min",
 )  # fmt: skip
-OF_OUR_SCHEDULES = ("warmup_epoch", "lr_min", "lr_decay_epochs", "lr_decay_every")  # unset by default
 
 
 # ---- parameters ------------------------------------------------------------------------------------------------------
@@ -116,36 +114,6 @@ def checked_optimizers(
 
 
 # ---- schedulers ------------------------------------------------------------------------------------------------------
-class OncePerEpoch:
-    """Steps a scheduler after the last update of each epoch, while it is itself stepped after every update.
-
-    Args:
-        scheduler: steps once per epoch.
-        updates_per_epoch: at least 1.
-    """
-
-    def __init__(self, scheduler: LRScheduler, updates_per_epoch: int):
-        self.scheduler = scheduler
-        self.optimizer = scheduler.optimizer
-        self.updates_per_epoch = updates_per_epoch
-        self.total_steps = None
-        if isinstance(getattr(scheduler, "total_steps", None), int):
-            self.total_steps = scheduler.total_steps * updates_per_epoch
-        self.num_updates = 0
-
-    def step(self) -> None:
-        self.num_updates += 1
-        if self.num_updates % self.updates_per_epoch == 0:
-            self.scheduler.step()
-
-    def state_dict(self) -> dict[str, Any]:
-        return {"num_updates": self.num_updates, "scheduler": self.scheduler.state_dict()}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        set_state(self.scheduler, state["scheduler"], "The scheduler of the checkpoint")
-        self.num_updates = state["num_updates"]
-
-
 def length_of(opt: Namespace, updates_per_epoch: int) -> int:
     """Return the number of updates of a run."""
     num_updates = opt.n_epoch * updates_per_epoch
@@ -154,46 +122,37 @@ def length_of(opt: Namespace, updates_per_epoch: int) -> int:
 
 def make_schedulers(
     opt: Namespace, optimizers: Mapping[str, Optimizer], updates_per_epoch: int
-) -> dict[str, LRScheduler | OncePerEpoch]:
+) -> dict[str, LRScheduler]:
     """Return a scheduler for each optimizer, by the same name; it is stepped once per update, see --scheduler_step."""
     num_updates = length_of(opt, updates_per_epoch)
-    if opt.scheduler_step == "update":
-        return {name: make_scheduler(opt, one, updates_per_epoch, num_updates) for name, one in optimizers.items()}
-    num_epochs = -(-num_updates // updates_per_epoch)  # rounded up
-    by_epoch = {name: make_scheduler(opt, one, 1, num_epochs) for name, one in optimizers.items()}
-    return {name: OncePerEpoch(scheduler, updates_per_epoch) for name, scheduler in by_epoch.items()}
+    if opt.scheduler_step == "epoch":
+        make = load("extras.schedulers:make_stepped_by_epoch", "scheduler_step")
+    else:
+        make = make_scheduler
+    return {name: make(opt, optimizer, updates_per_epoch, num_updates) for name, optimizer in optimizers.items()}
 
 
 def make_scheduler(opt: Namespace, optimizer: Optimizer, steps_per_epoch: int, num_steps: int) -> LRScheduler:
     """Return the scheduler of --lr_scheduler, which is stepped `num_steps` times in the run.
 
-    A class of torch, or a user-defined one, is given `num_steps` as `total_steps` or `T_max` if it takes one of these.
     A resume with another length goes on with the rates of that length, see `resume_schedule`.
 
     Raises:
-        UserError: when it cannot be made with its arguments, or has a state that cannot be saved.
+        UserError: when it cannot be made with its arguments.
     """
     name = opt.lr_scheduler
-    if name in SCHEDULERS:
-        if opt.scheduler_args:
-            raise UserError(f"--scheduler_args is for a class of torch or of your own, not for --lr_scheduler {name}.")
-        settings = {option: getattr(opt, option) for option in SCHEDULE_OPTIONS}
-        lengths = {"num_epochs": opt.n_epoch, "updates_per_epoch": steps_per_epoch, "num_updates": num_steps}
-        return build_scheduler(optimizer, name, **lengths, **settings)
-    for option in OF_OUR_SCHEDULES:
-        if getattr(opt, option):
-            raise UserError(f"--{option} is for {', '.join(SCHEDULERS)}, not for --lr_scheduler {name}.")
-    offered = {} if "epochs" in opt.scheduler_args else {"total_steps": num_steps, "T_max": num_steps}
-    scheduler = call(find("scheduler", name), offered, opt.scheduler_args, "--scheduler_args", first=[optimizer])
-    if not isinstance(scheduler, LRScheduler) or isinstance(scheduler, ReduceLROnPlateau):
-        raise UserError(f"--lr_scheduler {name} makes no LRScheduler whose step() needs no arguments.")
-    plain(scheduler.state_dict(), f"--lr_scheduler {name} cannot be saved: its state")
-    return scheduler
+    if name not in SCHEDULERS:
+        return load("extras.schedulers:make_by_class", "lr_scheduler")(opt, optimizer, num_steps)
+    if opt.scheduler_args:
+        raise UserError(f"--scheduler_args is for a class of torch or of your own, not for --lr_scheduler {name}.")
+    settings = {option: getattr(opt, option) for option in SCHEDULE_OPTIONS}
+    lengths = {"num_epochs": opt.n_epoch, "updates_per_epoch": steps_per_epoch, "num_updates": num_steps}
+    return build_scheduler(optimizer, name, **lengths, **settings)
 
 
 def checked_schedulers(
-    schedulers: Mapping[str, LRScheduler | OncePerEpoch], optimizers: Mapping[str, Optimizer], num_updates: int
-) -> dict[str, LRScheduler | OncePerEpoch]:
+    schedulers: Mapping[str, LRScheduler], optimizers: Mapping[str, Optimizer], num_updates: int
+) -> dict[str, LRScheduler]:
     """Return the schedulers, if each has the name of its optimizer and lasts for all updates; UserError otherwise."""
     for name, scheduler in schedulers.items():
         if scheduler.optimizer is not optimizers.get(name):

@@ -27,11 +27,12 @@ from torch.utils.data import Dataset
 
 from callbacks.callback import Callback
 from engine.devices.job import place
-from engine.optimizers import OncePerEpoch, needs_closure
+from engine.optimizers import needs_closure
 from engine.options.parser import as_flags, number
 from eval import EvaluatorBase
 from extras.in_order import InOrder
 from extras.param_groups import param_groups
+from extras.schedulers import OncePerEpoch
 from tools.lr_finder import LrCurve
 from trainer import TrainerBase
 from utils.errors import UserError, nearest, shown

@@ -1,0 +1,73 @@
+"""Learning-rate schedulers of torch and user-defined ones, and any that is stepped once per epoch."""
+
+from argparse import Namespace
+from typing import Any
+
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
+
+from engine.checkpoints.state import plain, set_state
+from engine.optimizers import make_scheduler
+from engine.registry import call, find
+from utils.errors import UserError
+from utils.scheduler import SCHEDULERS
+
+OF_OUR_SCHEDULES = ("warmup_epoch", "lr_min", "lr_decay_epochs", "lr_decay_every")  # unset by default
+
+
+def make_by_class(opt: Namespace, optimizer: Optimizer, num_steps: int) -> LRScheduler:
+    """Return a scheduler of a class of torch, or of a user-defined one, which is stepped `num_steps` times in the run.
+
+    The class is given `num_steps` as `total_steps` or `T_max` if it takes one of these.
+
+    Raises:
+        UserError: when it cannot be made with its arguments, or has a state that cannot be saved.
+    """
+    name = opt.lr_scheduler
+    for option in OF_OUR_SCHEDULES:
+        if getattr(opt, option):
+            raise UserError(f"--{option} is for {', '.join(SCHEDULERS)}, not for --lr_scheduler {name}.")
+    offered = {} if "epochs" in opt.scheduler_args else {"total_steps": num_steps, "T_max": num_steps}
+    scheduler = call(find("scheduler", name), offered, opt.scheduler_args, "--scheduler_args", first=[optimizer])
+    if not isinstance(scheduler, LRScheduler) or isinstance(scheduler, ReduceLROnPlateau):
+        raise UserError(f"--lr_scheduler {name} makes no LRScheduler whose step() needs no arguments.")
+    plain(scheduler.state_dict(), f"--lr_scheduler {name} cannot be saved: its state")
+    return scheduler
+
+
+def make_stepped_by_epoch(
+    opt: Namespace, optimizer: Optimizer, updates_per_epoch: int, num_updates: int
+) -> "OncePerEpoch":
+    """Return the scheduler of --lr_scheduler, stepped once per epoch (--scheduler_step epoch)."""
+    num_epochs = -(-num_updates // updates_per_epoch)  # rounded up
+    return OncePerEpoch(make_scheduler(opt, optimizer, 1, num_epochs), updates_per_epoch)
+
+
+class OncePerEpoch:
+    """Steps a scheduler after the last update of each epoch, while it is itself stepped after every update.
+
+    Args:
+        scheduler: steps once per epoch.
+        updates_per_epoch: at least 1.
+    """
+
+    def __init__(self, scheduler: LRScheduler, updates_per_epoch: int):
+        self.scheduler = scheduler
+        self.optimizer = scheduler.optimizer
+        self.updates_per_epoch = updates_per_epoch
+        self.total_steps = None
+        if isinstance(getattr(scheduler, "total_steps", None), int):
+            self.total_steps = scheduler.total_steps * updates_per_epoch
+        self.num_updates = 0
+
+    def step(self) -> None:
+        self.num_updates += 1
+        if self.num_updates % self.updates_per_epoch == 0:
+            self.scheduler.step()
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"num_updates": self.num_updates, "scheduler": self.scheduler.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        set_state(self.scheduler, state["scheduler"], "The scheduler of the checkpoint")
+        self.num_updates = state["num_updates"]
