@@ -75,9 +75,6 @@ class TrainerBase:
         self.precision = Precision(opt.amp, self.device)
 
         # ---- the data
-        if self.initial_weights:
-            with_mask_values = load("extras.pretrained:with_mask_values", "pretrained")
-            self.opt = opt = with_mask_values(opt, self.initial_weights)  # its classes, unless they are given
         with self.distributed.main_first():  # else two processes would download, or fill a cache, at once
             self.datasets = self.build_datasets()
         self.opt = opt = with_found(opt, self.datasets)  # such as the values of the masks, which checkpoints keep
@@ -86,9 +83,7 @@ class TrainerBase:
 
         # ---- the networks, and how they learn
         self.micro_batch_size = opt.batch_size if opt.micro_batch_size in (None, "auto") else opt.micro_batch_size
-        networks = self.build_networks()
-        if any(isinstance(module, LazyModuleMixin) for network in networks.values() for module in network.modules()):
-            load("extras.lazy_layers:materialize", "model_type")(self, networks)
+        networks = self.with_shapes(self.build_networks())
         self.networks = place_networks(opt, networks, self.device, self.distributed)
         self.in_eval_mode = freeze(opt, self.networks)  # by network: the modules that stay in eval mode
         pretrained_notes = self.load_initial_weights()
@@ -396,6 +391,12 @@ class TrainerBase:
     def join_processes(self, opt: Namespace) -> tuple[Any, list[torch.device], str]:
         """Meet the other processes; return them, the devices of this one, and a line about both for the log."""
         return join_processes(opt)
+
+    def with_shapes(self, networks: dict[str, nn.Module]) -> dict[str, nn.Module]:
+        """Return the networks after lazy layers, such as `nn.LazyLinear`, have got their shapes by the first batch."""
+        if any(isinstance(module, LazyModuleMixin) for network in networks.values() for module in network.modules()):
+            load("extras.lazy_layers:materialize", "model_type")(self, networks)
+        return networks
 
     @property
     def initial_weights(self) -> str | None:

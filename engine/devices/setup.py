@@ -30,9 +30,14 @@ def join_processes(opt: Namespace) -> tuple[Distributed, list[torch.device], str
 
 
 def agree_on_options(opt: Namespace, distributed: Distributed) -> Namespace:
-    """Return the options with what process 0 has drawn or found for itself: the seed, and the checkpoint to resume."""
+    """Return the options with what process 0 has drawn or found for itself: the seed, and the checkpoint to resume.
+
+    Masks mean the same classes as in the run that --pretrained starts from, unless the options say otherwise.
+    """
     seed, resume = distributed.broadcast((opt.seed, opt.resume))
     notes = opt.resume_notes if distributed.is_main else []
+    if opt.pretrained and not resume:
+        opt = load("extras.pretrained:with_mask_values", "pretrained")(opt, opt.model_path)
     return changed(opt, seed=seed, resume=resume, resume_notes=notes)
 
 
