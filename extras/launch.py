@@ -1,8 +1,8 @@
 """Start the processes of a job through torch's own elastic launcher, and report how they ended.
 
 The launcher (https://docs.pytorch.org/docs/stable/elastic/run.html) watches the processes. When one ends badly it
-ends the others, and starts all of them again if it is allowed to. It listens on the loopback interface only: its
-key-value store has no password, and whoever reaches it can write to it.
+ends the others, and starts all of them again if it is allowed to. No other machine can reach it or the processes: see
+extras/one_machine.py.
 """
 
 import contextlib
@@ -11,10 +11,13 @@ import hashlib
 import logging
 import os
 import signal
+import socket
 import sys
+import threading
 import uuid
 from argparse import Namespace
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 
 from engine.devices.job import place
 from engine.options.parser import printable, run_main
@@ -61,10 +64,12 @@ def start_processes(arguments: Sequence[str], count: int, max_restarts: int = 0)
         PeerError: one of them was killed.
         SystemExit: with their status, unless that is 0; they have printed the reason.
     """
-    # Imported here: it takes a second, and most runs have one process.
+    # Imported here: it takes a second, and the processes that are started need none of it.
     from torch.distributed.elastic.multiprocessing import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+    from extras.one_machine import keep_to_one_machine
 
     for name in list(logging.root.manager.loggerDict):
         if name.startswith("torch.distributed"):
@@ -73,15 +78,51 @@ def start_processes(arguments: Sequence[str], count: int, max_restarts: int = 0)
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // count)))
     config = LaunchConfig(
         min_nodes=1, max_nodes=1, nproc_per_node=count, run_id=uuid.uuid4().hex, max_restarts=max_restarts,
-        rdzv_backend="c10d", rdzv_endpoint="127.0.0.1:0", local_addr="127.0.0.1", monitor_interval=0.1,
+        rdzv_backend=keep_to_one_machine(), local_addr="127.0.0.1", monitor_interval=0.1,
         signals_to_handle=",".join(name for name in HANDLED if hasattr(signal, name)), shutdown_timeout=PATIENCE,
     )  # fmt: skip
     try:
-        elastic_launch(config, sys.executable)(*arguments)
+        with children_woken():
+            elastic_launch(config, sys.executable)(*arguments)
     except ChildFailedError as error:
         end_as(error.failures)
     except SignalException as error:
         sys.exit(exit_status(error.sigval))
+
+
+@contextlib.contextmanager
+def children_woken() -> Iterator[None]:
+    """In the block, a signal to this process wakes its stopped children.
+
+    A process that was stopped (SIGSTOP) cannot obey the signal that the launcher passes on, and the others would wait
+    for it until all are killed, without a checkpoint.
+    """
+    reader, writer = socket.socketpair()
+    writer.setblocking(False)
+
+    def watch() -> None:
+        while reader.recv(64):
+            wake_children()
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    previous = signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
+    try:
+        yield
+    finally:
+        signal.set_wakeup_fd(previous)
+        writer.shutdown(socket.SHUT_WR)
+        thread.join()
+        reader.close()
+        writer.close()
+
+
+def wake_children() -> None:
+    """Let stopped children of this process go on, where the system lists them: on Linux."""
+    for path in Path("/proc/self/task").glob("*/children"):
+        for pid in path.read_text().split():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(int(pid), signal.SIGCONT)
 
 
 def end_as(failures: dict) -> None:

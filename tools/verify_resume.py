@@ -29,7 +29,7 @@ from engine.checkpoints.file import load_checkpoint
 from engine.options.parser import OptionParser, number, run_main
 from engine.runs.signals import SIGNALS, Terminated
 from tools.digest import NOT_THE_RUN, digests
-from utils.errors import UserError
+from utils.errors import PeerError, UserError
 
 EPOCHS, BATCHES, SAVE_EVERY = 3, 8, 3
 FLAGS = {
@@ -92,7 +92,8 @@ class Runs:
             status = self.start(name, next(num_workers), *resume, kill_at=update)
             if status == 0:
                 break  # with a fault, the end may come before the last kill
-            if status != -signal.SIGKILL or update is None:
+            # Of several processes one is killed, and their launcher ends with the status for that.
+            if update is None or status not in (-signal.SIGKILL, PeerError.status):
                 self.stop(name, status)
         return self.read(name)
 

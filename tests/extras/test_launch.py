@@ -1,9 +1,12 @@
 """Start processes, and report how they ended. Real processes are killed in tests/torture."""
 
 import contextlib
+import os
 import signal
 import socket
+import subprocess
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -12,7 +15,7 @@ from engine.devices.job import place
 from extras import job_store as store_module
 from extras import launch as processes
 from extras.job_store import job_store
-from extras.launch import end_as, own_command, reported
+from extras.launch import children_woken, end_as, own_command, reported
 from utils.errors import DivergedError, PeerError, UserError
 
 
@@ -118,6 +121,22 @@ def test_the_own_command_is_what_was_typed(monkeypatch):
     assert own_command(["--lr", "1"]) == ["-m", "my.task", "kind", "--lr", "1"]
     monkeypatch.setattr(sys, "argv", ["task.py"])
     assert own_command(["--lr", "2"]) == ["task.py", "--lr", "2"]
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="the system does not list children")
+def test_a_signal_wakes_stopped_children():
+    with subprocess.Popen(["sleep", "60"]) as child:
+        try:
+            child.send_signal(signal.SIGSTOP)
+            os.waitpid(child.pid, os.WUNTRACED)  # until it is stopped
+            handler = signal.signal(signal.SIGUSR1, lambda *_: None)
+            with children_woken():
+                os.kill(os.getpid(), signal.SIGUSR1)
+                _, status = os.waitpid(child.pid, os.WCONTINUED)
+            signal.signal(signal.SIGUSR1, handler)
+            assert os.WIFCONTINUED(status)
+        finally:
+            child.kill()
 
 
 # ---- in a process of several -----------------------------------------------------------------------------------------

@@ -1,5 +1,6 @@
 """A resume that is exact passes the check; each kind of planted fault is caught, and its cause is named."""
 
+import itertools
 import os
 import re
 import shutil
@@ -29,7 +30,7 @@ from tools.verify_resume import (
 )
 from trainer_seg_on_carvana import TrainerSeg
 from trainer_vanilla import TrainerVanilla
-from utils.errors import UserError
+from utils.errors import PeerError, UserError
 
 KILL_AT = 12  # in the second epoch, three updates after a save
 FAULTS = {  # what the fault shows in, the first difference, and a word of the cause
@@ -153,6 +154,14 @@ def test_the_first_difference_is_found_in_the_order_in_which_it_was_made(lines, 
         assert where in difference.where
         told = [explain(comparison, difference) for comparison in (REPEATED, WORKERS, KILLED)]
         assert all(f"Where: {difference.where}" in text and "Likely: " in text for text in told)
+
+
+def test_a_kill_of_one_of_several_processes_is_a_kill(monkeypatch, tmp_path):
+    statuses = iter([PeerError.status, 0])
+    monkeypatch.setattr(Runs, "start", lambda *arguments, **settings: next(statuses))
+    monkeypatch.setattr(Runs, "run_dir", lambda self, name: tmp_path)
+    monkeypatch.setattr(Runs, "read", lambda self, name: name)
+    assert Runs("task.py", [], tmp_path, seed=0).train_and_kill("killed", [5], itertools.repeat(0)) == "killed"
 
 
 def test_a_line_that_was_cut_short_is_left_out(tmp_path):
