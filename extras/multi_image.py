@@ -311,7 +311,7 @@ def build_multi_image(
     check_options(n_channels, mode, white, patch_size=1 if patch_size is None else patch_size, n_classes=n_classes)
     check_arguments(group_until, draft)
     if isinstance(dirs, list | tuple) and all(isinstance(directory, str | Path) for directory in dirs):
-        dirs = [Path(data_dir, directory) for directory in dirs]
+        dirs = [Path(data_dir, Path(directory).expanduser()) for directory in dirs]
     group_of = partial(until_last, group_until) if group_until else None
     whole = MultiImageDataset(dirs, kinds=kinds, name_ends=name_ends, group_of=group_of)
     if {"image", "mask"} <= set(whole.kinds):

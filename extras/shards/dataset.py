@@ -223,9 +223,9 @@ def build_carvana_shards(
         "split_seed": split_seed,
         "n_classes": max(n_classes, 2),
     }
-    if ignored_values:
-        asked["ignored_values"] = list(ignored_values)
     check_split(index["made_with"], asked)
+    if ignored_values and list(ignored_values) != index["made_with"].get("ignored_values"):
+        raise UserError("--ignored_values was decided when these shards were made: leave it out, or make them again.")
     class_map = reordered(index["class_map"], mask_values, n_classes, store.place(INDEX_FILE))
     if store.cache_dir:
         check_cache_size(store, index["parts"], shuffle_shards)

@@ -23,6 +23,7 @@ from extras.shards.dataset import build_carvana_shards, parse_index, window_orde
 from extras.shards.make_shards import make_shards
 from extras.shards.store import ShardStore
 from options import train_parser
+from tools.synthetic.make_carvana_like import make_carvana_like
 from trainer_seg_on_carvana import TrainerSeg
 from utils.errors import UserError
 
@@ -105,6 +106,18 @@ def test_what_is_random_in_a_sample_is_that_of_the_files(cars, made):
     for index in range(NUM_TRAIN):
         assert equal(shards.sample(1, index), files.sample(1, index))
     assert not equal(shards.sample(1, 0), shards.sample(2, 0))
+
+
+def test_values_that_are_ignored_stay_so_in_shards(tmp_path):
+    make_carvana_like(tmp_path / "cars", cars=6, views=4, size=(48, 32), n_classes=3)
+    cut = CUT | {"ignored_values": [255]}
+    make_shards(tmp_path / "cars", tmp_path / "made", samples_per_shard=9, **cut)
+    of_files = build_carvana(tmp_path / "cars", patch_size=32, **cut)["train"]
+    assert of_files[0][1].unique().tolist() == [-100, 0, 1]
+    for more in ({}, {"ignored_values": [255]}):
+        assert equal(build(tmp_path / "made", **more)["train"][0], of_files[0])
+    with pytest.raises(UserError, match="--ignored_values was decided when these shards were made"):
+        build(tmp_path / "made", ignored_values=[0])
 
 
 def test_the_values_of_a_checkpoint_are_the_classes_of_shards_too(made):
