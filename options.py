@@ -227,7 +227,7 @@ def add_optimizer_options(parser: OptionParser) -> None:
     add_choice(add, "optimizer", default="adamW")
     add("--lr", POSITIVE, 1e-3, "X", "learning rate")
     add("--weight_decay", NOT_NEGATIVE, 0.01, "X", "weight decay")
-    add("--momentum", number(float, low=0, high=1), 0.9, "X", "momentum of sgd and nesterov")
+    add("--momentum", number(float, low=0, below=1), 0.9, "X", "momentum of sgd and nesterov")
     add("--clip", NOT_NEGATIVE, 0.0, "X", "gradient clipping; 0 for none")
     add("--clip_type", one_of(("norm", "value")), "norm", "TYPE", "norm: of all gradients together; value: of each")
 
@@ -413,7 +413,7 @@ def parse_train_options(trainer_class: type, argv: Sequence[str] | None) -> Opti
         parser.note_source("seed", "drawn")
     opt.resume = resume
     opt.resume_notes = notes
-    return completed(parser, opt, trainer_class.evaluator_class)
+    return completed(parser, opt, new_parser, trainer_class.evaluator_class)
 
 
 def parse_test_options(evaluator_class: type, argv: Sequence[str] | None) -> Options:
@@ -446,10 +446,12 @@ def parse_test_options(evaluator_class: type, argv: Sequence[str] | None) -> Opt
     opt = parser.resolve(argv, [(harmless_options(trained, model_path, new_parser, argv), model_path)])
     for name in parser.asked & set(NETWORK_OPTIONS):
         refuse_change(name, vars(opt)[name], trained.get(name), f"checkpoint {model_path}")
-    return completed(parser, opt, evaluator_class)
+    return completed(parser, opt, new_parser, evaluator_class)
 
 
-def completed(parser: OptionParser, opt: Namespace, evaluator_class: type) -> Options:
+def completed(
+    parser: OptionParser, opt: Namespace, new_parser: Callable[[], OptionParser], evaluator_class: type
+) -> Options:
     """Apply --debug, import what the options name, and return them read-only; --print_config ends here."""
     if opt.debug:
         opt.limit_batches = DEBUG_BATCHES
@@ -461,6 +463,7 @@ def completed(parser: OptionParser, opt: Namespace, evaluator_class: type) -> Op
     load_own_code(opt)
     for kind, names in OF_COMPONENTS.items():
         given = [name for name in names if parser.sources.get(name, "").startswith("command line")]
+        given = [name for name in given if vars(opt)[name] != new_parser().get_default(name)]
         if given and not is_overridden(evaluator_class, kind):
             refuse_without_effect(vars(opt), kind, given)
     if opt.print_config:

@@ -113,7 +113,7 @@ TRAIN = {
     "n_epoch": Number(True, low=1, high=10**6), "batch_size": WHOLE,
     "micro_batch_size": Number(True, low=1, words=("auto",)),
     "optim": Choice(("adam", "adamW", "nadam", "radam", "sgd", "nesterov", "rmsprop")),
-    "lr": POSITIVE, "weight_decay": NOT_NEGATIVE, "momentum": SHARE, "clip": NOT_NEGATIVE,
+    "lr": POSITIVE, "weight_decay": NOT_NEGATIVE, "momentum": Number(low=0, high=0.999999), "clip": NOT_NEGATIVE,
     "clip_type": Choice(("norm", "value")), "lr_min": NOT_NEGATIVE, "lr_decay_rate": Number(above=0, high=1),
     "lr_scheduler": Choice(("constant", "step", "cosine", "linear", "exponential")),
     "warmup_epoch": Number(low=0, high=1e6), "warmup_multiplier": Number(low=1), "lr_decay_every": EPOCHS,
@@ -138,12 +138,14 @@ VANILLA = {
     "loss_type": Choice(("CE", "Focal", "Brier")), "label_smoothing": SHARE,
     "metrics": Choice(("accuracy", "precision", "recall", "f1"), is_list=True), "metric_args": ARGUMENTS,
 }  # fmt: skip
+LEVELS = Number(True, low=0, high=65535, is_list=True)
 SEG = {
     "data_type": Choice(("Carvana", "CarvanaShards")), "model_type": Choice(("UNet", "UNetpp")),
     "deep_supervision": BOOL, "loss_type": Choice(("CEDice", "PixelCE", "Dice")),
     "patch_size": Number(True, low=16, high=2**15), "width": Number(True, low=1, high=4096),
     "mode": Choice(("direct", "padding")), "up": Choice(("bilinear", "transposed")), "cache": BOOL, "cache_dir": PATH,
     "shard_cache_dir": PATH, "shard_cache_gb": Number(above=0, high=1e6),
+    "mask_values": LEVELS, "ignored_values": LEVELS,
     "metrics": Choice(("dice", "iou", "mean_image_dice"), is_list=True), "metric_args": ARGUMENTS,
 }  # fmt: skip
 GAN = {
