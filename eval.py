@@ -22,6 +22,7 @@ from engine.checkpoints.state import set_state
 from engine.devices.device import place_network, select_devices
 from engine.devices.process_group import Distributed
 from engine.options.parser import OptionParser, run_main
+from engine.run_state import check_parts
 from engine.runs.scores import compare_with_stored, save_results, scalars
 from loss.loss_entry import build_criterion
 from model.model_entry import build_networks
@@ -215,6 +216,7 @@ class EvaluatorBase:
         """Evaluate a checkpoint on the part `opt.split` of the data, log and save the results; return the evaluator."""
         # ---- load
         state = load_checkpoint(opt.model_path, tensors_of=("networks", "averaging"))
+        check_parts(state, opt.model_path)
         seed_everything(opt.seed or 0, opt.deterministic)
         (device, *_), device_note = select_devices(opt.gpu_devices)
         evaluator = cls.from_state(opt, state, device)
@@ -260,7 +262,7 @@ class EvaluatorBase:
         networks = dict(cls.build_networks(opt))
         criterion = cls.build_criterion(opt)
         set_state(networks, weights_of(state, opt.use_average), f"The checkpoint {opt.model_path}")
-        set_state(criterion, state["criterion"], f"The loss of the checkpoint {opt.model_path}")
+        set_state(criterion, state.get("criterion"), f"The loss of the checkpoint {opt.model_path}")
         for name, network in networks.items():  # now, as lazy layers had no shape before
             networks[name] = place_network(network, device, opt.channels_last, opt.compile)
         criterion = criterion.to(device)

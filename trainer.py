@@ -25,7 +25,6 @@ from data.data_entry import build_loaders, data_notes, describe, seen_groups, wi
 from data.loader import EvalLoader, Update, UpdateLoader
 from data.sampler import sample_names
 from engine.checkpoints.checkpointer import build_checkpointer
-from engine.checkpoints.state import PlainState
 from engine.devices.device import place_network
 from engine.devices.job import launch
 from engine.devices.setup import agree_on_options, join_processes, place_networks
@@ -45,7 +44,7 @@ from engine.progress import Progress
 from engine.registry import load
 from engine.run_state import collect_state, restore_state
 from engine.runs.run_dir import RunDir
-from engine.runs.scores import check_monitor
+from engine.runs.scores import Score, check_monitor
 from engine.session import Session
 from eval import EvaluatorBase
 from loss.terms import add_up, as_terms
@@ -108,7 +107,7 @@ class TrainerBase:
         self.progress = Progress()
         self.stopper = EarlyStopper(direction(opt.monitor, opt.monitor_mode), opt.patience, opt.min_delta)
         self.epoch_log = EpochLog()
-        self.score = PlainState()  # of the last validation, with the update it belongs to
+        self.score = Score()  # of the last validation, with the update it belongs to
         self.should_stop = False  # a callback may set it
         self.guard = self.build_guard()
         self.session = Session(self)

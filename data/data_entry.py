@@ -197,9 +197,7 @@ class SeenGroups(PlainState):
     """The `group_hashes` that a run has seen, by part. Loading a state adds its hashes."""
 
     def load_state_dict(self, state: dict[str, torch.Tensor]) -> None:
-        self.data = {
-            part: torch.cat([hashes, state.get(part, hashes)]).unique() for part, hashes in self.data.items()
-        }  # fmt: skip
+        self.data = {part: torch.cat([hashes, state[part]]).unique() for part, hashes in self.data.items()}
 
 
 def seen_groups(datasets: dict[str, Dataset], pretrained: str | None = None) -> SeenGroups:
@@ -216,7 +214,9 @@ def seen_groups(datasets: dict[str, Dataset], pretrained: str | None = None) -> 
             f"scores would flatter: let `names` and `groups` of the data sets differ, or split by group."
         )
     content = load_file(pretrained) if pretrained else {}
-    seen.load_state_dict(content.get("groups", {}) if isinstance(content, dict) else {})
+    groups = content.get("groups") if isinstance(content, dict) else None  # in a file of another program maybe anything
+    if isinstance(groups, dict):
+        seen.load_state_dict(seen.data | {part: hashes for part, hashes in groups.items() if torch.is_tensor(hashes)})
     return seen
 
 

@@ -10,6 +10,12 @@ import torch
 from engine.checkpoints.state import PlainState
 
 
+class Seconds(PlainState):
+    """How long the parts of an epoch took."""
+
+    kinds = {"train": float, "data_wait": float, "save": float}
+
+
 class EpochLog:
     """Means over the epoch's samples, the learning rates of its last update, and seconds.
 
@@ -32,7 +38,7 @@ class EpochLog:
     MOST_PENDING = 1000  # updates whose values are held on the device
 
     def __init__(self):
-        self.seconds = PlainState()
+        self.seconds = Seconds()
         self.clear()
 
     def clear(self) -> None:

@@ -208,7 +208,7 @@ class NanGuard:
         return {"num_skipped": self.num_skipped}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.num_skipped = state["num_skipped"]
+        self.num_skipped = int(state["num_skipped"])
 
 
 def can_be_voided(optimizers: Collection[Optimizer]) -> bool:

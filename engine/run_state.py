@@ -6,10 +6,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from engine.checkpoints.file import for_shards
+from data.data_entry import SeenGroups
+from engine.checkpoints.file import FORMAT, for_shards
 from engine.checkpoints.state import get_state, plain, set_state
 from engine.devices.process_group import Distributed
 from engine.epoch_log import add_totals
+from engine.progress import Progress
+from engine.runs.scores import Score
 from utils.errors import UserError
 from utils.seed import seed_apart
 
@@ -106,3 +109,12 @@ def restore_state(
         set_state(part, state.get(name), f"The {name} of the checkpoint {path}")
     if len(processes) != distributed.size:
         seed_apart(seed, distributed.rank, *position)
+
+
+def check_parts(state: dict[str, Any], path: str) -> None:
+    """Raise UserError when parts of a checkpoint that an evaluation reads are missing or of a wrong kind."""
+    if state["format"] == FORMAT:
+        none = torch.tensor([], dtype=torch.int64)
+        parts = {"progress": Progress(), "score": Score(), "groups": SeenGroups({"train": none, "val": none})}
+        for name, part in parts.items():
+            set_state(part, state.get(name), f"The {name} of the checkpoint {path}")

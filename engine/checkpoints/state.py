@@ -20,12 +20,21 @@ KERNELS = ("fused", "foreach", "capturable")  # settings of an optimizer that ch
 
 
 class PlainState(UserDict):
-    """A dictionary that is its own state."""
+    """A dictionary that is its own state.
+
+    Attributes:
+        kinds: entries that each state has, with their types; only a new dictionary may get an empty state.
+    """
+
+    kinds: Mapping[str, type] = {}
 
     def state_dict(self) -> dict[str, Any]:
         return dict(self.data)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        wrong = [name for name, kind in self.kinds.items() if not isinstance(state.get(name), kind)]
+        if wrong and (state or self.data):
+            raise ValueError(f"{some(wrong)} is missing or of a wrong type")
         self.data = dict(state)
 
 

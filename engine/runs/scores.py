@@ -7,11 +7,18 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from engine.checkpoints.state import PlainState
 from utils.errors import UserError, nearest
 from utils.files import write_json
 
 # Options that may differ without changing a score.
 HARMLESS = ("model_path", "gpu_devices", "proj_name", "data_dir", "num_workers", "eval_batch_size", "seed", "metrics")
+
+
+class Score(PlainState):
+    """The results of the last validation, with the update they belong to; empty before the first."""
+
+    kinds = {"update": int, "num_samples": int, "results": dict}
 
 
 def scalars(meters: Mapping[str, Any]) -> dict[str, float]:
@@ -91,6 +98,8 @@ def compare_with_stored(
         if name in options and name not in HARMLESS and options[name] != trained[name]:
             return f"Not compared with the score in the checkpoint, which was measured with {name}={trained[name]}."
     for name, old in score["results"].items():
+        if not isinstance(old, int | float):
+            raise UserError(f"The score {name!r} in the checkpoint is no number.")
         new = results.get(name, old)
         both_nan = math.isnan(new) and math.isnan(old)
         if not (both_nan or math.isclose(new, old, rel_tol=1e-4, abs_tol=1e-6)):

@@ -1,6 +1,9 @@
 """Files are written whole, and a full disk is one line."""
 
+import errno
 import json
+import os
+from types import SimpleNamespace
 
 import pytest
 
@@ -34,3 +37,12 @@ def test_full_disk_names_the_writer(tmp_path):
 def test_other_errors_pass_as_they_are(tmp_path):
     with pytest.raises(FileNotFoundError), full_disk_explained("CSVLogger", tmp_path):
         (tmp_path / "gone" / "a").write_text("x")
+
+
+def test_disk_without_room_for_another_file_says_so(tmp_path, monkeypatch):
+    """All inodes are in use, though there are bytes."""
+    disk = os.statvfs(tmp_path)
+    monkeypatch.setattr(os, "statvfs", lambda path: SimpleNamespace(f_files=disk.f_files or 1, f_favail=0))
+    monkeypatch.setattr(os, "replace", lambda *names: (_ for _ in ()).throw(OSError(errno.ENOSPC, "No space left")))
+    with pytest.raises(StorageError, match=r"No space left.*; the disk has no room for another file, however small"):
+        write_json(tmp_path / "a.json", {})

@@ -217,3 +217,23 @@ def test_a_bare_state_dict_is_no_damaged_checkpoint(tmp_path):
     with pytest.raises(UserError, match="holds no run of this template") as caught:
         find(tmp_path / "other.pth")
     assert not isinstance(caught.value, DamagedError)
+
+
+def test_pruning_touches_only_what_it_wrote(tmp_path):
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    save_checkpoint(state(1), tmp_path / "Net_last-good_ckpt.pth")  # a copy that somebody keeps
+    save_checkpoint(state(1), tmp_path / "Net_last-2_ckpt.pth")
+    (elsewhere / "7").mkdir()
+    (tmp_path / "shards").symlink_to(elsewhere)
+    checkpointer = Checkpointer(tmp_path, "Net", keep=1)
+    for update in (3, 4, 5):
+        checkpointer.save(state(update), "last")
+    checkpointer.begin((0, 5))
+    assert {"Net_last-good_ckpt.pth", "Net_last-2_ckpt.pth"} <= set(names(tmp_path)) and names(elsewhere) == ["7"]
+    (tmp_path / "shards").unlink()
+    for name in ("7", "7-1", "3", "notes", "7b"):
+        (tmp_path / "shards" / name).mkdir(parents=True)
+    (tmp_path / "shards" / "8").symlink_to(elsewhere)
+    checkpointer.save(state(3), "best")
+    assert names(tmp_path / "shards") == ["3", "7b", "8", "notes"] and names(elsewhere) == ["7"]

@@ -352,5 +352,7 @@ def test_one_function_opens_checkpoints_and_as_data_only():
     found = {str(path.relative_to(ROOT)): reads for path in sources if (reads := unsafe_reads(path.read_text("utf-8")))}
     index = found.pop("extras/distributed_checkpoints.py")  # which opens an index with a list of allowed names
     assert set(index) == {"pickle"}
+    assert found.pop("data/dataloader.py") == ["pickle"]  # whose exception it catches
+    assert "pickle.load" not in (ROOT / "data/dataloader.py").read_text("utf-8")
     assert found == {"engine/checkpoints/untrusted.py": ["torch.load"]}
     assert "weights_only=True)" in (ROOT / "engine/checkpoints/untrusted.py").read_text("utf-8")
