@@ -14,7 +14,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -22,12 +21,12 @@ from PIL import Image
 from torch import Tensor
 
 from data.pairs import shorten
+from engine.registry import load
 from utils.errors import UserError
 from utils.image_file import read_image
 from utils.meter import IGNORED
 
 GREY = 0x010101
-WHITE = 255 * GREY
 MAX_VALUES = 256  # distinct colours in one file, above which it is no mask
 HALF = 128  # where the masks that went through JPEG are cut
 SCAN_THREADS = 4
@@ -186,7 +185,7 @@ def scan_masks(
     if values:
         check_known(found, codes, n_classes, left_out)
     elif len(codes) > allowed:
-        refuse_surplus(found, files_with, n_classes)
+        raise load("extras.file_advice:surplus_values", "n_classes")(found, files_with, n_classes)
     elif len(codes) < 2:
         raise UserError(f"All {len(paths):,} masks ({kinds}) hold one value, {codes_text(codes)}: nothing to segment.")
     scanned = f"{len(paths):,} files" if len(chosen) == len(paths) else f"{len(chosen):,} of {len(paths):,} files"
@@ -207,32 +206,6 @@ def shared_palette(found: Mapping[str | Path, tuple[str, dict[int, int | None]]]
     palette = dict(pairs)
     is_shared = None not in palette and len(pairs) == len(palette) == len(set(palette.values()))
     return palette if is_shared and any(code % GREY for code in palette.values()) else {}
-
-
-def refuse_surplus(
-    found: Mapping[str | Path, tuple[str, Mapping[int, Any]]], files_with: Counter[int], n_classes: int
-) -> None:
-    """Raise UserError, which names the file with most of the values that are in few files.
-
-    Args:
-        found: see `scan_files`.
-        files_with: in how many files each code occurs.
-        n_classes: the most values that may occur.
-    """
-    allowed = max(n_classes, 2)
-    usual = set(sorted(files_with, key=lambda code: (-files_with[code], code not in (0, WHITE)))[:allowed])
-    path = max(found, key=lambda path: len(found[path][1].keys() - usual))
-    kind, held = found[path]
-    hint = f"Give --n_classes {len(files_with)} if each value is a class."
-    if {GREY, WHITE} <= files_with.keys():
-        hint += " If 1 and 255 are the same class, save those masks alike."
-    if len(held) > allowed:
-        hint += " If they come from smoothed edges or JPEG, save the masks again without them, as PNG."
-    raise UserError(
-        f"The masks hold {len(files_with)} values ({codes_text(sorted(files_with))}), but --n_classes {n_classes} "
-        f"allows {allowed}. Most hold {codes_text(sorted(usual))}, but {path} ({kind}) holds "
-        f"{codes_text(sorted(held))}.\n{hint}"
-    )
 
 
 def check_known(

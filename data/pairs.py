@@ -5,7 +5,6 @@ index keeps the name of each sample and the ends of its file names, of which the
 are put together from these.
 """
 
-import difflib
 import hashlib
 import os
 import sys
@@ -15,12 +14,12 @@ from pathlib import Path
 
 import numpy as np
 
+from engine.registry import load
 from utils.errors import UserError
 
 EXTENSIONS = {"jpg", "jpeg", "jfif", "png", "bmp", "tif", "tiff", "gif", "webp", "ppm", "pgm"}
 FOLDERS = ("train", "train_masks")
 MASK_END = "_mask"
-MOST_COMPARED = 1000  # names, to find the nearest
 
 
 class MatchedFiles(Sequence):
@@ -140,24 +139,6 @@ def index_folder(
     return ends, doubled
 
 
-def hint_of_folders(folder: str | Path) -> str:
-    """Return a hint where a directory without files has directories, since those are not looked into."""
-    with os.scandir(folder) as entries:
-        inside = sorted(entry.name for entry in entries if entry.is_dir() and not entry.name.startswith("."))
-    return f", but it holds directories ({shorten(inside, 3)}), of which one may be meant" if inside else ""
-
-
-def nearest_names(indexes: Sequence[dict[str, str]]) -> str:
-    """Return a hint on two names of two directories that may be meant to be one, such as 'img_01' and 'seg_01'."""
-    first, *others = indexes
-    for other in others:
-        here, there = sorted(first.keys() - other.keys()), sorted(other.keys() - first.keys())
-        if here and there:
-            nearest = difflib.get_close_matches(here[0], there[:MOST_COMPARED], n=1, cutoff=0)
-            return f" The nearest two are {here[0]!r} and {nearest[0]!r}."
-    return ""
-
-
 def match_files(
     folders: Sequence[str | Path],
     name_ends: Sequence[str] | None = None,
@@ -186,7 +167,8 @@ def match_files(
             raise UserError(f"The directory {folder} cannot be read: {error.strerror}.") from None
         if not index:
             kinds = "" if extensions is None else f" with one of the extensions {', '.join(sorted(extensions))}"
-            raise UserError(f"There is no file{kinds} in {folder}{hint_of_folders(folder)}.")
+            hint = load("extras.file_advice:hint_of_folders", "data_dir")(folder)
+            raise UserError(f"There is no file{kinds} in {folder}{hint}.")
         indexes.append(index)
         if doubled:
             problems.append(f"{folder} has names with more than one file: {shorten(sorted(doubled))}")
@@ -196,8 +178,9 @@ def match_files(
             problems.append(f"{folder} lacks {len(missing):,} of {len(union):,} names: {shorten(missing)}")
     if problems:
         where = ", ".join(dict.fromkeys(map(str, folders)))
+        hint = load("extras.file_advice:nearest_names", "data_dir")(indexes)
         raise UserError(
-            f"The files of {where} do not belong together one by one: {'; '.join(problems)}.{nearest_names(indexes)} "
+            f"The files of {where} do not belong together one by one: {'; '.join(problems)}.{hint} "
             f"Add or remove files: each directory needs one file of each name, the extension aside."
         )
     names = sorted(union)
