@@ -20,7 +20,7 @@ OPTION_PARTS = ("task", "evaluator_class", "defaults", "add_options", "add_test_
 LIGHT = ("engine.metric_entry", "engine.options", "engine.registry", "options", "utils.errors")  # import no torch
 WITHOUT_OPTIONS = (
     "callbacks", "data", "engine", "eval", "loss", "model", "options", "trainer", "utils", "numpy", "torch",
-    "torchvision",
+    "torchvision", *sys.stdlib_module_names,
 )  # fmt: skip
 
 
@@ -40,14 +40,11 @@ class Evaluator:
     def add_test_options(cls, parser: OptionParser) -> None: ...
 
 
-class Trainer:
+class Trainer(Evaluator):
     """Stands for TrainerBase."""
 
     evaluator_class = Evaluator
     defaults = {}
-
-    @classmethod
-    def add_options(cls, parser: OptionParser) -> None: ...
 
 
 def read_main_class(program: str | Path) -> type:
@@ -56,13 +53,11 @@ def read_main_class(program: str | Path) -> type:
     Raises:
         UnclearError: the text does not show all options of the program.
     """
-    try:
+    with contextlib.suppress(LookupError, AttributeError, SyntaxError, OSError):
         tree = ast.parse(Path(program).read_text(encoding="utf-8"))
         match tree.body[-1]:
             case ast.If(body=[ast.Expr(value=ast.Call(func=ast.Attribute(value=ast.Name(id=name), attr="main")))]):
                 return read_names(tree, Path(program).parent)[name]
-    except (LookupError, AttributeError, SyntaxError, OSError):
-        pass
     raise UnclearError
 
 
@@ -74,36 +69,30 @@ def read_names(tree: ast.Module, directory: Path) -> dict[str, Any]:
             case ast.ClassDef(decorator_list=[_, *_]) | ast.FunctionDef(decorator_list=[_, *_]):
                 if any("register" in ast.unparse(decorator) for decorator in node.decorator_list):
                     raise UnclearError  # it adds a name to the choices of an option
-                continue
             case ast.ClassDef():
                 node.body = [part for part in node.body if is_option_part(part)] or [ast.Pass()]
+                run(node, names)
             case ast.ImportFrom(module=str(module), names=[alias, *_]):
-                if not is_light(f"{module}.{alias.name}"):
+                if f"{module}.{alias.name}".startswith(LIGHT) or module in sys.stdlib_module_names:
+                    run(node, names)
+                else:
                     names |= read_module(module, directory)
-                    continue
-            case ast.Import(names=modules):
-                if not all(is_light(module.name) or is_known(module.name) for module in modules):
-                    raise UnclearError
-                continue
+            case ast.Import(names=[ast.alias(name=module)]):
+                read_module(module, directory)
             case ast.Assign() | ast.AnnAssign() | ast.FunctionDef():
-                pass
+                run(node, names)
             case ast.If() | ast.Expr(value=ast.Constant()):
-                continue
+                pass
             case _:
                 raise UnclearError
-        flags = __future__.annotations.compiler_flag  # annotations may name classes of torch
-        code = compile(ast.Module([node], []), "<options>", "exec", flags)
-        with contextlib.suppress(NameError):  # it needs torch, so it does not add options
-            exec(code, names)
     return names
 
 
-def is_light(name: str) -> bool:
-    return name.startswith(LIGHT) or name.partition(".")[0] in sys.stdlib_module_names
-
-
-def is_known(name: str) -> bool:
-    return name.partition(".")[0] in WITHOUT_OPTIONS
+def run(node: ast.stmt, names: dict[str, Any]) -> None:
+    """Run a statement, unless it needs what only torch has: then it adds no options."""
+    flags = __future__.annotations.compiler_flag  # annotations may name classes of torch
+    with contextlib.suppress(NameError):
+        exec(compile(ast.Module([node], []), "<options>", "exec", flags), names)
 
 
 def is_option_part(node: ast.stmt) -> bool:
@@ -111,18 +100,18 @@ def is_option_part(node: ast.stmt) -> bool:
     match node:
         case ast.Expr(value=ast.Constant()):
             return True
-        case ast.Assign(targets=[ast.Name(id=name)]) | ast.AnnAssign(target=ast.Name(id=name)):
-            return name in OPTION_PARTS
         case ast.FunctionDef(name="main" | "parse_options"):
             raise UnclearError
-        case ast.FunctionDef(name=name):
+        case ast.FunctionDef(name=name) | ast.Assign(targets=[ast.Name(id=name)]):
+            return name in OPTION_PARTS
+        case ast.AnnAssign(target=ast.Name(id=name)):
             return name in OPTION_PARTS
     return False
 
 
 def read_module(module: str, directory: Path) -> dict[str, Any]:
     """Return the names of a module of a task, beside the program or in the root of the project; see `read_names`."""
-    if is_known(module):
+    if module.partition(".")[0] in WITHOUT_OPTIONS:
         return {}
     for root in (directory, ROOT):
         path = root.joinpath(*module.split(".")).with_suffix(".py")
