@@ -6,11 +6,13 @@
 The options are the task's; docs/lightning.md says which of them Lightning takes over, and how.
 """
 
+import contextlib
 import importlib.util
 import inspect
+import os
 import sys
 from argparse import Namespace
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from callbacks.callback import Callback
@@ -102,7 +104,8 @@ def options_of_task(trainer_class: type[TrainerBase], own: Namespace, rest: Sequ
                 f"{nearest(precision, PRECISIONS)}; the task's step has weights of float32."
             )
         rest = [f"--amp={PRECISIONS[precision]}", *rest]
-    opt = trainer_class.parse_options(rest)
+    with as_one_process():
+        opt = trainer_class.parse_options(rest)
     if precision is not None and opt.amp != PRECISIONS[precision]:
         raise UserError(f"--amp {opt.amp} and --pl_args precision={precision} contradict each other: give one of them.")
     if opt.parallel in ("dp", "fsdp"):
@@ -114,6 +117,18 @@ def options_of_task(trainer_class: type[TrainerBase], own: Namespace, rest: Sequ
     if opt.checkpoint_format != "file":
         raise UserError(f"--checkpoint_format {opt.checkpoint_format} does not go with Lightning: give file.")
     return opt
+
+
+@contextlib.contextmanager
+def as_one_process() -> Iterator[None]:
+    """Hide in the block that Lightning has started this process, since it says only later which one of them it is."""
+    is_lightnings = "WORLD_SIZE" in os.environ and "RANK" not in os.environ
+    size = os.environ.pop("WORLD_SIZE") if is_lightnings else None
+    try:
+        yield
+    finally:
+        if size is not None:
+            os.environ["WORLD_SIZE"] = size
 
 
 # ---- Lightning's settings --------------------------------------------------------------------------------------------

@@ -74,6 +74,14 @@ def test_options_reach_lightnings_trainer(tmp_path, flags, wanted):
     assert {name: found[name] for name in wanted} == wanted
 
 
+def test_options_are_read_in_a_process_that_lightning_has_started(tmp_path, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")  # Lightning sets no RANK
+    monkeypatch.delenv("RANK", raising=False)
+    own, rest = train_pl.parse([VANILLA, "--output_dir", str(tmp_path)])
+    opt = train_pl.options_of_task(train_pl.load_class(own.task, train_pl.TrainerBase, "task"), own, rest)
+    assert opt.output_dir == str(tmp_path) and os.environ["WORLD_SIZE"] == "2"
+
+
 # ---- what is refused -------------------------------------------------------------------------------------------------
 @needs_lightning
 @pytest.mark.parametrize(
