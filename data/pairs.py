@@ -201,9 +201,9 @@ def find_pairs(data_dir: str | Path) -> MatchedFiles:
         if not folder.is_dir():
             raise UserError(
                 f"There is no directory {folder}. Unpack train.zip and train_masks.zip of the Kaggle competition "
-                f'"Carvana Image Masking Challenge" into {data_dir}, or make data of the same layout:\n'
-                f"python -m tools.synthetic.make_carvana_like --data_dir {data_dir} --cars 32 --views 16 "
-                f"--size 480x320\nFiles that lie otherwise are for --data_type MultiImage."
+                f'"Carvana Image Masking Challenge" into {data_dir}, or give --data_type MultiImage for files that lie '
+                f"otherwise, or make data of the same layout:\n"
+                f"python -m tools.synthetic.make_carvana_like --data_dir {data_dir} --cars 32 --views 16 --size 480x320"
             )
     try:
         return match_files(folders, ["", MASK_END])

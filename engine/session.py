@@ -1,23 +1,17 @@
 """Hold what surrounds the loop: the lock of the run directory, signals, resume, and a checkpoint at the end."""
 
 import contextlib
-import traceback
 from argparse import Namespace
-from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 import torch
 
-from callbacks.callback import call_one
 from engine.checkpoints.file import load_checkpoint
-from engine.devices.process_group import share_of
 from engine.registry import load
 from engine.runs.signals import STOP_ASKED, StopSignal
 from utils.errors import UserError
 from utils.files import NO_SPACE
-
-MEMORY_ADVICE = "--activation_checkpointing and --amp bf16 need less memory, too."
 
 
 class Session:
@@ -102,15 +96,17 @@ class Session:
         trainer, distributed = self.trainer, self.trainer.distributed
         is_common = distributed.is_common(error)
         cause = distributed.cause_of(self.stop_signal.cause_of(error))
-        failed = self.failed_part(error) if trainer.opt.max_restarts == 0 else ""  # else the next attempt may succeed
+        failed = ""
+        if trainer.opt.max_restarts == 0:  # else the next attempt may succeed
+            failed = of_failure("failed_part", trainer, error, self.first_update)
         is_explained = bool(failed) and (is_unexpected(cause) or type(cause) is UserError)
         is_nothing_lost = is_explained and self.is_new_run()
         if is_common and not is_nothing_lost:  # an error of one process alone: it would wait for the others forever
             trainer.checkpointer.rescue(trainer.state_dict, trainer.logger)
         if isinstance(cause, torch.OutOfMemoryError):
-            cause = self.out_of_memory(cause)
+            cause = of_failure("out_of_memory", trainer, cause)
         elif is_explained:
-            cause = self.explained(cause, failed)
+            cause = of_failure("explained", trainer, cause, failed, self.is_new_run())
         trainer.call("on_exception", cause)
         if is_nothing_lost:
             trainer.run_dir.discard()
@@ -120,71 +116,6 @@ class Session:
     def is_new_run(self) -> bool:
         """Return whether the run began in this session and has made no update: its directory holds no result."""
         return self.trainer.progress.update == 0 and not self.trainer.opt.resume
-
-    def is_validating(self, error: BaseException) -> bool:
-        """Return whether an error has broken off a validation."""
-        evaluate = self.trainer.evaluator.evaluate.__code__
-        return any(frame.f_code is evaluate for frame, _ in traceback.walk_tb(error.__traceback__))
-
-    def failed_part(self, error: BaseException) -> str:
-        """Name what an error has broken off: a callback, the first update or the first validation; else ""."""
-        for frame, _ in traceback.walk_tb(error.__traceback__):
-            if frame.f_code is call_one.__code__:
-                return f"{type(frame.f_locals['callback']).__name__}.{frame.f_locals['hook']}"
-        if "Expected more than 1 value per channel" in str(error):  # of torch, perhaps in the last batch of an epoch
-            return "a batch of one sample, which cannot be normalized: give another --batch_size or --micro_batch_size"
-        if self.trainer.progress.update == self.first_update:
-            return "the first update"
-        return "the first validation" if self.is_validating(error) and not self.trainer.score else ""
-
-    def explained(self, error: Exception, failed: str) -> UserError:
-        """Turn what the task's own code, data or options raised into one line; keep the traceback in the log."""
-        from engine.first_batch import blame
-
-        trainer = self.trainer
-        text = "".join(traceback.format_exception(error))
-        if trainer.distributed.is_main:
-            trainer.run_dir.log_quietly(text)
-        else:
-            trainer.logger.error(text)  # to standard error: process 0 alone writes files
-        parts = {
-            "--model_type": list(trainer.networks.values()),
-            "--loss_type": [trainer.criterion],
-            "--optim": list(trainer.optimizers.values()),
-            "--lr_scheduler": list(trainer.schedulers.values()),
-            "--data_type": list(trainer.datasets.values()),
-        }
-        suspects = [
-            ("default_collate", type(trainer.datasets["train"]).__getitem__),
-            ("eval_step", trainer.evaluator.eval_step),
-            ("backward", trainer.compute_loss),
-            ("train_update", trainer.train_step),
-        ]
-        line = blame(error, parts, suspects)
-        if not isinstance(error, UserError):
-            line = f"Failed in {failed}: {line}"
-        if not trainer.distributed.is_main:
-            return UserError(line)
-        path = trainer.run_dir.discarded_log_path if self.is_new_run() else trainer.run_dir.log_path
-        return UserError(f"{line}\nThe traceback is in {path}.")
-
-    def out_of_memory(self, error: torch.OutOfMemoryError) -> UserError:
-        """Say how to go on with smaller batches, which change no result."""
-        trainer = self.trainer
-        if self.is_validating(error):
-            option = "--eval_batch_size"
-            size = trainer.evaluator.eval_batch_size(trainer.opt, trainer.micro_batch_size)
-        else:
-            option = "--micro_batch_size"
-            _, largest_share = share_of(trainer.opt.batch_size, 0, trainer.distributed.size)
-            size = min(trainer.micro_batch_size, largest_share)
-        reason = str(error).split(". ")[0].rstrip(".")
-        if size < 2:
-            return UserError(f"{reason}, with a single sample at once. {MEMORY_ADVICE}")
-        how = f"{option} {size // 2}"
-        if trainer.checkpointer.candidates(trainer.run_dir.path):
-            how = f"--resume {trainer.run_dir.path} {how}"
-        return UserError(f"{reason}, with {size} samples at once. To go on: {how}. {MEMORY_ADVICE}")
 
     # ---- --micro_batch_size auto ---------------------------------------------------------------------------------
     def find_micro_batch_size(self) -> None:
@@ -208,21 +139,13 @@ def build_trainer(trainer_class: type, opt: Namespace) -> Any:
             run_dir.discard()
         if not is_unexpected(error):
             raise
-        from engine.first_batch import blame
-
-        path = Path(opt.output_dir, f"{opt.proj_name}_failed_log.txt")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text("".join(traceback.format_exception(error)), encoding="utf-8")
-        suspects = [
-            ("place_networks", trainer_class.evaluator_class.build_networks),
-            ("place_networks", trainer_class.build_networks),
-            ("checked_optimizers", trainer_class.build_optimizers),
-            ("checked_schedulers", trainer_class.build_schedulers),
-            ("__init__", trainer_class.build_callbacks),
-        ]
-        message = f"Failed before the first update: {blame(error, suspects=suspects)}\nThe traceback is in {path}."
-        raise UserError(message) from error
+        raise of_failure("before_the_run", trainer_class, opt, error) from error
     return trainer
+
+
+def of_failure(function: str, *arguments: Any) -> Any:
+    """Return what a function of extras/failures.py says of a failure, which explains it to people."""
+    return load(f"extras.failures:{function}", "debug")(*arguments)
 
 
 def is_unexpected(error: BaseException) -> bool:

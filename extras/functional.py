@@ -30,6 +30,7 @@ from engine.devices.job import place
 from engine.optimizers import needs_closure
 from engine.options.parser import as_flags, number
 from eval import EvaluatorBase
+from extras.failures import failed_part
 from extras.in_order import InOrder
 from extras.param_groups import param_groups
 from extras.schedulers import OncePerEpoch
@@ -168,7 +169,7 @@ class ModelTrainer(TrainerBase):
             super().train()
         except UserError as error:
             cause = error.__cause__
-            if cause is not None and "." in self.session.failed_part(cause):  # Callback.hook
+            if cause is not None and "." in failed_part(self, cause, self.session.first_update):  # Callback.hook
                 raise cause from None
             error.args = (in_arguments(str(error)), *error.args[1:])
             raise

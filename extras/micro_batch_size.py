@@ -12,7 +12,7 @@ import torch
 
 from engine.devices.process_group import Distributed, share_of
 from engine.options.parser import changed, saved_options
-from engine.session import MEMORY_ADVICE
+from extras.failures import MEMORY_ADVICE
 from tools.snapshot import Snapshot
 from tools.task import first_update
 from utils.errors import DivergedError, UserError
