@@ -237,7 +237,8 @@ def add_schedule_options(parser: OptionParser) -> None:
     add = group(parser, "learning-rate schedule")
     add_choice(add, "scheduler", default="cosine")
     add("--scheduler_step", one_of(("update", "epoch")), "update", "WHEN", "change the rate each update, or each epoch")
-    add("--lr_min", NOT_NEGATIVE, 0.0, "X", "lowest learning rate after warm-up, where cosine and linear end")
+    add("--lr_min", NOT_NEGATIVE, 0.0, "X",
+        "lowest learning rate after warm-up, that of the last update with cosine and linear: with 0 it changes nothing")
     add("--warmup_epoch", number(float, low=0, high=MAX_EPOCHS), 0.0, "E", "epochs of linear warm-up")
     add("--warmup_multiplier", number(float, low=1), 100.0, "X", "warm-up starts at lr / X")
     add("--lr_decay_epochs", list_of(EPOCHS), None, "E", "step: decay at these epochs", action=ListAction, nargs="+")

@@ -1,8 +1,11 @@
 """Learning-rate schedulers of torch and user-defined ones, and any that is stepped once per epoch."""
 
+import copy
+import warnings
 from argparse import Namespace
 from typing import Any
 
+import torch
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
@@ -71,3 +74,26 @@ class OncePerEpoch:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         set_state(self.scheduler, state["scheduler"], "The scheduler of the checkpoint")
         self.num_updates = state["num_updates"]
+
+
+def resume_schedule(scheduler: LRScheduler, state: dict[str, Any]) -> None:
+    """Restore the position of a scheduler; in a run of another length, the rates go on as those of the new length.
+
+    The state of a scheduler of torch has its length, which would end the new run at the old plan. Many of them compute
+    a rate from the one before. So if the length differs, the scheduler makes all steps up to the position once more.
+
+    Args:
+        scheduler: new, for the length of this run.
+        state: of the same class.
+    """
+    new = copy.deepcopy({name: value for name, value in scheduler.state_dict().items() if name in state})
+    scheduler.load_state_dict(state)
+    if all(new[name] == state[name] for name in ("total_steps", "T_max") if name in new):
+        return
+    scheduler.load_state_dict(new)
+    for group, rate in zip(scheduler.optimizer.param_groups, new["_last_lr"], strict=True):
+        group["lr"] = torch.full_like(group["lr"], rate) if isinstance(group["lr"], torch.Tensor) else rate
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch warns of steps without an update
+        for _ in range(state["last_epoch"]):
+            scheduler.step()

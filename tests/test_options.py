@@ -7,10 +7,10 @@ import pytest
 from engine.nan_guard import POLICIES
 from engine.options.parser import OptionParser, Options, changed
 from eval_vanilla import EvaluatorVanilla
+from extras.initialize import INITS
 from options import MOVED, add_train_options
 from trainer_vanilla import TrainerVanilla
 from utils.errors import UserError
-from utils.initialize import INITS
 
 
 def test_resolved_options_are_read_only(vanilla_run):

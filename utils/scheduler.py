@@ -9,14 +9,11 @@ integers have no rounding error that moves a decay by an update. `lr_factor` is 
 To add a schedule, write a function of (update, plan) and give it a name in `SCHEDULERS`.
 """
 
-import copy
 import math
-import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
@@ -203,32 +200,9 @@ def lowest_factor(optimizer: Optimizer, lr_min: float) -> float:
     return lr_min / base_lr if lr_min else 0.0
 
 
-def resume_schedule(scheduler: LRScheduler, state: dict[str, Any]) -> None:
-    """Restore the position of a scheduler; in a run of another length, the rates go on as those of the new length.
-
-    The state of a scheduler of torch has its length, which would end the new run at the old plan. Many of them compute
-    a rate from the one before. So if the length differs, the scheduler makes all steps up to the position once more.
-
-    Args:
-        scheduler: new, for the length of this run.
-        state: of the same class.
-    """
-    new = copy.deepcopy({name: value for name, value in scheduler.state_dict().items() if name in state})
+def resume_schedule(scheduler: LambdaLR, state: dict[str, Any]) -> None:
+    """Restore the position of a schedule, and set the rates of the next update: its plan may be another one now."""
     scheduler.load_state_dict(state)
     groups = scheduler.optimizer.param_groups
-    if any(new[name] != state[name] for name in ("total_steps", "T_max") if name in new):
-        scheduler.load_state_dict(new)
-        set_rates(groups, new["_last_lr"])
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # torch warns of steps without an update
-            for _ in range(state["last_epoch"]):
-                scheduler.step()
-    elif isinstance(scheduler, LambdaLR):
-        factors = [function(scheduler.last_epoch) for function in scheduler.lr_lambdas]
-        set_rates(groups, [rate * factor for rate, factor in zip(scheduler.base_lrs, factors, strict=True)])
-
-
-def set_rates(groups: Iterable[dict[str, Any]], rates: Iterable[float]) -> None:
-    """Set the learning rates of an optimizer's groups."""
-    for group, rate in zip(groups, rates, strict=True):
-        group["lr"] = torch.full_like(group["lr"], rate) if isinstance(group["lr"], torch.Tensor) else rate
+    for group, rate, function in zip(groups, scheduler.base_lrs, scheduler.lr_lambdas, strict=True):
+        group["lr"] = rate * function(scheduler.last_epoch)

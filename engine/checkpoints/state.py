@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
+from engine.registry import load
 from utils.errors import UserError
 from utils.scheduler import resume_schedule
 
@@ -161,7 +162,9 @@ def load_state(entry: Any, state: Any) -> None:
         state = state | {"networks": averages}
     if isinstance(entry, LRScheduler):
         compare_keys(entry.state_dict(), state)
-        resume_schedule(entry, state)
+        is_of_torch = not isinstance(entry, LambdaLR)
+        resume = load("extras.schedulers:resume_schedule", "lr_scheduler") if is_of_torch else resume_schedule
+        resume(entry, state)
     elif isinstance(entry, Optimizer):
         load_optimizer(entry, state)
     else:

@@ -50,9 +50,7 @@ def place_networks(
     placed = {}
     for name, network in networks.items():
         if opt.init != "default":
-            from utils.initialize import initialize
-
-            network = initialize(network, opt.init)
+            network = load("extras.initialize:initialize", "init")(network, opt.init)
         if opt.activation_checkpointing:
             reference = "extras.activation_checkpointing:checkpoint_activations"
             network = load(reference, "activation_checkpointing")(network)

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from utils.initialize import initialize
+from extras.initialize import initialize
 
 XAVIER = (2 / (72 + 64 * 9)) ** 0.5  # of 8 channels to 64, 3 x 3
 
