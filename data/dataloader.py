@@ -9,7 +9,6 @@ microsecond; a data set with `__getitems__` needs one per batch.
 """
 
 import contextlib
-import copy
 import ctypes
 import itertools
 import math
@@ -133,20 +132,6 @@ class DataLoaderSource:
             abandon(iterator)
             raise
         next(iterator, None)  # ends the processes, unless they are persistent
-
-    def first_good_sample(self, epoch: int) -> list:
-        """Return [a batch of one sample], loaded in this process; [] when all are bad, or more than are allowed."""
-        fetcher = copy.copy(self.fetcher)
-        fetcher.notes = list(fetcher.notes)  # its own: the notes of a loading process stay as they are
-        fetcher.skip_bad = True
-        for index in range(len(fetcher.dataset)):
-            data, batch = fetcher.__getitems__((epoch, [index]))
-            self.bad.add(batch.bad)
-            if batch.num_samples:
-                return [data]
-            if len(self.bad) > self.bad.limit:
-                break
-        return []
 
     def start(self) -> Iterator:
         """Return a new iterator, with new processes, or with the persistent ones if they are free."""

@@ -188,9 +188,9 @@ class UpdateLoader(Loader):
         self.num_samples = sampler.num_samples
         self.updates_per_epoch = -(-self.num_samples // batch_size)
         self.device = device or torch.device("cpu")
-        self.num_processes = share[1]
         self.count: Callable[[Any], int] | None = None
-        self.good_batch: list = []  # the data of a batch that could be loaded; of several processes, to keep in step
+        # With several processes, the batches of one that has fewer than the others, see `Update`.
+        self.idle_batches = load("extras.idle_batches:IdleBatches", "nproc")(self) if share[1] > 1 else None
 
     def updates(self, epoch: int, start: int = 0) -> Iterator[Update]:
         """Yield each update of `epoch` after its first `start` samples."""
@@ -213,7 +213,7 @@ class UpdateLoader(Loader):
             loaded = list(islice(batches, max(1, num_slices)))
             own = loaded[:num_slices]
             good = [batch for batch in own if batch.num_samples]
-            idle = self.idle_batches(loaded, num_good=len(good), update_size=size) if self.num_processes > 1 else []
+            idle = self.idle_batches(loaded, len(good), size) if self.idle_batches else []
             yield Update(
                 micro_batches=[batch.data for batch in good] + idle,
                 sizes=[batch.num_samples for batch in good] + [0] * len(idle),
@@ -221,14 +221,6 @@ class UpdateLoader(Loader):
                 indices=[index for batch in own for index in batch.indices],
                 counts=self.count and [int(self.count(batch.data)) for batch in good] + [0] * len(idle),
             )
-
-    def idle_batches(self, loaded: list[Batch], num_good: int, update_size: int) -> list:
-        """Return as many batches as this process lacks; none when every sample of the data set is bad."""
-        self.good_batch = [batch.data for batch in loaded if batch.num_samples][-1:] or self.good_batch
-        count = len(self.sampler.slices(update_size, rank=0)) - num_good  # process 0 has the most
-        if count and not self.good_batch:
-            self.good_batch = self.source.first_good_sample(self.sampler.epoch)
-        return self.good_batch * count
 
 
 class EvalLoader(Loader):
