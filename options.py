@@ -22,6 +22,7 @@ from engine.options.parser import (
     Options,
     device_ids,
     duration,
+    end_at_once_on_ctrl_c,
     file_name,
     file_path,
     list_of,
@@ -345,6 +346,7 @@ def answer_early(program: str) -> None:
         program: the file that is running.
     """
     run_main(lambda: check_early(program, sys.argv[1:]))
+    end_at_once_on_ctrl_c()
 
 
 def check_early(program: str | Path, argv: Sequence[str]) -> None:

@@ -39,7 +39,7 @@ from engine.optimizers import (
     make_optimizers,
     make_schedulers,
 )
-from engine.options.parser import OptionParser, saved_options
+from engine.options.parser import OptionParser, printable, saved_options
 from engine.progress import Progress
 from engine.registry import load
 from engine.run_state import collect_state, restore_state
@@ -460,7 +460,7 @@ class TrainerBase:
     def describe_failure(self, update: Update, error: Exception) -> str:
         """Say what failed in the update under way, and name its samples."""
         all_names = sample_names(self.datasets["train"])
-        gathered = self.distributed.gather([str(all_names[index]) for index in update.indices])
+        gathered = self.distributed.gather([printable(str(all_names[index])) for index in update.indices])
         names = [name for of_process in gathered for name in of_process]
         shown = ", ".join(names[:MOST_NAMES])
         if len(names) > MOST_NAMES:

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch.distributed as dist
 
-from utils.errors import PeerError
+from utils.errors import PeerError, UserError
 
 DEFAULT_TIMEOUT = 600.0  # seconds
 RUN = "run"  # the key of what a later attempt needs
@@ -16,8 +16,15 @@ _store: Any = None  # once it was reached
 
 
 def attempt() -> int:
-    """Return how often the launcher has restarted the processes of this job after a failure."""
-    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT") or 0)
+    """Return how often the launcher has restarted the processes of this job after a failure.
+
+    Raises:
+        UserError: the launcher's variable is no number.
+    """
+    text = os.environ.get("TORCHELASTIC_RESTART_COUNT") or "0"
+    if not text.isdecimal():
+        raise UserError(f"TORCHELASTIC_RESTART_COUNT={text} is no number: torchrun sets it. Unset it.")
+    return int(text)
 
 
 def job_store(timeout: float = DEFAULT_TIMEOUT) -> dist.Store:

@@ -15,6 +15,16 @@ def wants_colour(stream: TextIO) -> bool:
     return stream.isatty() and "NO_COLOR" not in os.environ and os.environ.get("TERM") != "dumb"
 
 
+class EscapingFormatter(logging.Formatter):
+    r"""Escapes what a terminal would obey instead of show, such as the ESC in a file's name; lines stay lines."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        text = super().format(record)
+        if text.isprintable():
+            return text
+        return "".join(c if c.isprintable() or c in "\n\t" else repr(c)[1:-1] for c in text)
+
+
 class TerminalHandler(logging.Handler):
     """Writes to standard output, above a progress bar if one is drawn."""
 
@@ -69,10 +79,12 @@ def build_logger(name: str, path: str | Path | None = None) -> logging.Logger:
     It does not pass records to the root logger, so nothing is printed twice.
     """
     logger = logging.Logger(name, level=logging.INFO)
-    logger.addHandler(TerminalHandler())
+    terminal = TerminalHandler()
+    terminal.setFormatter(EscapingFormatter())
+    logger.addHandler(terminal)
     if path is not None:
         handler = LogFileHandler(path, encoding="utf-8", delay=True, errors="backslashreplace")
-        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+        handler.setFormatter(EscapingFormatter("%(asctime)s %(levelname)s %(message)s"))
         logger.addHandler(handler)
     return logger
 
@@ -81,6 +93,6 @@ def build_stderr_logger(name: str, prefix: str) -> logging.Logger:
     """Return a logger of warnings and errors on standard error, with a prefix, for one of several processes."""
     logger = logging.Logger(name, level=logging.WARNING)
     handler = logging.StreamHandler()
-    handler.setFormatter(logging.Formatter(f"{prefix}%(message)s"))
+    handler.setFormatter(EscapingFormatter(f"{prefix}%(message)s"))
     logger.addHandler(handler)
     return logger

@@ -4,6 +4,7 @@ A launcher, torch's own or another, sets RANK, WORLD_SIZE, LOCAL_RANK, MASTER_AD
 (https://docs.pytorch.org/docs/stable/elastic/run.html). Without them there is one process.
 """
 
+import atexit
 import gc
 import os
 from argparse import Namespace
@@ -65,6 +66,7 @@ def run(trainer_class: type, argv: Sequence[str] | None) -> None:
     from engine.session import build_trainer  # here, as it imports torch
 
     gc.freeze()  # imported modules stay to the end; the garbage collector need not look at them again and again
+    atexit.register(gc.unfreeze)  # else libraries that count what is freed at the end, as Triton does, report leaks
     opt = trainer_class.parse_options(argv)
     count = num_processes(opt)
     if count > 1 and place().size == 1:

@@ -11,6 +11,7 @@ import math
 import os
 import re
 import select
+import signal
 import sys
 import threading
 from argparse import ArgumentTypeError, Namespace
@@ -28,6 +29,7 @@ NUMBERS = {  # plainer than int() and float(), which take 1_000, ' 1', nan and t
     float: re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?"),
 }
 MOST_LEVEL = 65535  # of grey
+MOST_DIGITS = 4000  # of a number; Python converts no integer of more than 4,300
 STATUS_UNREAD = 141  # 128 + SIGPIPE, the status of a program whose output nobody reads
 UNPRINTABLE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")  # controls, broken UTF-8
 
@@ -68,7 +70,9 @@ def number(
     def convert(text: str) -> Any:
         if text in words:
             return text
-        value = kind(text) if NUMBERS[kind].fullmatch(text) else math.nan
+        value = kind(text) if NUMBERS[kind].fullmatch(text) and len(text) < MOST_DIGITS else math.nan
+        if kind is int and value > sys.maxsize and high == math.inf:
+            raise ArgumentTypeError(f"{shown(text)} is too large: an integer may be {sys.maxsize} at most")
         if not (above < value < below and low <= value <= high):  # nan is not, and infinity is not < infinity
             raise ArgumentTypeError(f"{shown(text)} is not {wanted}")
         return value
@@ -548,6 +552,8 @@ def run_main(main: Callable[[], Any]) -> None:
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:  # closed by whoever started the program
             setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115 - lives as long as the process
+    if is_main_thread() and signal.getsignal(signal.SIGINT) is signal.SIG_DFL:  # of `end_at_once_on_ctrl_c`
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         main()
     except UserError as error:
@@ -563,6 +569,16 @@ def run_main(main: Callable[[], Any]) -> None:
         end_with(f"Cannot go on: {error.strerror}{where}. Make room on the disk.", UserError.status)
     finally:
         flush_output()
+
+
+def end_at_once_on_ctrl_c() -> None:
+    """Let Ctrl-C end the process without a traceback, until `run_main` is called: while modules are imported."""
+    if is_main_thread() and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
+def is_main_thread() -> bool:
+    return threading.current_thread() is threading.main_thread()
 
 
 def end_with(message: str, status: int) -> None:

@@ -14,7 +14,7 @@ import pytest
 from engine.devices.job import place
 from extras import job_store as store_module
 from extras import launch as processes
-from extras.job_store import job_store
+from extras.job_store import attempt, job_store
 from extras.launch import children_woken, end_as, own_command, reported
 from utils.errors import DivergedError, PeerError, UserError
 
@@ -73,6 +73,14 @@ def test_a_wrong_environment_is_one_line(monkeypatch, environment, message):
     with pytest.raises(UserError, match=message) as error:
         place()
     assert "\n" not in str(error.value)
+
+
+def test_a_count_of_restarts_that_is_no_number_is_one_line(monkeypatch):
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "x")
+    with pytest.raises(UserError, match="TORCHELASTIC_RESTART_COUNT=x is no number"):
+        attempt()
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "2")
+    assert attempt() == 2
 
 
 def rendezvous(monkeypatch, rank, port, timeout):

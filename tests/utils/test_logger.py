@@ -114,3 +114,10 @@ def test_log_on_a_full_disk_is_told_once_and_ends_nothing(capsys):
     captured = capsys.readouterr()
     assert captured.out == "one\ntwo\n"
     assert captured.err.count("lacks lines: No space left") == 1 and "Traceback" not in captured.err
+
+
+def test_what_a_terminal_would_obey_is_escaped_in_the_log_and_on_the_terminal(monkeypatch, tmp_path):
+    terminal = open_terminal(monkeypatch)
+    build_logger("run", tmp_path / "log.txt").info("a\x1b[2Jb.png\nnext line é")
+    for text in ((tmp_path / "log.txt").read_text(), terminal.getvalue()):
+        assert "a\\x1b[2Jb.png\nnext line é" in text and "\x1b[2J" not in text

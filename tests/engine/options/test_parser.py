@@ -4,6 +4,7 @@ import copy
 import errno
 import json
 import pickle
+import signal
 import sys
 import threading
 from argparse import ArgumentTypeError
@@ -22,6 +23,7 @@ from engine.options.parser import (
     as_flags,
     changed,
     device_ids,
+    end_at_once_on_ctrl_c,
     file_name,
     file_path,
     list_of,
@@ -543,3 +545,26 @@ def test_resolved_options_are_read_only_and_a_copy_may_differ():
         assert copied == other
         with pytest.raises(AttributeError):
             copied.lr = 3
+
+
+def test_an_integer_that_torch_cannot_take_is_refused():
+    assert number(int)(str(2**63 - 1)) == 2**63 - 1
+    with pytest.raises(ArgumentTypeError, match=r"'9{20}' is too large: an integer may be 9223372036854775807 at most"):
+        number(int, low=1)("9" * 20)
+    with pytest.raises(ArgumentTypeError, match=r"'9{60}'\.\.\. is not an integer >= 1"):
+        number(int, low=1)("9" * 5000)
+
+
+def test_ctrl_c_in_the_imports_ends_without_a_traceback_and_later_raises_again():
+    before = signal.getsignal(signal.SIGINT)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        end_at_once_on_ctrl_c()
+        assert signal.getsignal(signal.SIGINT) is signal.SIG_DFL
+        run_main(lambda: None)
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # as nohup does
+        end_at_once_on_ctrl_c()
+        assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGINT, before)
