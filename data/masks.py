@@ -99,7 +99,7 @@ def load_mask(path: str | Path, class_map: ClassMap, size: tuple[int, int] | Non
 
 def read_mask(path: str | Path, threshold_jpeg: bool = False) -> tuple[Image.Image, str]:
     """Return a mask in mode L, P, RGB, or I for 16-bit grey, and the kind of file, for the report."""
-    image = read_image(path)
+    image = read_image(path, is_mask=True)
     if threshold_jpeg and image.format == "JPEG":
         return image.convert("L").point([0] * HALF + [255] * (256 - HALF)), f"JPEG cut at {HALF}"
     if image.mode == "F":

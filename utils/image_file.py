@@ -58,13 +58,16 @@ def image_size(path: str | Path) -> tuple[int, int]:
         return image.size[::-1] if orientation(image) in SIDEWAYS else image.size
 
 
-def read_image(path: str | Path, mode: str | None = None, size: tuple[int, int] | None = None) -> Image.Image:
+def read_image(
+    path: str | Path, mode: str | None = None, size: tuple[int, int] | None = None, is_mask: bool = False
+) -> Image.Image:
     """Return the decoded image, turned upright as its EXIF data says.
 
     Args:
         path: an image file.
         mode, size: a hint. A JPEG may be decoded straight to this mode ("RGB" or "L"), and smaller, though no smaller
             than `size` (width, height), which is several times faster. The caller still converts and resizes.
+        is_mask: whether its colours stand for classes.
 
     Raises:
         UserError: see `opened`; and the file is truncated, holds several pictures or transparent pixels, or 16 bits
@@ -79,12 +82,14 @@ def read_image(path: str | Path, mode: str | None = None, size: tuple[int, int] 
             image.filename = ""  # a grey one that Pillow maps into memory gets wrong pixels when Pillow turns it
         image.load()
         ImageOps.exif_transpose(image, in_place=True)
-        image.info.pop("transparency", None)  # of one colour, which it does not change; Pillow warns of some kinds
-        if image.getbands()[-1] in ("A", "a") and image.getchannel(image.getbands()[-1]).getextrema()[0] < 255:
+        # In a mask, the one transparent colour of a palette, or of a file without an alpha channel, is still a class.
+        may_be_transparent = image.has_transparency_data and not (is_mask and "transparency" in image.info)
+        if may_be_transparent and image.convert("RGBA").getchannel("A").getextrema()[0] < 255:
             raise UserError(
-                f"{path} has transparent pixels, whose colours are not what is seen. Save it without an alpha channel: "
-                f"on a background, or, if the alpha channel is the mask, the channel alone."
+                f"{path} has transparent pixels, whose colours are not what is seen. Save it without transparency: on "
+                f"a background, or, if the alpha channel is the mask, the channel alone."
             )
+        image.info.pop("transparency", None)  # Pillow warns of some kinds when it converts
         if has_deep_colours and 0 < np.asarray(image.convert("RGB")).max() < HALF_WHITE >> 8:
             raise UserError(
                 f"{path} has 16 bits per colour, and uses the lower ones only, which are not read. Save it with 8 bits."

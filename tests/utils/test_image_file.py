@@ -61,15 +61,19 @@ def test_images_of_any_mode_become_rgb_or_grey(tmp_path, mode, colour, rgb):
     assert torch.allclose(grey, rgb @ torch.tensor([0.299, 0.587, 0.114]), atol=0.006)
 
 
-@pytest.mark.parametrize("transparency", [1, b"\x80\xff"])
+@pytest.mark.parametrize("transparency", [2, b"\xff\xff\x00"])  # no pixel is transparent
 def test_a_palette_image_gives_its_colours(tmp_path, transparency):
     path = tmp_path / "image.png"
     places = Image.fromarray(OBJECT).convert("P")
-    places.putpalette([0, 0, 255, 255, 0, 0])  # blue, red
+    places.putpalette([0, 0, 255, 255, 0, 0, 0, 0, 0])  # blue, red, black
     places.save(path, transparency=transparency)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         image = load_image(path)
+        places.save(path, transparency=1)
+        with pytest.raises(UserError, match="has transparent pixels"):
+            load_image(path)
+        assert (np.asarray(read_image(path, is_mask=True)) == OBJECT).all()
     assert (image[0].numpy() == OBJECT).all() and (image[2].numpy() == 1 - OBJECT).all()
 
 
