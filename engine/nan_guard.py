@@ -49,7 +49,8 @@ class Before:
     def put_back(self) -> None:
         """Restore everything."""
         for (owner, name), buffer, copy in zip(self.places, self.buffers, self.copies, strict=True):
-            setattr(owner, name, copy.clone() if is_expanded(buffer) else buffer.copy_(copy))
+            is_replaced = is_expanded(buffer) or buffer.shape != copy.shape  # nothing can be copied into it
+            setattr(owner, name, copy.clone() if is_replaced else buffer.copy_(copy))
         self.random.put_back()
 
 

@@ -100,6 +100,21 @@ def test_buffer_that_was_replaced_is_undone_too():
     assert watch.undo() and network.average == 2 and dict(network.named_buffers()).keys() == {"average"}
 
 
+@pytest.mark.parametrize(
+    ("buffer", "change"),
+    [(torch.zeros(2), lambda bank: bank.resize_(3).fill_(1)), (torch.eye(2).to_sparse(), lambda bank: bank.mul_(2)),
+     (torch.zeros(2, dtype=torch.int64), lambda bank: bank.add_(1))],
+)  # fmt: skip
+def test_buffers_of_any_kind_are_put_back(buffer, change):
+    network = nn.Module()
+    network.register_buffer("bank", buffer.clone())
+    watch = NanGuard([network], Progress())
+    watch.begin_update()
+    change(network.bank)
+    watch.undo()
+    assert torch.equal(network.bank.to_dense(), buffer.to_dense())
+
+
 def test_step_that_was_made_cannot_be_undone_or_skipped():
     watch = guard(policy="skip")
     watch.stepped.append("critic")
