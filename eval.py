@@ -22,8 +22,9 @@ from engine.checkpoints.state import set_state
 from engine.devices.device import place_network, select_devices
 from engine.devices.process_group import Distributed
 from engine.options.parser import OptionParser, run_main
+from engine.registry import load
 from engine.run_state import check_parts
-from engine.runs.scores import compare_with_stored, save_results, scalars
+from engine.runs.scores import save_results, scalars
 from loss.loss_entry import build_criterion
 from model.model_entry import build_networks
 from options import parse_test_options
@@ -244,7 +245,8 @@ class EvaluatorBase:
         evaluator.logger.info(f"{table}\nSaved in {evaluator.output_dir}")
         evaluator.report(loader)
         if opt.split == "val":
-            evaluator.logger.info(compare_with_stored(results, evaluator.num_samples, state, vars(opt)))
+            compare = load("extras.compare_scores:compare_with_stored", "split")
+            evaluator.logger.info(compare(results, evaluator.num_samples, state, vars(opt)))
         return evaluator
 
     @classmethod

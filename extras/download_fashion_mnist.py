@@ -5,7 +5,7 @@ from http.client import HTTPException
 from pathlib import Path
 
 from data.FashionMNIST import FILES, find_files
-from engine.runs.lock import locked
+from extras.turns import locked
 from utils.errors import UserError
 
 TIMEOUT = 20  # seconds without an answer after which a mirror counts as out of reach

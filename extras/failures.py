@@ -45,8 +45,8 @@ def before_the_run(trainer_class: type, opt: Namespace, error: BaseException) ->
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("".join(traceback.format_exception(error)), encoding="utf-8")
     suspects = [
-        ("place_networks", trainer_class.evaluator_class.build_networks),
-        ("place_networks", trainer_class.build_networks),
+        ("with_shapes", trainer_class.evaluator_class.build_networks),
+        ("with_shapes", trainer_class.build_networks),
         ("checked_optimizers", trainer_class.build_optimizers),
         ("checked_schedulers", trainer_class.build_schedulers),
         ("__init__", trainer_class.build_callbacks),

@@ -28,7 +28,8 @@ from torch.utils.data import Dataset
 
 from data.Carvana import CarvanaDataset, augment_batch, augment_pair
 from data.masks import PIXELS_VERSION
-from engine.runs.lock import LOCK_FILE, PATIENCE, locked
+from engine.runs.lock import LOCK_FILE
+from extras.turns import PATIENCE, locked
 from utils.errors import UserError
 from utils.files import NO_SPACE, fsync_directory, removed_afterwards, sweep_temporaries
 from utils.image_file import to_float

@@ -2,9 +2,7 @@
 
 import contextlib
 import errno
-import sys
 import warnings
-from collections.abc import Iterator
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -13,7 +11,6 @@ from utils.errors import UserError
 
 LOCK_FILE = ".lock"
 NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP}  # the answers of a file system without locks
-PATIENCE = 2.0  # seconds before a waiting process prints a message
 
 
 class DirectoryLock(contextlib.ExitStack):
@@ -55,33 +52,3 @@ def is_locked(directory: str | Path) -> bool:
     except UserError:
         return True
     return False
-
-
-@contextlib.contextmanager
-def locked(path: str | Path, what: str) -> Iterator[bool]:
-    """Wait for a lock file and hold it in the block; threads of one process take turns, too.
-
-    Args:
-        path: the lock file, which stays.
-        what: the holder's work, such as "downloads FashionMNIST", for a message to those who wait for long.
-
-    Yields:
-        Whether no other process can be in the block: False on a file system without locks.
-
-    Raises:
-        OSError: the file cannot be made or opened.
-    """
-    lock = FileLock(path, thread_local=False)
-    try:
-        try:
-            lock.acquire(timeout=PATIENCE)
-        except Timeout:
-            print(f"Waiting for another process that {what} ...", file=sys.stderr, flush=True)
-            lock.acquire()
-    except OSError as error:
-        if error.errno not in NO_LOCKS:
-            raise
-    try:
-        yield lock.is_locked
-    finally:
-        lock.release()

@@ -1,7 +1,6 @@
-"""The results of an evaluation: computed by meters, printed, saved, and compared with those in a checkpoint."""
+"""The results of an evaluation: computed by meters, printed, and saved."""
 
 import copy
-import math
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,9 +9,6 @@ from typing import Any
 from engine.checkpoints.state import PlainState
 from utils.errors import UserError, nearest
 from utils.files import write_json
-
-# Options that may differ without changing a score.
-HARMLESS = ("model_path", "gpu_devices", "proj_name", "data_dir", "num_workers", "eval_batch_size", "seed", "metrics")
 
 
 class Score(PlainState):
@@ -70,40 +66,3 @@ def save_results(directory: Path, **record: Any) -> str:
     """Write the arguments of `format_results` to `results.json`, and return its table."""
     write_json(directory / "results.json", record)
     return format_results(**record)
-
-
-def compare_with_stored(
-    results: Mapping[str, float], num_samples: int, checkpoint: Mapping[str, Any], options: Mapping[str, Any]
-) -> str:
-    """Compare results with the score in a checkpoint, and return a line for the log.
-
-    A score is compared if it belongs to the checkpoint's weights, as many samples, and the same options.
-
-    Args:
-        results: of the validation part. Metrics that only one side has are ignored.
-        num_samples: number of samples that were evaluated.
-        checkpoint: its "score" with "update", "num_samples" and "results" (None before the first validation), its
-            "progress" and its "options".
-        options: of the evaluation.
-
-    Raises:
-        UserError: they differ by more than rounding does.
-    """
-    score, trained = checkpoint["score"], checkpoint["options"]
-    if not score or score["num_samples"] != num_samples or score["update"] != checkpoint["progress"]["update"]:
-        return "The checkpoint holds no score of these weights on these samples to compare with."
-    if checkpoint.get("averaging") and not options.get("use_average", True):
-        return "Not compared with the score in the checkpoint, which is that of the averaged weights."
-    for name in trained:
-        if name in options and name not in HARMLESS and options[name] != trained[name]:
-            return f"Not compared with the score in the checkpoint, which was measured with {name}={trained[name]}."
-    for name, old in score["results"].items():
-        if not isinstance(old, int | float):
-            raise UserError(f"The score {name!r} in the checkpoint is no number.")
-        new = results.get(name, old)
-        both_nan = math.isnan(new) and math.isnan(old)
-        if not (both_nan or math.isclose(new, old, rel_tol=1e-4, abs_tol=1e-6)):
-            raise UserError(
-                f"{name} is {new:.6f}, but {old:.6f} was stored with the checkpoint: the data or the code has changed."
-            )
-    return "The score agrees with the one that is stored in the checkpoint."

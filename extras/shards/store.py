@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 from urllib.parse import urlsplit
 
-from engine.runs.lock import LOCK_FILE, locked
+from engine.runs.lock import LOCK_FILE
+from extras.turns import locked
 from utils.errors import UserError
 from utils.files import removed_afterwards, sweep_temporaries
 

@@ -10,8 +10,9 @@ import time
 
 import pytest
 
-from engine.runs import lock
-from engine.runs.lock import DirectoryLock, is_locked, locked
+from engine.runs.lock import DirectoryLock, is_locked
+from extras import turns
+from extras.turns import locked
 from utils.errors import UserError
 
 HOLDER = """
@@ -112,7 +113,7 @@ def test_file_system_without_locks_is_a_warning(tmp_path, monkeypatch):
 
 
 def test_waits_for_another_process_and_says_so(tmp_path, hold, capfd, monkeypatch):
-    monkeypatch.setattr(lock, "PATIENCE", 0.1)
+    monkeypatch.setattr(turns, "PATIENCE", 0.1)
     process, _ = hold(tmp_path)
     timer = threading.Timer(0.5, process.kill)
     timer.start()
