@@ -35,6 +35,7 @@ from engine.options.parser import (
     plain_text,
     run_main,
     setting,
+    split_weight,
     weighted,
 )
 from utils.errors import UserError
@@ -70,14 +71,14 @@ MAY_CHANGE = (
 )  # fmt: skip
 
 
-# Options that only a component knows which has a parameter of this name.
+# Options that only a component takes which has a parameter of this name, and the method that a task may override.
 OF_COMPONENTS = {
-    "data": (
+    "data": ("build_datasets", (
         "train_val_sample_rate", "test_sample_rate", "val_split", "split_seed", "patch_size", "augment", "mask_values",
         "shuffle_shards",
-    ),
-    "model": ("width", "up", "latent", "batch_norm"),
-    "loss": ("label_smoothing",),
+    )),
+    "model": ("build_networks", ("width", "up", "latent", "batch_norm")),
+    "loss": ("build_criterion", ("label_smoothing",)),
 }  # fmt: skip
 
 
@@ -455,7 +456,7 @@ def parse_test_options(evaluator_class: type, argv: Sequence[str] | None) -> Opt
 def completed(
     parser: OptionParser, opt: Namespace, new_parser: Callable[[], OptionParser], evaluator_class: type
 ) -> Options:
-    """Apply --debug, import what the options name, and return them read-only; --print_config ends here."""
+    """Apply --debug, check what the options need, and return them read-only; --print_config ends here."""
     if opt.debug:
         opt.limit_batches = DEBUG_BATCHES
         parser.note_source("limit_batches", "--debug")
@@ -463,12 +464,7 @@ def completed(
         opt.n_epoch = 1
         parser.note_source("n_epoch", "--debug")
     check_gpus(vars(opt))
-    load_own_code(opt)
-    for kind, names in OF_COMPONENTS.items():
-        given = [name for name in names if parser.sources.get(name, "").startswith("command line")]
-        given = [name for name in given if vars(opt)[name] != new_parser().get_default(name)]
-        if given and not is_overridden(evaluator_class, kind):
-            refuse_without_effect(vars(opt), kind, given)
+    refuse_without_effect(vars(opt), parser.sources, new_parser, evaluator_class)
     if opt.print_config:
         from engine.devices.job import place
 
@@ -490,22 +486,23 @@ def refuse_change(name: str, value: Any, saved: Any, source: str) -> None:
         )
 
 
-def is_overridden(evaluator_class: type, kind: str) -> bool:
-    """Say whether a task makes its data, networks or loss itself; then nobody knows which options it reads."""
-    method = {"data": "build_datasets", "model": "build_networks", "loss": "build_criterion"}[kind]
-    return getattr(evaluator_class, method).__qualname__ != f"EvaluatorBase.{method}"
-
-
-def refuse_without_effect(options: Mapping[str, Any], kind: str, given: Sequence[str]) -> None:
-    """Raise UserError when a person has `given` an option that the chosen components do not take."""
-    from loss.loss_entry import split_terms
-
-    option = registry.KINDS[kind][0]
-    chosen = split_terms(options[option]) if kind == "loss" else [options[option]]
-    components = [registry.find(kind, name) for name in chosen if name is not None]
-    for name in given:
-        if components and not any(registry.taken(component, {name: None}) for component in components):
-            raise UserError(f"--{name} has no effect: --{option} {' '.join(chosen)} does not take it. Leave it out.")
+def refuse_without_effect(
+    options: Mapping[str, Any], sources: Mapping[str, str], new_parser: Callable, evaluator_class: type
+) -> None:
+    """Raise UserError when the command line changes an option that the chosen data, network or loss does not take."""
+    for kind, (method, names) in OF_COMPONENTS.items():
+        given = [name for name in names if sources.get(name, "").startswith("command line")]
+        is_own = getattr(evaluator_class, method).__qualname__ != f"EvaluatorBase.{method}"  # it may read any option
+        option = registry.KINDS[kind][0]
+        chosen = registry.as_list(options[option])
+        if is_own or None in chosen or not given:
+            continue
+        components = [registry.find(kind, split_weight(name)[0]) for name in chosen]
+        for name in given:
+            is_taken = any(registry.taken(component, {name: None}) for component in components)
+            if not is_taken and options[name] != new_parser().get_default(name):
+                taker = f"--{option} {' '.join(chosen)}"
+                raise UserError(f"--{name} has no effect: {taker} does not take it. Leave it out.")
 
 
 def check_gpus(options: Mapping[str, Any]) -> None:
@@ -534,7 +531,7 @@ def check_options(options: Mapping[str, Any], resumes: bool) -> None:
         raise UserError("--model_path is the file that --pretrained starts from: add --pretrained, or leave it out.")
 
 
-# ---- user code, and old names ----------------------------------------------------------------------------------------
+# ---- other sources, and old names ------------------------------------------------------------------------------------
 def options_of_files(argv: Sequence[str] | None) -> Namespace:
     """Return the options of a command line that name other sources of options."""
     parser = OptionParser(add_help=False)
@@ -551,16 +548,6 @@ def import_asked(argv: Sequence[str] | None) -> None:
         parser.apply({name: value for name, value in values.items() if name == "import"}, path)
     for module in getattr(given, "import") or parser.get_default("import") or []:
         registry.import_module(module, f"--import {module}")
-
-
-def load_own_code(opt: Namespace) -> None:
-    """Import everything that the options name, so that an error comes before anything is made or written."""
-    registry.load_all(vars(opt))
-    if getattr(opt, "callbacks", None):
-        from callbacks.callback_entry import own_class
-
-        for name in opt.callbacks:
-            own_class(name)
 
 
 def with_new_names(options: Mapping[str, Any]) -> dict[str, Any]:

@@ -270,13 +270,6 @@ def find(kind: str, name: str) -> Callable:
     return load(name if is_reference(name) else f"{OF_TORCH[kind][0]}:{name}", option)
 
 
-def load_all(values: Mapping[str, Any]) -> None:
-    """Import everything that resolved options name as ``MODULE:NAME``, so that errors come before a run is made."""
-    for kind, (option, _) in KINDS.items():
-        for reference in filter(None, map(reference_in, as_list(values.get(option)))):
-            find(kind, reference)
-
-
 # ---- make ------------------------------------------------------------------------------------------------------------
 def make(kind: str, spec: str | Mapping[str, Any], offered: Mapping[str, Any] | None = None, option: str = "") -> Any:
     """Make a component from ``{"name": ..., "args": {...}}``, for components that are made of others.

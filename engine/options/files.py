@@ -61,7 +61,9 @@ def read_options(path: str | Path) -> dict[str, Any]:
         text = read_text(path)
         is_yaml = str(path).lower().endswith((".yaml", ".yml"))
         values = read_yaml(text) if is_yaml else read_json(without_comments(text))
-        check_depth(values)
+        for value in values.values() if isinstance(values, dict) else ():
+            if isinstance(value, (dict, list)):
+                check_arguments(value, MAX_DEPTH - 1)
     except OSError as error:
         raise UserError(f"Cannot read the option file {path}: {error.strerror}.") from None
     except (ValueError, TypeError) as error:  # TypeError: a list as a name
@@ -181,30 +183,20 @@ def typed(text: str) -> Any:
         return text
 
 
-def check_depth(value: Any, most: int = MAX_DEPTH) -> None:
-    """Raise ValueError for a value that is nested too deeply."""
+def check_arguments(value: Any, most: int = MAX_DEPTH) -> Any:
+    """Return a value of arguments; ValueError for what none can be: a name, a number, a text, or so deep a nesting."""
     entries = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
     if entries and not most:
         raise ValueError("it is nested too deeply")
-    for entry in entries:
-        check_depth(entry, most - 1)
-
-
-def check_arguments(value: Any) -> Any:
-    """Return a value of arguments; ValueError when a number is not finite, or a name is none of an argument."""
-    check_depth(value)
-    if isinstance(value, dict):
-        for name, entry in value.items():
-            if not name.isidentifier():
-                raise ValueError(f"{shown(name)} is not the name of an argument")
-            check_arguments(entry)
-    elif isinstance(value, list):
-        for entry in value:
-            check_arguments(entry)
-    elif isinstance(value, float) and not math.isfinite(value):
+    for name in value if isinstance(value, dict) else ():
+        if not name.isidentifier():
+            raise ValueError(f"{shown(name)} is not the name of an argument")
+    if isinstance(value, float) and not math.isfinite(value):
         raise ValueError(f"{value} is not a finite number")
-    elif isinstance(value, str) and not value.isprintable():
+    if isinstance(value, str) and not value.isprintable():
         raise ValueError(f"{shown(value)} cannot be printed")
+    for entry in entries:
+        check_arguments(entry, most - 1)
     return value
 
 

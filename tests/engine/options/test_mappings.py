@@ -6,6 +6,7 @@ import pytest
 
 from engine.options.files import argument
 from engine.options.parser import OptionParser, mapping, number, setting, with_value
+from utils.errors import UserError
 
 
 def parser() -> OptionParser:
@@ -95,7 +96,7 @@ def test_a_wrong_setting_ends_in_one_line(argv, in_line, capsys):
         ("lr: {a: 1}", ["a.yaml", "'lr' is flat"]), ("\nlr.a: 1", ["a.yaml", "'lr' is flat"]),
         ("model_args: [1]", ["takes one value"]), ("modle_args.a: 1", ["unknown option 'modle_args.a'"]),
         ("model_args.a b: 1", ["not the name of an argument"]), ("set: [a=1]", ["belongs on the command line"]),
-        ("model_args: null", ["cannot be null"]), ("model_args: {a: NaN}", ["nan"]), ("model_args: {'': 1}", ["''"]),
+        ("model_args: null", ["cannot be null"]),
     ],
 )  # fmt: skip
 def test_a_wrong_mapping_in_a_file_is_named_with_its_file(text, in_line, capsys, tmp_path):
@@ -106,3 +107,10 @@ def test_a_wrong_mapping_in_a_file_is_named_with_its_file(text, in_line, capsys,
     assert stop.value.code == 2 and said.count("\n") == 1
     for part in in_line:
         assert part in said
+
+
+def test_a_mapping_in_a_file_holds_arguments(tmp_path):
+    for text, words in (("model_args: {a: NaN}", "nan is not a finite"), ("model_args: {'': 1}", "'' is not the name")):
+        (tmp_path / "a.yaml").write_text(text)
+        with pytest.raises(UserError, match=f"a.yaml: {words}"):
+            parser().resolve(["--config", str(tmp_path / "a.yaml")])
