@@ -47,7 +47,7 @@ def test_each_is_taken_by_its_trainer(path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("task", "model_type"), [("vanilla", "Vanilla"), ("gan", "DCGAN")])
+@pytest.mark.parametrize(("task", "model_type"), [("vanilla", "Vanilla"), ("gan", "GAN")])
 def test_those_for_the_sample_run(command, tmp_path, task, model_type):
     flags = ("--config", f"configs/{task}_sample.yaml", "--debug", "--output_dir", tmp_path)
     done = command(f"trainer_{task}.py", *flags)
