@@ -221,7 +221,7 @@ def report(root: Path, study: Study) -> bool:
         plot(root / "sweep.png", study)
         names.append("sweep.png")
     saved = f"Saved in {root}: {', '.join(names)}"
-    lines = [table(trials, study.metric, study.mode), *failures(trials), importance(study, num_finished), saved]
+    lines = [f"{table(trials, study.metric, study.mode)}\n", *failures(trials), importance(study, num_finished), saved]
     print("\n" + "\n".join(filter(None, lines)), flush=True)
     return all(trial.state in (FINISHED, PRUNED) for trial in trials)
 
