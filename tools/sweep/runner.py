@@ -14,6 +14,8 @@ from engine.runs.run_dir import ENDED
 from engine.runs.signals import TIME_IS_UP, StopSignal, exit_status
 from extras.launch import end_with_parent
 from tools.sweep.study import FAILED, FINISHED, INTERRUPTED, PRUNED, RUNNING, WAITING, Run, Study, Trial
+from utils.errors import UserError
+from utils.logger import open_own
 
 ROOT = Path(__file__).resolve().parents[2]  # of the repository
 OUTPUT = "output.txt"  # in the directory of a run: its output
@@ -93,7 +95,11 @@ class Runner:
         directory.mkdir(parents=True, exist_ok=True)
         run.state = RUNNING
         self.study.record(trial)
-        with open(directory / OUTPUT, "ab") as output:
+        try:
+            output = open_own(directory / OUTPUT)
+        except OSError as error:
+            raise UserError(f"Cannot write {directory / OUTPUT}: {error.strerror}.") from None
+        with output:
             process = subprocess.Popen(
                 self.command(trial.settings, run.seed, directory, slot),
                 stdin=subprocess.DEVNULL,

@@ -202,7 +202,10 @@ class Study:
 
     def read(self, frozen: Any) -> Trial:
         settings = {name: as_text(frozen.params[name], name, space) for name, space in self.spaces.items()}
-        return Trial(frozen.number, settings, [Run(**run) for run in frozen.user_attrs["runs"]])
+        runs = [Run(**run) for run in frozen.user_attrs["runs"]]
+        if [run.seed for run in runs] != list(range(self.opt.seeds)):  # they stand in the names of directories
+            raise UserError(f"The study has other seeds than 0 to {self.opt.seeds - 1}. Was its file changed?")
+        return Trial(frozen.number, settings, runs)
 
     def runs(self) -> Iterator[tuple[Trial, Run]]:
         """Yield the runs that are left, those of unfinished trials first. A trial is proposed when a slot is free."""

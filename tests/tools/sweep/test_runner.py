@@ -9,6 +9,7 @@ import pytest
 from engine.runs.signals import Terminated
 from tools.sweep.runner import Runner, last_line, read_curve
 from tools.sweep.study import FAILED, FINISHED, INTERRUPTED, PRUNED, RUNNING
+from utils.errors import UserError
 
 # Writes metrics.csv as a run does, goes on where it was, and answers SIGTERM. Takes a directory, epochs, an action.
 PROGRAM = """
@@ -132,6 +133,16 @@ def test_a_run_without_the_metric_has_failed(runner):
     made.study.metric = "dice"
     made.run()
     assert states(made) == [FAILED] and "no finite val/dice" in made.study.trials()[0].runs[0].last_line
+
+
+def test_the_output_of_a_run_does_not_follow_a_link(runner, tmp_path):
+    (tmp_path / "theirs.txt").write_text("theirs\n")
+    directory = tmp_path / "runs" / "000-seed0"
+    directory.mkdir(parents=True)
+    (directory / "output.txt").symlink_to(tmp_path / "theirs.txt")
+    with pytest.raises(UserError, match=r"Cannot write .*output\.txt"):
+        runner("fast").run()
+    assert (tmp_path / "theirs.txt").read_text() == "theirs\n"
 
 
 # ---- the files of a run ----------------------------------------------------------------------------------------------

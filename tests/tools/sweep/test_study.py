@@ -161,6 +161,14 @@ def test_a_value_that_was_put_into_the_file_of_a_study_does_not_reach_a_command_
         make_study(tmp_path, **options).unfinished()
 
 
+def test_a_seed_that_was_put_into_the_file_of_a_study_names_no_directory(make_study, tmp_path):
+    make_study(tmp_path).next_trial()
+    journal = tmp_path / "optuna.journal"
+    journal.write_text(journal.read_text().replace('"seed":0', '"seed":"../../x"'))
+    with pytest.raises(UserError, match="other seeds than 0 to 0"):
+        make_study(tmp_path).unfinished()
+
+
 @pytest.mark.parametrize("where", ["nowhere/x.journal", "sqlite:////nowhere/x/y.db", "what://x", "sqlite://:bad:/x"])
 def test_a_storage_that_cannot_be_opened_is_named_in_one_line(make_study, tmp_path, monkeypatch, where):
     monkeypatch.chdir(tmp_path)
