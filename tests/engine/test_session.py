@@ -10,6 +10,7 @@ from torch.utils.data import TensorDataset
 from callbacks.callback import Callback
 from engine.session import build_trainer
 from eval_vanilla import EvaluatorVanilla
+from extras import failures
 from tests.small_tasks import rows_of
 from trainer_vanilla import TrainerVanilla
 from utils.errors import UserError
@@ -230,6 +231,18 @@ def test_memory_that_runs_out_ends_with_the_command_that_goes_on(build):
     message = str(caught.value)
     assert f"--resume {trainer.run_dir.path} --micro_batch_size 16" in message and "32 samples at once" in message
     assert trainer.checkpointer.path("InT").exists()
+
+
+def test_memory_that_runs_out_in_a_validation_asks_for_smaller_batches_there(build):
+    class Large(EvaluatorVanilla):
+        def eval_step(self, batch):
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.")
+
+    trainer = build("--eval_batch_size", 32, task=type("Task", (TrainerVanilla,), {"evaluator_class": Large}))
+    with pytest.raises(torch.OutOfMemoryError) as caught:
+        trainer.validate()
+    message = str(failures.out_of_memory(trainer, caught.value))
+    assert "with 32 samples at once. To go on: --eval_batch_size 16." in message
 
 
 def test_resumed_run_whose_first_update_fails_keeps_its_directory(build, train):
