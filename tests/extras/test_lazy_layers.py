@@ -10,7 +10,7 @@ from utils.errors import UserError
 
 
 def task_of(*layers):
-    """Return the vanilla task with these layers; each is made anew by its function."""
+    """Return the vanilla task with these layers; its function makes each layer when it is called."""
 
     class Evaluator(EvaluatorVanilla):
         @classmethod

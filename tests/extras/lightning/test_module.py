@@ -202,7 +202,7 @@ def test_our_loop_resumes_a_run_that_lightning_began(tmp_path):
 
 # ---- what Lightning has ----------------------------------------------------------------------------------------------
 def test_a_damaged_checkpoint_is_passed_over_and_the_run_ends_with_the_same_state(tmp_path):
-    """What a resume reads is the template's own; files of ModelCheckpoint are never read again."""
+    """A resume reads the template's own files, and never those of ModelCheckpoint."""
     flags = ("--n_epoch", 2, "--lr_scheduler", "constant")
     whole = referee(TrainerSmall, flags, tmp_path / "whole")
     first = referee(TrainerSmall, (*flags, "--max_updates", 12, "--save_every_updates", 4), tmp_path / "first")
