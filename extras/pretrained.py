@@ -1,5 +1,6 @@
 """Start from weights that only partly fit: another head, another wrapper, another file format."""
 
+from argparse import ArgumentTypeError
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -8,7 +9,7 @@ from torch import nn
 
 from engine.checkpoints.file import load_file, weights_of
 from engine.options.parser import Options, changed, mask_value
-from utils.errors import UserError
+from utils.errors import UserError, shown
 
 WRAPPERS = ("module.", "_orig_mod.", "model.", "network.", "state_dict.")  # of DataParallel, torch.compile and others
 
@@ -133,4 +134,7 @@ def with_mask_values(opt: Options, path: str) -> Options:
     known = content.get("options") if isinstance(content, dict) else None
     if not isinstance(known, dict) or not known.get("mask_values") or known.get("n_classes") != opt.n_classes:
         return opt
-    return changed(opt, mask_values=[mask_value(str(value)) for value in known["mask_values"]])
+    try:
+        return changed(opt, mask_values=[mask_value(str(value)) for value in known["mask_values"]])
+    except (ArgumentTypeError, TypeError):
+        raise UserError(f"--model_path {path}: its mask_values are none: {shown(known['mask_values'])}.") from None

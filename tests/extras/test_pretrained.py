@@ -7,7 +7,8 @@ import torch
 from torch import nn
 
 from engine.checkpoints.file import FORMAT, save_checkpoint
-from extras.pretrained import find_weights, load_pretrained, strip_wrappers
+from engine.options.parser import Options
+from extras.pretrained import find_weights, load_pretrained, strip_wrappers, with_mask_values
 from utils.errors import UserError
 
 
@@ -169,3 +170,10 @@ def test_a_checkpoint_with_averages_gives_these(tmp_path):
     target = network(seed=4)
     assert "9 of 9 averaged tensors" in load_pretrained(target, tmp_path / "last.pth")
     assert same_weights(target, network(seed=5)) == list(target.state_dict())
+
+
+@pytest.mark.parametrize("values", [5, ["a; rm"], [[0]], [{"a": 1}]])
+def test_mask_values_that_are_none_are_named(tmp_path, values):
+    torch.save({"options": {"mask_values": values, "n_classes": 2}}, tmp_path / "a.pth")
+    with pytest.raises(UserError, match="its mask_values are none"):
+        with_mask_values(Options(mask_values=None, n_classes=2), str(tmp_path / "a.pth"))
