@@ -71,7 +71,7 @@ def try_loaders(chance: random.Random) -> list[str]:
         return [str(error)]
     sampler = UpdateSampler(num_samples, *order)
     sampler.epoch = EPOCH
-    whole = list(sampler.order_of_epoch())
+    whole = sampler.order_of_epoch().tolist()
     faults = [] if progress.sample == num_samples else [f"the epoch ends at sample {progress.sample} of {num_samples}"]
     flat = [index for update in seen for index in update]
     missing, doubled = set(whole) - set(flat), len(flat) - len(set(flat))
