@@ -152,7 +152,8 @@ def to_load_from(dataset: Dataset) -> Dataset:
 
 def sample_groups(dataset: Dataset) -> Sequence[Any]:
     """Return the group of each sample; without `groups`, each is its own."""
-    return one_each(dataset, "groups") or sample_names(dataset)
+    groups = one_each(dataset, "groups")
+    return sample_names(dataset) if groups is None else groups
 
 
 def describe(datasets: dict[str, Dataset]) -> tuple[dict[str, Sequence[Any]], dict[str, str]]:

@@ -123,12 +123,14 @@ def may_be_random(dataset: Dataset) -> bool:
 
 def sample_names(dataset: Dataset) -> Sequence[Any]:
     """Return a name for each sample: the data set's `names`, or numbers, as a range."""
-    return one_each(dataset, "names") or range(len(dataset))
+    names = one_each(dataset, "names")
+    return range(len(dataset)) if names is None else names
 
 
 def one_each(dataset: Dataset, attribute: str) -> Sequence[Any] | None:
     """Return an attribute of a data set if it has an entry for each sample; None for all else, such as class names."""
     value = getattr(dataset, attribute, None)
+    value = value.tolist() if hasattr(value, "tolist") else value  # of an array or a tensor
     is_list = hasattr(value, "__len__") and not isinstance(value, str | Mapping)
     return value if is_list and len(value) == len(dataset) else None
 

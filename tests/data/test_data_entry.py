@@ -3,6 +3,7 @@
 from argparse import Namespace
 from itertools import product
 
+import numpy as np
 import pytest
 import torch
 from torch.utils.data import DataLoader, Dataset
@@ -98,6 +99,13 @@ def test_attributes_with_another_meaning_are_left_alone():
     dataset.fingerprint = lambda: "def"
     assert fingerprint(dataset) == "def"
     assert torch.cat(list(EvalLoader(dataset, 4))).flatten().tolist() == list(range(6))
+
+
+def test_names_and_groups_may_be_arrays_or_tensors():
+    dataset = Cars("a", "b")
+    dataset.names, dataset.groups = np.array(dataset.names), torch.tensor([0, 0, 0, 1, 1, 1])
+    assert sample_names(dataset) == Cars("a", "b").names and sample_groups(dataset) == [0, 0, 0, 1, 1, 1]
+    assert len(group_hashes(dataset)) == 2
 
 
 def test_many_samples_without_names_are_a_number_in_the_records():
