@@ -20,6 +20,7 @@ from extras.job_store import DEFAULT_TIMEOUT, RUN, attempt, job_store
 from utils.errors import DivergedError, PeerError, UserError
 from utils.meter import Meter
 
+MOST_NAMES = 5  # of parameters, in a message
 PEER_WORDS = ("timed out", "timeout", "connection closed", "connection reset", "broken pipe", "connection refused")
 CPU = torch.device("cpu")
 join_numbers = itertools.count()
@@ -51,6 +52,7 @@ class SeveralProcesses(Distributed):
         self.timeout = timeout
         self.is_main = rank == 0
         self._wrapped: list[nn.Module] = []
+        self._is_reach_checked = False
         self._vote: tuple[Any, Tensor] | None = None  # under way, see `agree`
         self._num_local = self._num_total = 0  # samples of the update: of this process, and of all
 
@@ -181,6 +183,28 @@ class SeveralProcesses(Distributed):
                 for network in self._wrapped:
                     stack.enter_context(network.no_sync())
             yield
+        if synchronize and not self._is_reach_checked:
+            self._is_reach_checked = True
+            self.check_reach()
+
+    def check_reach(self) -> None:
+        """Raise UserError in all processes if a backward pass reached only some parameters of a network.
+
+        DDP adds up the gradients when all have come, so it would add up none.
+        """
+        unreached = []
+        for network in self._wrapped:
+            trained = [(name, p) for name, p in network.module.named_parameters() if p.requires_grad]
+            names = [name for name, parameter in trained if parameter.grad is None]
+            if len(names) < len(trained):  # else this step is one of another network
+                unreached += names
+        unreached = list(dict.fromkeys(name for of_process in self.gather(unreached) for name in of_process))
+        if unreached:
+            more = f" and {len(unreached) - MOST_NAMES} more" if len(unreached) > MOST_NAMES else ""
+            raise UserError(
+                f"The loss does not reach {', '.join(unreached[:MOST_NAMES])}{more}, and so several processes cannot "
+                f"add up their gradients. Freeze what is not trained: --freeze {unreached[0]}"
+            )
 
     def to_share(self, loss: Tensor, weight: float) -> Tensor:
         """Return `weight` times a mean over samples of this process, scaled for differentiation.

@@ -76,6 +76,20 @@ class TrainerDropout(TrainerSmall):
         return super().compute_loss((F.dropout(images, 0.2), labels))
 
 
+class EvaluatorUnreached(EvaluatorVanilla):
+    @classmethod
+    def build_networks(cls, opt) -> dict[str, nn.Module]:
+        network = nn.Sequential(nn.Flatten(), nn.Linear(28 * 28, 10))
+        network[1].unused = nn.Linear(2, 2)
+        return {"model": network}
+
+
+class TrainerUnreached(TrainerVanilla):
+    """A task with parameters that its loss does not reach."""
+
+    evaluator_class = EvaluatorUnreached
+
+
 class Count(PlainState):
     """A part that a task adds to `stateful`: each process has its own."""
 

@@ -249,6 +249,23 @@ def test_the_number_of_processes_may_change_in_an_epoch():
     assert row.failures == [] and row.tried == row.passed == 15
 
 
+def unreached(directory: Path) -> tuple[str, dict[str, Any]]:
+    """Train a network with parameters that no loss reaches: as it is, and with these frozen."""
+    trainer = build(small_tasks.TrainerUnreached, ("--n_epoch", 1), directory / "as it is")
+    with pytest.raises(UserError) as caught:
+        trainer.train()
+    frozen = train(small_tasks.TrainerUnreached, ("--n_epoch", 1, "--freeze", "1.unused.*"), directory / "frozen")
+    return str(caught.value), weights_of(frozen)
+
+
+def test_parameters_that_no_loss_reaches_are_named_and_may_be_frozen(tmp_path):
+    several = in_processes(2, unreached, tmp_path)
+    alone = weights_of(train(small_tasks.TrainerUnreached, ("--n_epoch", 1), tmp_path / "alone"))
+    for message, weights in several:
+        assert "does not reach 1.unused.weight, 1.unused.bias, and so" in message and "--freeze 1.unused" in message
+        assert largest_difference(weights, alone) < 1e-6
+
+
 # ---- what they compare can fail --------------------------------------------------------------------------------------
 def weigh_alike(directory: Path) -> dict:
     """Learn as if all processes had equally many samples."""
