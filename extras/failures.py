@@ -141,6 +141,8 @@ def described(error: BaseException, option: str, place: str) -> str:
     """Return one line on an error, with the option and the line of code if they are known."""
     where = ", ".join(text for text in (option, place) if text)
     message = " ".join(str(error).split()) or "no message"
+    if "device-side assert" in message:  # a GPU names no value, and whatever is computed next raises
+        message = "the GPU found an index out of range, most often a label that is no class: --gpu_devices cpu names it"
     kind = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
     return f"{kind}{message}" + (f" ({where})" if where else "")
 
