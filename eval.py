@@ -153,7 +153,8 @@ class EvaluatorBase:
             meter.reset()
         count = self.loss_counter()
         with self.inference():
-            self.distributed.share_buffers(self.networks.values())
+            self.distributed.share_buffers(self.networks.values())  # all processes measure the network of process 0
+            # Not real: padding, where a sharded network needs all processes and others have batches left.
             for batch, is_real in self.distributed.in_step(loader, before_batch):
                 self.num_in_batch = loader.num_in_batch
                 self.loss_count = self.num_in_batch if count is None else int(count(batch))
@@ -161,8 +162,8 @@ class EvaluatorBase:
                 with self.precision.autocast(), aside:
                     self.eval_step(move_to(batch, self.device))
         self.distributed.merge(self.meters)
-        self.num_samples = loader.num_evaluated(self.distributed.totals)
-        return self.distributed.broadcast(self.results())
+        self.num_samples = loader.num_evaluated(self.distributed.totals)  # raises if no sample could be loaded
+        return self.distributed.broadcast(self.results())  # the same bits, so that all decide alike
 
     @contextlib.contextmanager
     def inference(self) -> Iterator[None]:
@@ -217,13 +218,13 @@ class EvaluatorBase:
         """Evaluate a checkpoint on the part `opt.split` of the data, log and save the results; return the evaluator."""
         # ---- load
         state = load_checkpoint(opt.model_path, tensors_of=("networks", "averaging"))
-        check_parts(state, opt.model_path)
+        check_parts(state, opt.model_path)  # that it has all that is read below
         seed_everything(opt.seed or 0, opt.deterministic)
         (device, *_), device_note = select_devices(opt.gpu_devices)
         evaluator = cls.from_state(opt, state, device)
         dataset = cls.build_datasets(opt)[opt.split]
         if not opt.allow_seen:
-            refuse_seen(dataset, opt.split, state["groups"])
+            refuse_seen(dataset, opt.split, state["groups"])  # hashes of the data that the weights have seen
         loader = build_eval_loader(opt, dataset, opt.split, cls.eval_batch_size(opt), device)
 
         # ---- evaluate

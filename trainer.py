@@ -41,7 +41,7 @@ from engine.optimizers import (
 )
 from engine.options.parser import OptionParser, printable, saved_options
 from engine.progress import Progress
-from engine.registry import load
+from engine.registry import load  # what few runs need; its second argument is the option to name in an error
 from engine.run_state import collect_state, restore_state
 from engine.runs.run_dir import RunDir
 from engine.runs.scores import Score, check_monitor
@@ -84,18 +84,21 @@ class TrainerBase:
         self.micro_batch_size = opt.batch_size if opt.micro_batch_size in (None, "auto") else opt.micro_batch_size
         networks = self.with_shapes(self.build_networks())
         self.networks = place_networks(opt, networks, self.device, self.distributed)
-        self.in_eval_mode = freeze(opt, self.networks)  # by network: the modules that stay in eval mode
+        # --freeze: those parameters get no gradients. Returns, by network, the modules that stay in eval mode.
+        self.in_eval_mode = freeze(opt, self.networks)
         pretrained_notes = self.load_initial_weights()
+        # The modules that compute_loss calls: they exchange gradients between processes; with one, the networks.
         self.wrapped = {name: self.distributed.wrap(network, self.device) for name, network in self.networks.items()}
         self.criterion = place_network(self.build_criterion(), self.device, compile=opt.compile)
         self.evaluator = self.build_evaluator()
         check_monitor(opt.monitor, self.evaluator.meters)
+        # Checked: an error for a name that fits nothing, parameters that nobody steps, a schedule that ends too early.
         self.optimizers = checked_optimizers(
             self.build_optimizers(), self.networks, self.criterion, self.distributed.size
         )
         self.train_loader, self.val_loader = self.build_loaders()
-        self.train_loader.count = self.evaluator.loss_counter()
-        num_updates = length_of(opt, self.train_loader.updates_per_epoch)
+        self.train_loader.count = self.evaluator.loss_counter()  # what weighs a micro-batch; None: its samples
+        num_updates = length_of(opt, self.train_loader.updates_per_epoch)  # of the run: --n_epoch or --max_updates
         self.schedulers = checked_schedulers(self.build_schedulers(), self.optimizers, num_updates)
         self.averaging = self.build_averaging()
         self.clipper = make_clipper(opt, self.networks)
@@ -113,14 +116,13 @@ class TrainerBase:
         self.session = Session(self)
 
         # ---- who watches
-        updates_per_epoch = self.train_loader.updates_per_epoch
-        self.checkpointer = build_checkpointer(
-            opt, self.run_dir.path, len(self.networks), updates_per_epoch, self.distributed
-        )
+        per_epoch = self.train_loader.updates_per_epoch
+        num_networks = len(self.networks)  # the checkpoints of one are named after --model_type, else after --proj_name
+        self.checkpointer = build_checkpointer(opt, self.run_dir.path, num_networks, per_epoch, self.distributed)
         self.callbacks = CallbackList([])
         if self.distributed.is_main:
             watching = [*self.build_callbacks(), *build_asked_for(opt, self.logger)]
-            self.callbacks = CallbackList(watching, is_checked=opt.debug)
+            self.callbacks = CallbackList(watching, is_checked=opt.debug)  # --debug: none may change the training
         self.introduce(device_note, *pretrained_notes)
 
     # ---- the task: override --------------------------------------------------------------------------------------
@@ -206,7 +208,8 @@ class TrainerBase:
         `backward` makes it the mean over those of all processes. They exchange gradients with the last micro-batch.
         A loss that is a mean over something else than samples says so, see `EvaluatorBase.loss_counter`.
         """
-        total = sum(update.amounts) or 1  # 0 of 0: it only keeps in step with processes that have more
+        # Amounts are samples, or the elements that the loss counts. 0 of 0: only in step with processes that have more.
+        total = sum(update.amounts) or 1
         last = len(update.micro_batches) - 1
         for number, (batch, amount) in enumerate(zip(update.micro_batches, update.amounts, strict=True)):
             with self.distributed.gradients(synchronize=number == last):
@@ -239,7 +242,7 @@ class TrainerBase:
         # Infinite float16 gradients are no failure: the scaler skips the step, and lowers its scale.
         self.guard.check(name, grad_norm, may_overflow=self.precision.may_overflow)
         self.guard.stepped.append(name)  # a later failure in this train_step can be neither undone nor skipped
-        self.precision.step(optimizer)  # does nothing on a GPU where the guard has set its flag
+        self.precision.step(optimizer)  # the fused optimizers of a GPU read the guard's flag: if set, nothing changes
         return grad_norm
 
     # ---- the loop ------------------------------------------------------------------------------------------------
@@ -254,7 +257,8 @@ class TrainerBase:
                 self.train_epoch()
             self.checkpointer.finish()  # a sharded checkpoint is written in the background
             self.call("on_train_end")
-        if self.score and not self.stopper.has_best:  # else the program would end as if all were well
+        was_validated = bool(self.score)  # it is empty before
+        if was_validated and not self.stopper.has_best:  # else the program would end as if all were well
             raise DivergedError(f"--monitor {self.opt.monitor} was a number in no validation: none is the best.")
 
     def train_epoch(self) -> None:
@@ -281,7 +285,8 @@ class TrainerBase:
         """Make one optimizer update, count it, and tell the callbacks."""
         self.call("on_update_start", update)
 
-        # Count: a state from inside this block belongs to no position of the run, so it is not saved.
+        # Count: a state from inside this block belongs to no position of the run, so it is not saved. An error undoes
+        # nothing here; the guard undoes an update whose step it has refused.
         with self.progress.transaction():
             values = self.guarded_step(update)
             self.epoch_log.add(values, sum(update.amounts), learning_rates(self.optimizers))
@@ -302,8 +307,8 @@ class TrainerBase:
     def guarded_step(self, update: Update) -> dict[str, Tensor]:
         """Call `train_step` on an update; {} if it is skipped: not finite, or none of its samples could be loaded."""
         # Samples that cannot be loaded may be missing in one process; all agree on how many they learn from together.
-        num_samples = self.distributed.begin_update(update, may_lose_samples=self.opt.skip_bad_samples > 0)
-        if num_samples == 0:
+        amount = self.distributed.begin_update(update, may_lose_samples=self.opt.skip_bad_samples > 0)  # of all of them
+        if amount == 0:
             return {}
         # Not finite: undone. With --nan_policy skip it returns None, at most --max_skips times; else it raises.
         values = self.guard.attempt(self.train_step, update)
@@ -326,8 +331,8 @@ class TrainerBase:
         row |= self.epoch_log.times(self.progress.sample)  # {"time/train": seconds, ..., "samples_per_second": ...}
 
         # Count. If a callback fails, all of this is taken back: the state is that before the validation, and saved.
-        counted = (self.stopper, self.epoch_log, self.epoch_log.seconds, self.callbacks)
-        with self.progress.transaction(*counted):
+        counted = (self.stopper, self.epoch_log, self.epoch_log.seconds, self.callbacks)  # each with its own state
+        with self.progress.rollback(*counted):
             is_best = bool(results) and self.stopper.update(results[self.opt.monitor])  # counts those without a better
             if results:
                 self.call("on_validation_end", results)
@@ -348,7 +353,7 @@ class TrainerBase:
     def validate(self) -> dict[str, float]:
         """Evaluate on the validation part, with averaged weights if there are any; return the results by name."""
         with self.epoch_log.clock("val"):
-            stop = partial(self.session.should_stop, at_once=True)
+            stop = partial(self.session.should_stop, at_once=True)  # a signal raises; a callback's wish waits
             results = self.evaluator.evaluate(self.val_loader, before_batch=stop)
         self.score.load_state_dict({  # goes into the checkpoint, so that an evaluation of it can be compared
             "update": self.progress.update,
@@ -361,7 +366,7 @@ class TrainerBase:
         """Yield the updates of this epoch that are left, up to --max_updates."""
         updates = self.train_loader.updates(self.progress.epoch, self.progress.sample)
         for update in islice(updates, self.progress.updates_left(self.opt.max_updates)):
-            self.train_loader.bad.unite(self.distributed.gather)  # samples that could not be loaded
+            self.train_loader.bad.unite(self.distributed.gather)  # --skip_bad_samples: raises when there are too many
             yield update
 
     def is_end_of_epoch(self) -> bool:
@@ -475,7 +480,8 @@ class TrainerBase:
             self.guard.check_earlier(wait=True)
             self.call("on_save")
             with self.epoch_log.clock("save"):
-                self.session.stop_signal.reserve = self.checkpointer.save(self.state_dict(), *kinds)  # seconds
+                seconds = self.checkpointer.save(self.state_dict(), *kinds)
+            self.session.stop_signal.reserve = seconds  # --max_time ends the run so much earlier: for the last save
 
     def stateful(self) -> dict[str, Any]:
         """Return everything that has a state: objects with `state_dict`, or dictionaries of such objects."""

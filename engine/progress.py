@@ -21,24 +21,29 @@ class Progress:
     is_spoiled: bool = False  # what cannot be taken back was changed
 
     @contextlib.contextmanager
-    def transaction(self, *parts: Any) -> Iterator[None]:
-        """Mark a block that counts as a whole: a state from inside it, or after it failed, cannot be resumed.
+    def transaction(self) -> Iterator[None]:
+        """Mark a block that counts as a whole: a state from inside it, or after it failed, cannot be resumed."""
+        self.is_exact = False
+        yield
+        self.is_exact = True  # not after an error, unless the NaN guard undoes the update
+
+    @contextlib.contextmanager
+    def rollback(self, *parts: Any) -> Iterator[None]:
+        """Mark a block as `transaction` does; after an error, these parts and the position are as before the block.
 
         Args:
-            parts: if given, all that the block counts with. After an error they are as before it, and so is this.
+            parts: all that the block counts with.
         """
-        counted = (*parts, self) if parts else ()
+        counted = (*parts, self)
         before = [copy.deepcopy(part.state_dict()) for part in counted]
-        self.is_exact = False
         try:
-            yield
+            with self.transaction():
+                yield
         except BaseException:
             for part, state in zip(counted, before, strict=True):
                 part.load_state_dict(state)
-            if parts:  # without them it stays False, unless the NaN guard undoes the update
-                self.is_exact = not self.is_spoiled
+            self.is_exact = not self.is_spoiled
             raise
-        self.is_exact = True
 
     @property
     def current_epoch(self) -> int:

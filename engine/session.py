@@ -48,16 +48,18 @@ class Session:
         with contextlib.ExitStack() as block:
             block.enter_context(trainer.run_dir.lock)
             block.enter_context(self.stop_signal)
-            block.callback(lambda: trainer.train_loader.close())  # ends the loading processes
+            block.callback(lambda: trainer.train_loader.close())  # ends the loading processes; it may yet be replaced
             if trainer.opt.micro_batch_size == "auto":
                 self.find_micro_batch_size()
             if trainer.opt.resume:
+                # tensors_of: the tensors of a sharded checkpoint are read where each process needs them.
                 trainer.load_state_dict(load_checkpoint(trainer.opt.resume, tensors_of=()))
-                trainer.run_dir.strike_out(trainer.progress.epoch)
-            for note in (*trainer.opt.resume_notes, *trainer.checkpointer.begin(trainer.progress.position)):
+                trainer.run_dir.strike_out(trainer.progress.epoch)  # marks log lines of epochs that are made once more
+            put_aside = trainer.checkpointer.begin(trainer.progress.position)  # checkpoints ahead of the position
+            for note in (*trainer.opt.resume_notes, *put_aside):
                 trainer.logger.warning(note)
             self.block = block.pop_all()
-        self.first_update = trainer.progress.update
+        self.first_update = trainer.progress.update  # made before this session
         return self
 
     def __exit__(
@@ -94,15 +96,16 @@ class Session:
     def rescue(self, error: BaseException) -> None:
         """Save what an exception breaks off, call the callbacks, and raise the cause."""
         trainer, distributed = self.trainer, self.trainer.distributed
-        is_common = distributed.is_common(error)
+        is_common = distributed.is_common(error)  # all processes raise it at one place, as for a signal
+        # What is behind the error: a signal that has ended a loading process, or the failure of another process.
         cause = distributed.cause_of(self.stop_signal.cause_of(error))
         failed = ""
         if trainer.opt.max_restarts == 0:  # else the next attempt may succeed
             failed = of_failure("failed_part", trainer, error, self.first_update)
         is_explained = bool(failed) and (is_unexpected(cause) or type(cause) is UserError)
         is_nothing_lost = is_explained and self.is_new_run()
-        if is_common and not is_nothing_lost:  # an error of one process alone: it would wait for the others forever
-            trainer.checkpointer.rescue(trainer.state_dict, trainer.logger)
+        if is_common and not is_nothing_lost:  # alone, a process would wait for the others forever
+            trainer.checkpointer.rescue(trainer.state_dict, trainer.logger)  # unless a step was broken off
         if isinstance(cause, torch.OutOfMemoryError):
             cause = of_failure("out_of_memory", trainer, cause)
         elif is_explained:
@@ -110,7 +113,7 @@ class Session:
         trainer.call("on_exception", cause)
         if is_nothing_lost:
             trainer.run_dir.discard()
-        distributed.leave(is_common)
+        distributed.leave(in_order=is_common)  # alone, it leaves without waiting
         raise cause from error if is_explained else error.__cause__  # instead of the error
 
     def is_new_run(self) -> bool:
