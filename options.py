@@ -46,6 +46,8 @@ MAX_EPOCHS = 10**6
 # Types of many options.
 COUNT = number(int, low=1)
 COUNT_OR_ZERO = number(int, low=0)
+COUNT_OR_AUTO = number(int, low=1, words=["auto"])
+WORKERS = number(int, low=0, high=1000, words=["auto"])
 POSITIVE = number(float, above=0)
 NOT_NEGATIVE = number(float, low=0)
 EPOCHS = number(float, above=0, high=MAX_EPOCHS)
@@ -110,10 +112,9 @@ def add_data_options(parser: OptionParser, task: str | None) -> None:
     add("--test_sample_rate", POSITIVE, 1.0, "X", "use less of the test data: a fraction, or a count above 1")
     add("--val_split", POSITIVE, 0.15, "X", "samples for validation: a fraction of those of training, or a count")
     add("--split_seed", SEED, 0, "N", "seed of the split; another --seed trains on the same split")
-    add("--num_workers", number(int, low=0, high=1000, words=["auto"]), 0, "N",
-        "processes that load data; auto measures the fastest number. Changes speed, not results")
-    add("--data_device", one_of(("auto", "cpu", "cuda")), "auto", "WHERE", "device of data in memory")
-    add("--eval_batch_size", COUNT, None, "N", "samples per batch of validation and test. Changes speed, not results")
+    add("--num_workers", WORKERS, 0, "N", "processes that load data; auto: the fastest number. Changes no result")
+    add("--data_device", one_of(("auto", "cpu", "cuda")), "auto", "WHERE", "of data in memory: auto, cpu or cuda")
+    add("--eval_batch_size", COUNT, None, "N", "samples per batch of validation and test. Changes no result")
     add("--worker_timeout", NOT_NEGATIVE, 300.0, "S", "seconds to wait for a loading process; 0 for ever")
     add("--limit_batches", COUNT, None, "N", "at most N batches of each part in an epoch, for a trial run")
     add("--skip_bad_samples", COUNT_OR_ZERO, 0, "N", "skip up to N samples of each part that cannot be loaded")
@@ -222,8 +223,7 @@ def add_optimizer_options(parser: OptionParser) -> None:
     add("--n_epoch", number(int, low=1, high=MAX_EPOCHS), 10, "N", "epochs")
     add("--max_updates", COUNT, None, "N", "end after N updates; the epoch that is cut short counts as one")
     add("--batch_size", COUNT, 64, "N", "samples of one optimizer update")
-    add("--micro_batch_size", number(int, low=1, words=["auto"]), None, "N",
-        "samples that go through the network at once; auto: as many as the GPU holds. Changes memory, not results")
+    add("--micro_batch_size", COUNT_OR_AUTO, None, "N", "samples in memory at once; auto: what fits. Changes no result")
     inits = ("default", "kaiming", "xavier", "xavier_normal", "orthogonal", "normal")
     add("--init", one_of(inits), "default", "NAME", f"initial weights: {', '.join(inits)}")
     add_choice(add, "optimizer", default="adamW")
@@ -269,15 +269,13 @@ def add_process_options(parser: OptionParser) -> None:
     add = group(parser, "many devices, and memory")
     modes = one_of(("none", "dp", "ddp", "fsdp"), {"True": "dp", "False": "none"})
     add("--parallel", modes, "none", "MODE",
-        "over --gpu_devices: none; dp: DataParallel; ddp: a process for each; fsdp: a process for each, with a part of "
-        "the network")
+        "none; dp: DataParallel; ddp: a process for each of --gpu_devices; fsdp: and the network divided among them")
     add("--nproc", number(int, low=1, high=256), 1, "N", "start N processes, on CPUs. For GPUs see --parallel")
     add("--sync_bn", bool, False, "BOOL", "batch normalization over the samples of all processes; on GPUs")
     add("--dist_timeout", number(float, above=0, high=86400), 600.0, "S", "seconds that processes wait for each other")
     add("--max_restarts", number(int, low=0, high=1000), 0, "N", "start the processes again up to N times if one dies")
     add("--activation_checkpointing", bool, False, "BOOL", "less memory, up to half more time, the same bits")
-    add("--checkpoint_format", one_of(("file", "sharded")), "file", "FORMAT",
-        "file: one file; sharded: each process writes its part, while training goes on")
+    add("--checkpoint_format", one_of(("file", "sharded")), "file", "FORMAT", "file, or sharded: one file a process")
 
 
 def add_stop_options(parser: OptionParser) -> None:
@@ -285,7 +283,7 @@ def add_stop_options(parser: OptionParser) -> None:
     add = group(parser, "best checkpoint and early stop")
     add("--monitor", plain_text, "loss", "NAME", "the metric of the validation that decides")
     add("--monitor_mode", one_of(("auto", "min", "max")), "auto", "MODE",
-        "the best is the min or the max; auto: min if a word of the name says so, such as loss or error, else max")
+        "the best is the min or the max; auto: min if a word of its name says so, such as loss or mae, else max")
     add("--patience", COUNT_OR_ZERO, 10, "N", "stop after N validations without a better one; 0 for never")
     add("--min_delta", NOT_NEGATIVE, 0.0, "X", "better means better by more than X")
     add("--stop_below", number(float), None, "X", "stop after an epoch whose mean training loss is below X")
@@ -305,7 +303,7 @@ def add_safety_options(parser: OptionParser) -> None:
     add = group(parser, "limits, errors and profiling")
     add("--max_time", duration, None, "TIME", "save and stop before so much time has passed, as 3h50m, with status 75")
     add("--requeue", bool, False, "BOOL", "under SLURM, requeue the job after SIGUSR1 or --max_time")
-    add("--nan_policy", one_of(("stop", "skip")), "stop", "NAME", "what a loss or gradient that is not finite does")
+    add("--nan_policy", one_of(("stop", "skip")), "stop", "NAME", "if not finite: stop, or skip the update")
     add("--max_skips", COUNT_OR_ZERO, 10, "N", "updates that --nan_policy skip may skip")
     add("--profile", number(int, low=1, high=1000), None, "N", "record the time of each operation for N updates")
 
