@@ -167,8 +167,8 @@ class Study:
     def check_plan(self, plan: Mapping[str, Any]) -> None:
         """Save what defines the sweep in a new study; UserError when an old one has something else."""
         if "plan" not in self.study.user_attrs:
-            self.study.set_user_attr("plan", plan)
             self.study.set_user_attr("owner", self.owner)
+            self.study.set_user_attr("plan", plan)  # last: the sweep may be killed between the two
         begun_with = self.study.user_attrs["plan"]
         for name, value in plan.items():
             if begun_with.get(name) != value:

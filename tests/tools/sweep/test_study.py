@@ -109,6 +109,19 @@ def test_a_grid_is_in_its_order_also_when_it_was_killed_while_it_was_written_dow
     assert again.unfinished() == trials and again.next_trial() is None
 
 
+def test_a_sweep_that_was_killed_while_it_began_is_continued(make_study, tmp_path, monkeypatch):
+    def killed(self, plan):
+        self.study.set_user_attr("owner", self.owner)
+        raise KeyboardInterrupt
+
+    options = {"grid": ["lr=1,2"], "search": []}
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Study, "check_plan", killed)
+        make_study(tmp_path, **options)
+    study = make_study(tmp_path, **options)
+    assert [study.next_trial().settings["lr"] for _ in range(2)] == ["1", "2"]
+
+
 def test_a_setting_of_a_grid_whose_proposal_was_killed_is_run(make_study, tmp_path, monkeypatch):
     options = {"grid": ["lr=1,2", "n=a,b"], "search": []}
     study = make_study(tmp_path, **options)
