@@ -3,6 +3,7 @@
 import importlib.metadata
 import os
 import platform
+import re
 import shlex
 import subprocess
 import sys
@@ -30,10 +31,10 @@ def git(*arguments: str) -> str | None:
 
 def loaded_files() -> list[Path]:
     """Return the Python files that this process has loaded, without those of Python and installed packages."""
-    installed = tuple(os.path.realpath(sysconfig.get_path(name)) + os.sep for name in ("stdlib", "purelib", "platlib"))
+    installed = re.compile(re.escape(sysconfig.get_path("stdlib")) + "/|.*/(site|dist)-packages/")
     names = {getattr(module, "__file__", None) or "" for module in list(sys.modules.values())}
-    paths = {os.path.realpath(name) for name in names if name.endswith(".py")}
-    return sorted(Path(path) for path in paths if not path.startswith(installed) and os.path.isfile(path))
+    own = {name for name in names if name.endswith(".py") and not installed.match(name)}
+    return sorted(Path(name).resolve() for name in own if os.path.isfile(name))
 
 
 def new_code() -> dict[str, str]:
