@@ -25,6 +25,7 @@ from data.data_entry import build_loaders, data_notes, describe, seen_groups, wi
 from data.loader import EvalLoader, Update, UpdateLoader
 from data.sampler import sample_names
 from engine.checkpoints.checkpointer import build_checkpointer
+from engine.checkpoints.state import plain
 from engine.devices.device import place_network
 from engine.devices.job import launch
 from engine.devices.setup import agree_on_options, join_processes, place_networks
@@ -511,7 +512,8 @@ class TrainerBase:
         with suppress(DivergedError):  # the state is then that before the bad update, which Session.rescue saves
             self.guard.check_earlier(wait=True)
         state = collect_state(self.stateful(), self.distributed, self.checkpointer.in_shards)
-        return {**state, "options": saved_options(self.opt), "run_name": self.run_dir.name}
+        options = plain(saved_options(self.opt), "The run cannot be saved: options")
+        return {**state, "options": options, "run_name": self.run_dir.name}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from a state; UserError when it belongs to other networks or optimizers."""

@@ -6,6 +6,7 @@ import shutil
 import signal
 import time
 
+import numpy as np
 import pytest
 import torch
 from torch.nn import functional as F
@@ -354,6 +355,16 @@ def test_a_pretrained_run_resumes_without_the_file_it_started_from(vanilla_run, 
     broken = interrupt(3, KeyboardInterrupt, "--pretrained", "--model_path", start)
     start.unlink()
     assert train("--resume", broken.run_dir.path).progress.update == 16
+
+
+def test_option_whose_type_is_numpy_s_is_saved_as_a_number(build):
+    class WithOption(TrainerVanilla):
+        @classmethod
+        def add_options(cls, parser):
+            parser.add_argument("--gain", type=np.float64, default=np.float64(2))
+
+    options = build(task=WithOption).state_dict()["options"]
+    assert type(options["gain"]) is float and options["gain"] == 2
 
 
 # ---- signals, in a process of its own --------------------------------------------------------------------------------
