@@ -12,6 +12,7 @@ extras/distributed_checkpoints.py). Every function here reads both kinds.
 import contextlib
 import hashlib
 import io
+import json
 import os
 import stat
 import struct
@@ -193,11 +194,17 @@ def load_checkpoint(path: str | Path, tensors_of: Collection[str] = PARTS) -> di
 
 
 def options_of(state: dict[str, Any], path: str | Path) -> dict[str, Any]:
-    """Return the options of a checkpoint that `load_checkpoint` opened; UserError when it holds none."""
+    """Return the options of a checkpoint that `load_checkpoint` opened; UserError when it holds none.
+
+    They are values of JSON, as in the file of a run. A file from elsewhere may hold tensors, or lists without an end.
+    """
     options = state.get("options")
-    if not isinstance(options, dict) or not all(isinstance(name, str) for name in options):
-        raise UserError(f"The checkpoint {path} holds no options of a run: give one that this template has written.")
-    return options
+    try:
+        if isinstance(options, dict) and all(isinstance(name, str) for name in options) and json.dumps(options):
+            return options
+    except (TypeError, ValueError, RecursionError):
+        pass
+    raise UserError(f"The checkpoint {path} holds no options of a run: give one that this template has written.")
 
 
 def weights_of(state: dict[str, Any], averaged: bool = True) -> dict[str, Any]:

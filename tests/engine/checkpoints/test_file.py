@@ -310,7 +310,11 @@ def test_what_is_no_run_of_this_template_gets_a_hint(tmp_path, content):
 
 def test_options_of_a_checkpoint_are_a_mapping_or_refused_by_name():
     assert options_of({"options": {"lr": 0.1}}, "a.pth") == {"lr": 0.1}
-    for state in ({}, {"options": None}, {"options": [1]}, {"options": {1: 2}}, {"options": "lr"}):
+    endless: list = []
+    endless.append(endless)
+    no_json = ({"model_args": {"a": torch.zeros(2)}}, {"lr": b"1"}, {"model_args": endless})
+    for options in (None, [1], {1: 2}, "lr", *no_json):
+        state = {"options": options}
         with pytest.raises(UserError, match=r"a\.pth holds no options of a run"):
             options_of(state, "a.pth")
 
