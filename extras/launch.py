@@ -21,6 +21,7 @@ from pathlib import Path
 
 from engine.devices.job import place
 from engine.options.parser import printable, run_main
+from engine.registry import load
 from engine.runs.signals import exit_status
 from extras.job_store import attempt, job_store
 from utils.errors import DamagedError, DivergedError, PeerError, UserError
@@ -202,6 +203,7 @@ def run_one_of_several(main: Callable[[], None]) -> None:
     def reporting() -> None:
         with reported():
             main()
+            load("extras.several_processes:end_group", "nproc")()  # here, as it imports torch
 
     status: int | str | None = 0
     try:

@@ -79,9 +79,9 @@ class SeveralProcesses(Distributed):
         return cls(rank, size, local_rank, timeout)
 
     def leave(self, in_order: bool = True) -> None:
+        """Wait for the others at the end of a run. The group stays for what a task does after it; see `end_group`."""
         if in_order:
             self.barrier()
-            dist.destroy_process_group()
 
     def describe(self, batch_size: int) -> str:
         """Return a line for the log, on updates of `batch_size` samples."""
@@ -262,6 +262,14 @@ class SeveralProcesses(Distributed):
             f"Process {self.rank} of {self.size} gets no answer from another one, which died, or has hung for more "
             f"than {self.timeout:g} seconds (--dist_timeout)."
         )
+
+
+def end_group() -> None:
+    """Part from the other processes, at the end of a program."""
+    if dist.is_initialized():
+        # Else the first would take the connections from under the others.
+        dist.all_gather_object([None] * dist.get_world_size(), None)
+        dist.destroy_process_group()
 
 
 def gather_tensors(tensor: Tensor, group: Any = None) -> list[Tensor]:

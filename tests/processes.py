@@ -88,13 +88,10 @@ def work(
     """Call the function in one of the processes."""
     import torch
 
-    from extras.several_processes import SeveralProcesses
-
     os.environ.update({name: str(value) for name, value in environment.items()})
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # what the trainers log
     multiprocessing.set_start_method(method, force=True)  # of loading processes: not that of this one
     torch.set_num_threads(1)
-    SeveralProcesses.leave = stay
     try:
         result = True, function(*arguments)
     except BaseException:
@@ -104,9 +101,3 @@ def work(
         with contextlib.suppress(RuntimeError):
             torch.distributed.barrier()  # or one would take the connections from under the others
             torch.distributed.destroy_process_group()
-
-
-def stay(distributed: Any, in_order: bool = True) -> None:
-    """In the place of `SeveralProcesses.leave`: the processes stay together, for the next run of the same function."""
-    if in_order:
-        distributed.barrier()

@@ -13,7 +13,7 @@ from torchmetrics.classification import BinaryAUROC
 from data.loader import Update
 from engine.devices.process_group import Distributed, share_of
 from engine.runs.scores import check_monitor
-from extras.several_processes import SeveralProcesses, gather_tensors
+from extras.several_processes import SeveralProcesses, end_group, gather_tensors
 from extras.sharding import ShardedProcesses
 from tests.processes import FailedInProcess, in_processes
 from utils.meter import AvgMeter
@@ -137,6 +137,18 @@ def test_three_processes():
     for each, expected in zip(found, first, strict=True):
         steps = each["in step", True][0]
         assert [counts for _, counts in steps] == [counts for _, counts in expected] and all(b for b, _ in steps)
+
+
+def after_a_run() -> tuple[list[int], bool]:
+    joined = SeveralProcesses.join()
+    joined.leave()
+    found = joined.gather(joined.rank)
+    end_group()
+    return found, torch.distributed.is_initialized()
+
+
+def test_a_task_may_exchange_values_after_its_run():
+    assert in_processes(2, after_a_run) == [([0, 1], False)] * 2
 
 
 def fail_in_one(directory: Path) -> None:
