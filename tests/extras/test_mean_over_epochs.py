@@ -10,7 +10,7 @@ from torch.optim.swa_utils import update_bn
 from engine.checkpoints.file import load_checkpoint, weights_of
 from eval_vanilla import EvaluatorVanilla
 from extras.mean_over_epochs import measure_statistics
-from tests.utils.test_averaging import Recorder, WithNorm, averages_of
+from tests.extras.test_averaging import Recorder, WithNorm, averages_of
 from trainer import TrainerBase
 from trainer_vanilla import TrainerVanilla
 from utils.errors import UserError
