@@ -631,6 +631,9 @@ def test_a_program_that_is_told_to_stop_while_it_waits_ends_with_all_its_process
 def test_signals_that_the_main_process_handles_do_not_reach_the_loading(root):
     program, workers = start_program(root, seconds=0.01)
     try:
+        deadline = time.monotonic() + 10
+        while any(os.getpgid(pid) != pid for pid in workers) and time.monotonic() < deadline:
+            time.sleep(0.05)  # one may still be starting
         for pid in workers:
             for signum in (signal.SIGINT, signal.SIGHUP, signal.SIGUSR1):
                 os.kill(pid, signum)
