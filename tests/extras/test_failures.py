@@ -1,4 +1,4 @@
-"""What code of the task raises ends in one line."""
+"""Errors of a task's own code end in one line."""
 
 from extras.failures import blame
 
