@@ -79,7 +79,7 @@ def by_hand(batch_size, rate):
 def test_an_update_and_a_validation_are_means_over_samples(tmp_path, dataset, model):
     network = model()
     optimizer = torch.optim.SGD(network.parameters(), lr=0.1)
-    # An update of 4 samples in pieces of 2, and one of 2; the validation in batches of 4 and 2.
+    # An update of 4 samples, and one of 2; the validation in batches of 4 and 2.
     run = fit(network, optimizer, None, dataset(), 4, val_dataset=dataset(), output_dir=tmp_path, eval_batch_size=4,
               **OPTIONS)  # fmt: skip
     bias, loss = by_hand(batch_size=4, rate=0.1)
