@@ -8,7 +8,7 @@ import os
 import socket
 import sys
 
-from torch.distributed import TCPStore
+from torch.distributed import DistError, TCPStore
 from torch.distributed.elastic.rendezvous import (
     RendezvousHandler,
     RendezvousInfo,
@@ -16,6 +16,8 @@ from torch.distributed.elastic.rendezvous import (
     RendezvousStoreInfo,
 )
 from torch.distributed.elastic.rendezvous import rendezvous_handler_registry as registry
+
+from utils.errors import UserError
 
 NAME = "one_machine"  # of the rendezvous, for torch
 HOST = "127.0.0.1"
@@ -28,18 +30,27 @@ class OneMachine(RendezvousHandler):
 
     Args:
         run_id: of the job.
+
+    Raises:
+        UserError: the store cannot be opened.
     """
 
     use_agent_store = True  # the processes connect to this store, instead of making one of their own
 
     def __init__(self, run_id: str):
         self.run_id = run_id
-        listener = socket.create_server((HOST, 0))
-        self.port = listener.getsockname()[1]
-        # The store takes the socket over.
-        self.store = TCPStore(
-            HOST, self.port, is_master=True, wait_for_workers=False, master_listen_fd=listener.detach()
-        )
+        try:
+            listener = socket.create_server((HOST, 0))
+            self.port = listener.getsockname()[1]
+            # The store takes the socket over.
+            self.store = TCPStore(
+                HOST, self.port, is_master=True, wait_for_workers=False, master_listen_fd=listener.detach()
+            )
+        except (OSError, DistError) as error:
+            raise UserError(
+                f"The processes cannot meet on this machine: {' '.join(str(error).split())}. If too many files are open, "
+                f"raise their number (ulimit -n)."
+            ) from None
 
     def next_rendezvous(self) -> RendezvousInfo:
         return RendezvousInfo(self.store, 0, 1, RendezvousStoreInfo(HOST, self.port))

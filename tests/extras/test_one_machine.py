@@ -6,11 +6,13 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
 
 from extras.job_store import job_store
 from extras.one_machine import INTERFACE_VARIABLES, OneMachine, keep_to_one_machine
 from extras.several_processes import SeveralProcesses
 from tests.processes import in_processes
+from utils.errors import UserError
 
 ON_LINUX = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 
@@ -54,3 +56,12 @@ def test_an_interface_that_the_user_has_chosen_stays(monkeypatch):
     assert keep_to_one_machine() == keep_to_one_machine() == "one_machine"
     assert os.environ["GLOO_SOCKET_IFNAME"] == "eth7"
     monkeypatch.delenv("NCCL_SOCKET_IFNAME", raising=False)
+
+
+def test_a_store_that_cannot_be_opened_is_one_line(monkeypatch):
+    def fail(*arguments, **settings):
+        raise dist.DistStoreError("Failed to init\nuv loop")
+
+    monkeypatch.setattr("extras.one_machine.TCPStore", fail)
+    with pytest.raises(UserError, match=r"cannot meet on this machine: Failed to init uv loop\. .*ulimit -n"):
+        OneMachine("a job")
