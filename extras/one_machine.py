@@ -47,9 +47,10 @@ class OneMachine(RendezvousHandler):
                 HOST, self.port, is_master=True, wait_for_workers=False, master_listen_fd=listener.detach()
             )
         except (OSError, DistError) as error:
+            reason = " ".join(str(error).split())
             raise UserError(
-                f"The processes cannot meet on this machine: {' '.join(str(error).split())}. If too many files are open, "
-                f"raise their number (ulimit -n)."
+                f"The processes cannot meet on this machine: {reason}. If too many files are open, raise their number "
+                "(ulimit -n)."
             ) from None
 
     def next_rendezvous(self) -> RendezvousInfo:
