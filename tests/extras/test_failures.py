@@ -1,4 +1,4 @@
-"""Errors of a task's own code end in one line."""
+"""An error of the code of a task ends in one line that names its likely cause."""
 
 from extras.failures import blame
 
