@@ -514,7 +514,7 @@ def check_gpus(options: Mapping[str, Any]) -> None:
 
 def check_options(options: Mapping[str, Any], resumes: bool) -> None:
     """Raise UserError when options of training contradict each other."""
-    from callbacks.callback_entry import check_loggers  # it imports torch
+    from callbacks.callback_entry import check_loggers, own_class  # it imports torch
 
     if options["requeue"] and not resumes:
         raise UserError("--requeue needs --resume auto: without it, each job would begin a new run.")
@@ -523,6 +523,8 @@ def check_options(options: Mapping[str, Any], resumes: bool) -> None:
     if (options["swa_start"] or 0) > options["n_epoch"]:
         raise UserError(f"--swa_start {options['swa_start']} is after the last epoch, --n_epoch {options['n_epoch']}.")
     check_loggers(options["logger"])
+    for name in options["callbacks"] or ():
+        own_class(name)  # now, before a run directory is made
     if options["pretrained"] and not options["model_path"] and not resumes:
         raise UserError("--pretrained needs --model_path: the file to start from.")
     if options["model_path"] and not options["pretrained"]:

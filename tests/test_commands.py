@@ -90,7 +90,7 @@ def test_an_unreadable_image_in_a_loading_process_ends_with_status_2(command, sm
     assert len(done.stderr.splitlines()) <= 2
 
 
-def test_a_fault_of_the_program_shows_its_traceback_after_a_checkpoint(command, root, tmp_path):
+def test_a_fault_of_a_callback_is_one_line_after_a_checkpoint_and_a_traceback_in_the_log(command, root, tmp_path):
     script = tmp_path / "faulty.py"
     script.write_text(
         "import sys\n"
@@ -106,9 +106,13 @@ def test_a_fault_of_the_program_shows_its_traceback_after_a_checkpoint(command, 
         "Task.main()\n"
     )
     done = command(script, "--debug", "--log_every", "2", "--output_dir", tmp_path / "runs")
-    assert done.returncode == 1
-    assert done.stderr.startswith("Traceback") and "ZeroDivisionError: of the user" in done.stderr
-    assert (only_directory(tmp_path / "runs") / "Vanilla_InT_ckpt.pth").exists()
+    assert done.returncode == 2
+    (said,) = [line for line in done.stderr.splitlines() if "ZeroDivisionError: of the user" in line]
+    assert "faulty.py:7" in said and "Traceback" not in done.stderr
+    run_dir = only_directory(tmp_path / "runs")
+    assert (run_dir / "Vanilla_InT_ckpt.pth").exists()
+    (log,) = run_dir.glob("*_log.txt")
+    assert "Traceback" in log.read_text()
 
 
 def test_data_are_made_by_a_command(command, tmp_path):

@@ -25,9 +25,9 @@ def without_random_state() -> None:
 
 def without_sample_seeds() -> None:
     """Draw what is random in a sample from wherever the generators stand."""
-    from data import dataloader, sampler
+    from data import dataloader
 
-    sampler.seed_cpu = lambda seed: None
+    dataloader.seed_cpu = lambda seed: None
     dataloader.preserved_random_state = nullcontext
 
 
