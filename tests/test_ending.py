@@ -122,6 +122,7 @@ def test_a_run_stops_when_its_loss_is_low_and_stays_stopped(train):
     assert further.progress.epoch == 6
 
 
+@pytest.mark.extras
 def test_a_task_without_that_loss_is_told(train):
     flags = ("--train_val_sample_rate", 60, "--batch_size", 16, "--limit_batches", 1, "--n_epoch", 1)
     with pytest.raises(UserError, match="--stop_below needs train/loss, which this task does not have: there is"):

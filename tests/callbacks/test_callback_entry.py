@@ -51,6 +51,7 @@ def speed_of(trainer) -> float:
         return float(list(csv.DictReader(file))[-1]["samples_per_second"])
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:This DataLoader will create 4")  # on fewer cores, which is all right for sleeping
 def test_advice_that_is_followed_raises_the_speed_and_changes_no_weights(sleeping, train, weights, differences):
     slow = train(callbacks=None)
