@@ -16,6 +16,7 @@ from utils.errors import UserError
 from utils.scheduler import SCHEDULERS
 
 OF_OUR_SCHEDULES = ("warmup_epoch", "lr_min", "lr_decay_epochs", "lr_decay_every")  # unset by default
+LENGTHS = ("total_steps", "T_max", "total_iters", "_milestones")  # in the state of a scheduler of torch
 
 
 def make_by_class(opt: Namespace, optimizer: Optimizer, num_steps: int) -> LRScheduler:
@@ -41,7 +42,20 @@ def make_by_class(opt: Namespace, optimizer: Optimizer, num_steps: int) -> LRSch
 def make_stepped_by_epoch(
     opt: Namespace, optimizer: Optimizer, updates_per_epoch: int, num_updates: int
 ) -> "OncePerEpoch":
-    """Return the scheduler of --lr_scheduler, stepped once per epoch (--scheduler_step epoch)."""
+    """Return the scheduler of --lr_scheduler, stepped once per epoch (--scheduler_step epoch).
+
+    Raises:
+        UserError: a duration is no whole number of epochs, or the scheduler cannot be made with its arguments.
+    """
+    durations = {
+        "warmup_epoch": [opt.warmup_epoch],
+        "lr_decay_epochs": opt.lr_decay_epochs or [],
+        "lr_decay_every": [opt.lr_decay_every or 0],
+    }
+    for option, values in durations.items():
+        for value in values:
+            if value % 1:
+                raise UserError(f"--{option} {value:g} with --scheduler_step epoch: give a whole number of epochs.")
     num_epochs = -(-num_updates // updates_per_epoch)  # rounded up
     return OncePerEpoch(make_scheduler(opt, optimizer, 1, num_epochs), updates_per_epoch)
 
@@ -88,12 +102,23 @@ def resume_schedule(scheduler: LRScheduler, state: dict[str, Any]) -> None:
     """
     new = copy.deepcopy({name: value for name, value in scheduler.state_dict().items() if name in state})
     scheduler.load_state_dict(state)
-    if all(new[name] == state[name] for name in ("total_steps", "T_max") if name in new):
+    if lengths_of(new) == lengths_of(state):
         return
     scheduler.load_state_dict(new)
     for group, rate in zip(scheduler.optimizer.param_groups, new["_last_lr"], strict=True):
         group["lr"] = torch.full_like(group["lr"], rate) if isinstance(group["lr"], torch.Tensor) else rate
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch warns of steps without an update
-        for _ in range(state["last_epoch"]):
+        for _ in range(position_of(state)):
             scheduler.step()
+
+
+def lengths_of(state: dict[str, Any]) -> list[Any]:
+    """Return what the length of a run decides in the state of a scheduler, and in those of the schedulers in it."""
+    own = [state[name] for name in LENGTHS if name in state]
+    return own + [lengths_of(inner) for inner in state.get("_schedulers", ())]
+
+
+def position_of(state: dict[str, Any]) -> int:
+    """Return how many steps a scheduler has made; a ChainedScheduler makes all of them with each of its own."""
+    return state["last_epoch"] if "last_epoch" in state else position_of(state["_schedulers"][0])

@@ -130,7 +130,8 @@ def find_decay_updates(
         num_decays = math.ceil(num_epochs / lr_decay_every)
         lr_decay_epochs = [lr_decay_every * count for count in range(1, num_decays + 1)]
     for epoch in lr_decay_epochs:
-        check_range("lr_decay_epochs", epoch, epoch > 0, "above 0 (to begin at a lower rate, lower lr)")
+        words = f"above {0.5 / updates_per_epoch:g}, half an update (to begin at a lower rate, lower lr)"
+        check_range("lr_decay_epochs", epoch, round(epoch * updates_per_epoch) > 0, words)
     return tuple(round(epoch * updates_per_epoch) for epoch in lr_decay_epochs)
 
 

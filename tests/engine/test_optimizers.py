@@ -250,6 +250,44 @@ def test_a_resumed_run_that_is_longer_goes_on_with_the_rates_of_the_longer_run(n
     assert rates_of(resumed(old, scheduler_of(name, **longer)), 24 - done) == pytest.approx(expected[done:], rel=1e-12)
 
 
+def warmed_up(optimizer, length):
+    """Return a warm-up of a quarter of the run, then annealing."""
+    quarter = length // 4
+    rise = lr_scheduler.LinearLR(optimizer, 0.1, total_iters=quarter)
+    fall = lr_scheduler.CosineAnnealingLR(optimizer, length - quarter)
+    return lr_scheduler.SequentialLR(optimizer, [rise, fall], [quarter])
+
+
+def chained(optimizer, length):
+    fall = lr_scheduler.PolynomialLR(optimizer, length)
+    return lr_scheduler.ChainedScheduler([fall, lr_scheduler.ExponentialLR(optimizer, 0.9)], optimizer)
+
+
+OF_LENGTH = [warmed_up, chained, lambda optimizer, length: lr_scheduler.LinearLR(optimizer, 1, 0.0, length)]
+
+
+@pytest.mark.parametrize("make", OF_LENGTH)
+@pytest.mark.parametrize("done", [2, 5, 12])
+def test_schedulers_of_a_longer_run_that_a_task_makes_go_on_as_a_new_one(make, done):
+    expected = rates_of(make(plain_optimizer(), 24), 24)
+    for length in (12, 24):  # a shorter run, and one of the same length
+        old = make(plain_optimizer(), length)
+        rates_of(old, done)
+        rates = rates_of(resumed(old, make(plain_optimizer(), 24)), 24 - done)
+        assert rates == pytest.approx(expected[done:], rel=1e-12)
+
+
+@pytest.mark.parametrize("options", [
+    {"warmup_epoch": 0.5}, {"lr_scheduler": "step", "lr_decay_epochs": [0.5, 2.5]},
+    {"lr_scheduler": "step", "lr_decay_every": 1.5},
+])  # fmt: skip
+def test_once_per_epoch_there_are_no_fractions_of_epochs(options):
+    name = options.pop("lr_scheduler", "cosine")
+    with pytest.raises(UserError, match=f"--{next(iter(options))} .*a whole number of epochs"):
+        scheduler_of(name, scheduler_step="epoch", **options)
+    scheduler_of(name, **options)
+
+
 @pytest.mark.parametrize("name", ["CosineAnnealingLR", "OneCycleLR", "cosine", "StepLR"])
 def test_a_resumed_run_of_the_same_length_has_the_same_bits(name):
     expected = rates_of(scheduler_of(name), 12)

@@ -69,10 +69,10 @@ def test_step_needs_exactly_one_kind_of_decay(options):
         rates_of("step", 2, 3, **options)
 
 
-@pytest.mark.parametrize("options", [{"lr_decay_epochs": [0, 1]}, {"lr_decay_epochs": [-1]}])
-def test_step_refuses_decays_before_the_start(options):
+@pytest.mark.parametrize("epochs", [[0, 1], [-1], [0.1]])  # a tenth of three updates is none
+def test_step_refuses_decays_before_the_start(epochs):
     with pytest.raises(UserError, match="above 0"):
-        rates_of("step", 2, 3, **options)
+        rates_of("step", 2, 3, lr_decay_epochs=epochs)
 
 
 def test_step_refuses_more_decays_than_updates():
