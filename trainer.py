@@ -82,6 +82,7 @@ class TrainerBase:
         self.seen_groups = seen_groups(self.datasets, self.initial_weights)
 
         # ---- the networks, and how they learn
+        self.progress = Progress()  # where the run stands
         self.micro_batch_size = opt.batch_size if opt.micro_batch_size in (None, "auto") else opt.micro_batch_size
         networks = self.with_shapes(self.build_networks())
         self.networks = place_networks(opt, networks, self.device, self.distributed)
@@ -108,7 +109,6 @@ class TrainerBase:
         # ---- where the run stands
         self.run_dir = RunDir(opt.output_dir, opt.proj_name, opt.resume, self.distributed)
         self.logger = self.run_dir.logger
-        self.progress = Progress()
         self.stopper = EarlyStopper(direction(opt.monitor, opt.monitor_mode), opt.patience, opt.min_delta)
         self.epoch_log = EpochLog()
         self.score = Score()  # of the last validation, with the update it belongs to
@@ -219,7 +219,9 @@ class TrainerBase:
     def backward(self, loss: Tensor | Mapping[str, Tensor], weight: float = 1.0) -> dict[str, Tensor]:
         """Add the gradients of `weight * loss` to those of the update; return all terms times `weight`, detached."""
         terms = as_terms(loss)  # {"loss": (), ...}
-        if weight == 0:  # the mean over nothing may be NaN, and NaN * 0 would stay
+        if weight == 0 and not self.distributed.needs_backward:  # the mean over nothing may be NaN, and its gradients
+            return {name: torch.zeros_like(term.detach()) for name, term in terms.items()}
+        if weight == 0:  # NaN * 0 would stay
             terms = {name: term.nan_to_num() for name, term in terms.items()}
         self.guard.add_loss(terms["loss"])  # to check that it is finite
         share = self.distributed.to_share(terms["loss"], weight)  # weight * loss, scaled for the mean over processes

@@ -44,6 +44,7 @@ class SeveralProcesses(Distributed):
 
     kind = "ddp"
     sync_bn = False
+    needs_backward = True
 
     def __init__(self, rank: int, size: int, local_rank: int = 0, timeout: float = DEFAULT_TIMEOUT):
         self.rank = rank
@@ -182,7 +183,9 @@ class SeveralProcesses(Distributed):
             if not synchronize:
                 for network in self._wrapped:
                     stack.enter_context(network.no_sync())
+            self.needs_backward = synchronize or self.sync_bn
             yield
+            self.needs_backward = True
         if synchronize and not self._is_reach_checked:
             self._is_reach_checked = True
             self.check_reach()

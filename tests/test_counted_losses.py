@@ -8,6 +8,7 @@ from torch.utils.data import TensorDataset
 
 from callbacks.callback import Callback
 from extras.functional import fit
+from extras.in_order import InOrder
 from extras.weighted_sum import WeightedSum
 from loss.classification_loss import CrossEntropyLoss
 from loss.dice_loss import PixelCELoss
@@ -110,6 +111,39 @@ def test_fit_takes_a_count(tmp_path):
     expected = [plain(inputs, labels).item(), *plain.layer.weight.flatten().tolist()]
     for values in found:
         assert values == pytest.approx(expected, rel=1e-12)
+
+
+class Masked(nn.Module):
+    """A network whose loss is 0 / 0 where a mask leaves nothing, so that its gradients are NaN."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(4, 1, bias=False, dtype=torch.float64)
+        nn.init.ones_(self.layer.weight)
+
+    def forward(self, inputs: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        return (self.layer(inputs).squeeze(1) ** 2 * mask).sum() / mask.sum()
+
+
+def masked_weights(output_dir, *sizes) -> list[list[float]]:
+    """Return the weights after two updates, for each (batch_size, accumulate)."""
+    inputs = torch.linspace(-1, 2, 32, dtype=torch.float64).view(8, 4)
+    data = InOrder(TensorDataset(inputs, torch.arange(8) >= 4))  # nothing counts in the first half
+    found = []
+    for batch_size, accumulate in sizes:
+        model = Masked()
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        fit(
+            model, optimizer, None, data, batch_size, accumulate=accumulate, num_epochs=2, seed=0, logger="none",
+            count=lambda batch: batch[1].sum(), gpu_devices="cpu", output_dir=output_dir,
+        )  # fmt: skip
+        found.append(model.layer.weight.flatten().tolist())
+    return found
+
+
+def test_a_piece_in_which_nothing_counts_leaves_the_gradients_alone(tmp_path):
+    whole, pieces = masked_weights(tmp_path, (8, 1), (4, 2))
+    assert pieces == pytest.approx(whole, rel=1e-12) and whole != [1.0] * 4
 
 
 def test_losses_say_what_they_count():

@@ -29,12 +29,14 @@ class Distributed:
         size: number of processes.
         is_main: whether this is process 0, which alone writes files and logs.
         is_sharded: whether networks are sharded (FSDP), so that a forward pass needs all processes.
+        needs_backward: whether other processes wait for the backward pass of each micro-batch, also of an idle one.
     """
 
     rank = 0
     size = 1
     is_main = True
     is_sharded = False
+    needs_backward = False
 
     @property
     def share(self) -> tuple[int, int]:
