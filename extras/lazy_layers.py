@@ -25,6 +25,7 @@ def materialize(trainer, networks: Mapping[str, nn.Module]) -> None:
     trainer.networks = trainer.wrapped = networks
     trainer.criterion = trainer.build_criterion()
     trainer.device = torch.device("cpu")
+    trainer.evaluator = trainer.build_evaluator()  # some losses take from it what is measured, too
     loaders = trainer.build_loaders()
     try:
         update = next(iter(loaders[0].updates(0)))

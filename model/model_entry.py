@@ -49,13 +49,14 @@ def build_networks(opt: Namespace) -> "dict[str, nn.Module]":
 
 
 def check_network(network: Any, source: str) -> None:
-    """Raise UserError unless it is a module all of whose parameters have elements."""
+    """Raise UserError unless it is a module all of whose parameters have elements, or have no shape yet."""
     from torch import nn
+    from torch.nn.parameter import is_lazy
 
     if not isinstance(network, nn.Module):
         raise UserError(f"{source} makes no nn.Module, but {type(network)}.")
     for name, parameter in network.named_parameters():
-        if not parameter.numel():
+        if not is_lazy(parameter) and not parameter.numel():
             raise UserError(f"{source}: {name} has no elements, its shape is {tuple(parameter.shape)}.")
 
 

@@ -55,3 +55,23 @@ def test_a_task_without_compute_loss_must_give_sizes(build):
 
     with pytest.raises(UserError, match="or give sizes"):
         build(task=Own)
+
+
+class Net(nn.Sequential):
+    """A user-defined network for --model_type."""
+
+    def __init__(self):
+        super().__init__(nn.Flatten(), nn.LazyLinear(10))
+
+
+def test_a_lazy_network_may_be_named(build):
+    assert build("--model_type", f"{__name__}:Net").model[1].weight.shape == (10, 784)
+
+
+def test_the_loss_of_the_first_batch_may_look_at_the_position_and_the_evaluator(build):
+    class Looking(LAZY):
+        def compute_loss(self, batch):
+            assert self.progress.update == 0 and "loss" in self.evaluator.meters
+            return super().compute_loss(batch)
+
+    assert build(task=Looking).model[1].weight.shape == (20, 784)
