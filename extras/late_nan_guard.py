@@ -65,7 +65,7 @@ class DeferredNanGuard(NanGuard):
         self.counters: list[tuple[Callable[[], Any], Callable[[Any], Any]]] = [
             (c.mark, c.back_to) if hasattr(c, "mark") else (c.state_dict, c.load_state_dict) for c in counters
         ]
-        self.counters.append((self._learning_rates, self._set_learning_rates))
+        self.counters.append((self._settings, self._set_settings))
         self.lag = lag
         device = optimizer.param_groups[0]["params"][0].device
         self.bad = optimizer.found_inf = torch.zeros((), device=device)  # whether this update or one before it is
@@ -145,9 +145,16 @@ class DeferredNanGuard(NanGuard):
         for (_, back_to), count in zip(self.counters, pending.counts, strict=True):
             back_to(count)
 
-    def _learning_rates(self) -> list[float]:
-        return [group["lr"] for group in self.optimizer.param_groups]
+    def _settings(self) -> list[dict[str, Any]]:
+        """Return what a schedule may change in the groups of the optimizer: rates, and often momentum or betas."""
+        groups = self.optimizer.param_groups
+        return [{name: copied(value) for name, value in group.items() if name != "params"} for group in groups]
 
-    def _set_learning_rates(self, rates: list[float]) -> None:
-        for group, rate in zip(self.optimizer.param_groups, rates, strict=True):
-            group["lr"] = rate
+    def _set_settings(self, settings: list[dict[str, Any]]) -> None:
+        for group, values in zip(self.optimizer.param_groups, settings, strict=True):
+            group |= values
+
+
+def copied(value: Any) -> Any:
+    """Return a value that a schedule cannot change in place."""
+    return value.clone() if isinstance(value, Tensor) else value

@@ -278,6 +278,26 @@ def test_a_bad_first_update_leaves_an_optimizer_without_state(build, late, optim
     assert not trainer.optimizer.state
 
 
+@pytest.mark.parametrize("rate", [0.1, torch.tensor(0.1)])
+def test_going_back_restores_all_that_a_schedule_changes(rate):
+    network = nn.Linear(1, 1)
+    optimizer = torch.optim.AdamW(network.parameters(), lr=rate, fused=True)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=0.5, total_steps=9)
+    watch = DeferredNanGuard([network], Progress(), optimizer, [schedule])
+    (group,) = optimizer.param_groups
+    before = {name: float(group[name]) if name == "lr" else group[name] for name in group if name != "params"}
+    for _ in range(4):
+        watch.begin_update()
+        network(torch.ones(1, 1)).sum().backward()
+        watch.check("model", torch.tensor(NAN))
+        optimizer.step()
+        schedule.step()
+    assert group["betas"] != before["betas"]
+    with pytest.raises(DivergedError):
+        watch.check_earlier(wait=True)
+    assert {name: group[name] for name in before} == before
+
+
 class TwoSteps(Sick):
     """The second step of update 11 is bad."""
 
