@@ -3,6 +3,7 @@
 import traceback
 from argparse import Namespace
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -42,8 +43,11 @@ def is_validating(trainer, error: BaseException) -> bool:
 def before_the_run(trainer_class: type, opt: Namespace, error: BaseException) -> UserError:
     """Turn what the task's own code raised while a trainer was built into one line; keep the traceback in a file."""
     path = Path(opt.output_dir, f"{opt.proj_name}_failed_log.txt")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("".join(traceback.format_exception(error)), encoding="utf-8")
+    where = ""
+    with suppress(OSError):  # what has failed matters more than that --output_dir cannot be made
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("".join(traceback.format_exception(error)), encoding="utf-8")
+        where = f"\nThe traceback is in {path}."
     suspects = [
         ("with_shapes", trainer_class.evaluator_class.build_networks),
         ("with_shapes", trainer_class.build_networks),
@@ -52,7 +56,7 @@ def before_the_run(trainer_class: type, opt: Namespace, error: BaseException) ->
         ("__init__", trainer_class.build_callbacks),
     ]
     line = blame(error, suspects=suspects)
-    return UserError(f"Failed before the first update: {line}\nThe traceback is in {path}.")
+    return UserError(f"Failed before the first update: {line}{where}")
 
 
 def explained(trainer, error: Exception, failed: str, is_new_run: bool) -> UserError:

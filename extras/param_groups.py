@@ -211,7 +211,7 @@ def group_table(optimizers: Mapping[str, Optimizer]) -> str:
             for group in optimizer.param_groups:
                 count, lr = sum(p.numel() for p in group["params"]), group.get("initial_lr", group["lr"])
                 label = group.get("name") or rest
-                numbers = f"{count:>12,} {len(group['params']):>8} {lr:>10.4g} {group['weight_decay']:>8.4g}"
+                numbers = f"{count:>12,} {len(group['params']):>8} {lr:>10.4g} {group.get('weight_decay', 0):>8.4g}"
                 lines.append(f"  {label:<30} {numbers}")
     return "\n".join(lines)
 

@@ -181,9 +181,9 @@ def describe(curve: LrCurve, option: str = "--lr") -> str:
             f"{found[1]:.2g}, where it is lowest. Each run alone: {single}."
         )
         edge = 1 + reach_of(curve.rates)  # rates at each end whose mean has few neighbours
-        if found[1] >= curve.rates[-1 - edge]:
+        if found[1] >= curve.rates[max(-1 - edge, -len(curve.rates))]:
             lines.append(f"Warning: the loss falls up to {found[1]:.2g}, next to the highest. Try a higher range.")
-        if found[0] <= curve.rates[edge]:
+        if found[0] <= curve.rates[min(edge, len(curve.rates) - 1)]:
             lines.append(f"Warning: the loss falls fastest at {found[0]:.2g}, next to the lowest. Try a lower range.")
     else:
         lines.append(

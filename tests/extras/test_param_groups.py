@@ -122,6 +122,8 @@ def test_the_table_tells_count_rate_and_decay_and_is_empty_by_default():
         ["4.*", "3", "1", "0.01", "0.01"], ["4.*", "1", "1", "0.01", "0"],
     ]  # fmt: skip
     assert group_table({"model": torch.optim.SGD(network().parameters(), lr=0.1)}) == ""
+    without_decay = torch.optim.Rprop([{"params": network().parameters(), "name": "all of it"}], lr=0.1)
+    assert group_table({"model": without_decay}).split()[-2:] == ["0.1", "0"]
 
 
 @pytest.mark.parametrize("pattern", ["2.*", "[0].*"])

@@ -83,3 +83,9 @@ FALL = [1.9, 1.5, 1.2, 1.0]
 def test_a_suggestion_at_an_edge_of_the_range_is_doubtful(losses, warning):
     text = describe(LrCurve(np.geomspace(1e-4, 1, 11), np.array([losses])))
     assert text.startswith("Suggestion") and warning in text and ("Warning" in text) == bool(warning), text
+
+
+@pytest.mark.parametrize("num_values", [2, 3])
+def test_few_rates_are_described_too(num_values):
+    text = describe(LrCurve(np.geomspace(1e-2, 1, num_values), np.linspace([2.0], [1.0], num_values).T))
+    assert text.startswith("Suggestion") and "Try a higher range" in text
