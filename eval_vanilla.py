@@ -54,7 +54,7 @@ class EvaluatorVanilla(EvaluatorBase):
         metrics = build_metrics(self.opt.metrics, self.opt.metric_args, **shared)
         return {**loss_meters(self.criterion), **metrics, "confusion": ConfusionMatrix(**shared)}
 
-    def loss_counter(self) -> Callable[[Any], int] | None:
+    def loss_counter(self) -> Callable[[Any], int | None] | None:
         return counter(self.criterion)
 
     def eval_step(self, batch: Any) -> None:
@@ -64,8 +64,16 @@ class EvaluatorVanilla(EvaluatorBase):
         for name in {*map(short_name, self.opt.metrics), "confusion"}:
             self.meters[name].update(logits, labels)
 
-    def draw(self, batch: Any) -> torch.Tensor:
-        images, labels = (tensor[:NUM_DRAWN] for tensor in batch)
+    def counts(self, labels: torch.Tensor) -> torch.Tensor:
+        """Return for each label whether it is a class, and not ignored."""
+        labels, ignored = labels.long(), ignored_by(self.criterion).get("ignore_index", -1)
+        return (labels >= 0) & (labels < self.opt.n_classes) & (labels != ignored)
+
+    def draw(self, batch: Any) -> torch.Tensor | None:
+        images, labels = batch
+        if getattr(images, "ndim", 0) != 4 or not (counts := self.counts(labels)).any():
+            return None  # no pictures (N, C, H, W), or none that counts
+        images, labels = images[counts][:NUM_DRAWN], labels[counts][:NUM_DRAWN]
         predicted = self.model(images).argmax(dim=1)  # (N,)
         captions = [self.caption(p, a) for p, a in zip(predicted.tolist(), labels.tolist(), strict=True)]
         return captioned_grid(images, captions, marked=(predicted != labels).tolist(), max_images=NUM_DRAWN)
@@ -85,7 +93,7 @@ class EvaluatorVanilla(EvaluatorBase):
             return
         save_confusion_matrix = load("extras.confusion_matrix:save_confusion_matrix", "viz")
         save_confusion_matrix(matrix, self.classes, self.output_dir / "confusion_matrix.png")
-        wrong = (entry for entry in self.predictions(loader) if entry[1] != entry[2])
+        wrong = (entry for entry in self.predictions(loader) if entry[1] != entry[2] and entry[0].ndim == 3)
         mistakes = list(islice(wrong, NUM_MISTAKES))
         captions = [self.caption(predicted, actual) for _, predicted, actual in mistakes]
         path = self.output_dir / "mistakes.png"
@@ -93,12 +101,13 @@ class EvaluatorVanilla(EvaluatorBase):
         log(f"Pictures: {self.output_dir / 'confusion_matrix.png'}, {path}")
 
     def predictions(self, loader: Iterable) -> Iterator[tuple[torch.Tensor, int, int]]:
-        """Yield every image (1, 28, 28) with its predicted and its actual class."""
+        """Yield every image (1, 28, 28) that counts, with its predicted and its actual class."""
         with self.inference(), self.precision.autocast():
             for batch in loader:
                 images, labels = move_to(batch, self.device)
                 predicted = self.model(images).argmax(dim=1)  # (N,)
-                yield from zip(images.cpu(), predicted.tolist(), labels.tolist(), strict=True)
+                which = self.counts(labels)
+                yield from zip(images[which].cpu(), predicted[which].tolist(), labels[which].tolist(), strict=True)
 
     def caption(self, predicted: int, actual: int) -> str:
         """Return the caption of a picture: the class, or the mistake."""

@@ -23,7 +23,7 @@ def captioned_grid(
     """Draw images in a grid, a caption above each.
 
     Args:
-        images: N pictures (C, H, W), C is 1 or 3, values 0 to 1.
+        images: N pictures (C, H, W), values 0 to 1, see `to_pixels`.
         captions: N texts.
         marked: N Booleans; marked captions are red.
         max_images: draw at most this many.
@@ -47,7 +47,7 @@ def contact_sheet(
     """Draw rows of pictures side by side, a caption above each.
 
     Args:
-        rows: each a sequence of pictures (C, H, W), C is 1 or 3, values 0 to 1.
+        rows: each a sequence of pictures (C, H, W), values 0 to 1, see `to_pixels`.
         captions: a text for each picture.
         path: also save the sheet here.
 
@@ -67,7 +67,7 @@ def draw_cells(
     """Draw pictures in rows, a caption above each. Pillow does it in milliseconds; matplotlib takes half a second.
 
     Args:
-        rows: of cells: a picture (1 or 3, H, W), a caption of one or more lines, and its colour.
+        rows: of cells: a picture (C, H, W), a caption of one or more lines, and its colour.
         width: of a picture in pixels.
         path: also save the drawing here.
 
@@ -106,14 +106,14 @@ def draw_cell(picture: torch.Tensor, caption: str, colour: str, width: int) -> A
 
 
 def to_pixels(picture: torch.Tensor) -> np.ndarray:
-    """Convert a picture (1 or 3, H, W), values 0 to 1, to (H, W, 3) uint8."""
-    picture = picture.detach().float().cpu().clamp(0, 1).expand(3, -1, -1)
+    """Convert a picture (C, H, W), values 0 to 1, to (H, W, 3) uint8: its first 3 channels, or of fewer, the first."""
+    picture = picture[: 3 if len(picture) >= 3 else 1].detach().float().cpu().clamp(0, 1).expand(3, -1, -1)
     return (picture * 255).round().byte().permute(1, 2, 0).numpy()
 
 
 def save_picture(picture: torch.Tensor, path: str | Path) -> None:
-    """Save one picture (1 or 3, H, W), values 0 to 1, at its own size; one channel as grey."""
+    """Save one picture, see `to_pixels`, at its own size; one channel as grey."""
     from PIL import Image
 
     pixels = to_pixels(picture)
-    Image.fromarray(pixels if len(picture) == 3 else pixels[..., 0].copy()).save(path)
+    Image.fromarray(pixels if len(picture) >= 3 else pixels[..., 0].copy()).save(path)

@@ -88,3 +88,12 @@ def test_confusion_matrix_is_drawn_with_empty_rows_too(tmp_path, names):
     save_confusion_matrix(torch.tensor([[5, 1, 0], [0, 9, 0], [0, 0, 0]]), names, tmp_path / "matrix.png")
     with Image.open(tmp_path / "matrix.png") as saved:
         assert coloured(torch.from_numpy(np.array(saved)[..., :3]).permute(2, 0, 1)) > 1000  # the blue of the diagonal
+
+
+def test_of_many_channels_the_first_are_shown(tmp_path):
+    picture = torch.rand(5, 4, 4)
+    for shown, given in ((3, 5), (1, 2)):
+        assert (to_pixels(picture[:given]) == to_pixels(picture[:shown])).all()
+    save_picture(picture, tmp_path / "picture.png")
+    with Image.open(tmp_path / "picture.png") as saved:
+        assert saved.mode == "RGB"
