@@ -100,7 +100,7 @@ class CrossEntropyLoss(nn.Module):
             if self.weight is None and self.ignore_index is None:  # torch's mean is that over all samples
                 return F.cross_entropy(logits, labels, **settings)
             losses = F.cross_entropy(logits, labels, self.weight, reduction="none", **settings)
-        return losses.mean() if self.ignore_index is None else losses.sum() / (labels != ignored).sum().clamp(min=1)
+        return losses.mean() if self.ignore_index is None else losses.sum() / (labels.long() != ignored).sum().clamp(1)
 
 
 def checked_weight(weight: Sequence[float] | Tensor | None, n_classes: int) -> Tensor | None:

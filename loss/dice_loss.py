@@ -42,8 +42,8 @@ class SegmentationLoss(nn.Module):
 
         Args:
             logits: (N, n_classes, H, W), or a list of them, whose losses are averaged (deep supervision).
-            targets: (N, H, W), int64, the class of each pixel, from 0 to n_classes - 1 (0 or 1 for one class), or
-                `ignore_index`.
+            targets: (N, H, W), whole numbers or bool, the class of each pixel, from 0 to n_classes - 1, or
+                `ignore_index`. For one class they are 0 or 1, also as floating-point numbers.
 
         Raises:
             UserError: when logits, targets and `n_classes` do not agree.
@@ -57,6 +57,8 @@ class SegmentationLoss(nn.Module):
                 f"n_classes={self.n_classes} it needs (N, {self.n_classes}, H, W) and (N, H, W). "
                 f"Give the model and the loss the same number of classes."
             )
+        if not targets.is_floating_point() or (self.n_classes == 1 and (targets == targets.long()).all()):
+            targets = targets.long()
         check_targets(logits, targets, self.ignored)
         counts = None
         if self.ignored is not None:
@@ -90,7 +92,7 @@ class PixelCELoss(SegmentationLoss):
             losses = losses * self.weight[targets]
         if counts is None:
             return losses.mean()
-        return ((losses * counts).sum(dim=(1, 2)) / counts.sum(dim=(1, 2)).clamp(min=1)).mean()
+        return ((losses * counts).flatten(1).sum(1) / counts.flatten(1).sum(1).clamp(min=1)).mean()
 
     def of_pixels(self, scores: Tensor, targets: Tensor, reduction: str) -> Tensor:
         """Return the cross-entropy of each pixel, or their mean."""

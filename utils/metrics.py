@@ -38,7 +38,7 @@ class Accuracy(Meter):
         else:
             largest = logits.topk(self.top_k, dim=1).indices  # (N, top_k)
             correct = (largest == labels[:, None]).any(dim=1)  # (N,)
-        self.correct.append(correct.to(torch.int8).masked_fill(labels == self.ignored, -1))
+        self.correct.append(correct.to(torch.int8).masked_fill(labels.long() == self.ignored, -1))
 
     def counted(self) -> Tensor:
         """Return 1 or 0 for each sample that counts, on the CPU."""
@@ -93,7 +93,7 @@ class ConfusionMatrix(Meter):
         if predictions.is_floating_point():
             predictions = predicted_classes(predictions)
         assert predictions.shape == labels.shape, f"classes {tuple(predictions.shape)}, labels {tuple(labels.shape)}"
-        counts_at_all = labels.flatten() != self.ignored
+        counts_at_all = labels.flatten().long() != self.ignored  # uint8 would wrap
         predictions, labels = predictions.flatten().long(), labels.flatten().long().where(counts_at_all, 0)
         allowed = (predictions >= 0) & (predictions < self.num_classes) & (labels >= 0) & (labels < self.num_classes)
         # A class out of range must not land in another class's cell: it is sent to a cell that does not exist.

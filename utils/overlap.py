@@ -100,7 +100,7 @@ class Overlap(Meter):
         classes = predicted_classes(logits)  # (N, H, W)
         # Without this check masks of shape (N, 1, H, W) would be broadcast, and counted wrong without an error.
         assert masks.shape == classes.shape, f"masks {tuple(masks.shape)} for logits {tuple(logits.shape)}"
-        is_ignored = masks == self.ignored
+        is_ignored = masks.long() == self.ignored  # uint8 would wrap
         is_of_class = (masks >= 0) & (masks < max(self.num_classes, 2))
         self.of_no_class = self.of_no_class + (~is_of_class & ~is_ignored).sum()
         classes, masks = (each.masked_fill(is_ignored, 0) for each in (classes, masks))  # the background has no score

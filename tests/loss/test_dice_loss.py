@@ -200,3 +200,27 @@ def test_a_target_that_is_no_class_is_named(loss_class, n_classes, value):
     targets[1, 2, 3] = value
     with pytest.raises(UserError, match=f"targets {value}, but {max(n_classes, 2)} classes are numbered from 0"):
         loss_class(n_classes)(logits, targets)
+
+
+def test_an_image_of_a_volume_is_all_of_it():
+    logits, targets = torch.randn(2, 3, 4, 5, 6), torch.randint(3, (2, 4, 5, 6))
+    targets[0, :3], targets[1, 0, 0] = 255, 255
+    flat = PixelCELoss(3, ignore_index=255)(logits.flatten(2)[..., None], targets.flatten(1)[..., None])
+    assert PixelCELoss(3, ignore_index=255)(logits, targets).item() == pytest.approx(flat.item())
+
+
+@pytest.mark.parametrize("n_classes", [1, 2])
+@pytest.mark.parametrize("loss", [PixelCELoss, DiceLoss, CEDiceLoss])
+def test_masks_of_any_type_that_holds_classes_are_taken(loss, n_classes):
+    logits, targets = random_batch(n_classes)
+    types = [torch.bool, torch.uint8, torch.int32, *([torch.float32] if n_classes == 1 else [])]
+    expected = loss(n_classes)(logits, targets)
+    assert all(torch.equal(loss(n_classes)(logits, targets.to(kind)), expected) for kind in types)
+    with pytest.raises(UserError, match="Convert them in the data set"):
+        loss(n_classes)(logits, targets + 0.5)
+
+
+def test_a_class_of_few_bits_is_not_taken_for_an_ignored_one():
+    logits, targets = torch.randn(1, 200, 2, 2), torch.tensor([[[156, 0], [1, 199]]])
+    loss = PixelCELoss(200, ignore_index=-100)
+    assert torch.equal(loss(logits, targets.byte()), loss(logits, targets))

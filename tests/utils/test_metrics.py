@@ -11,6 +11,7 @@ from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionM
 import utils.metrics
 from utils.meter import predicted_classes
 from utils.metrics import Accuracy, ConfusionMatrix, PrecisionRecallF1
+from utils.overlap import Dice
 
 SIZES = (8, 8, 3)  # the last batch is smaller
 
@@ -184,3 +185,14 @@ def test_the_interval_covers_the_true_value_about_as_often_as_it_says():
         drawn = (torch.rand(300, n, generator=generator) < truth).sum(dim=1).tolist()
         covered = [low <= truth <= high for low, high in (interval_of(num_right, n) for num_right in drawn)]
         assert 0.90 <= sum(covered) / 300 <= 0.99
+
+
+def test_a_class_of_few_bits_is_not_taken_for_an_ignored_one():
+    labels = torch.tensor([156, 3], dtype=torch.uint8)
+    logits = torch.nn.functional.one_hot(labels.long(), 200).float()
+    accuracy, matrix, dice = Accuracy(), ConfusionMatrix(200), Dice(200)
+    for meter in (accuracy, matrix):
+        meter.update(logits, labels)
+    assert len(accuracy.counted()) == matrix.compute().sum() == 2
+    dice.update(logits[:, :, None, None], labels[:, None, None])
+    assert dice.per_image_counts()[0, 155].tolist() == [1, 1, 1]
