@@ -106,7 +106,7 @@ class EvaluatorBase:
         """Return meters by name, with `update`, `compute`, `reset` and `to`; metrics of torchmetrics have these."""
         raise NotImplementedError(f"{type(self).__name__} must define build_meters()")
 
-    def loss_counter(self) -> Callable[[Any], int] | None:
+    def loss_counter(self) -> Callable[[Any], int | None] | None:
         """Return a function that says over how many elements the loss of a batch is a mean; None: over its samples.
 
         A loss that leaves out padding or ignored pixels is a mean over a number that differs from batch to batch.
@@ -157,7 +157,8 @@ class EvaluatorBase:
             # Not real: padding, where a sharded network needs all processes and others have batches left.
             for batch, is_real in self.distributed.in_step(loader, before_batch):
                 self.num_in_batch = loader.num_in_batch
-                self.loss_count = self.num_in_batch if count is None else int(count(batch))
+                counted = count and count(batch)
+                self.loss_count = self.num_in_batch if counted is None else int(counted)
                 aside = contextlib.nullcontext() if is_real else self.meters_aside()  # padding counts in no meter
                 with self.precision.autocast(), aside:
                     self.eval_step(move_to(batch, self.device))

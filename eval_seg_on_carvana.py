@@ -91,7 +91,7 @@ class EvaluatorSeg(EvaluatorBase):
         metrics = build_metrics(self.opt.metrics, self.opt.metric_args, **shared)
         return {**loss_meters(self.criterion), **metrics}
 
-    def loss_counter(self) -> Callable[[Any], int] | None:
+    def loss_counter(self) -> Callable[[Any], int | None] | None:
         return counter(self.criterion)
 
     def eval_step(self, batch: Any) -> None:

@@ -188,7 +188,7 @@ class UpdateLoader(Loader):
         self.num_samples = sampler.num_samples
         self.updates_per_epoch = -(-self.num_samples // batch_size)
         self.device = device or torch.device("cpu")
-        self.count: Callable[[Any], int] | None = None
+        self.count: Callable[[Any], int | None] | None = None
         # With several processes, the batches of one that has fewer than the others, see `Update`.
         self.idle_batches = load("extras.idle_batches:IdleBatches", "nproc")(self) if share[1] > 1 else None
 
@@ -219,8 +219,13 @@ class UpdateLoader(Loader):
                 sizes=[batch.num_samples for batch in good] + [0] * len(idle),
                 num_samples=size,
                 indices=[index for batch in own for index in batch.indices],
-                counts=self.count and [int(self.count(batch.data)) for batch in good] + [0] * len(idle),
+                counts=self.count and [self.counted(batch) for batch in good] + [0] * len(idle),
             )
+
+    def counted(self, batch: Any) -> int:
+        """Return over how many elements the loss of a batch is a mean."""
+        counted = self.count(batch.data)
+        return batch.num_samples if counted is None else int(counted)
 
 
 class EvalLoader(Loader):

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from engine.registry import short_name, split_arguments
 from loss.loss_entry import build_loss
 from utils.errors import UserError
+from utils.meter import IGNORED
 
 
 def build_weighted_sum(
@@ -26,7 +27,9 @@ def build_weighted_sum(
     losses = {}
     for short, name in names.items():
         losses[short] = build_loss(name, offered, by_name[short], f"--loss_args {short}")
-    return WeightedSum(losses, {short: weights[name] for short, name in names.items()})
+    is_given = "ignore_index" in offered or any("ignore_index" in given for given in by_name.values())
+    default = None if is_given else IGNORED  # of torch
+    return WeightedSum(losses, {short: weights[name] for short, name in names.items()}, default)
 
 
 class WeightedSum(nn.Module):
@@ -37,6 +40,7 @@ class WeightedSum(nn.Module):
     Args:
         losses: by name; each takes (outputs, targets) and returns a scalar.
         weights: by the same names.
+        default: an ignore_index that nobody asked for, and that is none where another loss has none.
 
     Raises:
         UserError: when they are means over different targets.
@@ -46,15 +50,18 @@ class WeightedSum(nn.Module):
     {'loss': tensor(4.), 'loss_l1': tensor(2.), 'loss_l2': tensor(4.)}
     """
 
-    def __init__(self, losses: Mapping[str, nn.Module], weights: Mapping[str, float]):
+    def __init__(self, losses: Mapping[str, nn.Module], weights: Mapping[str, float], default: int | None = None):
         super().__init__()
         assert losses.keys() == weights.keys(), f"losses {list(losses)}, weights {list(weights)}"
         self.losses = nn.ModuleDict(losses)
         self.term_names = [f"loss_{name.lower()}" for name in losses]
         self.weights = dict(weights)
         ignored = {name: getattr(loss, "ignore_index", None) for name, loss in losses.items()}
+        if None in ignored.values():
+            ignored = {name: None if value == default else value for name, value in ignored.items()}
         self.ignore_index = next(iter(ignored.values()))
-        if len(set(ignored.values())) > 1 or any(hasattr(loss, "count") for loss in losses.values()):
+        has_count = any(callable(getattr(loss, "count", None)) for loss in losses.values())
+        if len(set(ignored.values())) > 1 or has_count:
             raise UserError(
                 f"The losses of a sum must be means over the same targets; these have the ignore_index {ignored}. "
                 f"Give all of them the same, or take one loss."

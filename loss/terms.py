@@ -16,21 +16,29 @@ def loss_meters(criterion: nn.Module) -> dict[str, AvgMeter]:
 
 
 def update_losses(meters: MutableMapping[str, Any], loss: Tensor | Mapping[str, Tensor], n: int) -> None:
-    """Add the loss of `n` samples, and its terms if it has several, to the meters of `loss_meters`."""
+    """Add the loss of `n` samples, and those of its terms that `loss_meters` has a meter for, to the meters."""
     for name, value in as_terms(loss).items():
-        meters[name].update(value, n=n)
+        if name == "loss" or isinstance(meters.get(name), AvgMeter):
+            meters[name].update(value, n=n)
 
 
-def counter(criterion: nn.Module) -> Callable[[Any], int] | None:
+def counter(criterion: nn.Module) -> Callable[[Any], int | None] | None:
     """Return a function of a batch (inputs, targets): over how many targets a loss is a mean; None: over its samples.
 
     A loss that has an ``ignore_index``, as those of torch, is a mean over the targets that are not it. Any other may
-    have a method ``count(targets)``.
+    have a method ``count(targets)``. The function returns None for a batch of another form.
     """
-    if hasattr(criterion, "count"):
-        return lambda batch: criterion.count(batch[1])
-    ignored = getattr(criterion, "ignore_index", None)
-    return None if ignored is None else lambda batch: (batch[1] != ignored).sum()
+    own, ignored = getattr(criterion, "count", None), getattr(criterion, "ignore_index", None)
+    if not callable(own) and ignored is None:
+        return None
+
+    def count(batch: Any) -> Any:
+        targets = batch[1] if isinstance(batch, (tuple, list)) and len(batch) > 1 else None
+        if callable(own) and targets is not None:
+            return own(targets)
+        return (targets.long() != ignored).sum() if isinstance(targets, Tensor) else None
+
+    return count
 
 
 def as_terms(loss: Tensor | Mapping[str, Any]) -> dict[str, Tensor]:

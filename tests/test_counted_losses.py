@@ -12,12 +12,13 @@ from extras.in_order import InOrder
 from extras.weighted_sum import WeightedSum
 from loss.classification_loss import CrossEntropyLoss
 from loss.dice_loss import PixelCELoss
-from loss.terms import counter
+from loss.terms import counter, loss_meters, update_losses
 from tests.processes import in_processes
 from tests.small_tasks import TrainerSmall64, rows_of
 from tests.small_tasks import build as build_small
 from tests.small_tasks import train as train_small
 from utils.errors import UserError
+from utils.metrics import Accuracy
 
 IGNORED = 1
 FLAGS = ("--loss_args", f'{{"ignore_index": {IGNORED}}}', "--batch_size", 8, "--log_every", 1, "--clip", 1e9)
@@ -156,3 +157,42 @@ def test_losses_say_what_they_count():
     both["b"] = nn.CrossEntropyLoss()
     with pytest.raises(UserError, match="means over the same targets"):
         WeightedSum(both, {"a": 1.0, "b": 1.0})
+
+
+class OfLists(nn.Module):
+    """A loss that counts targets in a list."""
+
+    def count(self, targets) -> int:
+        return sum(map(len, targets))
+
+
+class Counts(nn.Module):
+    count = 3  # no method
+
+
+def test_batches_of_another_form_are_counted_in_samples():
+    images, labels = torch.zeros(2, 1), torch.tensor([156, 1], dtype=torch.uint8)
+    for batch in ({"x": images, "y": labels}, (images, [labels[:1], labels[1:]]), images, (images,)):
+        assert counter(nn.CrossEntropyLoss())(batch) is None
+    assert counter(nn.CrossEntropyLoss())([images, labels]) == 2  # 156 is -100 in 8 bits
+    assert counter(OfLists())((images, [labels, labels])) == 4 and counter(OfLists())({"x": images}) is None
+    assert counter(Counts()) is None
+
+
+def test_samples_weigh_a_batch_that_the_loss_does_not_count(tmp_path):
+    trainer = build_small(TrainerSmall64, FLAGS, tmp_path)
+    trainer.train_loader.count = counter(nn.CrossEntropyLoss())
+    assert sum(next(trainer.train_loader.updates(0)).counts) == 8
+    trainer.train_loader.count = lambda batch: None
+    assert sum(next(trainer.train_loader.updates(0)).counts) == 8
+    trainer.evaluator.loss_counter = lambda: lambda batch: None
+    counts = []
+    trainer.evaluator.eval_step = lambda batch: counts.append(trainer.evaluator.loss_count)
+    trainer.evaluator.evaluate(trainer.val_loader)
+    assert sum(counts) == trainer.val_loader.num_samples
+
+
+def test_terms_that_have_no_meter_are_passed_over():
+    meters = loss_meters(nn.CrossEntropyLoss()) | {"accuracy": Accuracy()}
+    update_losses(meters, {"loss": torch.tensor(2.0), "aux": torch.tensor(1.0), "accuracy": torch.tensor(0.5)}, n=4)
+    assert meters["loss"].compute() == 2 and list(meters) == ["loss", "accuracy"]

@@ -196,3 +196,12 @@ def test_arguments_of_several_losses_that_do_not_fit_are_named(loss_type, argume
     with pytest.raises(UserError) as error:
         build(loss_type, 2, **arguments)
     assert words in str(error.value)
+
+
+def test_an_ignore_index_that_nobody_asked_for_stops_no_sum():
+    both = ["torch.nn:CrossEntropyLoss", "Dice:0.5"]
+    assert build(both, 2).ignore_index is None
+    assert build([both[0], "torch.nn:NLLLoss"], 2).ignore_index == -100
+    for asked in ({"CrossEntropyLoss": {"ignore_index": -100}}, {"Dice": {"ignore_index": 255}}):
+        with pytest.raises(UserError, match="means over the same targets"):
+            build(both, 2, **asked)
