@@ -79,7 +79,7 @@ OF_COMPONENTS = {
         "train_val_sample_rate", "test_sample_rate", "val_split", "split_seed", "patch_size", "augment", "mask_values",
         "shuffle_shards",
     )),
-    "model": ("build_networks", ("width", "up", "latent", "batch_norm")),
+    "model": ("build_networks", ("width", "up", "deep_supervision", "latent", "batch_norm")),
     "loss": ("build_criterion", ("label_smoothing",)),
 }  # fmt: skip
 

@@ -12,18 +12,16 @@ if TYPE_CHECKING:
     from torch import nn
 
 # The options that decide which weights a network has; a checkpoint fits only a network with the same values.
-NETWORK_OPTIONS = (
-    "model_type", "model_args", "n_channels", "n_classes", "width", "up", "deep_supervision", "latent", "batch_norm",
-    "judge_type",
-)  # fmt: skip
+OFFERED = ("n_channels", "n_classes", "width", "up", "deep_supervision", "latent", "batch_norm")
+NETWORK_OPTIONS = ("model_type", "model_args", *OFFERED, "judge_type")
 SHAPES = {"n_channels": "n_channels", "in_chans": "n_channels", "n_classes": "n_classes", "num_classes": "n_classes"}
 
 
 def build_networks(opt: Namespace) -> "dict[str, nn.Module]":
     """Return the networks of a run by name; most tasks have one, called "model".
 
-    A network gets the options that it names among its parameters: user-defined ones --n_channels and --n_classes, those
-    of the template all of `NETWORK_OPTIONS`. --model_args adds arguments.
+    A network, also a user-defined one, gets those of the options `OFFERED` that it names among its parameters.
+    --model_args adds arguments.
 
     Raises:
         UserError: when a network cannot be made with its arguments.
@@ -32,7 +30,7 @@ def build_networks(opt: Namespace) -> "dict[str, nn.Module]":
         raise UserError("--model_type is needed: MODULE:NAME, since no network is known for this task.")
     arguments = getattr(opt, "model_args", {})
     is_built_in = opt.model_type in BUILT_INS["model"]
-    offered = {name: getattr(opt, name) for name in NETWORK_OPTIONS if getattr(opt, name, None) is not None}
+    offered = {name: getattr(opt, name) for name in OFFERED if getattr(opt, name, None) is not None}
     shape = {"n_channels": opt.n_channels, "n_classes": opt.n_classes}
     if is_built_in or opt.model_type.partition(":")[0] in LIBRARIES:
         check_shape(arguments, shape)
@@ -41,7 +39,7 @@ def build_networks(opt: Namespace) -> "dict[str, nn.Module]":
         raise UserError("--deep_supervision is for UNet++: use it with --model_type UNetpp.")
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Initializing zero-element tensors")  # such a network is refused below
-        networks = call(component, offered if is_built_in else shape, arguments, "--model_args")
+        networks = call(component, offered, arguments, "--model_args")
     networks = networks if isinstance(networks, dict) else {"model": networks}
     for network in networks.values():
         check_network(network, f"--model_type {opt.model_type}")

@@ -98,14 +98,19 @@ def test_arguments_that_make_no_network_are_refused(model_type, arguments, words
     assert words in str(error.value) and "\n" not in str(error.value) and not recwarn.list
 
 
-def test_a_user_defined_network_gets_channels_and_classes_and_no_other_option():
-    network = build_networks(options(model_type=f"{__name__}:Small", n_channels=1, width=9))["model"]
-    assert network[0].out_channels == 2 and network[2].out_features == 2
+def test_a_user_defined_network_gets_the_options_that_it_names():
+    chosen = {"model_type": f"{__name__}:Small", "n_channels": 1}
+    network = build_networks(options(**chosen, width=9, deep_supervision=True, up="transposed"))["model"]
+    assert network[0].out_channels == 9 and network[2].out_features == 2 and network.rest == (True, "transposed", "own")
+    assert build_networks(options(**chosen, width=None))["model"][0].out_channels == 2
 
 
 class Small(torch.nn.Sequential):
-    def __init__(self, n_channels: int, n_classes: int, width: int = 2):
+    def __init__(
+        self, n_channels: int, n_classes: int, width: int = 2, deep_supervision=None, up=None, model_type: str = "own"
+    ):
         super().__init__(torch.nn.Conv2d(n_channels, width, 28), torch.nn.Flatten(), torch.nn.Linear(width, n_classes))
+        self.rest = deep_supervision, up, model_type
 
 
 def test_options_decide_the_weights():
