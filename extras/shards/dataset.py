@@ -143,6 +143,18 @@ def check_split(made: dict[str, Any], asked: dict[str, Any]) -> None:
         raise UserError(f"These shards were made with other values of {', '.join(others)}: give {flags}")
 
 
+def found_ignored(made: dict[str, Any], asked: Sequence[int | str] | None) -> dict[str, Any]:
+    """Return the values that are no class as an option, for the loss; {} if there are none.
+
+    Raises:
+        UserError: others are asked for.
+    """
+    found = made.get("ignored_values")
+    if asked and list(asked) != found:
+        raise UserError("--ignored_values was decided when these shards were made: leave it out, or make them again.")
+    return {"ignored_values": found} if found else {}
+
+
 def reordered(
     class_map: ClassMap, mask_values: Sequence[int | str] | None, n_classes: int, where: str | Path
 ) -> ClassMap:
@@ -224,8 +236,7 @@ def build_carvana_shards(
         "n_classes": max(n_classes, 2),
     }
     check_split(index["made_with"], asked)
-    if ignored_values and list(ignored_values) != index["made_with"].get("ignored_values"):
-        raise UserError("--ignored_values was decided when these shards were made: leave it out, or make them again.")
+    ignored = found_ignored(index["made_with"], ignored_values)
     class_map = reordered(index["class_map"], mask_values, n_classes, store.place(INDEX_FILE))
     if store.cache_dir:
         check_cache_size(store, index["parts"], shuffle_shards)
@@ -234,4 +245,5 @@ def build_carvana_shards(
         size = (patch_size, patch_size) if mode == "direct" or part == "train" else None
         how = (class_map, size, n_channels, augment and part == "train", *index["notes"])
         datasets[part] = CarvanaShards(shards, store, shuffle_shards, *how, white=white)
+        datasets[part].found_options |= ignored
     return datasets

@@ -15,10 +15,12 @@ import torch
 
 from callbacks.callback import Callback
 from data.Carvana import build_carvana
+from data.data_entry import with_found
 from data.dataloader import BatchFetcher
 from data.loader import EvalLoader, UpdateLoader
 from data.sampler import epoch_order
 from engine.options.foreign import harmless_options
+from engine.options.parser import Options
 from extras.shards.dataset import build_carvana_shards, parse_index, window_order
 from extras.shards.make_shards import make_shards
 from extras.shards.store import ShardStore
@@ -116,6 +118,9 @@ def test_values_that_are_ignored_stay_so_in_shards(tmp_path):
     assert of_files[0][1].unique().tolist() == [-100, 0, 1]
     for more in ({}, {"ignored_values": [255]}):
         assert equal(build(tmp_path / "made", **more)["train"][0], of_files[0])
+    made = build(tmp_path / "made")
+    found = with_found(Options(ignored_values=None, mask_values=None), made)
+    assert found.ignored_values == [255] and build(tmp_path / "made", ignored_values=[255])
     with pytest.raises(UserError, match="--ignored_values was decided when these shards were made"):
         build(tmp_path / "made", ignored_values=[0])
 
