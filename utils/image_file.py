@@ -16,6 +16,7 @@ from utils.errors import UserError
 ORIENTATION = 0x0112  # the tag of EXIF, from 1 to 8
 SIDEWAYS = (5, 6, 7, 8)  # the orientations in which the rows of the file become columns
 HALF_WHITE = 1 << 15  # of 16 bits
+Size = tuple[int, int]  # width, height
 
 
 def unreadable(path: str | Path, error: Exception) -> UserError:
@@ -49,7 +50,10 @@ def opened(path: str | Path) -> Iterator[Image.Image]:
 
 def orientation(image: Image.Image) -> int:
     """Return how an opened image is still to be turned, as EXIF numbers it; 1 is upright."""
-    return 1 if image.format == "TIFF" else image.getexif().get(ORIENTATION, 1)  # Pillow turns a TIFF by itself
+    try:
+        return 1 if image.format == "TIFF" else image.getexif().get(ORIENTATION, 1)  # Pillow turns a TIFF by itself
+    except Exception:  # the block is damaged, and the pixels need not be
+        return 1
 
 
 def image_size(path: str | Path) -> tuple[int, int]:
@@ -59,7 +63,7 @@ def image_size(path: str | Path) -> tuple[int, int]:
 
 
 def read_image(
-    path: str | Path, mode: str | None = None, size: tuple[int, int] | None = None, is_mask: bool = False
+    path: str | Path, mode: str | None = None, size: Size | None = None, is_mask: bool = False, white: int | None = None
 ) -> Image.Image:
     """Return the decoded image, turned upright as its EXIF data says.
 
@@ -68,6 +72,7 @@ def read_image(
         mode, size: a hint. A JPEG may be decoded straight to this mode ("RGB" or "L"), and smaller, though no smaller
             than `size` (width, height), which is several times faster. The caller still converts and resizes.
         is_mask: whether its colours stand for classes.
+        white: 65535 if colours of 16 bits are as dark as they look.
 
     Raises:
         UserError: see `opened`; and the file is truncated, holds several pictures or transparent pixels, or 16 bits
@@ -81,7 +86,8 @@ def read_image(
         if image.format == "TIFF":
             image.filename = ""  # a grey one that Pillow maps into memory gets wrong pixels when Pillow turns it
         image.load()
-        ImageOps.exif_transpose(image, in_place=True)
+        if orientation(image) != 1:
+            ImageOps.exif_transpose(image, in_place=True)
         # In a mask, the one transparent colour of a palette, or of a file without an alpha channel, is still a class.
         may_be_transparent = image.has_transparency_data and not (is_mask and "transparency" in image.info)
         if may_be_transparent and image.convert("RGBA").getchannel("A").getextrema()[0] < 255:
@@ -90,15 +96,16 @@ def read_image(
                 f"a background, or, if the alpha channel is the mask, the channel alone."
             )
         image.info.pop("transparency", None)  # Pillow warns of some kinds when it converts
-        if has_deep_colours and 0 < np.asarray(image.convert("RGB")).max() < HALF_WHITE >> 8:
+        if has_deep_colours and white != 65535 and 0 < np.asarray(image.convert("RGB")).max() < HALF_WHITE >> 8:
             raise UserError(
-                f"{path} has 16 bits per colour, and uses the lower ones only, which are not read. Save it with 8 bits."
+                f"{path} has 16 bits per colour, and uses the lower ones only, which are not read. Save it with 8 "
+                f"bits. Or if it is only dark, --set data_args.white=65535; another white is for grey images only."
             )
         return image
 
 
 def read_pixels(
-    path: str | Path, n_channels: int = 3, size: tuple[int, int] | None = None, white: int | None = None
+    path: str | Path, n_channels: int = 3, size: Size | None = None, white: int | None = None
 ) -> np.ndarray:
     """Return an image file of any mode as uint8 (C, H, W).
 
@@ -106,13 +113,13 @@ def read_pixels(
         path: an image file: grey, colour, palette, CMYK, grey of more than 8 bits.
         n_channels: C; 3 for RGB, 1 for grey.
         size: width and height to resize to, averaging over the pixels that fall together; None keeps the size.
-        white: the level of white where a grey level has more than 8 bits, see `scaled_levels`.
+        white: the level of white where a grey level has more than 8 bits, see `scaled_levels`; of colours `read_image`.
 
     Raises:
         UserError: see `read_image`; and the file holds floating-point values, or levels whose range is unknown.
     """
     mode = {1: "L", 3: "RGB"}[n_channels]
-    image = read_image(path, mode, size)
+    image = read_image(path, mode, size, white=white)
     if image.mode == "F":
         raise UserError(f"{path} holds floating-point values, whose range is unknown. Save it with 8 or 16 bits.")
     if image.mode.startswith("I"):  # Pillow would clip the levels instead of scaling them

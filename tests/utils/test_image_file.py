@@ -156,6 +156,24 @@ def test_colours_of_16_bits_that_use_the_lower_ones_are_refused(tmp_path, mode):
     write_deep_png(tmp_path / "b.png", mode, 0x0FFF)  # white of 12 bits
     with pytest.raises(UserError, match=r"b\.png has 16 bits per colour, and uses the lower ones only"):
         read_pixels(tmp_path / "b.png")
+    assert read_pixels(tmp_path / "b.png", white=65535).flatten().tolist() == [0x0F] * 3
+    with pytest.raises(UserError, match="another white is for grey images only"):
+        read_pixels(tmp_path / "b.png", white=4095)
+
+
+@pytest.mark.parametrize("extension", ["png", "webp", "jpg"])
+def test_a_damaged_block_of_exif_costs_the_orientation_only(tmp_path, extension):
+    exif = Image.Exif()
+    exif[0x0112], exif[0x010E], exif[0x8769] = 6, "a description", {0x9286: "a comment"}
+    block, path = exif.tobytes(), tmp_path / f"a.{extension}"
+    damaged = [block[:end] for end in range(1, len(block), 3)]
+    damaged += [b"Exif\0\0" + b"\xff" * 40, block[:14] + b"\xff" * (len(block) - 14)]
+    for each in damaged:
+        Image.new("RGB", (5, 3), "red").save(path, exif=each)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            assert read_image(path).size == image_size(path) == read_image(path, "RGB", (2, 2)).size
+            assert read_pixels(path).shape in ((3, 3, 5), (3, 5, 3))
 
 
 @pytest.mark.parametrize("extension", ["gif", "png", "tif", "webp"])
