@@ -1,5 +1,6 @@
 """Find the run that --resume auto goes on with, so that a job can be started again by the same command."""
 
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -41,7 +42,12 @@ def unfinished_runs(output_dir: str | Path, proj_name: str) -> Iterator[tuple[Pa
     """
     runs: dict[str, Path] = {}
     for path in Path(output_dir).glob("*/"):
-        name = run_name(path)
+        if not os.access(path, os.R_OK | os.X_OK):  # another user's
+            continue
+        try:
+            name = run_name(path)
+        except OSError:  # closed to this user in another way, or just removed
+            continue
         project, _, timestamp = (name or "").rpartition("_")
         if project == proj_name and (name not in runs or path.name == timestamp):  # a copy has another directory name
             runs[name] = path

@@ -29,7 +29,8 @@ from utils.files import sweep_temporaries, write_atomically
 
 ENDED = "finished.json"  # is there when a run has come to its end, and holds its position
 PROVENANCE = "provenance.json"
-NAMED_FILE = re.compile(r"config_(.+_\d+)\.json|(.+_\d+)_log\.txt")  # with the name of the run, PROJECT_TIMESTAMP
+RUN_NAME = r"\w[\w.-]{,99}_\d+"  # PROJECT_TIMESTAMP; as it becomes a part of paths, no other one is accepted
+NAMED_FILE = re.compile(rf"config_({RUN_NAME})\.json|({RUN_NAME})_log\.txt")
 UNKNOWN = (2**64, 2**64)  # the position of a file without one: beyond all others, so that it is looked at first
 
 
@@ -224,19 +225,24 @@ class Checkpointer:
 def run_name(directory: Path) -> str | None:
     """Return the name of the run whose directory this is, PROJECT_TIMESTAMP; None if it is no run's.
 
-    The name is in those of its files and in the record of its provenance, so it outlives a renamed directory.
-
-    Raises:
-        UserError: they are those of two runs.
+    The record of its provenance has it, so it outlives a renamed directory. An earlier version recorded none, and named
+    the files of a renamed run that it resumed after the new directory. So then of several names in those of the files,
+    that in the newest checkpoint counts, else the one that ends with the directory's, else that of the oldest config.
     """
-    recorded = read_record(directory / PROVENANCE).get("run_name")
-    names = {str(recorded)} if recorded else set()
+    recorded = str(read_record(directory / PROVENANCE).get("run_name"))
+    if re.fullmatch(RUN_NAME, recorded):
+        return recorded
+    order: dict[str, tuple[bool, bool, int]] = {}
     for path in directory.iterdir():
         if match := NAMED_FILE.fullmatch(path.name):
-            names.add(match[1] or match[2])
-    if len(names) > 1:
-        raise UserError(f"{directory} holds files of two runs, {' and '.join(sorted(names))}: move those of one away.")
-    return next(iter(names), None)
+            name = match[1] or match[2]
+            rank = (not name.endswith(f"_{directory.name}"), match[1] is None, path.lstat().st_mtime_ns)
+            order[name] = min(rank, order.get(name, rank))
+    for path in Checkpointer.candidates(directory) if len(order) > 1 else ():
+        with contextlib.suppress(UserError):
+            if (name := str(load_checkpoint(path, tensors_of=()).get("run_name"))) in order:
+                return name
+    return min(order, key=order.__getitem__, default=None)
 
 
 def read_record(path: Path) -> dict[str, Any]:

@@ -1,13 +1,15 @@
 """At every moment a good checkpoint is there, and the newest good one is found."""
 
+import json
 import logging
+import os
 import shutil
 
 import pytest
 import torch
 
-from engine.checkpoints.checkpointer import Checkpointer
-from engine.checkpoints.file import load_checkpoint, read_position, save_checkpoint
+from engine.checkpoints.checkpointer import Checkpointer, run_name
+from engine.checkpoints.file import FORMAT, load_checkpoint, read_position, save_checkpoint
 from utils.errors import DamagedError, UserError
 
 
@@ -237,3 +239,34 @@ def test_pruning_touches_only_what_it_wrote(tmp_path):
     (tmp_path / "shards" / "8").symlink_to(elsewhere)
     checkpointer.save(state(3), "best")
     assert names(tmp_path / "shards") == ["3", "7b", "8", "notes"] and names(elsewhere) == ["7"]
+
+
+# ---- the name of a run -----------------------------------------------------------------------------------------------
+@pytest.mark.parametrize(
+    "name", ["/../../victim/package", "/tmp/package_1", "../a_1", "a/../b_1", "a_1\n", "", 5, ["a_1"]]
+)
+def test_recorded_name_that_leaves_the_directory_is_none(name, tmp_path):
+    (tmp_path / "provenance.json").write_text(json.dumps({"run_name": name}))
+    assert run_name(tmp_path) is None
+    (tmp_path / "config_a_1.json").write_text("{}")
+    assert run_name(tmp_path) == "a_1"
+
+
+def test_recorded_name_counts_whatever_files_there_are(tmp_path):
+    (tmp_path / "provenance.json").write_text(json.dumps({"run_name": "My-net.v2_17"}))
+    (tmp_path / "config_a_1.json").write_text("{}")
+    assert run_name(tmp_path) == "My-net.v2_17"
+
+
+def test_renamed_run_of_an_earlier_version_has_one_name(tmp_path):
+    run = tmp_path / "run_3"
+    run.mkdir()
+    for age, name in enumerate(["a_run_3", "a_run_4", "a_1796048028"]):
+        for path in (run / f"config_{name}.json", run / f"{name}_log.txt"):
+            path.write_text("{}")
+            os.utime(path, ns=(10**18 - age, 10**18 - age))
+    assert run_name(run) == "a_run_3"
+    run = run.rename(tmp_path / "baseline")
+    assert run_name(run) == "a_1796048028"
+    save_checkpoint(state(1) | {"format": FORMAT, "run_name": "a_run_4"}, run / "Net_last_ckpt.pth")
+    assert run_name(run) == "a_run_4"
