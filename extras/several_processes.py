@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from engine.devices.job import place
 from engine.devices.process_group import Distributed
 from engine.registry import load
+from extras.buffers import buffers_of
 from extras.job_store import DEFAULT_TIMEOUT, RUN, attempt, job_store
 from utils.errors import DivergedError, PeerError, UserError
 from utils.meter import Meter
@@ -228,8 +229,9 @@ class SeveralProcesses(Distributed):
             network = nn.SyncBatchNorm.convert_sync_batchnorm(network)
         if not any(parameter.requires_grad for parameter in network.parameters()):
             return network  # nothing to add up
-        for tensor in (*network.parameters(), *network.buffers()):
-            dist.broadcast(tensor.detach(), src=0)  # the networks must begin alike, whatever seeds a task has set
+        for parameter in network.parameters():
+            dist.broadcast(parameter.detach(), src=0)  # the networks must begin alike, whatever seeds a task has set
+        self.share_buffers([network])
         wrapped = self.parallelize(network, device)
         self._wrapped.append(wrapped)
         return wrapped
@@ -244,9 +246,18 @@ class SeveralProcesses(Distributed):
         return ddp(network, device_ids=[device] if device.type == "cuda" else None, **settings)
 
     def share_buffers(self, modules: Iterable[nn.Module]) -> None:
-        with torch.no_grad():
-            for buffer in (buffer for module in modules for buffer in module.buffers()):
-                dist.broadcast(buffer, src=0)
+        places = buffers_of(modules)
+        looks = self.gather([look_of(buffer) for _, _, buffer in places])
+        shared: dict[int, Tensor] = {}  # by the identity of the process's own; modules may have one in common
+        for (owner, name, buffer), *of_processes in zip(places, *looks, strict=True):
+            is_alike = of_processes[0] is not None and of_processes.count(of_processes[0]) == self.size
+            if id(buffer) not in shared and is_alike:
+                dist.broadcast(buffer.detach(), src=0)
+                shared[id(buffer)] = buffer
+            elif id(buffer) not in shared:
+                shared[id(buffer)] = self.broadcast(buffer.detach().cpu().clone()).to(buffer.device)
+            if shared[id(buffer)] is not buffer:
+                setattr(owner, name, shared[id(buffer)])
 
     # ---- errors and restarts -----------------------------------------------------------------------------------------
     def save_for_restart(self, **about_run: Any) -> None:
@@ -273,6 +284,16 @@ def end_group() -> None:
         # Else the first would take the connections from under the others.
         dist.all_gather_object([None] * dist.get_world_size(), None)
         dist.destroy_process_group()
+
+
+def look_of(tensor: Tensor) -> tuple[Any, ...] | None:
+    """Return what must be the same in all processes for one's numbers to be written into the memory of the others'.
+
+    It is None where that cannot be: an expanded tensor shows some numbers several times, and a slice has others
+    between its own.
+    """
+    is_whole = tensor.layout is torch.strided and tensor.is_contiguous()
+    return (tuple(tensor.shape), str(tensor.dtype)) if is_whole else None
 
 
 def gather_tensors(tensor: Tensor, group: Any = None) -> list[Tensor]:

@@ -105,6 +105,7 @@ def in_three() -> dict:
     buffers.running_mean.fill_(rank)
     joined.share_buffers([buffers])
     found["buffer"] = float(buffers.running_mean)
+    found.update(shared_buffers(joined, rank))
     auroc = BinaryAUROC()
     check_monitor("auroc", {"auroc": auroc})  # before any process has a sample
     auroc.reset()
@@ -117,9 +118,29 @@ def in_three() -> dict:
     return found
 
 
+def shared_buffers(joined: SeveralProcesses, rank: int) -> dict:
+    """Return buffers that no memory can simply be copied to, after they were shared and their network was wrapped."""
+    network = nn.Linear(1, 1)
+    network.register_buffer("expanded", torch.full((1, 1), float(rank)).expand(4000, 784))
+    network.register_buffer("grown", torch.full((rank + 1, 2), float(rank)))
+    network.register_buffer("columns", torch.full((3, 4), float(rank))[:, ::2])
+    network.register_buffer("sparse", (torch.eye(2) * (rank + 1)).to_sparse())
+    network.own = nn.Module()
+    network.own.register_buffer("grown", network.grown)
+    joined.share_buffers([network])
+    is_tied = network.own.grown is network.grown
+    wide = nn.Linear(1, 1)
+    wide.register_buffer("bank", torch.full((1, rank + 1), float(rank)).expand(5, rank + 1))
+    wrapped = joined.wrap(wide, torch.device("cpu"))
+    rows = [network.expanded.unique(), network.grown, network.columns, network.sparse.to_dense(), wrapped.module.bank]
+    return {"buffers": [each.tolist() for each in rows], "is tied": is_tied}
+
+
 def test_three_processes():
     found = in_processes(3, in_three)
     assert [(each["share"], each["is_main"]) for each in found] == [((0, 3), True), ((1, 3), False), ((2, 3), False)]
+    of_first = [[0.0], [[0.0] * 2], [[0.0] * 2] * 3, torch.eye(2).tolist(), [[0.0]] * 5]
+    assert all(each["buffers"] == of_first and each["is tied"] for each in found)
     for rank, each in enumerate(found):
         assert each["broadcast"] == ["of 0", "of 2"] and each["gather"] == [{"rank": 0}, {"rank": 1}, {"rank": 2}]
         assert each["sum"] == [3.0, 3.0] and each["totals"] == (3, 3) and each["largest"] == 1
