@@ -108,7 +108,8 @@ def build_cache(path: Path, shape: Shape, decode: Decode) -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     header = {"descr": "|u1", "fortran_order": False, "shape": shape_of_rows(shape)}
     with removed_afterwards(temporary):
-        with open(temporary, "wb") as file:
+        temporary.unlink(missing_ok=True)  # it may be a link, which must not be followed
+        with open(temporary, "xb") as file:
             np.lib.format.write_array_header_1_0(file, header)
             for row in decoded_rows(shape, decode):
                 file.write(row)

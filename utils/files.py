@@ -33,7 +33,8 @@ def write_atomically(path: Path, *parts: bytes | memoryview) -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with removed_afterwards(temporary):
-            with open(temporary, "wb") as file:
+            temporary.unlink(missing_ok=True)  # it may be a link, which must not be followed
+            with open(temporary, "xb") as file:
                 for part in parts:
                     file.write(part)
                 file.flush()

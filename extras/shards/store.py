@@ -201,7 +201,8 @@ class ShardStore:
         temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
         digest, size = hashlib.sha256(), 0
         with removed_afterwards(temporary):
-            with open(temporary, "wb") as file:
+            temporary.unlink(missing_ok=True)  # it may be a link, which must not be followed
+            with open(temporary, "xb") as file:
                 for chunk in chunks_of(self.place(shard.file)):
                     size += len(chunk)
                     if size > shard.num_bytes:

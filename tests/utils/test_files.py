@@ -18,6 +18,14 @@ def test_json_file_ends_with_a_line_break_and_is_replaced_whole(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["a.json"]
 
 
+def test_link_in_the_place_of_the_temporary_file_is_not_followed(tmp_path):
+    other = tmp_path / "other"
+    other.write_text("of another")
+    (tmp_path / f".a.json.{os.getpid()}.tmp").symlink_to(other)
+    write_json(tmp_path / "a.json", {"lr": 0.1})
+    assert other.read_text() == "of another" and not (tmp_path / "a.json").is_symlink()
+
+
 def test_what_cannot_be_written_as_json_leaves_the_old_file(tmp_path):
     write_json(tmp_path / "a.json", {"lr": 0.1})
     with pytest.raises(TypeError):
