@@ -15,6 +15,10 @@ class Seconds(PlainState):
 
     kinds = {"train": float, "data_wait": float, "save": float}
 
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take the state over; what an earlier version did not measure is 0."""
+        super().load_state_dict(dict.fromkeys(self.kinds, 0.0) | state)
+
 
 class EpochLog:
     """Means over the epoch's samples, the learning rates of its last update, and seconds.
@@ -47,7 +51,7 @@ class EpochLog:
         self.pending: list[tuple[Mapping[str, torch.Tensor], int]] = []
         self.num_read = 0  # updates that are in the totals
         self.learning_rates: dict[str, float] = {}
-        self.seconds.load_state_dict({"train": 0.0, "data_wait": 0.0, "save": 0.0})
+        self.seconds.load_state_dict({})
         self.newest: tuple[Mapping[str, Any], int] = ({}, 0)  # the values of the last update, and its samples
         self.last_read: tuple[float, float] | None = None  # the clock, and the seconds of saving by then
 

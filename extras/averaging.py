@@ -47,6 +47,8 @@ class Averaging:
         num_averaged: updates that were averaged.
     """
 
+    is_average_of_networks = True  # its state has the networks' names, see `load_state`
+
     def __init__(self, networks: Mapping[str, nn.Module], decay: float):
         self.networks = networks
         self.num_averaged = 0

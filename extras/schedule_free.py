@@ -21,6 +21,8 @@ class OptimizerAverage:
         optimizers: by name; those without `train()` are left alone.
     """
 
+    is_average_of_networks = True  # its state has the networks' names, see `load_state`
+
     def __init__(self, networks: Mapping[str, nn.Module], optimizers: Mapping[str, Optimizer]):
         self.networks = networks
         self.optimizers = [optimizer for optimizer in optimizers.values() if hasattr(optimizer, "train")]

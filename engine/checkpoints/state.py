@@ -1,5 +1,6 @@
 """The states of objects: collect them as data, and restore them."""
 
+import inspect
 import io
 from collections import OrderedDict, UserDict
 from collections.abc import Callable, Mapping
@@ -78,7 +79,10 @@ def plain(state: Any, what: str) -> Any:
 
 def is_expanded(tensor: Tensor) -> bool:
     """Return whether a tensor shows some of its numbers several times, so that nothing can be copied into it."""
-    return tensor.layout is torch.strided and tensor.untyped_storage().nbytes() < tensor.nbytes
+    if tensor.layout is not torch.strided:
+        return False
+    is_repeated = any(size > 1 and step == 0 for size, step in zip(tensor.shape, tensor.stride(), strict=True))
+    return is_repeated or tensor.untyped_storage().nbytes() < tensor.nbytes
 
 
 def can_be_opened(value: Any) -> bool:
@@ -157,8 +161,8 @@ def load_state(entry: Any, state: Any) -> None:
         state = with_names_of(entry, state)
         compare_keys(entry.state_dict(), state)
         make_room(entry, state)
-    if networks := getattr(entry, "networks", None):  # an average of networks
-        averages = {name: with_names_of(networks[name], saved) for name, saved in state["networks"].items()}
+    if getattr(entry, "is_average_of_networks", False):
+        averages = {name: with_names_of(entry.networks[name], saved) for name, saved in state["networks"].items()}
         state = state | {"networks": averages}
     if isinstance(entry, LRScheduler):
         compare_keys(entry.state_dict(), state)
@@ -211,7 +215,7 @@ def load_optimizer(optimizer: Optimizer, state: dict[str, Any]) -> None:
         if lacks := [name for name in own if name not in group]:
             raise ValueError(f"its parameter groups lack {some(lacks)}")
         group.update({name: own[name] for name in KERNELS if name in own})  # they belong to the machine
-    if type(optimizer).load_state_dict is Optimizer.load_state_dict:
+    if inspect.unwrap(type(optimizer).load_state_dict) is inspect.unwrap(Optimizer.load_state_dict):
         parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
         for number, saved in state["state"].items():
             parameter = parameters[number] if type(number) is int else number

@@ -3,7 +3,9 @@
 import pytest
 import torch
 
-from engine.epoch_log import EpochLog
+from engine.checkpoints.state import set_state
+from engine.epoch_log import EpochLog, Seconds
+from utils.errors import UserError
 
 
 def test_means_weigh_samples_and_the_last_rates_count():
@@ -62,3 +64,11 @@ def test_learning_rate_that_is_no_number_is_refused():
     log = EpochLog()
     with pytest.raises(TypeError):
         log.load_state_dict({"totals": {}, "learning_rates": {"lr": None}})
+
+
+def test_seconds_that_an_earlier_version_did_not_measure_are_none():
+    seconds = Seconds()
+    set_state(seconds, {"train": 2.0, "data_wait": 1.0}, "It")
+    assert seconds == {"train": 2.0, "data_wait": 1.0, "save": 0.0}
+    with pytest.raises(UserError, match="train is missing or of a wrong type"):
+        set_state(seconds, {"train": "2"}, "It")

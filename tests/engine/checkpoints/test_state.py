@@ -10,13 +10,14 @@ from torch.optim import lr_scheduler
 
 from engine.checkpoints.checkpointer import Checkpointer
 from engine.checkpoints.file import load_checkpoint, save_checkpoint
-from engine.checkpoints.state import PlainState, get_state, plain, set_state
+from engine.checkpoints.state import PlainState, get_state, is_expanded, plain, set_state
 from engine.devices.process_group import Distributed
 from engine.progress import Progress
 from engine.run_state import collect_state
 from extras.averaging import Averaging
 from tools.digest import digest
 from utils.errors import UserError
+from utils.optimizer import eager
 
 
 def trained(make=torch.optim.Adam, parameters=None, **settings) -> torch.optim.Optimizer:
@@ -269,3 +270,36 @@ def test_part_that_cannot_be_saved_leaves_the_checkpoints_before_it(tmp_path):
     with pytest.raises(UserError, match=r"^The run cannot be saved: stopper\['best'\]\[3\] is of type range\. "):
         checkpointer.save(collect_state(parts, Distributed()), "last")
     assert [path.read_bytes() for path in tmp_path.iterdir()] == [before]
+
+
+@pytest.mark.parametrize("optimizer_class", [torch.optim.NAdam, torch.optim.ASGD])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_optimizer_without_the_compiler_goes_on_bit_for_bit(optimizer_class, dtype):
+    """The state is of another type than the parameters: torch would cast it to theirs."""
+    first = trained(eager(optimizer_class), [nn.Parameter(torch.ones(3, dtype=dtype))])
+    second = eager(optimizer_class)([nn.Parameter(torch.ones(3, dtype=dtype))], lr=0.1)
+    set_state(second, copy.deepcopy(first.state_dict()), "It")
+    pairs = zip(*(each.state_dict()["state"][0].values() for each in (first, second)), strict=True)
+    assert all(a.dtype == b.dtype and torch.equal(a, b) for a, b in pairs if torch.is_tensor(a))
+
+
+def test_expanded_slice_of_a_larger_tensor_is_written_out():
+    bank = torch.arange(200.0).reshape(50, 4)[:1].expand(50, 4)
+    assert is_expanded(bank) and plain({"bank": bank}, "It")["bank"].stride() == (4, 1)
+    other = nn.Module()
+    other.register_buffer("bank", torch.zeros(50, 4)[:1].expand(50, 4))
+    set_state(other, {"bank": torch.ones(50, 4)}, "It")
+    assert torch.equal(other.bank, torch.ones(50, 4))
+    assert not any(map(is_expanded, (torch.ones(3, 4), torch.ones(4)[:2], torch.ones(1, 4).expand(1, 4))))
+
+
+class Population(PlainState):
+    """A part with networks of its own, which are no averages."""
+
+    networks = {"model": nn.Linear(2, 2)}
+
+
+def test_part_with_networks_of_its_own_is_no_average():
+    population = Population()
+    set_state({"population": population}, {"population": {"scores": [0.5]}}, "It")
+    assert population == {"scores": [0.5]}
