@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 from torch.nn import functional as F
 
-from data import dataloader, sampler
+from data import dataloader
 from engine.checkpoints.checkpointer import Checkpointer
 from tests.torture import __main__ as torture
 from tests.torture import (
@@ -73,7 +73,7 @@ def test_a_save_may_die_at_any_boundary(monkeypatch):
     [
         (WithDropout, (), [(GlobalGenerators, "load_state_dict", lambda generators, state: None)]),
         (TrainerSeg, ("--augment", "--num_workers", 2, "--no-cache"),
-         [(sampler, "seed_cpu", lambda seed: None), (dataloader, "preserved_random_state", contextlib.nullcontext)]),
+         [(dataloader, "seed_cpu", lambda seed: None), (dataloader, "preserved_random_state", contextlib.nullcontext)]),
     ],
 )  # fmt: skip
 def test_what_is_switched_off_is_seen(build, train, monkeypatch, task, flags, switches):

@@ -8,6 +8,7 @@ import pytest
 from callbacks.callback import Callback
 from extras.callbacks.profiler import WARM_UP, format_operators
 from trainer_vanilla import TrainerVanilla
+from utils.errors import UserError
 
 MANY = ("--batch_size", "32")  # 16 updates an epoch
 
@@ -95,7 +96,7 @@ def test_it_waits_for_an_epoch_that_is_long_enough(train, build):
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), ZeroDivisionError()])
 def test_a_run_that_breaks_off_leaves_a_whole_trace(build, error, is_in_update):
     run = build(*MANY, "--profile", 8, callbacks=[Raises(error, 8, is_in_update)])
-    with pytest.raises(type(error)):
+    with pytest.raises((type(error), UserError)):  # an error of a callback is explained
         run.train()
     ((_, updates),) = traces(run).items()
     assert updates[:2] == ["update 6", "update 7"]
