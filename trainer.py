@@ -23,7 +23,6 @@ from callbacks.callback import Callback, CallbackList
 from callbacks.callback_entry import build_asked_for, build_default_callbacks
 from data.data_entry import build_loaders, data_notes, describe, seen_groups, with_found
 from data.loader import EvalLoader, Update, UpdateLoader
-from data.sampler import sample_names
 from engine.checkpoints.checkpointer import build_checkpointer
 from engine.checkpoints.state import plain
 from engine.devices.device import place_network
@@ -40,7 +39,7 @@ from engine.optimizers import (
     make_optimizers,
     make_schedulers,
 )
-from engine.options.parser import OptionParser, printable, saved_options
+from engine.options.parser import OptionParser, saved_options
 from engine.progress import Progress
 from engine.registry import load  # what few runs need; its second argument is the option to name in an error
 from engine.run_state import collect_state, restore_state
@@ -56,8 +55,6 @@ from utils.errors import DivergedError, UserError
 from utils.precision import Precision
 from utils.scheduler import learning_rates
 from utils.seed import GlobalGenerators, seed_apart, seed_everything
-
-MOST_NAMES = 10  # of samples, in a message
 
 
 class TrainerBase:
@@ -467,14 +464,7 @@ class TrainerBase:
 
     def describe_failure(self, update: Update, error: Exception) -> str:
         """Say what failed in the update under way, and name its samples."""
-        all_names = sample_names(self.datasets["train"])
-        gathered = self.distributed.gather([printable(str(all_names[index])) for index in update.indices])
-        names = [name for of_process in gathered for name in of_process]
-        shown = ", ".join(names[:MOST_NAMES])
-        if len(names) > MOST_NAMES:
-            shown += f" and {len(names) - MOST_NAMES} more"
-        where = f"Epoch {self.progress.current_epoch}, update {self.progress.update + 1}"
-        return f"{where}: {error}. Samples: {shown}."
+        return load("extras.failures:describe_update", "nan_policy")(self, update, error)
 
     # ---- checkpoints ---------------------------------------------------------------------------------------------
     def save(self, *kinds: str) -> None:

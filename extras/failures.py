@@ -10,7 +10,10 @@ from typing import Any
 import torch
 
 from callbacks.callback import call_one
+from data.loader import Update
+from data.sampler import sample_names
 from engine.devices.process_group import share_of
+from engine.options.parser import printable
 from utils.errors import UserError
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -19,6 +22,7 @@ STANDARD_LIBRARY = Path(traceback.__file__).resolve().parent
 MACHINERY = ("engine", "utils", "data", "callbacks", "extras", "tools", "trainer.py", "eval.py")
 OF_TASK = 2  # the rank of a file
 COMPONENTS = ("model", "loss")  # of the template, the culprit if no code of the task is on the way
+MOST_NAMES = 10  # of samples, in a message
 MEMORY_ADVICE = "--activation_checkpointing and --amp bf16 need less memory, too."
 
 
@@ -104,6 +108,18 @@ def out_of_memory(trainer, error: torch.OutOfMemoryError) -> UserError:
     if trainer.checkpointer.candidates(trainer.run_dir.path):
         how = f"--resume {trainer.run_dir.path} {how}"
     return UserError(f"{reason}, with {size} samples at once. To go on: {how}. {MEMORY_ADVICE}")
+
+
+def describe_update(trainer, update: Update, error: Exception) -> str:
+    """Say what failed in the update under way, and name its samples; all processes call it."""
+    all_names = sample_names(trainer.datasets["train"])
+    gathered = trainer.distributed.gather([printable(str(all_names[index])) for index in update.indices])
+    names = [name for of_process in gathered for name in of_process]
+    shown = ", ".join(names[:MOST_NAMES])
+    if len(names) > MOST_NAMES:
+        shown += f" and {len(names) - MOST_NAMES} more"
+    where = f"Epoch {trainer.progress.current_epoch}, update {trainer.progress.update + 1}"
+    return f"{where}: {error}. Samples: {shown}."
 
 
 # ---- who is to blame -------------------------------------------------------------------------------------------------
