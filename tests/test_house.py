@@ -1,6 +1,7 @@
 """The walls of this project: who may import whom, who takes a trainer, how long functions are. See tools/house.py."""
 
 import ast
+import importlib
 import re
 import shutil
 import sys
@@ -30,6 +31,13 @@ UTILS = [path for path in CORE if path.parts[0] == "utils" and path.name != "__i
 # ---- walls -----------------------------------------------------------------------------------------------------------
 def test_the_core_imports_neither_tools_nor_extras():
     assert house.outward_imports() == []
+
+
+def test_what_the_core_loads_by_name_exists():
+    sources = [(ROOT / path).read_text(encoding="utf-8") for path in CORE]
+    references = {found for text in sources for found in re.findall(r'"((?:extras|tools)[\w.]*):(\w+)"', text)}
+    assert len(references) > 30
+    assert [one for one in references if not hasattr(importlib.import_module(one[0]), one[1])] == []
 
 
 def test_only_the_loop_takes_a_trainer():
