@@ -6,14 +6,14 @@ wrong option should not wait for it.
 """
 
 import sys
-from argparse import Namespace
+from argparse import ArgumentError, Namespace
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from engine import registry
-from engine.options.early import Trainer, UnclearError, read_main_class
+from engine.devices.job import place
 from engine.options.parser import (
     BoolAction,
     ListAction,
@@ -88,23 +88,7 @@ OF_COMPONENTS = {
 def add_common_options(parser: OptionParser, task: str | None) -> None:
     """Add the options that training and evaluation share; `task` narrows the choice of data, model and loss."""
     add_file_options(parser)
-    add_data_options(parser, task)
-    add_model_options(parser, task)
-    add_machine_options(parser)
 
-
-def add_file_options(parser: OptionParser) -> None:
-    """Add the options that name other sources of options, see docs/options.md."""
-    add = group(parser, "where options come from")
-    several = {"action": "extend", "nargs": "+"}
-    add("--config", file_path, None, "FILE", "option files, JSON or YAML; later ones win", **several)
-    add("--set", setting, None, "NAME=VALUE", "single values, which win, also inside of a mapping: a.b=64", **several)
-    add("--import", registry.module_name, None, "MODULE", "import modules that register names", nargs="+")
-    add("--print_config", bool, False, "BOOL", "print all options, each with its source, and stop")
-
-
-def add_data_options(parser: OptionParser, task: str | None) -> None:
-    """Add the options of the data."""
     add = group(parser, "data")
     add_choice(add, "data", task)
     add("--data_dir", file_path, "./Dataset", "DIR", "the directory of the data, also for a download")
@@ -119,21 +103,16 @@ def add_data_options(parser: OptionParser, task: str | None) -> None:
     add("--limit_batches", COUNT, None, "N", "at most N batches of each part in an epoch, for a trial run")
     add("--skip_bad_samples", COUNT_OR_ZERO, 0, "N", "skip up to N samples of each part that cannot be loaded")
 
-
-def add_model_options(parser: OptionParser, task: str | None) -> None:
-    """Add the options of the network and its loss."""
     add = group(parser, "model")
     add_choice(add, "model", task)
     add("--n_channels", number(int, low=1, high=4096), 1, "N", "channels of an image")
     add("--n_classes", number(int, low=1, high=10**6), 10, "N", "number of classes")
-    add("--loss_type", weighted(registry.name_type("loss", task)), first(registry.names("loss", task)), "NAME",
+    losses = registry.names("loss", task)
+    add("--loss_type", weighted(registry.name_type("loss", task)), next(iter(losses), None), "NAME",
         f"{registry.listed('loss', task)}; or a weighted sum, as NAME:1.0 NAME:0.5", action=OneOrMoreAction, nargs="+")
     add_arguments(add, "loss")
     add("--model_path", file_path, None, "FILE", "the checkpoint to evaluate, or to start --pretrained from")
 
-
-def add_machine_options(parser: OptionParser) -> None:
-    """Add the options of the devices and the arithmetic."""
     add = group(parser, "machine")
     add("--gpu_devices", device_ids, "0", "IDS", "GPU ids as 0 or 0,1, among the visible ones; or cpu")
     add("--amp", one_of(("no", "bf16", "fp16")), "no", "TYPE", "mixed precision: no, bf16 or fp16")
@@ -142,6 +121,16 @@ def add_machine_options(parser: OptionParser) -> None:
     add("--deterministic", bool, False, "BOOL", "only algorithms that repeat bit for bit on GPUs")
     add("--seed", SEED, None, "N", "seed of everything random; drawn, logged and saved when not given")
     add("--debug", bool, False, "BOOL", f"{DEBUG_BATCHES} batches of each part, one epoch", short="-d")
+
+
+def add_file_options(parser: OptionParser) -> None:
+    """Add the options that name other sources of options, see docs/options.md."""
+    add = group(parser, "where options come from")
+    several = {"action": "extend", "nargs": "+"}
+    add("--config", file_path, None, "FILE", "option files, JSON or YAML; later ones win", **several)
+    add("--set", setting, None, "NAME=VALUE", "single values, which win, also inside of a mapping: a.b=64", **several)
+    add("--import", registry.module_name, None, "MODULE", "import modules that register names", nargs="+")
+    add("--print_config", bool, False, "BOOL", "print all options, each with its source, and stop")
 
 
 def group(parser: OptionParser, title: str) -> Callable:
@@ -161,7 +150,7 @@ def group(parser: OptionParser, title: str) -> Callable:
 def add_choice(add: Callable, kind: str, task: str | None = None, default: str | None = None) -> None:
     """Add the option that selects a component, by default the first one, and the option with its arguments."""
     option, _ = registry.KINDS[kind]
-    default = default or first(registry.names(kind, task))
+    default = default or next(iter(registry.names(kind, task)), None)  # a task of a new name has no names yet
     add(f"--{option}", registry.name_type(kind, task), default, "NAME", registry.listed(kind, task))
     add_arguments(add, kind)
 
@@ -169,10 +158,6 @@ def add_choice(add: Callable, kind: str, task: str | None = None, default: str |
 def add_arguments(add: Callable, kind: str) -> None:
     selecting, option = registry.KINDS[kind]
     add(f"--{option}", mapping, {}, "JSON", f"further arguments of --{selecting}, as '{{\"name\": value}}'")
-
-
-def first(names: Sequence[str]) -> str | None:
-    return names[0] if names else None  # a task of a new name has no names yet
 
 
 # ---- evaluation ------------------------------------------------------------------------------------------------------
@@ -190,17 +175,6 @@ def add_test_options(parser: OptionParser) -> None:
 # ---- training --------------------------------------------------------------------------------------------------------
 def add_train_options(parser: OptionParser) -> None:
     """Add the options that only training has."""
-    add_run_options(parser)
-    add_optimizer_options(parser)
-    add_schedule_options(parser)
-    add_finetuning_options(parser)
-    add_process_options(parser)
-    add_stop_options(parser)
-    add_safety_options(parser)
-
-
-def add_run_options(parser: OptionParser) -> None:
-    """Add the options of the run directory and of the beginning."""
     add = group(parser, "run")
     add("--proj_name", file_name, "Plainloop", "NAME", "name of the run's files")
     add("--description", plain_text, "", "TEXT", "a note that is saved with the options")
@@ -211,14 +185,6 @@ def add_run_options(parser: OptionParser) -> None:
         help=f"where the curves go: {registry.listed('logger')}; or none")
     add("--save_code", bool, False, "BOOL", "keep a copy of this project's code in the run directory")
 
-
-def logger_name(text: str) -> str:
-    """An argparse type for the name of a logger, or none."""
-    return text if text == "none" else registry.name_type("logger")(text)
-
-
-def add_optimizer_options(parser: OptionParser) -> None:
-    """Add the options of an update."""
     add = group(parser, "training")
     add("--n_epoch", number(int, low=1, high=MAX_EPOCHS), 10, "N", "epochs")
     add("--max_updates", COUNT, None, "N", "end after N updates; the epoch that is cut short counts as one")
@@ -233,9 +199,6 @@ def add_optimizer_options(parser: OptionParser) -> None:
     add("--clip", NOT_NEGATIVE, 0.0, "X", "gradient clipping; 0 for none")
     add("--clip_type", one_of(("norm", "value")), "norm", "TYPE", "norm: of all gradients together; value: of each")
 
-
-def add_schedule_options(parser: OptionParser) -> None:
-    """Add the options of the learning rate over a run."""
     add = group(parser, "learning-rate schedule")
     add_choice(add, "scheduler", default="cosine")
     add("--scheduler_step", one_of(("update", "epoch")), "update", "WHEN", "change the rate each update, or each epoch")
@@ -247,9 +210,11 @@ def add_schedule_options(parser: OptionParser) -> None:
     add("--lr_decay_every", EPOCHS, None, "E", "step: decay every E epochs")
     add("--lr_decay_rate", number(float, above=0, high=1), 0.1, "X", "step, exponential: factor of a decay")
 
+    add_finer_options(parser)
 
-def add_finetuning_options(parser: OptionParser) -> None:
-    """Add the options of single parameters, and of averages."""
+
+def add_finer_options(parser: OptionParser) -> None:
+    """Add the options of training that a first run does not need."""
     add = group(parser, "fine-tuning: patterns on the names of parameters, as 'layers.0.*'")
     rate = named_value(POSITIVE, "head.weight=1e-3 or 'layers.0.*=0.1x'", suffix="x")
     limit = named_value(POSITIVE, "'layers.0.*=0.5'")
@@ -263,9 +228,6 @@ def add_finetuning_options(parser: OptionParser) -> None:
     add("--ema", number(float, low=0, below=1), None, "X", "exponential moving average over updates, with decay X")
     add("--swa_start", number(int, low=1, high=MAX_EPOCHS), None, "E", "mean over the ends of epochs, from epoch E on")
 
-
-def add_process_options(parser: OptionParser) -> None:
-    """Add the options of several devices and processes, and of memory."""
     add = group(parser, "many devices, and memory")
     modes = one_of(("none", "dp", "ddp", "fsdp"), {"True": "dp", "False": "none"})
     add("--parallel", modes, "none", "MODE",
@@ -277,9 +239,6 @@ def add_process_options(parser: OptionParser) -> None:
     add("--activation_checkpointing", bool, False, "BOOL", "less memory, up to half more time, the same bits")
     add("--checkpoint_format", one_of(("file", "sharded")), "file", "FORMAT", "file, or sharded: one file a process")
 
-
-def add_stop_options(parser: OptionParser) -> None:
-    """Add the options of the best checkpoint, of early stopping, and of intervals."""
     add = group(parser, "best checkpoint and early stop")
     add("--monitor", plain_text, "loss", "NAME", "the metric of the validation that decides")
     add("--monitor_mode", one_of(("auto", "min", "max")), "auto", "MODE",
@@ -297,15 +256,17 @@ def add_stop_options(parser: OptionParser) -> None:
     add("--save_every_updates", COUNT, None, "N", "updates between two checkpoints, instead")
     add("--keep", COUNT, 2, "N", "number of last checkpoints to keep")
 
-
-def add_safety_options(parser: OptionParser) -> None:
-    """Add the options of an end before the end, and of the profiler."""
     add = group(parser, "limits, errors and profiling")
     add("--max_time", duration, None, "TIME", "save and stop before so much time has passed, as 3h50m, with status 75")
     add("--requeue", bool, False, "BOOL", "under SLURM, requeue the job after SIGUSR1 or --max_time")
     add("--nan_policy", one_of(("stop", "skip")), "stop", "NAME", "if not finite: stop, or skip the update")
     add("--max_skips", COUNT_OR_ZERO, 10, "N", "updates that --nan_policy skip may skip")
     add("--profile", number(int, low=1, high=1000), None, "N", "record the time of each operation for N updates")
+
+
+def logger_name(text: str) -> str:
+    """An argparse type for the name of a logger, or none."""
+    return text if text == "none" else registry.name_type("logger")(text)
 
 
 # ---- the parsers -----------------------------------------------------------------------------------------------------
@@ -350,6 +311,10 @@ def answer_early(program: str) -> None:
 
 def check_early(program: str | Path, argv: Sequence[str]) -> None:
     """Parse the command line of a program, if the text of the program shows all of its options."""
+    if Path(program).name.startswith("trainer") and fits_every_task(argv):
+        return
+    from engine.options.early import Trainer, UnclearError, read_main_class  # here, as few command lines need it
+
     given = options_of_files(argv)
     if given.config or getattr(given, "import"):
         return  # modules may register further names for options
@@ -359,6 +324,19 @@ def check_early(program: str | Path, argv: Sequence[str]) -> None:
     except (UnclearError, NameError):
         return
     parser.parse_args(argv)
+
+
+def fits_every_task(argv: Sequence[str]) -> bool:
+    """Return whether a command line of training has only options and values that all tasks take alike."""
+    parser = OptionParser(add_help=False, exit_on_error=False)
+    add_train_options(parser)
+    add_common_options(parser, None)
+    try:
+        _, others = parser.parse_known_args(argv)
+    except ArgumentError:
+        return False
+    of_tasks = {f"--{option}" for option, _ in registry.KINDS.values()}  # each task has names of its own for them
+    return not others and of_tasks.isdisjoint(text.partition("=")[0] for text in argv)
 
 
 # ---- resolve ---------------------------------------------------------------------------------------------------------
@@ -378,25 +356,23 @@ def parse_train_options(trainer_class: type, argv: Sequence[str] | None) -> Opti
     parser = new_parser()
     given = parser.parse_given(argv)
 
-    # Imported here, because these import torch.
-    from engine.checkpoints.checkpointer import Checkpointer
-    from engine.checkpoints.file import options_of
-    from engine.devices.job import place
-    from utils.seed import draw_seed
-
     # Find the run that is resumed.
     notes: list[str] = []
     resume = given.get("resume")
     earlier: dict[str, Any] = {}  # run of this job, whose processes were started again
     if place().size > 1:
+        from engine.checkpoints.checkpointer import Checkpointer
+
         earlier = registry.load("extras.job_store:earlier_run", "nproc")()
-    if earlier and Checkpointer.candidates(Path(earlier["run_dir"])):
-        resume = earlier["run_dir"]
-        notes.append(f"The processes were started again: they go on with {resume}.")
+        if earlier and Checkpointer.candidates(Path(earlier["run_dir"])):
+            resume = earlier["run_dir"]
+            notes.append(f"The processes were started again: they go on with {resume}.")
     if resume == "auto":
         resume = registry.load("extras.auto_resume:find_automatically", "resume")(new_parser(), argv, notes)
     layers = []
-    if resume:
+    if resume:  # imported here, because these import torch
+        from engine.checkpoints.checkpointer import Checkpointer
+        from engine.checkpoints.file import options_of
         from engine.options.foreign import harmless_options
 
         path, state = Checkpointer.find(resume, notes.append)
@@ -411,6 +387,8 @@ def parse_train_options(trainer_class: type, argv: Sequence[str] | None) -> Opti
     # Check and complete.
     check_options(vars(opt), resumes=bool(resume or given.get("resume")))
     if opt.seed is None:
+        from utils.seed import draw_seed
+
         opt.seed = earlier.get("seed", draw_seed())
         parser.note_source("seed", "drawn")
     opt.resume = resume
@@ -437,7 +415,6 @@ def parse_test_options(evaluator_class: type, argv: Sequence[str] | None) -> Opt
 
     # Imported here, because these import torch.
     from engine.checkpoints.file import load_checkpoint, options_of
-    from engine.devices.job import place
     from engine.options.foreign import harmless_options
     from model.model_entry import NETWORK_OPTIONS
 
@@ -464,8 +441,6 @@ def completed(
     check_gpus(vars(opt))
     refuse_without_effect(vars(opt), parser.sources, new_parser, evaluator_class)
     if opt.print_config:
-        from engine.devices.job import place
-
         if place().rank == 0:
             print(registry.load("tools.show_options:as_text", "print_config")(parser, vars(opt)))
         sys.exit(0)
@@ -505,8 +480,6 @@ def refuse_without_effect(
 
 def check_gpus(options: Mapping[str, Any]) -> None:
     """Raise UserError when several GPUs are named, of which this process would use the first one only."""
-    from engine.devices.job import place
-
     if "," in options["gpu_devices"] and options.get("parallel", "none") == "none" and place().size == 1:
         remedy = "add --parallel ddp, fsdp or dp, or name" if "parallel" in options else "an evaluation uses one: name"
         raise UserError(f"--gpu_devices {options['gpu_devices']} names several GPUs: {remedy} one of them.")

@@ -10,7 +10,7 @@ from eval_seg_on_carvana import EvaluatorSeg
 from eval_vanilla import EvaluatorVanilla
 from extras.gan.eval_gan import EvaluatorGAN
 from extras.gan.trainer_gan import TrainerGAN
-from options import check_early, train_parser
+from options import check_early, fits_every_task, train_parser
 from options import test_parser as parser_of_test
 from trainer_seg_on_carvana import TrainerSeg
 from trainer_vanilla import TrainerVanilla
@@ -95,3 +95,9 @@ def test_options_of_a_module_beside_the_program_are_read(tmp_path):
         "if __name__ == '__main__':\n    Task.main()\n"
     )
     assert train_parser(read_main_class(program)).get_default("own") == 7
+
+
+def test_the_text_of_a_program_is_read_only_for_what_other_tasks_would_take_otherwise():
+    assert fits_every_task([]) and fits_every_task(["--lr", "0.1", "--n_epoch=3", "--no-debug", "--config", "a.yaml"])
+    for argv in (["--help"], ["--lr", "x"], ["--lrr", "1"], ["--label_smoothing", "0"], ["--model_type=LeNet"], ["x"]):
+        assert not fits_every_task(argv), argv
