@@ -219,7 +219,7 @@ class TrainerBase:
         if weight == 0 and not self.distributed.needs_backward:  # the mean over nothing may be NaN, and its gradients
             return {name: torch.zeros_like(term.detach()) for name, term in terms.items()}
         if weight == 0:  # NaN * 0 would stay
-            terms = {name: term.nan_to_num() for name, term in terms.items()}
+            terms = {name: term.nan_to_num(0.0, 0.0, 0.0) for name, term in terms.items()}
         self.guard.add_loss(terms["loss"])  # to check that it is finite
         share = self.distributed.to_share(terms["loss"], weight)  # weight * loss, scaled for the mean over processes
         self.precision.backward(share)

@@ -215,8 +215,10 @@ class SeveralProcesses(Distributed):
 
         The gradients of W processes are averaged. For the mean over all samples of the update, each loss is multiplied
         by its process's share of them times W. A loss that is not finite makes every gradient NaN, so that all
-        processes see it.
+        processes see it. One that counts nothing adds nothing to any gradient.
         """
+        if weight == 0:
+            drop_nan_gradients(loss)
         factor = weight * self._num_local * self.size / self._num_total
         # The factor is a number, because a tensor of float32 would round it.
         return loss * factor * torch.where(loss.detach().isfinite(), 1.0, float("nan"))
@@ -276,6 +278,29 @@ class SeveralProcesses(Distributed):
             f"Process {self.rank} of {self.size} gets no answer from another one, which died, or has hung for more "
             f"than {self.timeout:g} seconds (--dist_timeout)."
         )
+
+
+def drop_nan_gradients(loss: Tensor) -> None:
+    """Let the backward pass of a loss of weight 0 put 0 in the place of NaN, wherever one appears.
+
+    The mean over nothing is 0 / 0, and its derivative stays NaN when it is multiplied by 0. It is dropped at the node
+    that makes it, because from there it would reach all parameters. What other processes send through a synchronised
+    batch normalization passes unchanged.
+    """
+
+    def without_nan(gradients: tuple[Tensor | None, ...], _: Any) -> tuple[Tensor | None, ...]:
+        is_dense = [g is not None and g.layout is torch.strided for g in gradients]
+        return tuple(torch.where(g.isnan(), 0.0, g) if d else g for g, d in zip(gradients, is_dense, strict=True))
+
+    seen = {loss.grad_fn, None}  # the nodes themselves, because torch may give the id of one to another
+    nodes = [loss.grad_fn]
+    while nodes:
+        node = nodes.pop()
+        following = {node for node, _ in node.next_functions} - seen
+        seen |= following
+        nodes += following
+        if node.next_functions:  # that of a parameter has none, and lives on
+            node.register_hook(without_nan)
 
 
 def end_group() -> None:

@@ -1,7 +1,10 @@
 """A loss that is a mean over what is not ignored: no size of the pieces changes it, in training or in validation."""
 
+from itertools import chain
+
 import pytest
 import torch
+import torch.distributed as dist
 from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import TensorDataset
@@ -14,7 +17,7 @@ from loss.classification_loss import CrossEntropyLoss
 from loss.dice_loss import PixelCELoss
 from loss.terms import counter, loss_meters, update_losses
 from tests.processes import in_processes
-from tests.small_tasks import TrainerSmall64, rows_of
+from tests.small_tasks import EvaluatorSmall64, TrainerSmall64, largest_difference, rows_of, weights_of
 from tests.small_tasks import build as build_small
 from tests.small_tasks import train as train_small
 from utils.errors import UserError
@@ -145,6 +148,93 @@ def masked_weights(output_dir, *sizes) -> list[list[float]]:
 def test_a_piece_in_which_nothing_counts_leaves_the_gradients_alone(tmp_path):
     whole, pieces = masked_weights(tmp_path, (8, 1), (4, 2))
     assert pieces == pytest.approx(whole, rel=1e-12) and whole != [1.0] * 4
+
+
+# ---- a process in which nothing counts -------------------------------------------------------------------------------
+class SumOfAll(torch.autograd.Function):
+    """The sum over processes; so is its gradient."""
+
+    @staticmethod
+    def forward(context, tensor: torch.Tensor) -> torch.Tensor:
+        total = tensor.clone()
+        if dist.is_initialized():
+            dist.all_reduce(total)
+        return total
+
+    backward = forward
+
+
+class Centred(nn.Module):
+    """Subtracts the mean over the samples of all processes, as a synchronised batch normalization does."""
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        count = SumOfAll.apply(torch.tensor(float(len(features))))
+        return features - SumOfAll.apply(features.sum(dim=0)) / count
+
+
+class EvaluatorMasked(EvaluatorSmall64):
+    """Counts the samples of the first three classes."""
+
+    @classmethod
+    def build_networks(cls, opt) -> dict[str, nn.Module]:
+        first, second = nn.Linear(28 * 28, 8), nn.Linear(8, 10)
+        return {"model": nn.Sequential(nn.Flatten(), first, Centred(), nn.Tanh(), second).double()}
+
+    def loss_counter(self):
+        return lambda batch: (batch[1] < 3).sum()
+
+
+class TrainerMasked(TrainerSmall64):
+    """Its loss is 0 / 0 where no sample counts, and so are its gradients."""
+
+    evaluator_class = EvaluatorMasked
+
+    def compute_loss(self, batch) -> torch.Tensor:
+        images, labels = batch
+        counts = labels < 3
+        terms = F.cross_entropy(self.model(images.double()), labels, reduction="none")
+        return (terms / counts.sum() * counts).sum()
+
+
+MASKED = (
+    *("--train_val_sample_rate", 45, "--val_split", 5, "--batch_size", 4, "--n_epoch", 2, "--val_every", 0),
+    *("--optim", "sgd", "--lr", 0.1, "--momentum", 0, "--weight_decay", 0, "--lr_scheduler", "constant"),
+)
+
+
+def masked_run(output_dir, mode: str) -> dict[str, torch.Tensor]:
+    return weights_of(train_small(TrainerMasked, (*MASKED, "--parallel", mode), output_dir / mode))
+
+
+@pytest.fixture(scope="module")
+def masked_alone(tmp_path_factory) -> dict[str, torch.Tensor]:
+    """The weights of one process; in some updates nothing counts, in others not for some of the samples."""
+    return masked_run(tmp_path_factory.mktemp("alone"), "none")
+
+
+def test_one_process_with_a_mask_learns_what_plain_torch_does(masked_alone, tmp_path):
+    trainer = build_small(TrainerMasked, MASKED, tmp_path)
+    (network,) = trainer.networks.values()
+    counted = []
+    for update in chain.from_iterable(map(trainer.train_loader.updates, range(2))):
+        ((images, labels),) = update.micro_batches
+        is_counted = labels < 3
+        counted.append(int(is_counted.sum()))
+        if counted[-1]:
+            network.zero_grad()
+            F.cross_entropy(network(images.double())[is_counted], labels[is_counted]).backward()
+            with torch.no_grad():
+                for parameter in network.parameters():
+                    parameter -= 0.1 * parameter.grad
+    assert largest_difference(masked_alone, network.state_dict()) < 1e-12
+    assert len(counted) == 20 and 0 in counted and max(counted) > 1
+
+
+@pytest.mark.parametrize("mode", ["ddp", "fsdp"])
+def test_a_process_in_which_nothing_counts_leaves_the_gradients_of_the_others(masked_alone, mode, tmp_path):
+    first, second = in_processes(2, masked_run, tmp_path, mode)
+    assert largest_difference(first, second) == 0
+    assert largest_difference(first, masked_alone) < 1e-12
 
 
 def test_losses_say_what_they_count():
