@@ -119,6 +119,25 @@ class EvaluatorBase:
         """Predict one batch, which is on the device, and update the meters. Gradients are off."""
         raise NotImplementedError(f"{type(self).__name__} must define eval_step(batch)")
 
+    def predict_step(self, inputs: Any) -> dict[str, torch.Tensor]:
+        """Predict a batch of inputs without targets, which is on the device; gradients are off, averages in place.
+
+        predict.py and the export call it, see docs/predict.md.
+
+        Returns:
+            For classes "probabilities" (N, C); for segmentation "masks" (N, H, W) and "probabilities" (N, C, H, W); for
+            regression "values" (N, K). Further tensors with a row for each sample may be beside them.
+        """
+        raise NotImplementedError(f"{type(self).__name__} must define predict_step(inputs)")
+
+    def read_samples(self, path: Path) -> Iterator[tuple[str, Any]]:
+        """Yield the name and the input, as in training, of each sample in a file of a user; here, the one of an image.
+
+        Raises:
+            UserError: the file cannot be read. Prediction goes on with the next one.
+        """
+        yield path.name, load("extras.image_input:read_image", "data_type")(path, self.opt)
+
     def draw(self, batch: Any) -> torch.Tensor | None:
         """Return a picture of predictions on a batch, (3, H, W) uint8; None if there is nothing to draw."""
         return None

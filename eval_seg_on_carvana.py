@@ -6,7 +6,7 @@ if __name__ == "__main__":
     answer_early(__file__)  # --help and a wrong option, before torch is imported
 
 from argparse import Namespace
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ from engine.options.parser import (
     number,
     one_of,
 )
-from engine.registry import names, short_name
+from engine.registry import load, names, short_name
 from eval import EvaluatorBase
 from loss.terms import counter, loss_meters, update_losses
 from utils.batch import move_to
@@ -107,6 +107,14 @@ class EvaluatorSeg(EvaluatorBase):
         height, width = images.shape[-2:]
         padded = F.pad(images, (0, -width % divisor, 0, -height % divisor), mode="replicate")
         return self.model(padded)[..., :height, :width]
+
+    def predict_step(self, inputs: Tensor) -> dict[str, Tensor]:
+        logits = self.predict(inputs)  # (N, n_classes, H, W)
+        probabilities = logits.softmax(dim=1) if logits.shape[1] > 1 else logits.sigmoid()
+        return {"masks": predicted_classes(logits), "probabilities": probabilities}
+
+    def read_samples(self, path: Path) -> Iterator[tuple[str, Tensor]]:
+        yield path.name, load("extras.image_input:read_for_masks", "mode")(path, self.opt)
 
     def row(self, image: Tensor, *masks: Tensor) -> tuple[Tensor, ...]:
         """Return an image with its masks (H, W) as pictures (1, H, W), from black, the background, to white."""

@@ -64,6 +64,9 @@ class EvaluatorVanilla(EvaluatorBase):
         for name in {*map(short_name, self.opt.metrics), "confusion"}:
             self.meters[name].update(logits, labels)
 
+    def predict_step(self, inputs: torch.Tensor) -> dict[str, torch.Tensor]:
+        return {"probabilities": self.model(inputs).softmax(dim=1)}  # (N, n_classes)
+
     def counts(self, labels: torch.Tensor) -> torch.Tensor:
         """Return for each label whether it is a class, and not ignored."""
         labels, ignored = labels.long(), ignored_by(self.criterion).get("ignore_index", -1)

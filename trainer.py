@@ -505,7 +505,9 @@ class TrainerBase:
             self.guard.check_earlier(wait=True)
         state = collect_state(self.stateful(), self.distributed, self.checkpointer.in_shards)
         options = plain(saved_options(self.opt), "The run cannot be saved: options")
-        return {**state, "options": options, "run_name": self.run_dir.name}
+        evaluator = type(self.evaluator)  # as text: predict.py looks for it
+        names = {"run_name": self.run_dir.name, "evaluator": f"{evaluator.__module__}:{evaluator.__qualname__}"}
+        return {**state, "options": options, **names}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from a state; UserError when it belongs to other networks or optimizers."""

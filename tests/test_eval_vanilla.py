@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+from engine.checkpoints.file import load_checkpoint
 from eval_vanilla import EvaluatorVanilla
 from loss.classification_loss import CrossEntropyLoss
 from utils.precision import Precision
@@ -60,3 +61,16 @@ def test_images_of_any_shape_end_no_run(shape, tmp_path):
     picture = made.draw(batch(0, 1, shape=shape))
     assert (picture is None) == (len(shape) != 3)
     made.report([batch(0, 1, shape=shape)])
+
+
+def test_predict_step_gives_probabilities_of_inputs_alone(vanilla_run):
+    """They are those of the network, and the checkpoint says which evaluator made them."""
+    path = vanilla_run / "Vanilla_best_ckpt.pth"
+    state = load_checkpoint(path)
+    assert state["evaluator"] == "eval_vanilla:EvaluatorVanilla"
+    opt = EvaluatorVanilla.parse_options(["--model_path", str(path), "--gpu_devices", "cpu"])
+    evaluator = EvaluatorVanilla.from_state(opt, state, torch.device("cpu"))
+    images = torch.rand(3, 1, 28, 28)
+    with evaluator.inference():
+        outputs = evaluator.predict_step(images)
+        assert torch.equal(outputs["probabilities"], evaluator.model(images).softmax(dim=1))

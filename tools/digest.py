@@ -11,7 +11,7 @@ from torch import Tensor
 from engine.checkpoints.state import SCALARS, plain
 
 # The options of a run, its observers and its clock do not determine the rest of the training.
-NOT_THE_RUN = ("seconds", "options", "callbacks", "format", "run_name")
+NOT_THE_RUN = ("seconds", "options", "callbacks", "format", "run_name", "evaluator")
 
 
 def digest(value: Any) -> str:

@@ -1,0 +1,41 @@
+"""Read an image file of a user for a network, as its training data was read."""
+
+from argparse import Namespace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from data.Carvana import check_options
+from utils.errors import UserError
+from utils.image_file import read_pixels, to_float
+
+SIZES = {"FashionMNIST": 28, "FashionMNISTSample": 28}  # of the images of a data set, where no option says it
+
+
+def read_image(path: str | Path, opt: Namespace) -> Tensor:
+    """Return an image for a classifier, float32 (C, H, W) in [0, 1].
+
+    Args:
+        path: an image file.
+        opt: the options of the checkpoint: `n_channels`, `image_size`, and the level of white in `data_args`.
+
+    Raises:
+        UserError: the file cannot be read, see `utils.image_file.read_pixels`; or the options tell no size.
+    """
+    size = getattr(opt, "image_size", None) or SIZES.get(opt.data_type)
+    if size is None:
+        raise UserError("The checkpoint does not say the size of its images: give --image_size N, in pixels.")
+    return pixels_of(path, opt, (size, size))
+
+
+def read_for_masks(path: str | Path, opt: Namespace) -> Tensor:
+    """Return an image for a segmentation network, float32 (C, H, W) in [0, 1]; of its own size with --mode padding."""
+    return pixels_of(path, opt, (opt.patch_size, opt.patch_size) if opt.mode == "direct" else None)
+
+
+def pixels_of(path: str | Path, opt: Namespace, size: tuple[int, int] | None) -> Tensor:
+    """Return an image file as float32 (C, H, W) in [0, 1]."""
+    white = (opt.data_args or {}).get("white")
+    check_options(opt.n_channels, "direct", white)
+    return to_float(torch.from_numpy(read_pixels(path, opt.n_channels, size, white)))
