@@ -18,12 +18,10 @@ from torch import nn
 from data.data_entry import build_datasets, build_eval_loader, data_notes, refuse_seen
 from data.loader import EvalLoader
 from engine.checkpoints.file import load_checkpoint, weights_of
-from engine.checkpoints.state import set_state
 from engine.devices.device import place_network, select_devices
 from engine.devices.process_group import Distributed
 from engine.options.parser import OptionParser, run_main
 from engine.registry import load
-from engine.run_state import check_parts
 from engine.runs.scores import save_results, scalars
 from loss.loss_entry import build_criterion
 from model.model_entry import build_networks
@@ -236,6 +234,8 @@ class EvaluatorBase:
     @classmethod
     def run_test(cls, opt: Namespace) -> "EvaluatorBase":
         """Evaluate a checkpoint on the part `opt.split` of the data, log and save the results; return the evaluator."""
+        from engine.checkpoints.restore import check_parts  # here, as training needs it only to resume
+
         # ---- load
         state = load_checkpoint(opt.model_path, tensors_of=("networks", "averaging"))
         check_parts(state, opt.model_path)  # that it has all that is read below
@@ -282,6 +282,8 @@ class EvaluatorBase:
         Raises:
             UserError: the weights are those of other networks.
         """
+        from engine.checkpoints.restore import set_state  # here, as training needs it only to resume
+
         networks = dict(cls.build_networks(opt))
         criterion = cls.build_criterion(opt)
         set_state(networks, weights_of(state, opt.use_average), f"The checkpoint {opt.model_path}")

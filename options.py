@@ -371,11 +371,11 @@ def parse_train_options(trainer_class: type, argv: Sequence[str] | None) -> Opti
         resume = registry.load("extras.auto_resume:find_automatically", "resume")(new_parser(), argv, notes)
     layers = []
     if resume:  # imported here, because these import torch
-        from engine.checkpoints.checkpointer import Checkpointer
         from engine.checkpoints.file import options_of
+        from engine.checkpoints.find import find_checkpoint
         from engine.options.foreign import harmless_options
 
-        path, state = Checkpointer.find(resume, notes.append)
+        path, state = find_checkpoint(resume, notes.append)
         resume = str(path)
         saved = with_new_names(options_of(state, path))
         layers = [(harmless_options(saved, path, new_parser, argv), resume)]

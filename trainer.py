@@ -24,7 +24,7 @@ from callbacks.callback_entry import build_asked_for, build_default_callbacks
 from data.data_entry import build_loaders, data_notes, describe, seen_groups, with_found
 from data.loader import EvalLoader, Update, UpdateLoader
 from engine.checkpoints.checkpointer import build_checkpointer
-from engine.checkpoints.state import plain
+from engine.checkpoints.state import collect_state, plain
 from engine.devices.device import place_network
 from engine.devices.job import launch
 from engine.devices.setup import agree_on_options, join_processes, place_networks
@@ -42,7 +42,6 @@ from engine.optimizers import (
 from engine.options.parser import OptionParser, saved_options
 from engine.progress import Progress
 from engine.registry import load  # what few runs need; its second argument is the option to name in an error
-from engine.run_state import collect_state, restore_state
 from engine.runs.run_dir import RunDir
 from engine.runs.scores import Score, check_monitor
 from engine.session import Session
@@ -511,6 +510,8 @@ class TrainerBase:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from a state; UserError when it belongs to other networks or optimizers."""
+        from engine.checkpoints.restore import restore_state  # here, as only a resumed run needs it
+
         restore_state(self.stateful(), state, self.opt.resume, self.distributed, self.opt.seed)
 
     # ---- the command line ----------------------------------------------------------------------------------------

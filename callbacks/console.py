@@ -2,39 +2,18 @@
 
 import logging
 import math
-import signal
 import sys
 import time
 from collections.abc import Mapping
 
 from callbacks.callback import Callback
 from engine.registry import load
-from engine.runs.signals import Terminated, TimeIsUp
-from utils.errors import DivergedError, LoadingError
-from utils.files import NO_SPACE, StorageError
 from utils.model_summary import memory_of, memory_text
 from utils.time_shares import shares_text, time_shares
 
 SECONDS_BETWEEN_LINES = 10.0
 MUCH_WAITING = 0.2  # of an epoch, spent waiting for data, above which advice is given
 LEAST_WAIT = 1.0  # seconds of waiting in an epoch, below which none is given
-MORE_SKIPS = 10  # added to --max_skips in the proposed command, when they are used up
-REASONS = {
-    KeyboardInterrupt: "Ctrl-C",
-    TimeIsUp: "the time limit",
-    StorageError: "a full disk",
-    DivergedError: "a loss or gradient that is not finite",
-    LoadingError: "a loading process that died or hangs",
-}
-
-
-def reason_of(error: BaseException) -> str:
-    """Name what stopped a run; the class of any error that is not expected."""
-    if isinstance(error, Terminated):
-        return f"the signal {signal.Signals(error.signum).name}"
-    if isinstance(error, OSError) and error.errno in NO_SPACE:
-        return REASONS[StorageError]
-    return next((text for kind, text in REASONS.items() if isinstance(error, kind)), type(error).__name__)
 
 
 class Console(Callback):
@@ -140,17 +119,10 @@ class Console(Callback):
             self.logger.info(f"Curves: tensorboard --logdir {trainer.run_dir.path}")
 
     def on_exception(self, trainer, error: BaseException) -> None:
-        self.logger.error(f"Stopped by {reason_of(error)} after update {trainer.progress.update:,}.")
-        checkpointer = trainer.checkpointer
-        if any(checkpointer.path(kind).exists() for kind in checkpointer.KINDS):
-            how = f"To go on: --resume {trainer.run_dir.path}"
-            if isinstance(error, DivergedError) and not trainer.guard.stepped:  # the same update would diverge again
-                how = f"To go on without this update: --resume {trainer.run_dir.path} --nan_policy skip"
-                if trainer.guard.num_skipped >= trainer.opt.max_skips:
-                    how += f" --max_skips {trainer.guard.num_skipped + MORE_SKIPS}"
-            self.logger.info(how)
-            if isinstance(error, DivergedError):
-                self.logger.info(f"To look into the update: python -m tools.replay {trainer.run_dir.path}")
+        line, *how = load("extras.failures:ending", "debug")(trainer, error)
+        self.logger.error(line)
+        for line in how:
+            self.logger.info(line)
 
     def time_left(self, trainer) -> str:
         """Return the time to the end at the speed so far, as h:mm:ss."""

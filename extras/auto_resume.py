@@ -5,8 +5,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from engine.checkpoints.checkpointer import ENDED, Checkpointer, read_record, run_name
+from engine.checkpoints.checkpointer import ENDED, Checkpointer, read_record
 from engine.checkpoints.file import options_of
+from engine.checkpoints.find import find_checkpoint, run_name
 from engine.options.files import read_options
 from engine.options.foreign import differ
 from engine.options.parser import OptionParser
@@ -61,6 +62,6 @@ def unfinished_runs(output_dir: str | Path, proj_name: str) -> Iterator[tuple[Pa
             if config.exists():
                 options = read_options(config)
             else:
-                checkpoint, state = Checkpointer.find(path, warn=lambda line: None)
+                checkpoint, state = find_checkpoint(path, warn=lambda line: None)
                 options = options_of(state, checkpoint)
             yield path, options

@@ -1,5 +1,6 @@
 """Explain in one line what has ended a run: the option or the line of code that is to be mended, and how to go on."""
 
+import signal
 import traceback
 from argparse import Namespace
 from collections.abc import Callable, Iterable, Mapping
@@ -14,7 +15,9 @@ from data.loader import Update
 from data.sampler import sample_names
 from engine.devices.process_group import share_of
 from engine.options.parser import printable
-from utils.errors import UserError
+from engine.runs.signals import Terminated, TimeIsUp
+from utils.errors import DivergedError, LoadingError, UserError
+from utils.files import NO_SPACE, StorageError
 
 ROOT = Path(__file__).resolve().parent.parent
 STANDARD_LIBRARY = Path(traceback.__file__).resolve().parent
@@ -23,6 +26,14 @@ MACHINERY = ("engine", "utils", "data", "callbacks", "extras", "tools", "trainer
 OF_TASK = 2  # the rank of a file
 COMPONENTS = ("model", "loss")  # of the template, the culprit if no code of the task is on the way
 MOST_NAMES = 10  # of samples, in a message
+MORE_SKIPS = 10  # added to --max_skips in the proposed command, when they are used up
+REASONS = {
+    KeyboardInterrupt: "Ctrl-C",
+    TimeIsUp: "the time limit",
+    StorageError: "a full disk",
+    DivergedError: "a loss or gradient that is not finite",
+    LoadingError: "a loading process that died or hangs",
+}
 MEMORY_ADVICE = "--activation_checkpointing and --amp bf16 need less memory, too."
 
 
@@ -182,3 +193,29 @@ def shorten(file: str) -> str:
     """Return a path relative to the working directory, if it is below it."""
     path = Path(file)
     return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else file
+
+
+# ---- the last lines of the log ---------------------------------------------------------------------------------------
+def ending(trainer, error: BaseException) -> list[str]:
+    """Return the lines that the log ends with: what has stopped the run, and how to go on."""
+    lines = [f"Stopped by {reason_of(error)} after update {trainer.progress.update:,}."]
+    checkpointer, directory = trainer.checkpointer, trainer.run_dir.path
+    if any(checkpointer.path(kind).exists() for kind in checkpointer.KINDS):
+        how = f"To go on: --resume {directory}"
+        if isinstance(error, DivergedError) and not trainer.guard.stepped:  # the same update would diverge again
+            how = f"To go on without this update: --resume {directory} --nan_policy skip"
+            if trainer.guard.num_skipped >= trainer.opt.max_skips:
+                how += f" --max_skips {trainer.guard.num_skipped + MORE_SKIPS}"
+        lines.append(how)
+        if isinstance(error, DivergedError):
+            lines.append(f"To look into the update: python -m tools.replay {directory}")
+    return lines
+
+
+def reason_of(error: BaseException) -> str:
+    """Name what stopped a run; the class of any error that is not expected."""
+    if isinstance(error, Terminated):
+        return f"the signal {signal.Signals(error.signum).name}"
+    if isinstance(error, OSError) and error.errno in NO_SPACE:
+        return REASONS[StorageError]
+    return next((text for kind, text in REASONS.items() if isinstance(error, kind)), type(error).__name__)

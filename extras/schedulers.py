@@ -9,7 +9,8 @@ import torch
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
-from engine.checkpoints.state import plain, set_state
+from engine.checkpoints.restore import set_state
+from engine.checkpoints.state import plain
 from engine.optimizers import make_scheduler
 from engine.registry import call, find
 from utils.errors import UserError

@@ -1,36 +1,24 @@
-"""The checkpoints of one run: their names, how many are kept, and from which one a run resumes."""
+"""The checkpoints of one run: their names, and how many are kept. See find.py for the one that a run resumes from."""
 
 import contextlib
 import itertools
 import json
 import logging
 import os
-import re
 import time
 from argparse import Namespace
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from engine.checkpoints.file import (
-    FORMAT,
-    SHARDS,
-    for_shards,
-    load_checkpoint,
-    read_position,
-    save_checkpoint,
-    verify,
-)
-from engine.devices.job import place
+from engine.checkpoints.file import SHARDS, for_shards, read_position, save_checkpoint, verify
 from engine.devices.process_group import Distributed
 from engine.registry import short_name
-from utils.errors import DamagedError, UserError
+from utils.errors import UserError
 from utils.files import sweep_temporaries, write_atomically
 
 ENDED = "finished.json"  # is there when a run has come to its end, and holds its position
 PROVENANCE = "provenance.json"
-RUN_NAME = r"\w[\w.-]{,99}_\d+"  # PROJECT_TIMESTAMP; as it becomes a part of paths, no other one is accepted
-NAMED_FILE = re.compile(rf"config_({RUN_NAME})\.json|({RUN_NAME})_log\.txt")
 UNKNOWN = (2**64, 2**64)  # the position of a file without one: beyond all others, so that it is looked at first
 
 
@@ -173,76 +161,6 @@ class Checkpointer:
         # `last` has two names for a moment: the shorter one stays.
         order = {path: (read_position(path) or UNKNOWN, path.stat().st_mtime_ns, -len(path.name)) for path in found}
         return sorted(found, key=order.__getitem__, reverse=True)
-
-    @classmethod
-    def find(cls, source: str | Path, warn: Callable[[str], None]) -> tuple[Path, dict[str, Any]]:
-        """Return the checkpoint to resume from, and its content: `source`, or the newest intact one of a run directory.
-
-        Args:
-            source: a checkpoint or a run directory.
-            warn: called with a line on each damaged checkpoint that is passed over.
-
-        Raises:
-            DamagedError: when there are checkpoints, but none is intact.
-            UserError: when there is nothing to resume from.
-        """
-        source, deep = Path(source), place().rank == 0  # of several processes, process 0 chooses
-        if not source.exists():
-            raise UserError(f"--resume {source}: there is no such run directory or checkpoint.")
-        name = run_name(source if source.is_dir() else source.parent)
-        damaged = []
-        for path in [source] if source.is_file() else cls.candidates(source):
-            try:
-                state = load_checkpoint(path, tensors_of=())
-                if "shards" in state:
-                    verify(path, deep)
-            except UserError as error:
-                if path == source:
-                    hint = "Give the directory to resume from the newest intact one in it."
-                    raise type(error)(f"{error}\n{hint}" if isinstance(error, DamagedError) else str(error)) from None
-                damaged.append(path.name)
-                warn(f"{error} The newest intact one is used.")
-                continue
-            if state["format"] != FORMAT:
-                raise UserError(
-                    f"--resume {path}: an earlier version wrote it, whose runs this one cannot resume. It can be "
-                    f"evaluated, or started from: --pretrained --model_path {path}"
-                )
-            if name and state.get("run_name", name) != name:
-                raise UserError(
-                    f"--resume {path}: it is of the run {state['run_name']}, but in the directory of {name}. "
-                    "Move it away."
-                )
-            return path, state
-        if damaged:
-            raise DamagedError(
-                f"--resume {source}: no intact checkpoint is left. Damaged: {', '.join(damaged)}.\n"
-                f"To start from the beginning, leave --resume out."
-            )
-        raise UserError(f"--resume {source}: there is no checkpoint to resume from in this directory.")
-
-
-def run_name(directory: Path) -> str | None:
-    """Return the name of the run whose directory this is, PROJECT_TIMESTAMP; None if it is no run's.
-
-    The record of its provenance has it, so it outlives a renamed directory. An earlier version recorded none, and named
-    the files of a renamed run that it resumed after the new directory. So then of several names in those of the files,
-    that in the newest checkpoint counts, else the one that ends with the directory's, else that of the oldest config.
-    """
-    recorded = str(read_record(directory / PROVENANCE).get("run_name"))
-    if re.fullmatch(RUN_NAME, recorded):
-        return recorded
-    order: dict[str, tuple[bool, bool, int]] = {}
-    for path in directory.iterdir():
-        if match := NAMED_FILE.fullmatch(path.name):
-            name = match[1] or match[2]
-            rank = (not name.endswith(f"_{directory.name}"), match[1] is None, path.lstat().st_mtime_ns)
-            order[name] = min(rank, order.get(name, rank))
-    for path in Checkpointer.candidates(directory) if len(order) > 1 else ():
-        with contextlib.suppress(UserError):
-            if (name := str(load_checkpoint(path, tensors_of=()).get("run_name"))) in order:
-                return name
-    return min(order, key=order.__getitem__, default=None)
 
 
 def read_record(path: Path) -> dict[str, Any]:

@@ -1,24 +1,25 @@
-"""The states of objects: collect them as data, and restore them."""
+"""The state of a run: collected from its parts in all processes, as data. See restore.py for the way back."""
 
-import inspect
 import io
 from collections import OrderedDict, UserDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.parameter import is_lazy
-from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
-from engine.registry import load
+from engine.checkpoints.file import for_shards
+from engine.devices.process_group import Distributed
 from utils.errors import UserError
-from utils.scheduler import resume_schedule
 
 SCALARS = {type(None), bool, int, float, str}
-KERNELS = ("fused", "foreach", "capturable")  # settings of an optimizer that change how, not what, it computes
+
+# The parts whose states are those of process 0 in all processes, except for the buffers of modules.
+COMMON = (
+    "networks", "criterion", "optimizers", "schedulers", "scaler", "progress", "stopper", "guard", "loader", "seconds",
+    "score", "groups", "callbacks", "averaging",
+)  # fmt: skip
 
 
 class PlainState(UserDict):
@@ -36,7 +37,7 @@ class PlainState(UserDict):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         wrong = [name for name, kind in self.kinds.items() if not isinstance(state.get(name), kind)]
         if wrong and (state or self.data):
-            raise ValueError(f"{some(wrong)} is missing or of a wrong type")
+            raise ValueError(f"{', '.join(wrong)} is missing or of a wrong type")
         self.data = dict(state)
 
 
@@ -120,127 +121,54 @@ def map_leaves(change: Callable[[str, Any], Any], state: Any, place: str = "") -
     return type(state)(map_leaves(change, entry, f"{place}[{number}]") for number, entry in enumerate(state))
 
 
-# ---- restore ---------------------------------------------------------------------------------------------------------
-def set_state(part: Any, state: Any, what: str) -> None:
-    """Restore the state of an object, or of each object in a dictionary.
-
-    The object's own `load_state_dict` decides whether a state fits. It is checked here only where that is silent, or
-    says little: see `load_state`.
+# ---- of a run --------------------------------------------------------------------------------------------------------
+def collect_state(parts: Mapping[str, Any], distributed: Distributed, in_shards: bool = False) -> dict[str, Any]:
+    """Return the states of a run's parts, as data that `torch.load(weights_only=True)` accepts; all processes call it.
 
     Args:
-        part: modules, optimizers, or any other objects with `load_state_dict`.
-        state: what `get_state` returned.
-        what: how the message of an error begins.
+        parts: by name, an object with `state_dict`, or a dictionary of such objects.
+        distributed: the processes. What FSDP shards between them becomes whole, in process 0.
+        in_shards: leave it sharded.
 
     Raises:
-        UserError: when the state does not fit.
+        UserError: a part has a state that could not be loaded.
     """
-    entries = [(what, part, state)]
-    if isinstance(part, dict):
-        if not isinstance(state, dict) or part.keys() != state.keys():
-            has = ", ".join(map(str, state)) if isinstance(state, dict) else ""
-            raise UserError(f"{what}: it has {has or 'none'}, but this run has {', '.join(part) or 'none'}.")
-        entries = [(f"{what}, {name!r},", entry, state[name]) for name, entry in part.items()]
-    for where, entry, entry_state in entries:
-        try:
-            load_state(entry, entry_state)
-        except (RuntimeError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError) as error:
-            reason = " ".join(str(error).split())[:200] or type(error).__name__
-            raise UserError(f"{where} does not fit this run's options: {reason}") from None
+    state = {name: get_state(part) for name, part in parts.items()}
+    if distributed.is_sharded and not in_shards:
+        state = for_shards("gather_state")(state, keep=distributed.is_main)
+    state = {name: plain(part, f"The run cannot be saved: {name}") for name, part in state.items()}
+    if distributed.size > 1:
+        own = {name: state[name] for name in state if name not in COMMON}
+        first, *others = distributed.gather(own | {"buffers": buffers_in(parts)})
+        for other in others:
+            other["buffers"] = unlike(other["buffers"], first["buffers"])
+        state["processes"] = others
+    return state
 
 
-def load_state(entry: Any, state: Any) -> None:
-    """Call the `load_state_dict` of an object; ValueError where that would accept a state of another object.
+def buffers_in(parts: Mapping[str, Any]) -> dict[tuple[str, str, str], Tensor]:
+    """Return the buffers in the states of modules, by part, name in the part ("" for the part itself) and name.
 
-    A module names each tensor that is missing or too much in a line of its own. A scheduler accepts any attributes, and
-    would fail, or compute something else, in a later step.
+    A forward pass changes them, and each process sees other samples.
     """
-    if state is None:
-        raise ValueError("there is none")
-    if isinstance(entry, nn.Module):
-        state = with_names_of(entry, state)
-        compare_keys(entry.state_dict(), state)
-        make_room(entry, state)
-    if getattr(entry, "is_average_of_networks", False):
-        averages = {name: with_names_of(entry.networks[name], saved) for name, saved in state["networks"].items()}
-        state = state | {"networks": averages}
-    if isinstance(entry, LRScheduler):
-        compare_keys(entry.state_dict(), state)
-        is_of_torch = not isinstance(entry, LambdaLR)
-        resume = load("extras.schedulers:resume_schedule", "lr_scheduler") if is_of_torch else resume_schedule
-        resume(entry, state)
-    elif isinstance(entry, Optimizer):
-        load_optimizer(entry, state)
-    else:
-        entry.load_state_dict(state)
+    named = [(part, name, entry) for part in parts for name, entry in entries_of(parts[part])]
+    modules = [(part, name, entry) for part, name, entry in named if isinstance(entry, nn.Module)]
+    found = {}
+    for part, name, module in modules:
+        parameters = {key for key, _ in module.named_parameters(remove_duplicate=False)}
+        for key, value in module.state_dict().items():
+            if key not in parameters and torch.is_tensor(value):
+                found[part, name, key] = value.cpu()
+    return found
 
 
-def with_names_of(module: nn.Module, state: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a module's state with the names of this module, whatever torch.compile or DataParallel put into either."""
-    own = module.state_dict()
-    names = {without_wrappers(name): name for name in own}
-    renamed: dict[str, Any] = OrderedDict()
-    for name, value in state.items():
-        renamed[name if name in own else names.get(without_wrappers(name), name)] = value
-    if hasattr(state, "_metadata"):
-        renamed._metadata = state._metadata
-    return renamed
+def entries_of(part: Any) -> Iterable[tuple[str, Any]]:
+    return part.items() if isinstance(part, dict) else [("", part)]
 
 
-def without_wrappers(name: str) -> str:
-    """Return a name in a module's state without what torch.compile and DataParallel put into it."""
-    return name.replace("_orig_mod.", "").replace("module.", "")
-
-
-def make_room(module: nn.Module, state: Mapping[str, Any]) -> None:
-    """Give a module buffers of the shapes in its state, which may change in training; ValueError for a parameter's."""
-    for name, value in module.state_dict(keep_vars=True).items():
-        if not torch.is_tensor(value) or is_lazy(value):
-            continue
-        has_shape = value.shape == state[name].shape
-        if isinstance(value, nn.Parameter) and not has_shape:
-            raise ValueError(f"{name} is {tuple(state[name].shape)}, here {tuple(value.shape)}")
-        if not has_shape or is_expanded(value):
-            owner, _, attribute = name.rpartition(".")
-            setattr(module.get_submodule(owner), attribute, torch.empty_like(state[name], device=value.device))
-
-
-def load_optimizer(optimizer: Optimizer, state: dict[str, Any]) -> None:
-    """Restore an optimizer; ValueError for other groups, and for the settings of another kind, which it accepts."""
-    before = [dict(group) for group in optimizer.param_groups]
-    optimizer.load_state_dict(state)
-    for own, group in zip(before, optimizer.param_groups, strict=True):
-        if own.get("name") != group.get("name"):
-            raise ValueError(f"it has a parameter group {group.get('name')!r}, here {own.get('name')!r}")
-        if lacks := [name for name in own if name not in group]:
-            raise ValueError(f"its parameter groups lack {some(lacks)}")
-        group.update({name: own[name] for name in KERNELS if name in own})  # they belong to the machine
-    if inspect.unwrap(type(optimizer).load_state_dict) is inspect.unwrap(Optimizer.load_state_dict):
-        parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-        for number, saved in state["state"].items():
-            parameter = parameters[number] if type(number) is int else number
-            optimizer.state[parameter] = with_types_of(saved, optimizer.state[parameter])
-
-
-def with_types_of(saved: Any, loaded: Any) -> Any:
-    """Return what torch has loaded of an optimizer's state, with the tensors that it has cast as they were saved.
-
-    It casts them all to the type of their parameter: a sum in float64 loses digits, a table of bytes its meaning.
-    """
-    if isinstance(loaded, dict):
-        return {name: with_types_of(saved[name], entry) for name, entry in loaded.items()}
-    if isinstance(loaded, list | tuple):
-        return type(loaded)(map(with_types_of, saved, loaded))
-    is_cast = torch.is_tensor(loaded) and loaded.dtype != saved.dtype
-    return saved.to(loaded.device, copy=True) if is_cast else loaded
-
-
-def compare_keys(own: Mapping[str, Any], state: Mapping[str, Any]) -> None:
-    """Raise ValueError when only one of two states has a key."""
-    differing = {"lacks": [name for name in own if name not in state], "has": [n for n in state if n not in own]}
-    if reason := "; ".join(f"it {verb} {some(names)}" for verb, names in differing.items() if names):
-        raise ValueError(reason)
-
-
-def some(names: list[str]) -> str:
-    return ", ".join(map(str, names[:3])) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+def unlike(values: dict[Any, Tensor], others: Mapping[Any, Tensor]) -> dict[Any, Tensor]:
+    """Return the tensors that have another value under the same key of another dictionary."""
+    return {
+        key: value for key, value in values.items()
+        if key not in others or value.layout is not torch.strided or not torch.equal(value, others[key])
+    }  # fmt: skip

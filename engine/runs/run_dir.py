@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from engine.checkpoints.checkpointer import ENDED, PROVENANCE, read_record, run_name
+from engine.checkpoints.checkpointer import ENDED, PROVENANCE, read_record
 from engine.devices.process_group import Distributed
 from engine.runs.lock import DirectoryLock
 from engine.runs.provenance import command_line, provenance
@@ -46,8 +46,12 @@ class RunDir:
         self.is_main = distributed.is_main
         place = None
         if self.is_main:
-            path = Path(resume).parent if resume else None
-            name = run_name(path) if path else None
+            name = None
+            if resume:
+                from engine.checkpoints.find import run_name  # here, as a new run has no name yet
+
+                path = Path(resume).parent
+                name = run_name(path)
             if name is None:
                 path = make_timestamped_dir(output_dir)
                 name = f"{proj_name}_{path.name}"

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from callbacks.callback import Callback
 from data.loader import Update
 from engine.checkpoints.file import load_file
-from engine.checkpoints.state import set_state
+from engine.checkpoints.restore import set_state
 from engine.devices.process_group import share_of
 from engine.optimizers import make_optimizers
 from engine.options.parser import OptionParser, file_path, number

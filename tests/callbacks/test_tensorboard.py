@@ -9,7 +9,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tensorboard.plugins.hparams import plugin_data_pb2
 
 from callbacks.tensorboard import TensorBoard
-from engine.checkpoints.state import plain, set_state
+from engine.checkpoints.restore import set_state
+from engine.checkpoints.state import plain
 from extras.callbacks.gradient_norms import GradientNorms
 from utils.errors import UserError
 

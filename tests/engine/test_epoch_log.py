@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from engine.checkpoints.state import set_state
+from engine.checkpoints.restore import set_state
 from engine.epoch_log import EpochLog, Seconds
 from utils.errors import UserError
 

@@ -11,7 +11,8 @@ from torch import nn
 from torch.optim import lr_scheduler
 from torch.optim.lr_scheduler import ConstantLR
 
-from engine.checkpoints.state import plain, set_state
+from engine.checkpoints.restore import set_state
+from engine.checkpoints.state import plain
 from engine.optimizers import (
     checked_optimizers,
     checked_schedulers,

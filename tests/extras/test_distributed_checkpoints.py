@@ -15,6 +15,7 @@ import torch
 from callbacks.callback import Callback
 from engine.checkpoints.checkpointer import Checkpointer
 from engine.checkpoints.file import load_checkpoint, options_of, save_checkpoint
+from engine.checkpoints.find import find_checkpoint
 from eval_vanilla import EvaluatorVanilla
 from extras.distributed_checkpoints import Writer, read_shards
 from tools.digest import digests
@@ -63,7 +64,7 @@ def shard_of(path):
 
 def find(directory):
     said: list[str] = []
-    path, state = Checkpointer.find(directory, said.append)
+    path, state = find_checkpoint(directory, said.append)
     return path.name, state, said
 
 

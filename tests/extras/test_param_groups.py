@@ -7,7 +7,8 @@ import torch
 from torch import nn
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 
-from engine.checkpoints.state import get_state, set_state
+from engine.checkpoints.restore import set_state
+from engine.checkpoints.state import get_state
 from engine.optimizers import freeze
 from extras.activation_checkpointing import checkpoint_activations
 from extras.param_groups import (

@@ -7,8 +7,8 @@ import random
 import shutil
 from pathlib import Path
 
-from engine.checkpoints.checkpointer import Checkpointer
 from engine.checkpoints.file import load_checkpoint, verify
+from engine.checkpoints.find import find_checkpoint
 from tests.torture import harness
 from tests.torture.harness import Life, Row
 from utils.errors import DamagedError, UserError
@@ -105,7 +105,7 @@ def try_damage(run_dir: Path, damage, dice: random.Random) -> list[str]:
             faults += [] if path.name in str(error) else [f"{path.name} is not named: {error}"]
     try:
         warnings: list[str] = []
-        update = Checkpointer.find(run_dir, warnings.append)[1]["progress"]["update"]
+        update = find_checkpoint(run_dir, warnings.append)[1]["progress"]["update"]
         faults += [] if update == before else [f"update {update} is resumed, not {before}"]
         faults += [f"{path.name} is not named on resume" for path in damaged if path.name not in "".join(warnings)]
     except UserError as error:

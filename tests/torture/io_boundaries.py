@@ -19,6 +19,7 @@ import torch
 
 from engine.checkpoints.checkpointer import Checkpointer
 from engine.checkpoints.file import verify
+from engine.checkpoints.find import find_checkpoint
 from tests.torture import harness
 from tests.torture.harness import Row
 from utils.errors import UserError
@@ -144,7 +145,7 @@ def faults_after(directory: Path, old: int | None, new: int, kinds: tuple[str, .
         except UserError as error:
             faults.append(str(error))
     try:
-        _, found = Checkpointer.find(directory, faults.append)
+        _, found = find_checkpoint(directory, faults.append)
         update = found["progress"]["update"]
         faults += [] if update in (old, new) else [f"found update {update}, not {old} or {new}"]
         faults += [] if bool((found["weights"] == update).all()) else ["the content is that of another update"]
@@ -155,7 +156,7 @@ def faults_after(directory: Path, old: int | None, new: int, kinds: tuple[str, .
         next_one.begin((0, new))
         faults += [f"{path.name} is left over" for path in directory.glob(".*.tmp")]
         next_one.save(state_after(new + 1), *kinds)
-        update = Checkpointer.find(directory, faults.append)[1]["progress"]["update"]
+        update = find_checkpoint(directory, faults.append)[1]["progress"]["update"]
         faults += [] if update == new + 1 else [f"after the next save, update {update} is found"]
     except (UserError, OSError) as error:
         faults.append(f"the next save failed: {error}")

@@ -8,8 +8,9 @@ import shutil
 import pytest
 import torch
 
-from engine.checkpoints.checkpointer import Checkpointer, run_name
+from engine.checkpoints.checkpointer import Checkpointer
 from engine.checkpoints.file import FORMAT, load_checkpoint, read_position, save_checkpoint
+from engine.checkpoints.find import find_checkpoint, run_name
 from utils.errors import DamagedError, UserError
 
 
@@ -45,7 +46,7 @@ def flip(path, place: int = 200) -> None:
 
 def find(directory) -> tuple[str, list[str]]:
     said: list[str] = []
-    path, content = Checkpointer.find(directory, said.append)
+    path, content = find_checkpoint(directory, said.append)
     assert content["progress"] == load_checkpoint(path)["progress"]
     return path.name, said
 

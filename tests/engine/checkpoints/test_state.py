@@ -10,10 +10,10 @@ from torch.optim import lr_scheduler
 
 from engine.checkpoints.checkpointer import Checkpointer
 from engine.checkpoints.file import load_checkpoint, save_checkpoint
-from engine.checkpoints.state import PlainState, get_state, is_expanded, plain, set_state
+from engine.checkpoints.restore import set_state
+from engine.checkpoints.state import PlainState, collect_state, get_state, is_expanded, plain
 from engine.devices.process_group import Distributed
 from engine.progress import Progress
-from engine.run_state import collect_state
 from extras.averaging import Averaging
 from tools.digest import digest
 from utils.errors import UserError

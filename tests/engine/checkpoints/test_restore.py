@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from engine.checkpoints.file import FORMAT
-from engine.run_state import check_parts
+from engine.checkpoints.restore import check_parts
 from utils.errors import UserError
 
 PARTS = {
