@@ -22,7 +22,7 @@ from engine.devices.device import place_network, select_devices
 from engine.devices.process_group import Distributed
 from engine.options.parser import OptionParser, run_main
 from engine.registry import load
-from engine.runs.scores import save_results, scalars
+from engine.runs.scores import scalars
 from loss.loss_entry import build_criterion
 from model.model_entry import build_networks
 from options import parse_test_options
@@ -67,6 +67,7 @@ class EvaluatorBase:
         self.num_samples = 0  # of the last evaluation
         self.num_in_batch = 0  # samples of the batch that `eval_step` gets
         self.loss_count = 0  # elements over which the loss of this batch is a mean
+        self.table: Any = None  # of an evaluation as a program: takes what `record` gets
         self.weights = contextlib.nullcontext  # makes a block in which the networks have other weights: the averages
         self.meters = {name: meter.to(device) for name, meter in self.build_meters().items()}
 
@@ -135,6 +136,14 @@ class EvaluatorBase:
             UserError: the file cannot be read. Prediction goes on with the next one.
         """
         yield path.name, load("extras.image_input:read_image", "data_type")(path, self.opt)
+
+    def record(self, outputs: Any, targets: Any) -> None:
+        """Pass the outputs for a batch and its targets, of a row for each sample, to an evaluation as a program.
+
+        `eval_step` calls it; predictions.csv is made from it, see docs/evaluation.md. In training it does nothing.
+        """
+        if self.table is not None:
+            self.table.add(outputs, targets)
 
     def draw(self, batch: Any) -> torch.Tensor | None:
         """Return a picture of predictions on a batch, (3, H, W) uint8; None if there is nothing to draw."""
@@ -256,7 +265,7 @@ class EvaluatorBase:
 
         # ---- report
         title = f"{opt.model_path} on the {opt.split} part of {opt.data_type}"
-        table = save_results(
+        table = load("extras.evaluation.results:save_results", "save_path")(
             evaluator.output_dir,
             what=title,
             n=evaluator.num_samples,

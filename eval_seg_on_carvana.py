@@ -98,6 +98,7 @@ class EvaluatorSeg(EvaluatorBase):
         images, masks = batch  # (N, C, H, W), (N, H, W)
         logits = self.predict(images)  # (N, n_classes, H, W)
         update_losses(self.meters, self.criterion(logits, masks), n=self.loss_count)
+        self.record(logits, masks)
         for name in set(map(short_name, self.opt.metrics)):
             self.meters[name].update(logits, masks)
 

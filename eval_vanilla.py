@@ -5,8 +5,7 @@ from options import answer_early
 if __name__ == "__main__":
     answer_early(__file__)  # --help and a wrong option, before torch is imported
 
-from collections.abc import Callable, Iterable, Iterator
-from itertools import islice
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -17,12 +16,9 @@ from engine.options.parser import ListAction, OptionParser, list_of, mapping, nu
 from engine.registry import load, names, short_name
 from eval import EvaluatorBase
 from loss.terms import counter, loss_meters, update_losses
-from utils.batch import move_to
 from utils.draw import captioned_grid
 from utils.metrics import ConfusionMatrix
 
-NUM_PRINTED = 50
-NUM_MISTAKES = 36
 NUM_DRAWN = 16  # after a validation
 
 
@@ -61,6 +57,7 @@ class EvaluatorVanilla(EvaluatorBase):
         images, labels = batch  # (N, 1, 28, 28), (N,)
         logits = self.model(images)  # (N, 10)
         update_losses(self.meters, self.criterion(logits, labels), n=self.loss_count)
+        self.record(logits, labels)
         for name in {*map(short_name, self.opt.metrics), "confusion"}:
             self.meters[name].update(logits, labels)
 
@@ -83,34 +80,7 @@ class EvaluatorVanilla(EvaluatorBase):
 
     def report(self, loader: Iterable) -> None:
         """Print the first predictions and the matrix; save the matrix and the first mistakes as pictures."""
-        log = self.logger.info
-        for _, predicted, actual in islice(self.predictions(loader), NUM_PRINTED):
-            log(f'Predicted: "{self.classes[predicted]}", Actual: "{self.classes[actual]}"')
-        confusion = self.meters["confusion"]
-        matrix = confusion.compute()  # (10, 10): rows actual, columns predicted
-        log("Accuracy per class, and the confusion matrix (rows: actual, columns: predicted in the same order)")
-        shares = confusion.per_class_accuracy().tolist()
-        for name, share, row in zip(self.classes, shares, matrix.tolist(), strict=True):
-            log(f"  {name:<12} {share:6.1%}  " + " ".join(f"{count:5d}" for count in row))
-        if not self.opt.viz:
-            return
-        save_confusion_matrix = load("extras.confusion_matrix:save_confusion_matrix", "viz")
-        save_confusion_matrix(matrix, self.classes, self.output_dir / "confusion_matrix.png")
-        wrong = (entry for entry in self.predictions(loader) if entry[1] != entry[2] and entry[0].ndim == 3)
-        mistakes = list(islice(wrong, NUM_MISTAKES))
-        captions = [self.caption(predicted, actual) for _, predicted, actual in mistakes]
-        path = self.output_dir / "mistakes.png"
-        captioned_grid([image for image, _, _ in mistakes], captions, max_images=NUM_MISTAKES, path=path)
-        log(f"Pictures: {self.output_dir / 'confusion_matrix.png'}, {path}")
-
-    def predictions(self, loader: Iterable) -> Iterator[tuple[torch.Tensor, int, int]]:
-        """Yield every image (1, 28, 28) that counts, with its predicted and its actual class."""
-        with self.inference(), self.precision.autocast():
-            for batch in loader:
-                images, labels = move_to(batch, self.device)
-                predicted = self.model(images).argmax(dim=1)  # (N,)
-                which = self.counts(labels)
-                yield from zip(images[which].cpu(), predicted[which].tolist(), labels[which].tolist(), strict=True)
+        load("extras.evaluation.classes:report_classes", "viz")(self, loader)
 
     def caption(self, predicted: int, actual: int) -> str:
         """Return the caption of a picture: the class, or the mistake."""

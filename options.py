@@ -5,6 +5,7 @@ fractions, unless an option says otherwise. Nothing here imports torch before th
 wrong option should not wait for it.
 """
 
+import argparse
 import sys
 from argparse import ArgumentError, Namespace
 from collections.abc import Callable, Mapping, Sequence
@@ -164,6 +165,8 @@ def add_arguments(add: Callable, kind: str) -> None:
 def add_test_options(parser: OptionParser) -> None:
     """Add the options that only an evaluation has."""
     add = group(parser, "evaluation")
+    what = "what to evaluate: a checkpoint, the directory of a run, or latest"
+    add("run", file_path, argparse.SUPPRESS, "RUN", what, nargs="?")
     add("--proj_name", file_name, "Evaluation", "NAME", "name of the project")
     add("--split", one_of(("test", "val", "train")), "test", "PART", "test, val or train")
     add("--save_path", file_path, "./test_viz/", "DIR", "results go to DIR/TIMESTAMP")
@@ -379,6 +382,7 @@ def parse_train_options(trainer_class: type, argv: Sequence[str] | None) -> Opti
         resume = str(path)
         saved = with_new_names(options_of(state, path))
         layers = [(harmless_options(saved, path, new_parser, argv), resume)]
+        parser = new_parser()  # now: the modules of --import may have registered more names
     opt = parser.resolve(argv, layers)
     if resume:
         for name in parser.asked & saved.keys() - set(MAY_CHANGE):
@@ -408,10 +412,10 @@ def parse_test_options(evaluator_class: type, argv: Sequence[str] | None) -> Opt
     """
     import_asked(argv)
     new_parser = partial(test_parser, evaluator_class)
-    parser = new_parser()
-    model_path = parser.parse_given(argv).get("model_path")
-    if not model_path:
-        parser.error("--model_path is needed: the checkpoint to evaluate, Results/.../..._best_ckpt.pth")
+    given = new_parser().parse_given(argv)
+    names = [given[name] for name in ("run", "model_path") if name in given]
+    if len(names) != 1:
+        new_parser().error("name one thing to evaluate: a checkpoint, the directory of a run, or latest")
 
     # Imported here, because these import torch.
     from engine.checkpoints.file import load_checkpoint, options_of
@@ -420,9 +424,17 @@ def parse_test_options(evaluator_class: type, argv: Sequence[str] | None) -> Opt
 
     if place().size > 1:
         raise UserError("An evaluation is made by one process: start it without torchrun.")
+    of_task = OptionParser(add_help=False)
+    evaluator_class.add_options(of_task)
+    checkpoint_of = registry.load("extras.named_run:checkpoint_of", "model_path")
+    model_path = str(checkpoint_of(names[0], "./Results/", lambda options: of_task.known.keys() <= options.keys()))
     saved = with_new_names(options_of(load_checkpoint(model_path, tensors_of=()), model_path))
     trained = {name: value for name, value in saved.items() if name not in OF_THE_LAUNCH}
-    opt = parser.resolve(argv, [(harmless_options(trained, model_path, new_parser, argv), model_path)])
+    layers = [(harmless_options(trained, model_path, new_parser, argv), model_path)]
+    parser = new_parser()  # now: the modules of --import may have registered more names
+    opt = parser.resolve(argv, layers)
+    opt.model_path = model_path
+    vars(opt).pop("run", None)
     for name in parser.asked & set(NETWORK_OPTIONS):
         refuse_change(name, vars(opt)[name], trained.get(name), f"checkpoint {model_path}")
     return completed(parser, opt, new_parser, evaluator_class)

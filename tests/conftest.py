@@ -33,6 +33,9 @@ SMALL_SEG = [
     *("--num_workers", "0", "--gpu_devices", "cpu"),
 ]
 
+# Runs that name code keep a key there, see extras/own_runs.py; those of the tests leave the user's home alone.
+os.environ["XDG_CONFIG_HOME"] = str(ROOT / ".pytest_cache" / "config")
+
 # A job in the background of a shell, or under nohup, ignores them, and so would all that is started here.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 if hasattr(signal, "SIGHUP"):

@@ -10,6 +10,7 @@ from torch import nn
 
 from engine.checkpoints.file import load_checkpoint
 from eval_vanilla import EvaluatorVanilla
+from extras.evaluation.classes import predictions
 from loss.classification_loss import CrossEntropyLoss
 from utils.precision import Precision
 
@@ -43,7 +44,7 @@ def test_what_is_ignored_is_in_no_picture_and_no_mistake(ignored, tmp_path, capl
     images, labels = batch(ignored, 0, ignored, 2, 7)
     drawn = made.draw((images, labels))
     assert drawn.captions == ["said 1, is 0", "said 1, is 2"] and torch.equal(drawn.images, images[[1, 3]])
-    assert [entry[1:] for entry in made.predictions([(images, labels)])] == [(1, 0), (1, 2)]
+    assert [entry[1:] for entry in predictions(made, [(images, labels)])] == [(1, 0), (1, 2)]
     made.report([(images, labels)])
     assert caplog.text.count("Predicted:") == 2
     assert made.draw(batch(ignored, ignored)) is None

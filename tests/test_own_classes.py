@@ -63,10 +63,11 @@ def test_parts_of_your_own_train_and_resume_bit_for_bit(train, build, difference
     part = build(*REFERENCES, callbacks=[StopAfter(3)])  # inside of the first epoch
     part.train()
     assert part.progress.update == 3
+    copy = shutil.copy(part.checkpointer.path("last"), tmp_path)  # without the record of the run, which is signed
     with pytest.raises(UserError, match="names user code") as refusal:
-        build("--resume", part.run_dir.path)
+        build("--resume", copy)
     assert all(text in str(refusal.value) for text in REPEATED)
-    resumed = build("--resume", part.run_dir.path, *REPEATED)
+    resumed = build("--resume", part.run_dir.path)
     resumed.train()
     assert differences(state, resumed.state_dict(), ignore=("seconds", "options", "callbacks")) == []
 
@@ -76,8 +77,8 @@ def test_registered_names_train_and_are_evaluated(command, tmp_path):
     assert done.returncode == 0 and "The largest gradient norm" in done.stdout + done.stderr, done.stderr
     (path,) = (tmp_path / "runs").glob("*/small_best_ckpt.pth")
     with pytest.raises(UserError, match=f"repeat: --import {PARTS}$"):
-        EvaluatorVanilla.parse_options(["--model_path", str(path)])
-    done = command("eval_vanilla.py", "--model_path", path, "--save_path", tmp_path / "test", "--import", PARTS)
+        EvaluatorVanilla.parse_options(["--model_path", str(shutil.copy(path, tmp_path))])
+    done = command("eval_vanilla.py", path.parent, "--save_path", tmp_path / "test")
     assert done.returncode == 0 and "Saved in" in done.stdout, done.stderr
 
 

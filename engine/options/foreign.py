@@ -1,7 +1,8 @@
 """Take the options of a checkpoint as data: it may come from elsewhere.
 
 It may name components of the registry and give them plain arguments. Code, an address, or a path that it names is used
-only if a person names it as well, on the command line, in an option file, or in the task.
+only if a person names it as well, on the command line, in an option file, or in the task; or has named it for the run
+of the checkpoint, which has signed it then, see extras/own_runs.py.
 """
 
 import json
@@ -36,19 +37,23 @@ def harmless_options(
     Raises:
         UserError: an option is more than data, and nobody has repeated it.
     """
-    parser = new_parser()
     own = vars(new_parser().resolve(argv))
+    signed = registry.load("extras.own_runs:signed_values", "model_path")(path, saved)
     if saved.get("import") and saved["import"] != own["import"]:  # it may register names that are unknown so far
-        raise refusal(path, {"import": saved["import"]})
+        if "import" not in signed:
+            raise refusal(path, {"import": saved["import"]})
+        for module in saved["import"]:
+            registry.import_module(module, f"--import {module}")
+    parser = new_parser()
     both = vars(parser.resolve(argv, [(saved, str(path))]))
     harmless, to_repeat = {}, {}
     for name, value in saved.items():
         is_path = name in parser.known and parser.known[name].type is file_path
         if name not in both or both[name] == own[name]:
             harmless[name] = value  # the checkpoint changes nothing
-        elif "://" in str(value) if is_path else not is_data(name, both, own):
+        elif name not in signed and ("://" in str(value) if is_path else not is_data(name, both, own)):
             to_repeat[name] = value
-        elif not is_path or (name == "data_dir" and Path(value).exists()):  # the data is only read
+        elif not is_path or (name == "data_dir" and (name in signed or Path(value).exists())):  # it is only read
             harmless[name] = without_weights(value) if name == "model_args" else value
     if to_repeat:
         raise refusal(path, to_repeat)

@@ -13,6 +13,7 @@ from torch import nn
 
 from engine.checkpoints.checkpointer import ENDED, PROVENANCE, read_record
 from engine.devices.process_group import Distributed
+from engine.registry import load
 from engine.runs.lock import DirectoryLock
 from engine.runs.provenance import command_line, provenance
 from utils.files import write_atomically, write_json
@@ -127,6 +128,10 @@ class RunDir:
         write_json(self.path / "split.json", parts, indent=None)
         if not (self.path / PROVENANCE).exists():  # a resumed run keeps its first one
             write_json(self.path / PROVENANCE, {"run_name": self.name, **provenance(devices, fingerprints)})
+        # Code, arguments and addresses: what a checkpoint may name again only if a person has named it.
+        of_person = {name: value for name, value in options.items() if name == "import" or ":" in str(value)}
+        if any(of_person.values()):
+            load("extras.own_runs:sign", "resume")(self.path, of_person)
         log = self.logger.info
         log(f"Run directory: {self.path}")
         first = read_record(self.path / PROVENANCE).get("data")

@@ -222,8 +222,8 @@ def test_a_resume_may_change_the_cache_but_not_the_order(train, build, server, t
         trainer.train()
     path = trainer.run_dir.path
     with pytest.raises(UserError, match="--shuffle_shards 3 contradicts"):
-        build("--resume", path, "--data_dir", url, "--shuffle_shards", 3, task=TrainerSeg)  # an address is repeated
-    resumed = train("--resume", path, "--data_dir", url, "--shard_cache_dir", tmp_path / "other", task=TrainerSeg)
+        build("--resume", path, "--shuffle_shards", 3, task=TrainerSeg)
+    resumed = train("--resume", path, "--shard_cache_dir", tmp_path / "other", task=TrainerSeg)
     assert resumed.opt.data_dir == url and held(tmp_path / "other") > 0
     assert differences(weights(resumed), weights(train(*flags_of(made, 2), task=TrainerSeg))) == []
 
