@@ -61,6 +61,8 @@ def make_optimizer(opt: Namespace, parameters: Any, network: nn.Module) -> Optim
     if opt.optim in FUSED:
         settings["fused"] = can_fuse(network, only_whole=not opt.optim.startswith("adam"))
     optimizer = call(optimizer_class, settings, opt.optim_args, "--optim_args", first=[parameters])
+    if opt.optim in ("sgd", "nesterov"):
+        load("extras.first_momentum:make_momentum", "optim")(optimizer)
     if not isinstance(optimizer, Optimizer) or needs_closure(type(optimizer)):
         raise UserError(f"--optim {opt.optim} makes no torch.optim.Optimizer whose step() needs no arguments.")
     return optimizer

@@ -116,6 +116,25 @@ def test_sparse_gradients_need_a_step_that_is_not_fused():
     assert not optimizer.param_groups[0]["fused"] and not torch.equal(embedding.weight, before)
 
 
+@pytest.mark.parametrize(("name", "arguments"), [("sgd", {}), ("nesterov", {}), ("sgd", {"dampening": 0.5})])
+def test_updates_may_reach_other_parameters_each(name, arguments):
+    def stepped(build) -> torch.Tensor:
+        network = nn.Linear(3, 4)
+        with torch.no_grad():
+            network.weight.fill_(0.3)
+            network.bias.fill_(0.7)
+        optimizer = build(network)
+        for reached in (network.weight, network.bias, network.bias, network.weight):
+            optimizer.zero_grad()
+            (reached - 0.1).square().sum().backward()
+            optimizer.step()
+        return torch.cat([parameter.detach().flatten() for parameter in network.parameters()])
+
+    settings = {"lr": 0.1, "weight_decay": 0.2, "momentum": 0.8}
+    plain = stepped(lambda n: torch.optim.SGD(n.parameters(), **settings, **arguments, nesterov=name == "nesterov"))
+    assert torch.allclose(stepped(lambda n: optimizer_of(n, name, optim_args=arguments, **settings)), plain, atol=1e-7)
+
+
 def test_nesterov_without_momentum_is_refused():
     with pytest.raises(UserError, match="Nesterov momentum requires a momentum"):
         optimizer_of(Weight(), "nesterov", momentum=0.0)
