@@ -70,7 +70,7 @@ MAY_CHANGE = (
     "parallel", "compile", "channels_last", "deterministic", "log_every", "save_every", "save_every_updates", "keep",
     "max_time", "nan_policy", "max_skips", "cache", "cache_dir", "shard_cache_dir", "shard_cache_gb", "nproc",
     "dist_timeout", "max_restarts", "activation_checkpointing", "checkpoint_format", "metrics", "logger", "save_code",
-    "metric_args", "callbacks", "import", "max_updates", "stop_below",
+    "metric_args", "callbacks", "import", "max_updates", "stop_below", "find_unused",
 )  # fmt: skip
 
 
@@ -237,6 +237,7 @@ def add_finer_options(parser: OptionParser) -> None:
         "none; dp: DataParallel; ddp: a process for each of --gpu_devices; fsdp: and the network divided among them")
     add("--nproc", number(int, low=1, high=256), 1, "N", "start N processes, on CPUs. For GPUs see --parallel")
     add("--sync_bn", bool, False, "BOOL", "batch normalization over the samples of all processes; on GPUs")
+    add("--find_unused", bool, False, "BOOL", "ddp: the loss reaches other parameters in each update, which is slower")
     add("--dist_timeout", number(float, above=0, high=86400), 600.0, "S", "seconds that processes wait for each other")
     add("--max_restarts", number(int, low=0, high=1000), 0, "N", "start the processes again up to N times if one dies")
     add("--activation_checkpointing", bool, False, "BOOL", "less memory, up to half more time, the same bits")

@@ -79,7 +79,7 @@ def explained(trainer, error: Exception, failed: str, is_new_run: bool) -> UserE
     text = "".join(traceback.format_exception(error))
     if trainer.distributed.is_main:
         trainer.run_dir.log_quietly(text)
-    else:
+    elif not isinstance(error, UserError):
         trainer.logger.error(text)  # to standard error: process 0 alone writes files
     parts = {
         "--model_type": list(trainer.networks.values()),

@@ -45,10 +45,10 @@ __all__ = ["ModelTrainer", "find_lr", "fit", "param_groups"]
 # Options of the command line that `fit` takes: all but those that make the model, the optimizer or the data.
 OPTIONS = (
     "activation_checkpointing", "amp", "channels_last", "clip", "clip_type", "compile", "data_device", "description",
-    "deterministic", "dist_timeout", "ema", "eval_batch_size", "gpu_devices", "keep", "limit_batches", "log_every",
-    "logger", "max_skips", "max_time", "min_delta", "nan_policy", "num_workers", "output_dir", "param_clip", "patience",
-    "profile", "proj_name", "save_code", "save_every_updates", "seed", "skip_bad_samples", "stop_below", "swa_start",
-    "sync_bn", "val_every", "worker_timeout",
+    "deterministic", "dist_timeout", "ema", "eval_batch_size", "find_unused", "gpu_devices", "keep", "limit_batches",
+    "log_every", "logger", "max_skips", "max_time", "min_delta", "nan_policy", "num_workers", "output_dir",
+    "param_clip", "patience", "profile", "proj_name", "save_code", "save_every_updates", "seed", "skip_bad_samples",
+    "stop_below", "swa_start", "sync_bn", "val_every", "worker_timeout",
 )  # fmt: skip
 ARGUMENTS = {"--model_type": "model", "--optim": "optimizer", "--lr_scheduler": "scheduler", "--data_type": "dataset"}
 WHOLE = number(int, low=1)

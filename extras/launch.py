@@ -186,7 +186,8 @@ def store_end(status: int | str | None) -> None:
 
 def is_reported_already(message: str) -> bool:
     """Return whether another process has reported the same error in this attempt."""
-    digest = hashlib.sha256(printable(message).encode()).hexdigest()
+    line = message.splitlines()[0]  # process 0 may add a second one, on the file that it has written
+    digest = hashlib.sha256(printable(line).encode()).hexdigest()
     try:
         return job_store().add(f"reported {attempt()} {digest}", 1) > 1
     except Exception:  # without a store each process reports it

@@ -41,10 +41,12 @@ class SeveralProcesses(Distributed):
 
     Attributes:
         sync_bn: whether `wrap` makes batch normalization go over the batches of all processes; in place.
+        find_unused: whether the parameters that a loss reaches may differ from update to update.
     """
 
     kind = "ddp"
     sync_bn = False
+    find_unused = False
     needs_backward = True
 
     def __init__(self, rank: int, size: int, local_rank: int = 0, timeout: float = DEFAULT_TIMEOUT):
@@ -54,7 +56,6 @@ class SeveralProcesses(Distributed):
         self.timeout = timeout
         self.is_main = rank == 0
         self._wrapped: list[nn.Module] = []
-        self._is_reach_checked = False
         self._vote: tuple[Any, Tensor] | None = None  # under way, see `agree`
         self._num_local = self._num_total = 0  # samples of the update: of this process, and of all
 
@@ -187,28 +188,27 @@ class SeveralProcesses(Distributed):
             self.needs_backward = synchronize or self.sync_bn
             yield
             self.needs_backward = True
-        if synchronize and not self._is_reach_checked:
-            self._is_reach_checked = True
+        if synchronize:
             self.check_reach()
 
     def check_reach(self) -> None:
-        """Raise UserError in all processes if a backward pass reached only some parameters of a network.
+        """Raise UserError if a backward pass has not reached all parameters of a network.
 
-        DDP adds up the gradients when all have come, so it would add up none.
+        DDP adds up the gradients when all have come, so it has added up none. A process that has reached all waits in
+        its backward pass, until this one ends.
         """
-        unreached = []
         for network in self._wrapped:
-            trained = [(name, p) for name, p in network.module.named_parameters() if p.requires_grad]
-            names = [name for name, parameter in trained if parameter.grad is None]
-            if len(names) < len(trained):  # else this step is one of another network
-                unreached += names
-        unreached = list(dict.fromkeys(name for of_process in self.gather(unreached) for name in of_process))
-        if unreached:
-            more = f" and {len(unreached) - MOST_NAMES} more" if len(unreached) > MOST_NAMES else ""
-            raise UserError(
-                f"The loss does not reach {', '.join(unreached[:MOST_NAMES])}{more}, and so several processes cannot "
-                f"add up their gradients. Freeze what is not trained: --freeze {unreached[0]}"
-            )
+            try:
+                network._check_reducer_finalized()
+            except RuntimeError:
+                trained = [(name, p) for name, p in network.module.named_parameters() if p.requires_grad]
+                unreached = [name for name, parameter in trained if parameter.grad is None] or ["some parameters"]
+                more = f" and {len(unreached) - MOST_NAMES} more" if len(unreached) > MOST_NAMES else ""
+                raise UserError(
+                    f"The loss does not reach {', '.join(unreached[:MOST_NAMES])}{more}, and so several processes "
+                    f"cannot add up their gradients. If other updates reach that: --find_unused; if none does: "
+                    f"--freeze {unreached[0]}"
+                ) from None
 
     def to_share(self, loss: Tensor, weight: float) -> Tensor:
         """Return `weight` times a mean over samples of this process, scaled for differentiation.
@@ -244,7 +244,7 @@ class SeveralProcesses(Distributed):
         names = ("forward_sync_buffers", "broadcast_buffers")  # of one setting; torch 2.15 warns of the older
         name = next(name for name in names if name in inspect.signature(ddp).parameters)
         # Buffers: once before each validation is enough, see `share_buffers`. A gradient is not kept twice.
-        settings = {name: False, "gradient_as_bucket_view": True}
+        settings = {name: False, "gradient_as_bucket_view": True, "find_unused_parameters": self.find_unused}
         return ddp(network, device_ids=[device] if device.type == "cuda" else None, **settings)
 
     def share_buffers(self, modules: Iterable[nn.Module]) -> None:
@@ -340,4 +340,5 @@ def join(opt: Namespace, device: torch.device) -> SeveralProcesses:
     made = load("extras.sharding:ShardedProcesses", "parallel") if opt.parallel == "fsdp" else SeveralProcesses
     distributed = made.join(opt.dist_timeout, device)
     distributed.sync_bn = opt.sync_bn
+    distributed.find_unused = opt.find_unused
     return distributed

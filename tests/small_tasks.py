@@ -90,6 +90,38 @@ class TrainerUnreached(TrainerVanilla):
     evaluator_class = EvaluatorUnreached
 
 
+class Experts(nn.Module):
+    """A network of which bright images reach one part, and dark ones another."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Linear(28 * 28, 8)
+        self.bright = nn.Linear(8, 10)
+        self.dark = nn.Linear(8, 10)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        images = images.flatten(1)
+        features = torch.tanh(self.first(images))
+        is_bright = images.mean(dim=1) > 0.3
+        logits = features.new_zeros(len(images), 10)
+        for part, mask in ((self.bright, is_bright), (self.dark, ~is_bright)):
+            if mask.any():
+                logits[mask] = part(features[mask])
+        return logits
+
+
+class EvaluatorExperts(EvaluatorSmall64):
+    @classmethod
+    def build_networks(cls, opt) -> dict[str, nn.Module]:
+        return {"model": Experts().double()}
+
+
+class TrainerExperts(TrainerSmall64):
+    """A task whose loss reaches other parameters in each update."""
+
+    evaluator_class = EvaluatorExperts
+
+
 class Count(PlainState):
     """A part that a task adds to `stateful`: each process has its own."""
 

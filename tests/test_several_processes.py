@@ -266,6 +266,43 @@ def test_parameters_that_no_loss_reaches_are_named_and_may_be_frozen(tmp_path):
         assert largest_difference(weights, alone) < 1e-6
 
 
+def experts(directory: Path, *flags: str) -> list[dict[str, Any]]:
+    """Train a network of which each update reaches other parameters, in three ways; return the weights."""
+    found = []
+    for optim, size in (("adamW", 2), ("adamW", 4), ("sgd", 4)):
+        sizes = ("--train_val_sample_rate", 42, "--val_split", 5, "--batch_size", size, "--micro_batch_size", 1)
+        named = (*sizes, "--optim", optim, "--lr", 0.01, "--n_epoch", 2, *flags)
+        found.append(weights_of(train(small_tasks.TrainerExperts, named, directory / f"{optim}{size}")))
+    return found
+
+
+def test_each_update_may_reach_other_parameters(tmp_path):
+    alone = experts(tmp_path / "alone")
+    for found in in_processes(2, experts, tmp_path, "--find_unused"):
+        assert [largest_difference(*pair) < 1e-9 for pair in zip(found, alone, strict=True)] == [True] * 3
+
+
+def reach_less(directory: Path) -> tuple[str, int]:
+    """Train a network of which the third update does not reach all parameters."""
+    trainer = build(small_tasks.TrainerExperts, ("--n_epoch", 1, "--val_every", 0), directory)
+    compute_loss = trainer.compute_loss
+
+    def compute(batch: Any) -> Any:
+        images, labels = batch
+        return compute_loss((images + 1 if trainer.progress.update == 2 else images, labels))
+
+    trainer.compute_loss = compute
+    with pytest.raises(UserError) as caught:
+        trainer.train()
+    return str(caught.value), trainer.progress.update
+
+
+def test_an_update_that_reaches_fewer_parameters_is_told_before_its_step(tmp_path):
+    for message, update in in_processes(2, reach_less, tmp_path):
+        assert "does not reach dark.weight, dark.bias, and so" in message and "--find_unused" in message
+        assert update == 2
+
+
 # ---- what they compare can fail --------------------------------------------------------------------------------------
 def weigh_alike(directory: Path) -> dict:
     """Learn as if all processes had equally many samples."""

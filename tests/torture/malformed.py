@@ -108,7 +108,7 @@ EPOCHS = Number(above=0, high=1e6)
 TRAIN = {
     "proj_name": NAME, "description": LINE, "output_dir": PATH, "pretrained": BOOL,
     "parallel": Choice(("none", "dp", "ddp", "fsdp")), "nproc": Number(True, low=1, high=256), "sync_bn": BOOL,
-    "dist_timeout": Number(above=0, high=86400), "max_restarts": Number(True, low=0, high=1000),
+    "dist_timeout": Number(above=0, high=86400), "find_unused": BOOL, "max_restarts": Number(True, low=0, high=1000),
     "activation_checkpointing": BOOL, "checkpoint_format": Choice(("file", "sharded")),
     "n_epoch": Number(True, low=1, high=10**6), "batch_size": WHOLE,
     "micro_batch_size": Number(True, low=1, words=("auto",)),

@@ -13,7 +13,8 @@ from extras.several_processes import SeveralProcesses
 from utils.errors import UserError
 
 OPTIONS = {"gpu_devices": "cpu", "dist_timeout": 9, "parallel": "none", "amp": "no", "batch_size": 8, "seed": 3,
-           "sync_bn": False, "pretrained": False, "resume": None, "resume_notes": ["note"]}  # fmt: skip
+           "sync_bn": False, "find_unused": False, "pretrained": False, "resume": None,
+           "resume_notes": ["note"]}  # fmt: skip
 
 
 class Apart(SeveralProcesses):
