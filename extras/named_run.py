@@ -4,7 +4,8 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from engine.checkpoints.checkpointer import Checkpointer, read_record, run_name
+from engine.checkpoints.checkpointer import Checkpointer, read_record
+from engine.checkpoints.find import run_name
 from utils.errors import UserError
 
 LATEST = "latest"
