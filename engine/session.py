@@ -55,7 +55,8 @@ class Session:
                 # tensors_of: the tensors of a sharded checkpoint are read where each process needs them.
                 trainer.load_state_dict(load_checkpoint(trainer.opt.resume, tensors_of=()))
                 trainer.run_dir.strike_out(trainer.progress.epoch)  # marks log lines of epochs that are made once more
-            put_aside = trainer.checkpointer.begin(trainer.progress.position)  # checkpoints ahead of the position
+            # Checkpoints ahead of the position are put aside.
+            put_aside = trainer.checkpointer.begin(trainer.progress.position, trainer.opt.resume)
             for note in (*trainer.opt.resume_notes, *put_aside):
                 trainer.logger.warning(note)
             self.block = block.pop_all()

@@ -75,7 +75,7 @@ class Checkpointer:
     def _write(self, state: dict[str, Any], kinds: tuple[str, ...]) -> None:
         if "last" in kinds:
             self._keep_the_last_one((state["progress"]["epoch"], state["progress"]["update"]))
-        save_checkpoint(state, *(self.path(kind) for kind in kinds))
+        save_checkpoint(state | {"saved_as": list(kinds)}, *(self.path(kind) for kind in kinds))
         if "last" in kinds:
             self._prune()
         self._sweep_shards()
@@ -128,11 +128,16 @@ class Checkpointer:
             logger.info(f"Saved: {self.path('InT')}")
 
     # ---- begin ---------------------------------------------------------------------------------------------------
-    def begin(self, position: tuple[int, int] = (0, 0)) -> list[str]:
+    def begin(self, position: tuple[int, int] = (0, 0), resumed: str | Path | None = None) -> list[str]:
         """Prepare the directory for a run that starts at `position` (epochs, updates); return what was renamed.
 
         Temporary files that a killed process left are removed. Checkpoints ahead of the position are renamed, because
         the next resume would take one of them for the newest. So are those too damaged to have a position.
+
+        Args:
+            position: where the run starts.
+            resumed: the checkpoint that it resumes. The kill may have come between the files of one save, such as best
+                and last. Those that are missing are written, because a run that was at its end saves no more.
         """
         if not self.writes:
             return []
@@ -146,8 +151,22 @@ class Checkpointer:
                 path.rename(aside)
                 why = "ahead of the position of this run" if of_file else "damaged"
                 moved.append(f"{path.name} is {why}; renamed to {aside.name}.")
+        if resumed:
+            self._complete_save(Path(resumed))
         self._sweep_shards()
         return moved
+
+    def _complete_save(self, resumed: Path) -> None:
+        kinds = load_checkpoint(resumed, tensors_of=()).get("saved_as")
+        position = read_position(resumed)
+        for kind in kinds if isinstance(kinds, list) else ():
+            path = self.path(kind)
+            if kind not in self.KINDS or (path.exists() and read_position(path) == position):
+                continue
+            if kind == "last":
+                self._keep_the_last_one(position)
+            write_atomically(path, resumed.read_bytes())
+        self._prune()
 
     # ---- find ----------------------------------------------------------------------------------------------------
     @classmethod

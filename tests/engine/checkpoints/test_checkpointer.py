@@ -174,6 +174,28 @@ def test_going_back_twice_keeps_both_futures(saved, tmp_path):
     assert {"Net_last_ckpt.pth.aside", "Net_last_ckpt.pth.aside1"} <= set(names(tmp_path))
 
 
+def test_save_that_a_kill_broke_off_is_completed_on_resume(saved, tmp_path):
+    """Killed between best and last of the final save: a resume has nothing left to do, so it would save no more."""
+    whole = saved(1, 2, 3)
+    whole.save(state(4), "best", "last")
+    expected = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    (tmp_path / "Net_last_ckpt.pth").unlink()
+    (tmp_path / "Net_last-3_ckpt.pth").rename(tmp_path / "Net_last_ckpt.pth")
+    save_checkpoint(state(2) | {"saved_as": ["last"]}, tmp_path / "Net_last-2_ckpt.pth")
+    path, _ = Checkpointer.find(tmp_path, print)
+    assert path.name == "Net_best_ckpt.pth"
+    assert whole.begin((0, 4), path) == []
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == expected
+
+
+@pytest.mark.parametrize("kinds", [3, None, ["../x"], [torch.ones(2)], ["last", 7]])
+def test_kinds_of_a_file_from_elsewhere_write_no_other_file(kinds, saved, tmp_path):
+    checkpointer = saved(1)
+    save_checkpoint(state(1) | {"saved_as": kinds}, tmp_path / "Net_last_ckpt.pth")
+    checkpointer.begin((0, 1), tmp_path / "Net_last_ckpt.pth")
+    assert names(tmp_path) == ["Net_last_ckpt.pth"]
+
+
 def test_what_cannot_be_read_is_passed_over_too(saved, tmp_path):
     saved(1, 2)
     (tmp_path / "Net_best_ckpt.pth").mkdir()
