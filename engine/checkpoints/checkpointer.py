@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from engine.checkpoints.file import SHARDS, for_shards, read_position, save_checkpoint, verify
+from engine.checkpoints.file import SHARDS, for_shards, load_checkpoint, read_position, save_checkpoint, verify
 from engine.devices.process_group import Distributed
 from engine.registry import short_name
 from utils.errors import UserError
