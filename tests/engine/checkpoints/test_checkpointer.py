@@ -182,7 +182,7 @@ def test_save_that_a_kill_broke_off_is_completed_on_resume(saved, tmp_path):
     (tmp_path / "Net_last_ckpt.pth").unlink()
     (tmp_path / "Net_last-3_ckpt.pth").rename(tmp_path / "Net_last_ckpt.pth")
     save_checkpoint(state(2) | {"saved_as": ["last"]}, tmp_path / "Net_last-2_ckpt.pth")
-    path, _ = Checkpointer.find(tmp_path, print)
+    path, _ = find_checkpoint(tmp_path, print)
     assert path.name == "Net_best_ckpt.pth"
     assert whole.begin((0, 4), path) == []
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == expected
