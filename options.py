@@ -26,6 +26,7 @@ from engine.options.parser import (
     end_at_once_on_ctrl_c,
     file_name,
     file_path,
+    flag_or_path,
     list_of,
     mapping,
     named_value,
@@ -108,6 +109,9 @@ def add_common_options(parser: OptionParser, task: str | None) -> None:
     add_choice(add, "model", task)
     add("--n_channels", number(int, low=1, high=4096), 1, "N", "channels of an image")
     add("--n_classes", number(int, low=1, high=10**6), 10, "N", "number of classes")
+    per_channel = {"action": ListAction, "nargs": "+"}
+    add("--input_mean", list_of(number(float)), None, "X", "of each channel: the network subtracts it", **per_channel)
+    add("--input_std", list_of(POSITIVE), None, "X", "of each channel: the network then divides by it", **per_channel)
     losses = registry.names("loss", task)
     add("--loss_type", weighted(registry.name_type("loss", task)), next(iter(losses), None), "NAME",
         f"{registry.listed('loss', task)}; or a weighted sum, as NAME:1.0 NAME:0.5", action=OneOrMoreAction, nargs="+")
@@ -183,7 +187,8 @@ def add_train_options(parser: OptionParser) -> None:
     add("--description", plain_text, "", "TEXT", "a note that is saved with the options")
     add("--output_dir", file_path, "./Results/", "DIR", "a run goes to DIR/TIMESTAMP")
     add("--resume", file_path, None, "PATH", "a run or checkpoint to continue; auto: the newest that is unfinished")
-    add("--pretrained", bool, False, "BOOL", "start from the matching weights of --model_path")
+    add("--pretrained", flag_or_path, False, "FROM", action=BoolAction,
+        help="start from the weights of a FILE, torchvision, timm or hf:OWNER/NAME, as far as they fit")
     add("--logger", list_of(logger_name), ["tensorboard", "csv"], "NAME", action=ListAction, nargs="+",
         help=f"where the curves go: {registry.listed('logger')}; or none")
     add("--save_code", bool, False, "BOOL", "keep a copy of this project's code in the run directory")
@@ -511,10 +516,10 @@ def check_options(options: Mapping[str, Any], resumes: bool) -> None:
     check_loggers(options["logger"])
     for name in options["callbacks"] or ():
         own_class(name)  # now, before a run directory is made
-    if options["pretrained"] and not options["model_path"] and not resumes:
-        raise UserError("--pretrained needs --model_path: the file to start from.")
-    if options["model_path"] and not options["pretrained"]:
-        raise UserError("--model_path is the file that --pretrained starts from: add --pretrained, or leave it out.")
+    if options["pretrained"] is True and not options["model_path"] and not resumes:
+        raise UserError("--pretrained needs the file to start from: --pretrained FILE, or a name, see --help.")
+    if options["model_path"] and options["pretrained"] is not True:
+        raise UserError("--model_path is the file that --pretrained starts from: give --pretrained FILE instead.")
 
 
 # ---- other sources, and old names ------------------------------------------------------------------------------------

@@ -403,16 +403,18 @@ class TrainerBase:
 
     @property
     def initial_weights(self) -> str | None:
-        """The file that the weights start from (--pretrained); None on resume, and without one."""
-        return self.opt.model_path if self.opt.pretrained and not self.opt.resume else None
+        """Where the weights start from (--pretrained), see extras/weights_from.py; None on resume, and without it."""
+        if not self.opt.pretrained or self.opt.resume:
+            return None
+        return load("extras.pretrained:source_of", "pretrained")(self.opt)
 
     def load_initial_weights(self) -> list[str]:
         """Load the weights of --pretrained into the networks; return a note on each for the log."""
-        path = self.initial_weights
-        if path is None:
+        if self.initial_weights is None:
             return []
-        load_pretrained = load("extras.pretrained:load_pretrained", "pretrained")
-        return [load_pretrained(network, path, name) for name, network in self.networks.items()]
+        with self.distributed.main_first():  # else two processes would download at once
+            load_weights = load("extras.pretrained:load_initial_weights", "pretrained")
+            return load_weights(self.opt, self.networks, self.initial_weights)
 
     def build_guard(self) -> NanGuard:
         """Return the guard that undoes an update that is not finite; the loop waits for a GPU's answer only if it must.

@@ -30,7 +30,6 @@ from torch.utils.data import Dataset
 
 from data.loader import EvalLoader, UpdateLoader, is_in_memory
 from data.sampler import one_each, sample_names
-from engine.checkpoints.file import load_file
 from engine.checkpoints.state import PlainState
 from engine.options.parser import Options, changed
 from engine.registry import call, find, load, taken
@@ -141,9 +140,15 @@ def prepare(
 
 
 def with_found(opt: Options, datasets: dict[str, Dataset]) -> Options:
-    """Return the options with those that the data has decided, which checkpoints must keep: see `found_options`."""
+    """Return the options with those that the data has decided, which checkpoints must keep: see `found_options`.
+
+    The weights of --pretrained decide how the input is normalized.
+    """
     found = getattr(datasets["train"], "found_options", {})
-    return changed(opt, **{name: value for name, value in found.items() if hasattr(opt, name)})
+    opt = changed(opt, **{name: value for name, value in found.items() if hasattr(opt, name)})
+    if opt.pretrained and not opt.resume:
+        return load("extras.pretrained:with_scale", "pretrained")(opt)
+    return opt
 
 
 def to_load_from(dataset: Dataset) -> Dataset:
@@ -202,7 +207,7 @@ class SeenGroups(PlainState):
 
 
 def seen_groups(datasets: dict[str, Dataset], pretrained: str | None = None) -> SeenGroups:
-    """Return the `group_hashes` of "train" and "val", with those in the checkpoint `pretrained`.
+    """Return the `group_hashes` of "train" and "val", with those in the file `pretrained`.
 
     Raises:
         UserError: a group is in both, so that the validation would measure memorized data.
@@ -214,10 +219,8 @@ def seen_groups(datasets: dict[str, Dataset], pretrained: str | None = None) -> 
             f"{common} of the {len(seen.data['val'])} groups of the val part are in the train part, too, so the "
             f"scores would flatter: let `names` and `groups` of the data sets differ, or split by group."
         )
-    content = load_file(pretrained) if pretrained else {}
-    groups = content.get("groups") if isinstance(content, dict) else None  # in a file of another program maybe anything
-    if isinstance(groups, dict):
-        seen.load_state_dict(seen.data | {part: hashes for part, hashes in groups.items() if torch.is_tensor(hashes)})
+    if pretrained:
+        seen.load_state_dict(seen.data | load("extras.pretrained:groups_in", "pretrained")(pretrained))
     return seen
 
 

@@ -1,6 +1,7 @@
 """Classifiers of torchvision and of timm, by ``torchvision:NAME`` and ``timm:NAME``, for any channels and classes.
 
-They have random weights. https://docs.pytorch.org/vision/stable/models.html, https://huggingface.co/docs/timm
+They have random weights without --pretrained, see extras/weights_from.py.
+https://docs.pytorch.org/vision/stable/models.html, https://huggingface.co/docs/timm
 """
 
 from collections.abc import Callable, Iterable
@@ -34,7 +35,7 @@ def from_torchvision(name: str) -> Callable[..., nn.Module]:
 def from_timm(name: str) -> Callable[..., nn.Module]:
     """Return a function that makes a classifier of timm; UserError when there is none of this name."""
     timm = import_module("timm", f"--model_type timm:{name}")
-    check_name("timm", name, timm.list_models())
+    check_name("timm", name.partition(".")[0], timm.list_models())  # a tag of its weights may follow, see --pretrained
 
     def build(n_channels: int, n_classes: int, **arguments: Any) -> nn.Module:
         return timm.create_model(name, **{"in_chans": n_channels, "num_classes": n_classes, **arguments})

@@ -5,7 +5,7 @@ from argparse import Namespace
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from engine.registry import BUILT_INS, LIBRARIES, call, find, taken
+from engine.registry import BUILT_INS, LIBRARIES, call, find, load, taken
 from utils.errors import UserError, shown
 
 if TYPE_CHECKING:
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 # The options that decide which weights a network has; a checkpoint fits only a network with the same values.
 OFFERED = ("n_channels", "n_classes", "width", "up", "deep_supervision", "latent", "batch_norm")
-NETWORK_OPTIONS = ("model_type", "model_args", *OFFERED, "judge_type")
+NETWORK_OPTIONS = ("model_type", "model_args", *OFFERED, "judge_type", "input_mean", "input_std")
 SHAPES = {"n_channels": "n_channels", "in_chans": "n_channels", "n_classes": "n_classes", "num_classes": "n_classes"}
 
 
@@ -21,7 +21,7 @@ def build_networks(opt: Namespace) -> "dict[str, nn.Module]":
     """Return the networks of a run by name; most tasks have one, called "model".
 
     A network, also a user-defined one, gets those of the options `OFFERED` that it names among its parameters.
-    --model_args adds arguments.
+    --model_args adds arguments. With --input_mean it normalizes its input, see extras/input_scale.py.
 
     Raises:
         UserError: when a network cannot be made with its arguments.
@@ -43,6 +43,8 @@ def build_networks(opt: Namespace) -> "dict[str, nn.Module]":
     networks = networks if isinstance(networks, dict) else {"model": networks}
     for network in networks.values():
         check_network(network, f"--model_type {opt.model_type}")
+    if getattr(opt, "input_mean", None) or getattr(opt, "input_std", None):
+        load("extras.input_scale:put_on", "input_mean")(networks, opt)
     return networks
 
 

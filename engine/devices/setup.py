@@ -37,7 +37,7 @@ def agree_on_options(opt: Namespace, distributed: Distributed) -> Namespace:
     seed, resume = distributed.broadcast((opt.seed, opt.resume))
     notes = opt.resume_notes if distributed.is_main else []
     if opt.pretrained and not resume:
-        opt = load("extras.pretrained:with_mask_values", "pretrained")(opt, opt.model_path)
+        opt = load("extras.pretrained:with_mask_values", "pretrained")(opt)
     return changed(opt, seed=seed, resume=resume, resume_notes=notes)
 
 
@@ -45,6 +45,8 @@ def place_networks(
     opt: Namespace, networks: Mapping[str, nn.Module], device: torch.device, distributed: Distributed
 ) -> dict[str, nn.Module]:
     """Return the networks, initialized, on their device, and compiled if --compile asks for it."""
+    if opt.input_mean or opt.input_std:
+        load("extras.input_scale:check_put_on", "input_mean")(networks)
     is_cut = opt.micro_batch_size == "auto" or (opt.micro_batch_size or opt.batch_size) < opt.batch_size
     records_graphs = distributed.size == 1 and not is_cut
     placed = {}

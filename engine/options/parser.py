@@ -103,6 +103,11 @@ def boolean(text: str) -> bool:
     return text.lower() == "true"
 
 
+def flag_or_path(text: str) -> bool | str:
+    """An argparse type for True, False or a file, or for another text that names a place; see `BoolAction`."""
+    return boolean(text) if text.lower() in ("true", "false") else file_path(text)
+
+
 def plain_text(text: str) -> str:
     """The argparse type of options without one: text that files, a terminal and a log can take."""
     if found := UNPRINTABLE.search(text):
@@ -267,11 +272,11 @@ class ListAction(argparse.Action):
 
 
 class BoolAction(argparse.Action):
-    """Takes ``--viz``, ``--no-viz``, ``--viz True`` and ``--viz False``."""
+    """Takes ``--viz``, ``--no-viz``, ``--viz True`` and ``--viz False``; with a type, maybe other values, too."""
 
     def __init__(self, option_strings, dest, **kwargs):
         negated = ["--no-" + option[2:] for option in option_strings if option.startswith("--")]
-        super().__init__([*option_strings, *negated], dest, nargs="?", type=boolean, metavar="BOOL", **kwargs)
+        super().__init__([*option_strings, *negated], dest, nargs="?", **{"type": boolean, "metavar": "BOOL"} | kwargs)
 
     def __call__(self, parser, namespace, values, option_string=None):
         if option_string.startswith("--no-") and values is not None:

@@ -134,9 +134,9 @@ def test_of_several_networks_that_is_found_which_fits(tmp_path):
 
 def test_safetensors_file_is_called_by_its_name(tmp_path):
     header = b'{"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}'
-    (tmp_path / "a.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + bytes(4))
+    (tmp_path / "a.pth").write_bytes(len(header).to_bytes(8, "little") + header + bytes(4))
     with pytest.raises(UserError, match=r"it is a safetensors file\. To convert one .*load_file\(OLD\), NEW\)"):
-        load_pretrained(network(), tmp_path / "a.safetensors")
+        load_pretrained(network(), tmp_path / "a.pth")
 
 
 def test_a_network_that_is_a_part_of_the_one_in_the_file_is_filled_and_the_prefix_told(tmp_path):
@@ -176,4 +176,4 @@ def test_a_checkpoint_with_averages_gives_these(tmp_path):
 def test_mask_values_that_are_none_are_named(tmp_path, values):
     torch.save({"options": {"mask_values": values, "n_classes": 2}}, tmp_path / "a.pth")
     with pytest.raises(UserError, match="its mask_values are none"):
-        with_mask_values(Options(mask_values=None, n_classes=2), str(tmp_path / "a.pth"))
+        with_mask_values(Options(mask_values=None, n_classes=2, pretrained=str(tmp_path / "a.pth")))

@@ -121,6 +121,7 @@ def test_options_decide_the_weights():
     usual = shapes()
     others = {"n_channels": 1, "n_classes": 3, "width": 8, "up": "transposed", "deep_supervision": True}
     apart = {"model_type", "model_args", "latent", "batch_norm", "judge_type"}  # the last ones are those of a GAN
+    apart |= {"input_mean", "input_std"}  # of the input
     assert {*others, *apart} == set(NETWORK_OPTIONS)  # those that an evaluation may not change
     assert all(shapes(**{name: value}) != usual for name, value in others.items())
 
