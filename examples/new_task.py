@@ -7,6 +7,8 @@ A regression: the network predicts the frequency of a noisy wave of 64 values.
 """
 
 import sys
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -61,6 +63,13 @@ class EvaluatorWaves(EvaluatorBase):
         predictions = self.model(waves)  # (N,)
         self.meters["loss"].update(self.criterion(predictions, frequencies), n=len(waves))
         self.meters["mae"].update((predictions - frequencies).abs().mean(), n=len(waves))
+
+    def predict_step(self, inputs: Tensor) -> dict[str, Tensor]:
+        return {"values": self.model(inputs)[:, None]}  # (N, 64) -> (N, 1)
+
+    def read_samples(self, path: Path) -> Iterator[tuple[str, Tensor]]:
+        for number, line in enumerate(path.read_text().splitlines(), start=1):  # 64 numbers a line
+            yield f"line {number}", torch.tensor([float(value) for value in line.split(",")])
 
 
 class TrainerWaves(TrainerBase):

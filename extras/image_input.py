@@ -23,10 +23,17 @@ def read_image(path: str | Path, opt: Namespace) -> Tensor:
     Raises:
         UserError: the file cannot be read, see `utils.image_file.read_pixels`; or the options tell no size.
     """
-    size = getattr(opt, "image_size", None) or SIZES.get(opt.data_type)
+    size = side_of(opt)
     if size is None:
         raise UserError("The checkpoint does not say the size of its images: give --image_size N, in pixels.")
     return pixels_of(path, opt, (size, size))
+
+
+def side_of(opt: Namespace) -> int | None:
+    """Return the side of the square images that a network was trained on, in pixels; None where nothing says it."""
+    if hasattr(opt, "patch_size"):
+        return opt.patch_size
+    return getattr(opt, "image_size", None) or SIZES.get(opt.data_type)
 
 
 def read_for_masks(path: str | Path, opt: Namespace) -> Tensor:

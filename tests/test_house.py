@@ -23,7 +23,10 @@ from trainer_vanilla import TrainerVanilla
 
 RUNTIME = [path for path in FILES if ring_of(path) not in ("tests", "docs", "benchmarks")]
 DISTRIBUTIONS = {"PIL": "pillow", "yaml": "PyYAML"}  # imported by another name than installed
-OPTIONAL = {"wandb", "optuna", "lightning", "webdataset", "timm", "torchmetrics", "huggingface_hub", "safetensors"}
+OPTIONAL = {
+    "wandb", "optuna", "lightning", "webdataset", "timm", "torchmetrics", "onnx", "onnxruntime", "safetensors",
+    "huggingface_hub",
+}  # fmt: skip
 HEAVY = {"matplotlib", "torchvision", "tensorboard", "tqdm", "yaml", *OPTIONAL}
 UTILS = [path for path in CORE if path.parts[0] == "utils" and path.name != "__init__.py"]
 

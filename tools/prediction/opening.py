@@ -1,0 +1,97 @@
+"""Make an evaluator from a checkpoint, for programs that need its networks and neither data nor a loss."""
+
+from argparse import Namespace
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from engine.checkpoints.file import load_checkpoint, options_of, weights_of
+from engine.checkpoints.restore import set_state
+from engine.devices.device import place_network, select_devices
+from engine.options.foreign import harmless_options
+from engine.options.parser import Options
+from engine.registry import BUILT_INS, LIBRARIES, load
+from eval import EvaluatorBase
+from extras.named_run import checkpoint_of
+from model.model_entry import NETWORK_OPTIONS
+from options import OF_THE_LAUNCH, import_asked, refuse_change, test_parser, with_new_names
+from tools.task_program import load_class
+from utils.errors import UserError, shown
+from utils.precision import Precision
+
+RESULTS = "./Results/"  # where `latest` looks
+# The evaluators that a checkpoint may name by itself.
+SHIPPED = ("eval_vanilla:EvaluatorVanilla", "eval_seg_on_carvana:EvaluatorSeg")
+# Older checkpoints do not say which it was: an option that only this one has.
+BY_OPTION = {"mask_values": SHIPPED[1], "deep_supervision": SHIPPED[1], "label_smoothing": SHIPPED[0]}
+NOT_NEEDED = ("loss_type", "loss_args", "metrics", "metric_args", "data_dir")
+OF_INPUTS = ("white", "background")  # the arguments of the data that say how an image file is read
+
+
+def open_evaluator(
+    run: str | Path, task: str | None = None, flags: Sequence[str] = (), use_average: bool = True, devices: str = "0"
+) -> tuple[EvaluatorBase, Path]:
+    """Return an evaluator with the networks of a checkpoint, in eval mode on their device, and the checkpoint's path.
+
+    Args:
+        run: a checkpoint, the directory of a run, or latest.
+        task: the program of a task of one's own; None for the evaluator that the checkpoint names.
+        flags: options that change those of the checkpoint, as a command line.
+        use_average: whether to take the averages of the weights, where there are any.
+        devices: see `engine.devices.device.select_devices`.
+
+    Raises:
+        UserError: it cannot be opened, or names code that `task` and `flags` do not name.
+    """
+    path = checkpoint_of(run, RESULTS)
+    state = load_checkpoint(path, tensors_of=("networks", "averaging"))
+    import_asked(flags)
+    evaluator_class = class_of(state, path, task)
+    opt = resolved(evaluator_class, state, path, flags)
+    (device, *_), _ = select_devices(devices)
+    networks = dict(evaluator_class.build_networks(opt))
+    set_state(networks, weights_of(state, use_average), f"The checkpoint {path}")
+    for name, network in networks.items():
+        networks[name] = place_network(network.eval(), device, opt.channels_last)
+    return evaluator_class(opt, networks, nn.Identity(), device, Precision(opt.amp, device)), path
+
+
+def class_of(state: Mapping[str, Any], path: Path, task: str | None) -> type[EvaluatorBase]:
+    """Return the class of the evaluator that made a checkpoint: that of `task`, or one that ships."""
+    if task is not None:
+        return load_class(task, EvaluatorBase, "task")
+    saved = options_of(dict(state), path)
+    name = state.get("evaluator", next((BY_OPTION[option] for option in BY_OPTION if option in saved), None))
+    if name in SHIPPED:
+        return load(name, "task")
+    raise UserError(
+        f"The checkpoint {path} is of a task of its own ({shown(name)}), whose code is used only when you name "
+        f"it yourself. If you trust it: --task FILE.py, the program of the task."
+    )
+
+
+def resolved(
+    evaluator_class: type[EvaluatorBase], state: Mapping[str, Any], path: Path, flags: Sequence[str]
+) -> Namespace:
+    """Return the options of an evaluation of a checkpoint, without those of a loss, metrics and the place of data."""
+    new_parser = partial(test_parser, evaluator_class)
+    saved = with_new_names(options_of(dict(state), path))
+    saved = {name: value for name, value in saved.items() if name not in (*OF_THE_LAUNCH, *NOT_NEEDED)}
+    data_type = saved.pop("data_type", None)  # a text that says how to read an image; nothing is made of it
+    data_args = saved.pop("data_args", None)
+    model_type = str(saved.get("model_type"))
+    if model_type in BUILT_INS["model"] or model_type.partition(":")[0] in LIBRARIES:
+        saved.pop("import", None)  # it registered other things
+    harmless = harmless_options(saved, path, new_parser, flags)
+    if isinstance(data_type, str):
+        harmless["data_type"] = data_type
+    if isinstance(data_args, Mapping):
+        harmless["data_args"] = {name: data_args[name] for name in OF_INPUTS if name in data_args}
+    parser = new_parser()
+    opt = parser.resolve(flags, [(harmless, str(path))])
+    for name in parser.asked & set(NETWORK_OPTIONS):
+        refuse_change(name, vars(opt)[name], saved.get(name), f"checkpoint {path}")
+    return Options(**vars(opt) | {"model_path": str(path)})
