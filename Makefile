@@ -27,7 +27,7 @@ test: $(VENV)/installed-dev
 
 test-rest: $(VENV)/installed-dev
 	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not clock and not ($(CORE))" $(PYTEST_ARGS)
-	$(BIN)/python -m pytest -m clock $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -m clock $(PYTEST_ARGS) $$(grep -rl mark.clock tests --include="test_*.py")
 
 test-all: test test-rest
 

@@ -1,11 +1,15 @@
 """Run Python programs in processes that are forked off one which has imported torch and this project.
 
 To start Python with torch takes two seconds. A forked process starts in 50 milliseconds: multiprocessing's `forkserver`
-has imported everything once, and has done nothing else. Whatever tests the start of Python itself, or what a program
-imports, starts a fresh interpreter instead (the fixture `fresh_python`).
+has imported everything once, and has done nothing else. When such a program starts another one of this Python, as
+launchers and sweeps do, that one is forked off it in its turn. Whatever tests the start of Python itself, or what a
+program imports, starts a fresh interpreter instead (the fixture `fresh_python`).
 """
 
 import atexit
+import contextlib
+import importlib
+import inspect
 import multiprocessing
 import os
 import runpy
@@ -17,7 +21,7 @@ import threading
 import time
 import traceback
 from collections.abc import Sequence
-from multiprocessing import connection
+from multiprocessing import connection, forkserver, resource_tracker
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -113,15 +117,94 @@ def run(
     return subprocess.CompletedProcess(program.args, program.returncode, stdout, stderr)
 
 
+# ---- what a program starts -------------------------------------------------------------------------------------------
+PLAIN_FLAGS = ("-u", "-B")  # of the interpreter: nothing that a forked process would have to do
+EXECUTE_CHILD = subprocess.Popen._execute_child
+NAMES = tuple(inspect.signature(EXECUTE_CHILD).parameters)[1:]
+
+
+def execute_child(self: subprocess.Popen, *arguments: Any) -> None:
+    """Do as subprocess.Popen does, but fork a program of this Python off the process that starts it."""
+    plan = dict(zip(NAMES, arguments, strict=True))
+    words = words_of(plan)
+    if words is None:
+        EXECUTE_CHILD(self, *arguments)
+        return
+    sys.stdout.flush()
+    sys.stderr.flush()
+    ready, is_ready = os.pipe()
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())  # until the handlers are Python's own
+    self.pid = os.fork()
+    if self.pid == 0:
+        try:
+            become_child(plan)
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+            os._exit(finish(words))  # `is_ready` is closed by now
+        finally:
+            os._exit(1)
+    signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    os.close(is_ready)
+    os.read(ready, 1)  # as Popen returns when the program has been loaded
+    os.close(ready)
+    self._child_created = True
+    pipes = ("p2cread", "p2cwrite", "c2pread", "c2pwrite", "errread", "errwrite")
+    self._close_pipe_fds(*(plan[name] for name in pipes))
+
+
+def words_of(plan: dict[str, Any]) -> list[str] | None:
+    """Return what stands after `python` in the plan of a process; None for another program, or an unusual start."""
+    args = plan["args"]
+    if isinstance(args, str | bytes | os.PathLike) or plan["shell"]:
+        return None
+    first, *words = map(os.fsdecode, args)
+    while words and words[0] in PLAIN_FLAGS:
+        words.pop(0)
+    is_program = words and (words[0] in ("-m", "-c") or not words[0].startswith("-"))
+    return words if first == sys.executable and is_program else None
+
+
+def descriptors_of_multiprocessing() -> set[int]:
+    """Those by which a process reaches the one that it was forked off, and multiprocessing's tracker."""
+    server, tracker = forkserver._forkserver, resource_tracker._resource_tracker
+    return {number for number in (server._forkserver_alive_fd, tracker._fd) if number is not None}
+
+
+def become_child(plan: dict[str, Any]) -> None:
+    """Give this forked process the streams, signals and variables that a started program would have."""
+    for number, name in enumerate(("p2cread", "c2pwrite", "errwrite")):
+        if plan[name] not in (-1, number):
+            os.dup2(plan[name], number)
+    kept = {*plan["pass_fds"], *descriptors_of_multiprocessing()}
+    for number in map(int, os.listdir("/proc/self/fd")):
+        if number > 2 and number not in kept:
+            with contextlib.suppress(OSError):  # the listing's own
+                os.close(number)
+    signal.set_wakeup_fd(-1)
+    for number in signal.valid_signals():
+        if callable(signal.getsignal(number)):
+            signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
+    atexit._clear()
+    if plan["start_new_session"]:
+        os.setsid()
+    if plan["process_group"] >= 0:
+        os.setpgid(0, plan["process_group"])
+    if plan["preexec_fn"] is not None:
+        plan["preexec_fn"]()
+    if plan["env"] is not None:
+        os.environ.clear()
+        os.environ.update({os.fsdecode(name): os.fsdecode(value) for name, value in plan["env"].items()})
+    if plan["cwd"] is not None:
+        os.chdir(plan["cwd"])
+    sys.stdin = open(0, closefd=False)  # noqa: SIM115 (open to the end)
+    open_outputs()
+    start_clean()
+
+
 # ---- in the new process ----------------------------------------------------------------------------------------------
 def become(
     words: list[str], cwd: str, environment: dict[str, str], outputs: list[Path], method: str, new_session: bool
 ) -> None:
     """Go on as the program, to its end. `method` is how it starts loading processes."""
-    import torch
-
-    from engine.runs import signals
-
     multiprocessing.set_start_method(method, force=True)  # not as this process was started
     if new_session:
         os.setsid()
@@ -131,13 +214,28 @@ def become(
     os.chdir(cwd)
     for number, path in enumerate(outputs, start=1):
         os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND), number)
-    sys.stdout = open(1, "w", encoding="utf-8", closefd=False)  # noqa: SIM115 (open to the end)
-    sys.stderr = open(2, "w", encoding="utf-8", errors="backslashreplace", buffering=1, closefd=False)  # noqa: SIM115
-    torch.set_num_threads(1)
+    open_outputs()
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    signals.STARTED = time.monotonic()  # --max_time counts from the start of a program
+    start_clean()
+    subprocess.Popen._execute_child = execute_child
     status = finish(words)
     os._exit(status)
+
+
+def start_clean() -> None:
+    """Set what a program has at its start and a forked process has not."""
+    import torch
+
+    from engine.runs import signals
+
+    torch.set_num_threads(1)
+    signals.STARTED = time.monotonic()  # --max_time counts from the start of a program
+
+
+def open_outputs() -> None:
+    """Give Python's streams the descriptors that this process has."""
+    sys.stdout = open(1, "w", encoding="utf-8", closefd=False)  # noqa: SIM115 (open to the end)
+    sys.stderr = open(2, "w", encoding="utf-8", errors="backslashreplace", buffering=1, closefd=False)  # noqa: SIM115
 
 
 def finish(words: list[str]) -> int:
@@ -189,3 +287,9 @@ def set_path(first: str) -> None:
     given = [path for path in os.environ.get("PYTHONPATH", "").split(":") if path]
     installed = [path for path in sys.path if path and not Path(path).is_relative_to(ROOT)]
     sys.path[:] = [first, *given, *installed]
+
+
+if __name__ == "__main__":  # python -m tests.fork_server -m MODULE ...: forks off itself what the program starts
+    importlib.import_module("trainer_vanilla")
+    subprocess.Popen._execute_child = execute_child
+    sys.exit(finish(sys.argv[1:]))

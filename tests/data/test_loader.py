@@ -8,10 +8,10 @@ import itertools
 import multiprocessing
 import os
 import signal
-import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from multiprocessing import active_children
 
 import pytest
@@ -22,6 +22,7 @@ from torch.utils.data._utils import signal_handling
 from data.dataloader import DataLoaderSource
 from data.loader import EvalLoader, UpdateLoader
 from data.sampler import BadSamples, epoch_order, may_be_random
+from tests import fork_server
 from utils.errors import LoadingError, UserError
 
 pytestmark = pytest.mark.clock
@@ -585,12 +586,28 @@ for _ in stream:
 """
 
 
-def start_program(root, seconds, timeout=300) -> tuple[subprocess.Popen, list[int]]:
-    program = subprocess.Popen(
-        [sys.executable, "-c", PROGRAM.format(seconds=seconds, timeout=timeout)], cwd=root, text=True,
-        env=os.environ | {"OMP_NUM_THREADS": "1"}, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-    )  # fmt: skip
-    return program, [int(number) for number in program.stdout.readline().split()]
+def start_program(seconds, timeout=300) -> tuple[fork_server.Program, Iterator[str], list[int]]:
+    """Start it; return it, the lines that it prints after the first, and the loading processes."""
+    words = ["-c", PROGRAM.format(seconds=seconds, timeout=timeout)]
+    program = fork_server.Program(words, environment=os.environ | {"OMP_NUM_THREADS": "1"})
+    lines = lines_of(program)
+    return program, lines, [int(number) for number in next(lines, "").split()]
+
+
+def lines_of(program: fork_server.Program) -> Iterator[str]:
+    """Yield the lines that a program prints, each when it is there."""
+    text = ""
+    while True:
+        has_ended = program.poll() is not None
+        told = program.read()[0]
+        if "\n" in told[len(text) :]:
+            line = told[len(text) :].split("\n")[0]
+            text += f"{line}\n"
+            yield line
+        elif has_ended:
+            return
+        else:
+            time.sleep(0.01)
 
 
 def is_running(pid: int) -> bool:
@@ -602,8 +619,8 @@ def is_running(pid: int) -> bool:
 
 
 @linux_only
-def test_a_main_process_that_is_killed_leaves_no_others(root):
-    program, workers = start_program(root, seconds="60 if index % 5 == 0 and index != 35 else 0")
+def test_a_main_process_that_is_killed_leaves_no_others():
+    program, _, workers = start_program(seconds="60 if index % 5 == 0 and index != 35 else 0")
     assert len(workers) == 2 and all(map(is_running, workers))
     program.kill()
     program.wait(10)
@@ -614,22 +631,22 @@ def test_a_main_process_that_is_killed_leaves_no_others(root):
 
 
 @linux_only
-def test_a_program_that_is_told_to_stop_while_it_waits_ends_with_all_its_processes(root):
-    program, workers = start_program(root, seconds="60 if index % 5 == 0 and index != 35 else 0")
+def test_a_program_that_is_told_to_stop_while_it_waits_ends_with_all_its_processes():
+    program, _, workers = start_program(seconds="60 if index % 5 == 0 and index != 35 else 0")
     try:
         time.sleep(0.5)
         program.terminate()
         assert program.wait(10) == 7
         assert not any(map(is_running, workers))
-        assert "Traceback" not in program.stderr.read()
+        assert "Traceback" not in program.read()[1]
     finally:
         program.kill()
         program.wait(10)
 
 
 @linux_only
-def test_signals_that_the_main_process_handles_do_not_reach_the_loading(root):
-    program, workers = start_program(root, seconds=0.01)
+def test_signals_that_the_main_process_handles_do_not_reach_the_loading():
+    program, lines, workers = start_program(seconds=0.01)
     try:
         deadline = time.monotonic() + 10
         while any(os.getpgid(pid) != pid for pid in workers) and time.monotonic() < deadline:
@@ -640,7 +657,7 @@ def test_signals_that_the_main_process_handles_do_not_reach_the_loading(root):
             assert os.getpgid(pid) == pid
         os.kill(program.pid, signal.SIGINT)  # handled there
         for _ in range(50):
-            assert program.stdout.readline() == "update\n"
+            assert next(lines) == "update"
         assert all(map(is_running, workers))
     finally:
         program.kill()
@@ -648,8 +665,8 @@ def test_signals_that_the_main_process_handles_do_not_reach_the_loading(root):
 
 
 @linux_only
-def test_a_halt_of_the_whole_job_is_no_hang(root):
-    program, workers = start_program(root, seconds=0.2, timeout=3)
+def test_a_halt_of_the_whole_job_is_no_hang():
+    program, lines, workers = start_program(seconds=0.2, timeout=3)
     try:
         time.sleep(0.15)  # it waits for data
         for pid in (program.pid, *workers):
@@ -660,7 +677,7 @@ def test_a_halt_of_the_whole_job_is_no_hang(root):
         for pid in workers:
             os.kill(pid, signal.SIGCONT)
         for _ in range(6):
-            assert program.stdout.readline() == "update\n"
+            assert next(lines) == "update"
     finally:
         program.kill()
         program.wait(10)

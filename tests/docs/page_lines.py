@@ -159,6 +159,8 @@ def run_line(command: str, directory: Path, more: str = "") -> Done:
     words = shlex.split(command)
     bin_dir = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PATH": bin_dir, "GLOO_SOCKET_IFNAME": "lo"}
+    if words[0] == "torchrun":
+        words[:1] = ["python", "-m", "torch.distributed.run"]
     if words[0] == "python" and not SHELL & set(QUOTED.sub("", command)):
         done = fork_server.run(words[1:], directory, environment, TIMEOUT)
     else:

@@ -38,6 +38,11 @@ if [ "$1 $2" = "show hostnames" ]; then echo 127.0.0.1; sleep 0.2; echo second
 else echo "$@" >> "$(dirname "$0")/asked"; fi
 """
 
+# As torchrun, but that its processes need not import torch again.
+TORCHRUN = """#!/bin/bash
+exec python -m tests.fork_server -m torch.distributed.run "$@"
+"""
+
 
 def free_port() -> int:
     with socket.socket() as found:
@@ -69,8 +74,8 @@ def start() -> Iterator[Callable[..., subprocess.Popen]]:
 
 @pytest.fixture
 def scheduler(tmp_path) -> Path:
-    """A directory with the commands of SLURM."""
-    for name, text in (("srun", SRUN), ("scontrol", SCONTROL)):
+    """A directory with the commands of SLURM, and torchrun."""
+    for name, text in (("srun", SRUN), ("scontrol", SCONTROL), ("torchrun", TORCHRUN)):
         (tmp_path / "bin" / name).parent.mkdir(exist_ok=True)
         (tmp_path / "bin" / name).write_text(text)
         (tmp_path / "bin" / name).chmod(0o755)
@@ -85,8 +90,8 @@ def test_a_script_is_sound_and_says_what_it_lacks(name):
     assert done.returncode == 2 and name in done.stderr and len(done.stderr.splitlines()) == 1
 
 
-def test_two_machines_train_one_run(tmp_path, start):
-    ports = environment(PORT=str(free_port()), GLOO_SOCKET_IFNAME="lo")
+def test_two_machines_train_one_run(tmp_path, scheduler, start):
+    ports = environment(scheduler, PORT=str(free_port()), GLOO_SOCKET_IFNAME="lo")
     flags = (*RUN, "--n_epoch", "1", "--output_dir", tmp_path / "runs")
     both = [start(["scripts/two_machines.sh", rank, "127.0.0.1", *flags], env=ports) for rank in (0, 1)]
     texts = [machine.communicate(timeout=120)[0] for machine in both]

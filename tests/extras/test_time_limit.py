@@ -9,8 +9,6 @@ import pytest
 from engine.runs.signals import Terminated, TimeIsUp
 from extras.time_limit import TimeLimit
 
-pytestmark = pytest.mark.clock
-
 
 class Clock:
     now = 0.0

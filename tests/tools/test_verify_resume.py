@@ -281,7 +281,7 @@ def test_a_signal_ends_the_run_under_way_too_and_leaves_nothing(root, tmp_path):
         f"run_main(lambda: verify_resume({str(child)!r}, [], 1, seed=0))"
     )
     environment = os.environ | {"TMPDIR": str(tmp_path / "left")}
-    process = subprocess.Popen([sys.executable, "-c", program], cwd=root, env=environment, stdout=subprocess.DEVNULL)
+    process = Program(["-c", program], root, environment)
     deadline = time.monotonic() + 60
     while not (note.exists() and note.read_text()) and time.monotonic() < deadline:
         time.sleep(0.02)

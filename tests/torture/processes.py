@@ -14,28 +14,27 @@ from tests.torture import harness
 from tests.torture.harness import Job, Life
 
 NUM_PROCESSES = 2
-FLAGS = ("--nproc", str(NUM_PROCESSES), "--n_epoch", "2", "--micro_batch_size", "3", "--dist_timeout", "60")
+FLAGS = ("--nproc", str(NUM_PROCESSES), "--micro_batch_size", "3", "--dist_timeout", "60")
 
 
 def jobs() -> list[Job]:
     """Runs of two processes: dropout shows their random states, fsdp cuts the network up between them."""
+    flags = (*FLAGS, "--n_epoch", harness.epochs(2))
     return [
-        harness.vanilla_job("dropout ddp", *FLAGS, program=harness.DROPOUT),
-        harness.vanilla_job("dropout fsdp", *FLAGS, "--parallel", "fsdp", program=harness.DROPOUT),
+        harness.vanilla_job("dropout ddp", *flags, program=harness.DROPOUT),
+        harness.vanilla_job("dropout fsdp", *flags, "--parallel", "fsdp", program=harness.DROPOUT),
     ]
 
 
 def workers(launcher: int) -> dict[int, int]:
-    """The processes that a launcher has started, by rank."""
-    found = {}
+    """The processes that a launcher has started, by rank: it starts them in this order."""
+    found = []
     for path in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError, IndexError, ValueError):
-            parent = int((path / "stat").read_text().rpartition(")")[2].split()[1])
-            environment = (path / "environ").read_bytes().split(b"\0") if parent == launcher else []
-            rank = next((entry for entry in environment if entry.startswith(b"RANK=")), None)
-            if rank:
-                found[int(rank.removeprefix(b"RANK="))] = int(path.name)
-    return found
+            fields = (path / "stat").read_text().rpartition(")")[2].split()
+            if int(fields[1]) == launcher and fields[0] != "Z":
+                found.append((int(fields[19]), int(path.name)))  # when it was started, and its number
+    return dict(enumerate(pid for _, pid in sorted(found)))
 
 
 def hit(life: Life, signum: int, rank: int) -> bool:

@@ -43,8 +43,10 @@ REAL = {  # with processes of their own
 
 @pytest.fixture(scope="module")
 def rows() -> dict[str, Row]:
-    """The figures of all that starts processes, two at a time."""
-    return dict(zip(REAL, harness.side_by_side(lambda run: run(), list(REAL.values())), strict=True))
+    """The figures of all that starts processes, two at a time, with short runs."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(harness.SHORT, "1")
+        return dict(zip(REAL, harness.side_by_side(lambda run: run(), list(REAL.values())), strict=True))
 
 
 class WithDropout(TrainerVanilla):

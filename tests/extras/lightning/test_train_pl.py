@@ -3,7 +3,6 @@
 import inspect
 import os
 import signal
-import subprocess
 import sys
 import time
 
@@ -11,6 +10,7 @@ import pytest
 
 from extras.lightning import train_pl
 from extras.lightning.train_pl import NOT_TO_BE_GIVEN
+from tests import fork_server
 from utils.errors import UserError
 
 needs_lightning = pytest.mark.skipif(
@@ -140,17 +140,14 @@ def test_help_shows_the_options_of_lightning_and_of_the_task(capsys):
 @pytest.mark.skipif(sys.platform == "win32", reason="signals are sent")
 def test_ctrl_c_saves_between_two_updates_and_ends_with_130(tmp_path, root):
     flags = ("--train_val_sample_rate", "165", "--n_epoch", "9999", "--patience", "0", "--gpu_devices", "cpu")
-    run = subprocess.Popen(
-        [sys.executable, "train_pl.py", "tests.small_tasks:TrainerSmall", *flags, "--output_dir", str(tmp_path)],
-        cwd=root, env=os.environ | {"OMP_NUM_THREADS": "1"}, text=True,
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-    )  # fmt: skip
+    words = ["train_pl.py", "tests.small_tasks:TrainerSmall", *flags, "--output_dir", tmp_path]
+    run = fork_server.Program(words, root, os.environ | {"OMP_NUM_THREADS": "1"})
     try:
         deadline = time.monotonic() + 120
         while not list(tmp_path.glob("*/*_last_ckpt.pth")) and time.monotonic() < deadline:
             time.sleep(0.1)
         run.send_signal(signal.SIGINT)
-        printed, _ = run.communicate(timeout=60)
+        printed = "".join(run.communicate(timeout=60))
     finally:
         run.kill()
     assert run.returncode == 130 and "Traceback" not in printed

@@ -5,7 +5,6 @@ import json
 import os
 import shlex
 import signal
-import subprocess
 import sys
 import time
 
@@ -14,6 +13,7 @@ import pytest
 pytest.importorskip("optuna")
 
 from engine.options.parser import OptionParser
+from tests import fork_server
 from tools.sweep import command as sweep
 from utils.errors import UserError
 
@@ -122,9 +122,8 @@ def read_table(directory):
 
 
 def test_a_sweep_is_stopped_by_ctrl_c_and_continued(command, root, tmp_path):
-    argv = [sys.executable, "sweep.py", *GRID, "--jobs", "2", "--output_dir", str(tmp_path), "--", *TINY]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    started = subprocess.Popen(argv, cwd=root, stdout=subprocess.PIPE, text=True, env=environment)
+    argv = ["sweep.py", *GRID, "--jobs", "2", "--output_dir", tmp_path, "--", *TINY]
+    started = fork_server.Program(argv, root, os.environ | {"OMP_NUM_THREADS": "1"})
     while started.poll() is None and len(list(tmp_path.glob("*/runs/*/*/metrics.csv"))) < 2:
         time.sleep(0.1)
     started.send_signal(signal.SIGINT)
