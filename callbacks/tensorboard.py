@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from callbacks.callback import Callback
+from utils.errors import UserError
 
 EVENT_FILE = re.compile(r"events\.out\.tfevents\.(\d{10})(\..*)")  # with the second in which it was made
 
@@ -21,8 +22,9 @@ def open_writer(log_dir: Path, purge_step: int) -> Any:
     """
     from torch.utils.tensorboard import SummaryWriter  # takes a while
 
-    is_own = log_dir.is_dir() and not log_dir.is_symlink()
-    names = [EVENT_FILE.fullmatch(path.name) for path in log_dir.iterdir()] if is_own else []
+    if log_dir.is_symlink():
+        raise UserError(f"{log_dir} is a link, and events would go into files elsewhere: put a directory in its place.")
+    names = [EVENT_FILE.fullmatch(path.name) for path in log_dir.iterdir()] if log_dir.is_dir() else []
     made = sorted(name.groups() for name in names if name)
     ahead = int(made[-1][0]) - int(time.time()) + 1 if made else 0
     if ahead > 0:

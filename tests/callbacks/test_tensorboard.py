@@ -218,3 +218,13 @@ def test_all_tags_and_steps_are_there_once_whole_and_after_two_kills(trainer, tm
         events = read(log_dir / "summary" / "gradients")
         tags = events.Tags()["scalars"]
         assert len(tags) > 1 and all(steps(events, tag) == [*range(1, 13)] for tag in tags)
+
+
+@pytest.mark.parametrize("is_there", [True, False])
+def test_no_event_goes_through_a_link(trainer, tmp_path, is_there):
+    if is_there:
+        (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "summary").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(UserError, match="summary is a link, and events would go into files elsewhere"):
+        train(trainer, tmp_path / "summary", range(1, 3))
+    assert not is_there or not list((tmp_path / "elsewhere").iterdir())
