@@ -43,7 +43,10 @@ def failed_part(trainer, error: BaseException, first_update: int) -> str:
         if frame.f_code is call_one.__code__:
             return f"{type(frame.f_locals['callback']).__name__}.{frame.f_locals['hook']}"
     if "Expected more than 1 value per channel" in str(error):  # of torch, perhaps in the last batch of an epoch
-        return "a batch of one sample, which cannot be normalized: give another --batch_size or --micro_batch_size"
+        sizes = "--batch_size or --micro_batch_size"
+        if trainer.distributed.size > 1:
+            sizes = "--batch_size, --micro_batch_size or number of processes, which share each update"
+        return f"a batch of one sample, which cannot be normalized: give another {sizes}"
     if trainer.progress.update == first_update:
         return "the first update"
     return "the first validation" if is_validating(trainer, error) and not trainer.score else ""

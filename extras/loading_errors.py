@@ -1,10 +1,14 @@
 """Explain in one line why data could not be loaded. data/dataloader.py comes here when something has failed."""
 
+import gc
 import signal
 import time
+import traceback
 from collections.abc import Mapping, Sequence
 from multiprocessing.process import BaseProcess
 from typing import Any
+
+from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 from utils.errors import LoadingError, UserError
 
@@ -55,8 +59,27 @@ def of_wait(error: Exception, workers: list[BaseProcess], fetcher: Any) -> Excep
         return LoadingError(f"A loading process {how} {where}.\n{HINTS.get(name, HINT)}")
     for words, advice in SCARCE.items():
         if words in str(error):
+            release(error)
             return LoadingError(f"Batches cannot be sent between processes: {words}. {advice}")
     return error
+
+
+def release(error: Exception) -> None:
+    """End the processes of a DataLoader's iterator that could not be made, and close its pipes.
+
+    The frames of the error hold it, and while its files are open, the checkpoint of the run could not be written.
+    """
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__) if frame.f_code.co_name == "__init__"]
+    iterator = None
+    for iterator in [frame.f_locals.get("self") for frame in frames]:
+        if isinstance(iterator, _MultiProcessingDataLoaderIter):
+            iterator._shutdown = True  # else its end would look for what was never made
+            for worker in getattr(iterator, "_workers", ()):
+                worker.kill()
+                worker.join()
+    error.__traceback__ = None
+    frames = iterator = None
+    gc.collect()  # its parts hold each other
 
 
 def of_hang(timeout: float, workers: list[BaseProcess], fetcher: Any) -> LoadingError:

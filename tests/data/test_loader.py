@@ -451,6 +451,24 @@ def test_a_scarce_system_is_one_line(words):
         list(loader_of(Numbers(lack), 1))
 
 
+@pytest.mark.skipif(not os.path.exists("/proc/self/fd"), reason="the system does not list open files")
+def test_files_of_processes_that_cannot_all_be_started_are_closed(monkeypatch):
+    start, calls = multiprocessing.process.BaseProcess.start, itertools.count()
+
+    def start_one(process):
+        if next(calls):
+            raise OSError(24, "Too many open files")
+        start(process)
+
+    loader = loader_of(Numbers(), num_workers=2)
+    before = os.listdir("/proc/self/fd")
+    monkeypatch.setattr(multiprocessing.process.BaseProcess, "start", start_one)
+    with pytest.raises(LoadingError, match=r"Too many open files\. Raise their number") as caught:
+        list(loader)
+    assert len(os.listdir("/proc/self/fd")) == len(before) and active_children() == []
+    assert caught.value.status == 5
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("method", ["spawn", "forkserver"])
 def test_processes_may_be_started_in_another_way(start_method, method):
