@@ -18,8 +18,8 @@ from torch import nn
 from data.data_entry import build_datasets, build_eval_loader, data_notes, refuse_seen
 from data.loader import EvalLoader
 from engine.checkpoints.file import load_checkpoint, weights_of
-from engine.devices.device import place_network, select_devices
 from engine.devices.process_group import Distributed
+from engine.devices.setup import place_network, select_devices
 from engine.options.parser import OptionParser, run_main
 from engine.registry import load
 from engine.runs.scores import scalars

@@ -505,17 +505,16 @@ def check_gpus(options: Mapping[str, Any]) -> None:
 
 def check_options(options: Mapping[str, Any], resumes: bool) -> None:
     """Raise UserError when options of training contradict each other."""
-    from callbacks.callback_entry import check_loggers, own_class  # it imports torch
-
     if options["requeue"] and not resumes:
         raise UserError("--requeue needs --resume auto: without it, each job would begin a new run.")
     if options["ema"] is not None and options["swa_start"] is not None:
         raise UserError("--ema and --swa_start are two averages of the same weights: give one of them.")
     if (options["swa_start"] or 0) > options["n_epoch"]:
         raise UserError(f"--swa_start {options['swa_start']} is after the last epoch, --n_epoch {options['n_epoch']}.")
-    check_loggers(options["logger"])
-    for name in options["callbacks"] or ():
-        own_class(name)  # now, before a run directory is made
+    if options["callbacks"] or not {"tensorboard", "csv"}.issuperset(options["logger"]):
+        from callbacks.callback_entry import check_chosen  # it imports torch
+
+        check_chosen(options["logger"], options["callbacks"] or ())  # now, before a run directory is made
     if options["pretrained"] is True and not options["model_path"] and not resumes:
         raise UserError("--pretrained needs the file to start from: --pretrained FILE, or a name, see --help.")
     if options["model_path"] and options["pretrained"] is not True:

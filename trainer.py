@@ -25,9 +25,8 @@ from data.data_entry import build_loaders, data_notes, describe, seen_groups, wi
 from data.loader import EvalLoader, Update, UpdateLoader
 from engine.checkpoints.checkpointer import build_checkpointer
 from engine.checkpoints.state import collect_state, plain
-from engine.devices.device import place_network
 from engine.devices.job import launch
-from engine.devices.setup import agree_on_options, join_processes, place_networks
+from engine.devices.setup import agree_on_options, join_processes, place_network, place_networks
 from engine.epoch_log import EpochLog
 from engine.nan_guard import NanGuard, can_be_voided
 from engine.optimizers import (

@@ -6,11 +6,10 @@ import sys
 from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from callbacks.callback import Callback
 from callbacks.console import Console
-from engine.registry import call, find, load, make, name_of, parameters_of
+from engine.registry import call, find, load, name_of, parameters_of
 from utils.errors import UserError
 
 
@@ -22,15 +21,7 @@ def build_default_callbacks(opt: Namespace, run_dir: Path, logger: logging.Logge
 
         callbacks.append(ProgressBar(opt.n_epoch))
     callbacks.append(Console(logger, opt.monitor, opt.n_epoch))
-    for name in dict.fromkeys(opt.logger):
-        if name != "none":
-            callbacks.append(make("logger", name, offered_to_loggers(opt, run_dir)))
-    return callbacks
-
-
-def offered_to_loggers(opt: Namespace, run_dir: Path) -> dict[str, Any]:
-    """Return the arguments that a logger gets, if it names them among its parameters."""
-    return {
+    offered = {  # a logger gets those that it names among its parameters
         "run_dir": run_dir,
         "log_dir": run_dir / "summary",
         "path": run_dir / "metrics.csv",
@@ -39,14 +30,18 @@ def offered_to_loggers(opt: Namespace, run_dir: Path) -> dict[str, Any]:
         "project": opt.proj_name,
         "monitor": opt.monitor,
     }
+    loggers = [find("logger", name) for name in dict.fromkeys(opt.logger) if name != "none"]
+    return [*callbacks, *(call(logger, offered, {}, "--logger") for logger in loggers)]
 
 
-def check_loggers(names: Sequence[str]) -> None:
-    """Raise UserError when --logger contradicts itself, or needs a package that is not installed."""
-    if "none" in names and len(names) > 1:
-        raise UserError(f"--logger {' '.join(names)}: none stands alone.")
-    if "wandb" in names and importlib.util.find_spec("wandb") is None:
+def check_chosen(loggers: Sequence[str], callbacks: Sequence[str]) -> None:
+    """Raise UserError when --logger contradicts itself or lacks a package, or --callbacks names no callback."""
+    if "none" in loggers and len(loggers) > 1:
+        raise UserError(f"--logger {' '.join(loggers)}: none stands alone.")
+    if "wandb" in loggers and importlib.util.find_spec("wandb") is None:
         raise UserError("--logger wandb needs Weights & Biases, which is not installed: pip install wandb")
+    for name in callbacks:
+        own_class(name)
 
 
 def own_class(name: str) -> type[Callback]:

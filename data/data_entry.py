@@ -121,7 +121,7 @@ def prepare(
     opt: Namespace, dataset: Dataset, part: str, batch_size: int, device: torch.device, num_workers: int | None = None
 ) -> tuple[Dataset, dict[str, Any]]:
     """Return the data set that samples of a part are loaded from, and the options of its loader."""
-    dataset = to_load_from(dataset)
+    dataset = dataset.open_cache() if hasattr(dataset, "open_cache") else dataset
     loading = {"part": part, "worker_timeout": opt.worker_timeout, "max_bad_samples": opt.skip_bad_samples}
     report = ""
     if num_workers is None:
@@ -149,10 +149,6 @@ def with_found(opt: Options, datasets: dict[str, Dataset]) -> Options:
     if opt.pretrained and not opt.resume:
         return load("extras.pretrained:with_scale", "pretrained")(opt)
     return opt
-
-
-def to_load_from(dataset: Dataset) -> Dataset:
-    return dataset.open_cache() if hasattr(dataset, "open_cache") else dataset
 
 
 def sample_groups(dataset: Dataset) -> Sequence[Any]:

@@ -5,14 +5,14 @@ A loss is a mean over the samples of a batch. Otherwise the result would depend 
 
 from argparse import Namespace
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import torch
+from torch import nn
 
 from engine.options.parser import split_weight
 from engine.registry import call, find, load
 from utils.errors import UserError, shown
-
-if TYPE_CHECKING:
-    from torch import nn
 
 TENSORS = ("weight", "pos_weight")  # arguments that torch's losses take as tensors, and JSON has as lists
 
@@ -32,7 +32,7 @@ def split_terms(loss_type: str | Sequence[str]) -> dict[str, float]:
     return weights
 
 
-def build_criterion(opt: Namespace) -> "nn.Module":
+def build_criterion(opt: Namespace) -> nn.Module:
     """Return the loss: a module that takes (outputs, targets) and returns a scalar.
 
     --loss_args goes to the class of a single loss; of a weighted sum, it has a mapping for each loss, by its name.
@@ -52,10 +52,8 @@ def build_criterion(opt: Namespace) -> "nn.Module":
 
 def build_loss(
     name: str, offered: Mapping[str, Any], arguments: Mapping[str, Any], option: str = "--loss_args"
-) -> "nn.Module":
+) -> nn.Module:
     """Return the loss of this name; UserError when it cannot be made with its arguments, or is not a mean."""
-    from torch import nn
-
     component = find("loss", name)
     if str(getattr(component, "__module__", "")).startswith("torch."):
         arguments = with_tensors(arguments, option)
@@ -74,8 +72,6 @@ def build_loss(
 
 def with_tensors(arguments: Mapping[str, Any], option: str) -> dict[str, Any]:
     """Return arguments in which the weights of torch's losses are tensors; UserError when one is no number or list."""
-    import torch
-
     converted = dict(arguments)
     for name in TENSORS:
         try:

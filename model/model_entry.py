@@ -3,13 +3,13 @@
 import warnings
 from argparse import Namespace
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from torch import nn
+from torch.nn.parameter import is_lazy
 
 from engine.registry import BUILT_INS, LIBRARIES, call, find, load, taken
 from utils.errors import UserError, shown
-
-if TYPE_CHECKING:
-    from torch import nn
 
 # The options that decide which weights a network has; a checkpoint fits only a network with the same values.
 OFFERED = ("n_channels", "n_classes", "width", "up", "deep_supervision", "latent", "batch_norm")
@@ -17,7 +17,7 @@ NETWORK_OPTIONS = ("model_type", "model_args", *OFFERED, "judge_type", "input_me
 SHAPES = {"n_channels": "n_channels", "in_chans": "n_channels", "n_classes": "n_classes", "num_classes": "n_classes"}
 
 
-def build_networks(opt: Namespace) -> "dict[str, nn.Module]":
+def build_networks(opt: Namespace) -> dict[str, nn.Module]:
     """Return the networks of a run by name; most tasks have one, called "model".
 
     A network, also a user-defined one, gets those of the options `OFFERED` that it names among its parameters.
@@ -50,9 +50,6 @@ def build_networks(opt: Namespace) -> "dict[str, nn.Module]":
 
 def check_network(network: Any, source: str) -> None:
     """Raise UserError unless it is a module all of whose parameters have elements, or have no shape yet."""
-    from torch import nn
-    from torch.nn.parameter import is_lazy
-
     if not isinstance(network, nn.Module):
         raise UserError(f"{source} makes no nn.Module, but {type(network)}.")
     for name, parameter in network.named_parameters():

@@ -10,7 +10,6 @@ import json
 import math
 import os
 import re
-import select
 import signal
 import sys
 import threading
@@ -529,6 +528,8 @@ def leave_full_disk_to_main(failure: threading.ExceptHookArgs, others=threading.
 
 def is_unread(stream: TextIO) -> bool:
     """Whether a stream is a pipe whose reader has gone away. Windows does not tell."""
+    import select  # here, as few runs need it
+
     if not hasattr(select, "poll"):
         return False
     poll = select.poll()

@@ -16,7 +16,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from callbacks.callback import Callback
-from engine.devices.device import select_devices
+from engine.devices.setup import select_devices
 from engine.options.files import argument
 from engine.options.parser import OptionParser, file_path, plain_text, run_main, setting
 from engine.registry import call, is_reference, load, short_name

@@ -16,7 +16,6 @@ from PIL import Image
 
 import extras.pixel_cache
 from data.Carvana import augment_batch, augment_pair, build_carvana
-from data.data_entry import to_load_from
 from data.loader import EvalLoader, UpdateLoader
 from engine.checkpoints.file import load_checkpoint, save_checkpoint
 from eval_seg_on_carvana import EvaluatorSeg
@@ -401,7 +400,7 @@ def test_bad_samples_are_named_and_left_out_as_without_the_cache(parts, own_cars
     bad = []
     for _ in range(2):  # the cache is made, and found
         for cache in (False, True):
-            loaded = to_load_from(parts(own_cars, cache=cache, skip_bad_samples=3)["train"])
+            loaded = parts(own_cars, cache=cache, skip_bad_samples=3)["train"].open_cache()
             loader = EvalLoader(loaded, 4, num_workers=num_workers, max_bad_samples=3, part="train")
             loader.bad.warn = lambda message: None
             assert sum(len(masks) for _, masks in loader) == 13

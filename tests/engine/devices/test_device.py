@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from engine.devices.device import place_network, select_devices
+from engine.devices.setup import place_network, select_devices
 from utils.errors import UserError
 
 CPU = torch.device("cpu")

@@ -6,7 +6,7 @@ import types
 
 import pytest
 
-from callbacks.callback_entry import check_loggers
+from callbacks.callback_entry import check_chosen
 from extras.callbacks.wandb_logger import WandB
 from utils.errors import UserError
 
@@ -73,10 +73,10 @@ def test_an_id_that_would_lead_elsewhere_is_refused(tmp_path, state):
 def test_a_missing_package_and_a_contradiction_are_told_in_one_line(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UserError, match="pip install wandb"):
-        check_loggers(["csv", "wandb"])
+        check_chosen(["csv", "wandb"], [])
     with pytest.raises(UserError, match="none stands alone"):
-        check_loggers(["none", "csv"])
-    check_loggers(["none"])
+        check_chosen(["none", "csv"], [])
+    check_chosen(["none"], [])
 
 
 def test_no_logger_leaves_no_curves(train):
