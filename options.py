@@ -453,9 +453,9 @@ def completed(
     if opt.debug:
         opt.limit_batches = DEBUG_BATCHES
         parser.note_source("limit_batches", "--debug")
-    if opt.debug and "n_epoch" in opt:
-        opt.n_epoch = 1
-        parser.note_source("n_epoch", "--debug")
+        if "n_epoch" in opt:
+            opt.n_epoch = 1
+            parser.note_source("n_epoch", "--debug")
     check_gpus(vars(opt))
     refuse_without_effect(vars(opt), parser.sources, new_parser, evaluator_class)
     if opt.print_config:
@@ -531,6 +531,9 @@ def options_of_files(argv: Sequence[str] | None) -> Namespace:
 
 def import_asked(argv: Sequence[str] | None) -> None:
     """Import the modules of --import, before the parser is made: the names that they register become choices."""
+    argv = sys.argv[1:] if argv is None else argv
+    if not any(text.startswith(("--config", "--import")) for text in argv):
+        return
     given = options_of_files(argv)
     parser = OptionParser(add_help=False)
     add_file_options(parser)

@@ -24,11 +24,11 @@ def open_writer(log_dir: Path, purge_step: int) -> Any:
 
     if log_dir.is_symlink():
         raise UserError(f"{log_dir} is a link, and events would go into files elsewhere: put a directory in its place.")
-    names = [EVENT_FILE.fullmatch(path.name) for path in log_dir.iterdir()] if log_dir.is_dir() else []
-    made = sorted(name.groups() for name in names if name)
-    ahead = int(made[-1][0]) - int(time.time()) + 1 if made else 0
-    if ahead > 0:
-        for seconds, rest in made:
+    if log_dir.is_dir():
+        names = [EVENT_FILE.fullmatch(path.name) for path in log_dir.iterdir()]
+        made = sorted(name.groups() for name in names if name)
+        ahead = int(made[-1][0]) - int(time.time()) + 1 if made else 0
+        for seconds, rest in made if ahead > 0 else ():
             earlier = f"{int(seconds) - ahead:010d}"
             (log_dir / f"events.out.tfevents.{seconds}{rest}").rename(log_dir / f"events.out.tfevents.{earlier}{rest}")
     return SummaryWriter(str(log_dir), purge_step=purge_step)

@@ -15,7 +15,6 @@ import inspect
 import json
 import re
 import sys
-import traceback
 from argparse import ArgumentTypeError
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
@@ -395,6 +394,8 @@ def name_of(component: Callable) -> str:
 
 def error_line(error: BaseException) -> str:
     """Return an exception in one line, with the file and line that raised it."""
+    import traceback  # here, as only an error needs it
+
     frame = traceback.extract_tb(error.__traceback__)[-1]
     text = " ".join(str(error).split())[:300]
     return f"{type(error).__name__}: {text} ({frame.filename}:{frame.lineno})"

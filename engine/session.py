@@ -51,12 +51,13 @@ class Session:
             block.callback(lambda: trainer.train_loader.close())  # ends the loading processes; it may yet be replaced
             if trainer.opt.micro_batch_size == "auto":
                 self.find_micro_batch_size()
+            put_aside = []
             if trainer.opt.resume:
                 # tensors_of: the tensors of a sharded checkpoint are read where each process needs them.
                 trainer.load_state_dict(load_checkpoint(trainer.opt.resume, tensors_of=()))
                 trainer.run_dir.strike_out(trainer.progress.epoch)  # marks log lines of epochs that are made once more
-            # Checkpoints ahead of the position are put aside.
-            put_aside = trainer.checkpointer.begin(trainer.progress.position, trainer.opt.resume)
+                # Checkpoints ahead of the position are put aside.
+                put_aside = trainer.checkpointer.begin(trainer.progress.position, trainer.opt.resume)
             for note in (*trainer.opt.resume_notes, *put_aside):
                 trainer.logger.warning(note)
             self.block = block.pop_all()

@@ -1,10 +1,11 @@
 """A weighted sum of several losses, as in --loss_type PixelCE:1.0 Dice:0.5."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import Tensor, nn
 
+from engine.options.parser import split_weight
 from engine.registry import short_name, split_arguments
 from loss.loss_entry import build_loss
 from utils.errors import UserError
@@ -12,15 +13,16 @@ from utils.meter import IGNORED
 
 
 def build_weighted_sum(
-    weights: Mapping[str, float], offered: Mapping[str, Any], arguments: Mapping[str, Any]
+    terms: Sequence[str], offered: Mapping[str, Any], arguments: Mapping[str, Any]
 ) -> "WeightedSum":
     """Return the sum of the losses that --loss_type names.
 
     Args:
-        weights: by the names of the losses.
+        terms: the names, each with its weight or without, as "Dice:0.5".
         offered: arguments for each loss that takes them.
         arguments: of --loss_args, a mapping for each loss, by its name.
     """
+    weights = split_terms(terms)
     if len(names := {short_name(name): name for name in weights}) < len(weights):
         raise UserError(f"--loss_type names two losses that are both called {' or '.join(names)}: rename one.")
     by_name = split_arguments(arguments, names, "--loss_args", "loss")
@@ -30,6 +32,21 @@ def build_weighted_sum(
     is_given = "ignore_index" in offered or any("ignore_index" in given for given in by_name.values())
     default = None if is_given else IGNORED  # of torch
     return WeightedSum(losses, {short: weights[name] for short, name in names.items()}, default)
+
+
+def split_terms(terms: Sequence[str]) -> dict[str, float]:
+    """Return the weights of the losses that --loss_type names.
+
+    >>> split_terms(["PixelCE", "Dice:0.5"])
+    {'PixelCE': 1.0, 'Dice': 0.5}
+    """
+    weights: dict[str, float] = {}
+    for term in terms:
+        name, weight = split_weight(term)
+        if name in weights:
+            raise UserError(f"--loss_type names {name} twice: give each loss once, with its weight.")
+        weights[name] = float(weight or 1)
+    return weights
 
 
 class WeightedSum(nn.Module):

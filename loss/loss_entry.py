@@ -4,32 +4,17 @@ A loss is a mean over the samples of a batch. Otherwise the result would depend 
 """
 
 from argparse import Namespace
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import nn
 
 from engine.options.parser import split_weight
-from engine.registry import call, find, load
+from engine.registry import as_list, call, find, load
 from utils.errors import UserError, shown
 
 TENSORS = ("weight", "pos_weight")  # arguments that torch's losses take as tensors, and JSON has as lists
-
-
-def split_terms(loss_type: str | Sequence[str]) -> dict[str, float]:
-    """Return the weights of the losses that --loss_type names.
-
-    >>> split_terms("CE"), split_terms(["PixelCE", "Dice:0.5"])
-    ({'CE': 1.0}, {'PixelCE': 1.0, 'Dice': 0.5})
-    """
-    weights: dict[str, float] = {}
-    for term in [loss_type] if isinstance(loss_type, str) else loss_type:
-        name, weight = split_weight(term)
-        if name in weights:
-            raise UserError(f"--loss_type names {name} twice: give each loss once, with its weight.")
-        weights[name] = float(weight or 1)
-    return weights
 
 
 def build_criterion(opt: Namespace) -> nn.Module:
@@ -39,15 +24,15 @@ def build_criterion(opt: Namespace) -> nn.Module:
     """
     if opt.loss_type is None:
         raise UserError("--loss_type is needed: MODULE:NAME, since no loss is known for this task.")
-    weights, arguments = split_terms(opt.loss_type), getattr(opt, "loss_args", {})
+    arguments = getattr(opt, "loss_args", {})
     offered = {"n_classes": opt.n_classes, "label_smoothing": getattr(opt, "label_smoothing", 0.0)}
     if getattr(opt, "ignored_values", None):
         from utils.meter import IGNORED
 
         offered["ignore_index"] = IGNORED
-    if isinstance(opt.loss_type, str) and opt.loss_type in weights:
+    if isinstance(opt.loss_type, str) and not split_weight(opt.loss_type)[1]:
         return build_loss(opt.loss_type, offered, arguments)
-    return load("extras.weighted_sum:build_weighted_sum", "loss_type")(weights, offered, arguments)
+    return load("extras.weighted_sum:build_weighted_sum", "loss_type")(as_list(opt.loss_type), offered, arguments)
 
 
 def build_loss(

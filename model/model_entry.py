@@ -31,9 +31,8 @@ def build_networks(opt: Namespace) -> dict[str, nn.Module]:
     arguments = getattr(opt, "model_args", {})
     is_built_in = opt.model_type in BUILT_INS["model"]
     offered = {name: getattr(opt, name) for name in OFFERED if getattr(opt, name, None) is not None}
-    shape = {"n_channels": opt.n_channels, "n_classes": opt.n_classes}
-    if is_built_in or opt.model_type.partition(":")[0] in LIBRARIES:
-        check_shape(arguments, shape)
+    if arguments and (is_built_in or opt.model_type.partition(":")[0] in LIBRARIES):
+        check_shape(arguments, {"n_channels": opt.n_channels, "n_classes": opt.n_classes})
     component = find("model", opt.model_type)
     if getattr(opt, "deep_supervision", False) and is_built_in and not taken(component, {"deep_supervision": True}):
         raise UserError("--deep_supervision is for UNet++: use it with --model_type UNetpp.")

@@ -1,6 +1,5 @@
 """Exceptions for people, each with the exit status of a program that ends with it."""
 
-import difflib
 from collections.abc import Iterable
 from typing import Any
 
@@ -59,6 +58,8 @@ def nearest(name: str, known: Iterable[str]) -> str:
     >>> nearest("adamw", ["adam", "adamW", "sgd"])
     " (did you mean 'adamW'?)"
     """
+    import difflib  # here, as only an error needs it
+
     by_lower = {candidate.lower(): candidate for candidate in known}
     found = difflib.get_close_matches(name.lower(), by_lower, n=1, cutoff=0.6)
     return f" (did you mean '{by_lower[found[0]]}'?)" if found else ""

@@ -68,9 +68,9 @@ class Meter:
 
     def to(self, device: torch.device | str) -> "Meter":
         """Move to `device`, where the tensors given to `update` must be, and return the meter itself."""
-        state = self.state_dict()
         self.device = torch.device(device)
-        self.load_state_dict(state)
+        for name, value in self.state_dict().items():
+            self._assign(name, value)
         return self
 
     def state_dict(self) -> dict[str, Tensor]:

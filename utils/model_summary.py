@@ -42,16 +42,14 @@ def layer_table(module: nn.Module, max_rows: int = 40) -> str:
             shapes = ", ".join("x".join(map(str, parameter.shape)) or "1" for parameter in own)
             count = sum(parameter.numel() for parameter in own)
             rows.append((name or "(itself)", type(layer).__name__, shapes, f"{count:,}"))
-    num_hidden = max(len(rows) - 1 - max_rows, 0)
-    rows = rows[: 1 + max_rows]
-
-    name_width, type_width, shapes_width, count_width = (max(map(len, column)) for column in zip(*rows, strict=True))
+    shown = rows[: 1 + max_rows]
+    name_width, type_width, shapes_width, count_width = (max(map(len, column)) for column in zip(*shown, strict=True))
     lines = [
         f"{name:<{name_width}}  {kind:<{type_width}}  {shapes:<{shapes_width}}  {count:>{count_width}}"
-        for name, kind, shapes, count in rows
+        for name, kind, shapes, count in shown
     ]
-    if num_hidden:
-        lines.append(f"... and {num_hidden} more layers")
+    if len(shown) < len(rows):
+        lines.append(f"... and {len(rows) - len(shown)} more layers")
     total, trainable = count_parameters(module)
     lines.append(f"total {total:,} parameters, {trainable:,} trainable")
     return "\n".join(lines)

@@ -185,7 +185,7 @@ def build_scheduler(
         updates_per_epoch=updates_per_epoch,
         decay_updates=decay_updates,
         lr_decay_rate=lr_decay_rate,
-        floor=lowest_factor(optimizer, lr_min),
+        floor=lowest_factor(optimizer, lr_min) if lr_min else 0.0,
     )
     # One function for all groups, so that each keeps its ratio to the others. It is no object, because LambdaLR saves
     # the attributes of one, and a resume would restore the old plan.
@@ -198,7 +198,7 @@ def lowest_factor(optimizer: Optimizer, lr_min: float) -> float:
     first = next(of_no_name, optimizer.defaults)
     base_lr = float(first.get("initial_lr", first["lr"]))
     check_range("lr_min", lr_min, 0 <= lr_min <= base_lr, f"from 0 to the learning rate, {base_lr:g}")
-    return lr_min / base_lr if lr_min else 0.0
+    return lr_min / base_lr
 
 
 def resume_schedule(scheduler: LambdaLR, state: dict[str, Any]) -> None:

@@ -129,7 +129,7 @@ class Checkpointer:
 
     # ---- begin ---------------------------------------------------------------------------------------------------
     def begin(self, position: tuple[int, int] = (0, 0), resumed: str | Path | None = None) -> list[str]:
-        """Prepare the directory for a run that starts at `position` (epochs, updates); return what was renamed.
+        """Prepare the directory of a run that is resumed at `position` (epochs, updates); return what was renamed.
 
         Temporary files that a killed process left are removed. Checkpoints ahead of the position are renamed, because
         the next resume would take one of them for the newest. So are those too damaged to have a position.

@@ -36,11 +36,13 @@ def agree_on_options(opt: Namespace, distributed: Distributed) -> Namespace:
 
     Masks mean the same classes as in the run that --pretrained starts from, unless the options say otherwise.
     """
-    seed, resume = distributed.broadcast((opt.seed, opt.resume))
-    notes = opt.resume_notes if distributed.is_main else []
-    if opt.pretrained and not resume:
+    if distributed.size > 1:
+        seed, resume = distributed.broadcast((opt.seed, opt.resume))
+        notes = opt.resume_notes if distributed.is_main else []
+        opt = changed(opt, seed=seed, resume=resume, resume_notes=notes)
+    if opt.pretrained and not opt.resume:
         opt = load("extras.pretrained:with_mask_values", "pretrained")(opt)
-    return changed(opt, seed=seed, resume=resume, resume_notes=notes)
+    return opt
 
 
 def place_networks(

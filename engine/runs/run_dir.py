@@ -128,16 +128,14 @@ class RunDir:
         write_json(self.path / "split.json", parts, indent=None)
         if not (self.path / PROVENANCE).exists():  # a resumed run keeps its first one
             write_json(self.path / PROVENANCE, {"run_name": self.name, **provenance(devices, fingerprints)})
+        else:
+            self.warn_of_changes(fingerprints)
         # Code, arguments and addresses: what a checkpoint may name again only if a person has named it.
         of_person = {name: value for name, value in options.items() if name == "import" or ":" in str(value)}
         if any(of_person.values()):
             load("extras.own_runs:sign", "resume")(self.path, of_person)
         log = self.logger.info
         log(f"Run directory: {self.path}")
-        first = read_record(self.path / PROVENANCE).get("data")
-        changed = [part for part in first if fingerprints.get(part) != first[part]] if isinstance(first, dict) else ()
-        if changed:
-            self.logger.warning(f"The data is not what this run began with: {', '.join(changed)} changed.")
         log(f"Command: {command_line()}")
         not_empty = {name: value for name, value in options.items() if value not in (None, "", {})}
         log("Options: " + ", ".join(f"{name}={value}" for name, value in not_empty.items()))
@@ -145,3 +143,10 @@ class RunDir:
         for name, network in networks.items():
             total, trainable = count_parameters(network)
             log(f"Network {name!r}: {total:,} parameters, {trainable:,} trainable\n{network}\n{layer_table(network)}")
+
+    def warn_of_changes(self, fingerprints: Mapping[str, str]) -> None:
+        """Log a warning when the data of a resumed run has other fingerprints than in the record of its beginning."""
+        first = read_record(self.path / PROVENANCE).get("data")
+        changed = [part for part in first if fingerprints.get(part) != first[part]] if isinstance(first, dict) else ()
+        if changed:
+            self.logger.warning(f"The data is not what this run began with: {', '.join(changed)} changed.")

@@ -10,7 +10,7 @@ from torch import nn
 
 from engine.checkpoints.file import load_checkpoint, options_of, weights_of
 from engine.checkpoints.restore import set_state
-from engine.devices.device import place_network, select_devices
+from engine.devices.setup import place_network, select_devices
 from engine.options.foreign import harmless_options
 from engine.options.parser import Options
 from engine.registry import BUILT_INS, LIBRARIES, load
@@ -41,7 +41,7 @@ def open_evaluator(
         task: the program of a task of one's own; None for the evaluator that the checkpoint names.
         flags: options that change those of the checkpoint, as a command line.
         use_average: whether to take the averages of the weights, where there are any.
-        devices: see `engine.devices.device.select_devices`.
+        devices: see `engine.devices.setup.select_devices`.
 
     Raises:
         UserError: it cannot be opened, or names code that `task` and `flags` do not name.
