@@ -46,8 +46,8 @@ TABLE = """
     model      UNetpp              model.UNetpp:UNetpp                            segmentation
     model      DCGAN               extras.gan.DCGAN:build_dcgan                   generation
     loss       CE                  loss.classification_loss:CrossEntropyLoss      classification
-    loss       Focal               loss.classification_loss:FocalLoss             classification
-    loss       Brier               loss.classification_loss:BrierLoss             classification
+    loss       Focal               extras.classification_losses:FocalLoss         classification
+    loss       Brier               extras.classification_losses:BrierLoss         classification
     loss       CEDice              loss.dice_loss:CEDiceLoss                      segmentation
     loss       PixelCE             loss.dice_loss:PixelCELoss                     segmentation
     loss       Dice                loss.dice_loss:DiceLoss                        segmentation
@@ -67,9 +67,9 @@ TABLE = """
     scheduler  linear              utils.scheduler:linear
     scheduler  exponential         utils.scheduler:exponential
     metric     accuracy            utils.metrics:Accuracy                         classification
-    metric     precision           utils.metrics:Precision                        classification
-    metric     recall              utils.metrics:Recall                           classification
-    metric     f1                  utils.metrics:F1                               classification
+    metric     precision           extras.precision_recall:Precision              classification
+    metric     recall              extras.precision_recall:Recall                 classification
+    metric     f1                  extras.precision_recall:F1                     classification
     metric     dice                utils.overlap:Dice                             segmentation
     metric     iou                 utils.overlap:IoU                              segmentation
     metric     mean_image_dice     utils.overlap:MeanImageDice                    segmentation

@@ -15,8 +15,8 @@ from torch import nn
 from callbacks.callback import Callback
 from engine.options.parser import OptionParser, number
 from eval_vanilla import EvaluatorVanilla
+from extras.precision_recall import PrecisionRecallF1
 from trainer_vanilla import TrainerVanilla
-from utils.metrics import PrecisionRecallF1
 
 
 class FocalLoss(nn.Module):

@@ -17,13 +17,10 @@ def time_shares(total: float, parts: Mapping[str, float]) -> dict[str, float]:
 
 
 def shares_text(shares: Mapping[str, float]) -> str:
-    """Format shares in whole percent that sum to 100, without zeros, except those of step and data.
+    """Format shares in whole percent, without zeros, except those of step and data.
 
     >>> shares_text({"step": 0.708, "data": 0.181, "evaluation": 0.09, "saving": 0.001, "other": 0.02})
     '71 % step, 18 % data, 9 % evaluation, 2 % other'
     """
-    percent = {name: int(100 * share) for name, share in shares.items()}
-    by_rest = sorted(shares, key=lambda name: percent[name] - 100 * shares[name])
-    for name in by_rest[: 100 - sum(percent.values())]:
-        percent[name] += 1
-    return ", ".join(f"{value} % {name}" for name, value in percent.items() if value or name in ALWAYS_SHOWN)
+    visible = {name: share for name, share in shares.items() if share >= 0.005 or name in ALWAYS_SHOWN}
+    return ", ".join(f"{100 * share:.0f} % {name}" for name, share in visible.items())

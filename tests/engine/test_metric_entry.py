@@ -10,11 +10,12 @@ from torch import nn
 
 from engine.metric_entry import build_metrics, ignored_by, metric_name
 from eval_vanilla import EvaluatorVanilla
+from extras.precision_recall import PrecisionRecallF1
 from loss.classification_loss import CrossEntropyLoss
 from loss.dice_loss import DiceLoss
 from trainer_seg_on_carvana import TrainerSeg
 from utils.errors import UserError
-from utils.metrics import Accuracy, PrecisionRecallF1
+from utils.metrics import Accuracy
 
 AUROC = "torchmetrics.classification:MulticlassAUROC"
 

@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from loss.classification_loss import BrierLoss, CrossEntropyLoss, FocalLoss
+from extras.classification_losses import BrierLoss, FocalLoss
+from loss.classification_loss import CrossEntropyLoss
 from loss.dice_loss import CEDiceLoss, DiceLoss
 from loss.terms import as_terms, counter
 from utils.errors import UserError

@@ -11,8 +11,9 @@ import torch
 import torchmetrics
 
 import utils.meter
+from extras.precision_recall import PrecisionRecallF1
 from utils.meter import AvgMeter, Meter
-from utils.metrics import Accuracy, ConfusionMatrix, PrecisionRecallF1
+from utils.metrics import Accuracy, ConfusionMatrix
 from utils.overlap import Dice, IoU, MeanImageDice
 
 

@@ -9,8 +9,9 @@ import torchmetrics
 from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionMatrix
 
 import utils.metrics
+from extras.precision_recall import PrecisionRecallF1
 from utils.meter import predicted_classes
-from utils.metrics import Accuracy, ConfusionMatrix, PrecisionRecallF1
+from utils.metrics import Accuracy, ConfusionMatrix
 from utils.overlap import Dice
 
 SIZES = (8, 8, 3)  # the last batch is smaller

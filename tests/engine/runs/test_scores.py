@@ -4,9 +4,10 @@ import pytest
 import torchmetrics
 
 from engine.runs.scores import check_monitor, scalars
+from extras.precision_recall import PrecisionRecallF1
 from utils.errors import UserError
 from utils.meter import AvgMeter
-from utils.metrics import ConfusionMatrix, PrecisionRecallF1
+from utils.metrics import ConfusionMatrix
 
 
 def test_names_are_known_before_anything_was_measured():
