@@ -29,12 +29,12 @@ from callbacks.callback import Callback
 from engine.devices.job import place
 from engine.optimizers import needs_closure
 from engine.options.parser import as_flags, number
+from engine.registry import load
 from eval import EvaluatorBase
 from extras.failures import failed_part
 from extras.in_order import InOrder
 from extras.param_groups import param_groups
 from extras.schedulers import OncePerEpoch
-from tools.lr_finder import LrCurve
 from trainer import TrainerBase
 from utils.errors import UserError, nearest, shown
 from utils.meter import AvgMeter
@@ -300,7 +300,7 @@ def find_lr(
     num_runs: int = 3,
     accumulate: int = 1,
     **options: Any,
-) -> LrCurve:
+) -> Any:
     """Make the learning-rate range test with real updates; the model and the optimizer are restored.
 
     Writes a plot and a `.npz` with the numbers to a new directory in find_lr/ of `output_dir`.
@@ -314,13 +314,11 @@ def find_lr(
         num_runs: runs, each from the same weights with other samples.
 
     Returns:
-        The curve: its `suggestion` is a rate, or None when the loss falls nowhere.
+        The curve, a `tools.lr_finder.LrCurve`: its `suggestion` is a rate, or None when the loss falls nowhere.
 
     Raises:
         UserError: an argument is unknown or out of range.
     """
-    from tools.find_lr import try_learning_rates
-
     check_parts(model, optimizer, None, dataset, None)
     counts = {
         "num_values": converted(number(int, low=2), "num_values", num_values),
@@ -334,6 +332,7 @@ def find_lr(
     output_dir = Path(options.pop("output_dir", None) or ModelTrainer.defaults["output_dir"]) / "find_lr"
     opt = resolve("find_lr", options, sizes(batch_size, accumulate) | {"output_dir": output_dir})
     trainer = ModelTrainer(opt, model, optimizer, None, dataset)
+    try_learning_rates = load("tools.find_lr:try_learning_rates", "lr")
     try:
         return try_learning_rates(trainer, low=low, high=high, **counts, option="lr")
     finally:

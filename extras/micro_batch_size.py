@@ -7,14 +7,14 @@ trying, and changes no result. (Batch normalization sees the micro-batch: with i
 import copy
 import gc
 from collections.abc import Callable
+from typing import Any
 
 import torch
 
 from engine.devices.process_group import Distributed, share_of
 from engine.options.parser import changed, saved_options
+from engine.registry import load
 from extras.failures import MEMORY_ADVICE
-from tools.snapshot import Snapshot
-from tools.task import first_update
 from utils.errors import DivergedError, UserError
 
 
@@ -47,7 +47,8 @@ def find_micro_batch_size(trainer) -> None:
         raise UserError("--micro_batch_size auto cannot try sizes with --parallel fsdp: give a number.")
     _, largest_share = share_of(trainer.opt.batch_size, 0, trainer.distributed.size)
     parts = {name: part for name, part in trainer.stateful().items() if name != "callbacks"}
-    snapshot = Snapshot(parts, device="cpu")  # on the GPU it would take memory that the training needs
+    make_snapshot = load("tools.snapshot:Snapshot", "micro_batch_size")
+    snapshot = make_snapshot(parts, device="cpu")  # on the GPU it would take memory that the training needs
     trainer.set_train_mode()
     together = trainer.distributed
     with together.gradients(synchronize=False):
@@ -77,9 +78,10 @@ def keep(trainer, size: int) -> None:
     trainer.run_dir.record_options(saved_options(trainer.opt))
 
 
-def fits(trainer, size: int, snapshot: Snapshot) -> bool:
+def fits(trainer, size: int, snapshot: Any) -> bool:
     """Return whether memory is enough for a step with `size` samples at once; put everything back."""
     precision = copy.deepcopy(trainer.precision)  # its scaler cannot begin an update again
+    first_update = load("tools.task:first_update", "micro_batch_size")
     update = first_update(trainer.train_loader, trainer.opt.batch_size, size)
     trainer.guard.begin_update(update)
     is_enough = True

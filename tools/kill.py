@@ -11,7 +11,7 @@ from typing import Any
 
 from callbacks.callback import Callback
 from engine.options.parser import OptionParser, file_path, number, run_main
-from extras.job_store import attempt
+from engine.registry import load
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -43,7 +43,7 @@ class Kill(Callback):
         self.update = update
 
     def on_update_end(self, trainer, values: Mapping[str, Any]) -> None:
-        if trainer.progress.update >= self.update and not attempt():
+        if trainer.progress.update >= self.update and not load("extras.job_store:attempt", "max_restarts")():
             os.kill(os.getpid(), signal.SIGKILL)
 
 

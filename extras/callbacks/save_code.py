@@ -3,7 +3,7 @@
 import logging
 
 from callbacks.callback import Callback
-from tools.source_copy import copy_source
+from engine.registry import load
 
 
 class SaveCode(Callback):
@@ -19,7 +19,7 @@ class SaveCode(Callback):
     def on_train_start(self, trainer) -> None:
         target = trainer.run_dir.path / f"code_at{trainer.progress.update}.tar.gz"
         if not target.exists():
-            count, warnings = copy_source(target)
+            count, warnings = load("tools.source_copy:copy_source", "save_code")(target)
             self.logger.info(f"Code: {count} files in {target.name}")
             for warning in warnings:
                 self.logger.warning(warning)

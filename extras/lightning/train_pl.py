@@ -20,7 +20,6 @@ from engine.devices.setup import select_devices
 from engine.options.files import argument
 from engine.options.parser import OptionParser, file_path, plain_text, run_main, setting
 from engine.registry import call, is_reference, load, short_name
-from tools.task_program import load_class
 from trainer import TrainerBase
 from utils.errors import UserError, nearest, shown
 
@@ -276,7 +275,7 @@ def train(own: Namespace, rest: Sequence[str]):
     """Train as the options say, and return the module."""
     if importlib.util.find_spec("lightning") is None:
         raise UserError("This needs Lightning, which is not installed: pip install lightning")
-    trainer_class = load_class(own.task, TrainerBase, "task")
+    trainer_class = load("tools.task_program:load_class", "task")(own.task, TrainerBase, "task")
     opt = options_of_task(trainer_class, own, rest)
     from extras.lightning.module import TaskModule
 

@@ -10,9 +10,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from engine.registry import load
 from engine.runs.run_dir import ENDED
 from engine.runs.signals import TIME_IS_UP, StopSignal, exit_status
-from extras.launch import end_with_parent
 from tools.sweep.study import FAILED, FINISHED, INTERRUPTED, PRUNED, RUNNING, WAITING, Run, Study, Trial
 from utils.errors import UserError
 from utils.logger import open_own
@@ -58,6 +58,7 @@ class Runner:
         self.study = study
         self.command = command
         self.num_slots = num_slots
+        self.end_with_parent = load("extras.launch:end_with_parent", "nproc")  # now, not in a process just forked
         self.stop_signal = StopSignal()
         path = filter(None, [str(ROOT), os.environ.get("PYTHONPATH")])
         self.environment = os.environ | {"PYTHONPATH": os.pathsep.join(path)}
@@ -107,7 +108,7 @@ class Runner:
                 stderr=subprocess.STDOUT,
                 env=self.environment,
                 process_group=0,  # Ctrl-C reaches this process alone, which passes it on once
-                preexec_fn=end_with_parent,  # SIGTERM when the sweep is killed
+                preexec_fn=self.end_with_parent,  # SIGTERM when the sweep is killed
             )
         return Job(trial, run, slot, process, time.monotonic())
 
