@@ -104,39 +104,63 @@ COLUMNS = (Column("seconds", "seconds"), Column("milliseconds", "ms per image", 
 
 def loading_case(name: str, augment: bool, title: str) -> Case:
     return Case(
-        name, title, ABOUT + "The first epoch is not counted: it fills the cache, and the page cache of the files.",
+        name,
+        title,
+        ABOUT + "The first epoch is not counted: it fills the cache, and the page cache of the files.",
         {variant: lambda opt, variant=variant: load(opt, variant, augment) for variant in EPOCHS},
-        [Mark("Pillow each time / cache", "Pillow each time", "cache", "milliseconds", at_least=20)], COLUMNS,
-    )  # fmt: skip
+        [Mark("Pillow each time / cache", "Pillow each time", "cache", "milliseconds", at_least=20)],
+        COLUMNS,
+    )
 
 
 def add_options(parser: OptionParser) -> None:
-    parser.add_argument("--data_dir", type=file_path, default=None, metavar="DIR",
-                        help="where to draw the images (default: the directory for temporary files)")  # fmt: skip
-    parser.add_argument("--cars", type=number(int, low=3, high=1000), default=9, metavar="N",
-                        help="cars to draw, with 16 views each (default: 9)")  # fmt: skip
+    parser.add_argument(
+        "--data_dir",
+        type=file_path,
+        default=None,
+        metavar="DIR",
+        help="where to draw the images (default: the directory for temporary files)",
+    )
+    parser.add_argument(
+        "--cars",
+        type=number(int, low=3, high=1000),
+        default=9,
+        metavar="N",
+        help="cars to draw, with 16 views each (default: 9)",
+    )
 
 
 BENCHMARK = Benchmark(
-    "carvana_loading", __doc__,
+    "carvana_loading",
+    __doc__,
     [
         loading_case("loading", False, "Loading Carvana from the second epoch on"),
         loading_case("augmented", True, "Loading Carvana from the second epoch on, with --augment"),
         Case(
-            "first_pass", "Filling the cache, per core",
+            "first_pass",
+            "Filling the cache, per core",
             ABOUT + "One thread fills the cache. Plain Pillow opens, converts and resizes each file, without the "
             "scaled decoding of JPEG, and keeps nothing.",
-            {"plain Pillow": plain_pillow, "first pass": first_pass,
-             "plain Pillow, photos alone": lambda opt: photos_alone(opt, False),
-             "scaled decoding, photos alone": lambda opt: photos_alone(opt, True)},
-            [Mark("plain Pillow / first pass", "plain Pillow", "first pass", "milliseconds", at_least=1.6),
-             Mark("of it, the photos alone", "plain Pillow, photos alone", "scaled decoding, photos alone",
-                  "milliseconds")],
+            {
+                "plain Pillow": plain_pillow,
+                "first pass": first_pass,
+                "plain Pillow, photos alone": lambda opt: photos_alone(opt, False),
+                "scaled decoding, photos alone": lambda opt: photos_alone(opt, True),
+            },
+            [
+                Mark("plain Pillow / first pass", "plain Pillow", "first pass", "milliseconds", at_least=1.6),
+                Mark(
+                    "of it, the photos alone",
+                    "plain Pillow, photos alone",
+                    "scaled decoding, photos alone",
+                    "milliseconds",
+                ),
+            ],
             COLUMNS,
         ),
     ],
     add_options,
-)  # fmt: skip
+)
 
 if __name__ == "__main__":
     main(BENCHMARK)

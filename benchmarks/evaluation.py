@@ -91,11 +91,13 @@ def add_options(parser: OptionParser) -> None:
 
 
 CASE = Case(
-    "images", "Evaluating 10,000 images", ABOUT,
+    "images",
+    "Evaluating 10,000 images",
+    ABOUT,
     {"evaluator": evaluator, "one at a time": one_at_a_time},
     [Mark("one at a time / evaluator", "one at a time", "evaluator", at_least=20)],
     [Column("seconds", "seconds"), Column("per_second", "images/s", "{:,.0f}"), MEMORY],
-)  # fmt: skip
+)
 BENCHMARK = Benchmark("evaluation", __doc__, [CASE], add_options)
 
 if __name__ == "__main__":

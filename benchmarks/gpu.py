@@ -228,8 +228,10 @@ def case_of(name: str, num_samples: int, size: int) -> Case:
     variants = variants_of(argparse.Namespace(), kind, None, size, "")
     ours = "plainloop, bf16"
     return Case(
-        name, f"{title} on a GPU, batch size {size:,}",
-        ABOUT[kind].format(samples=num_samples, size=size) + MORE, variants,
+        name,
+        f"{title} on a GPU, batch size {size:,}",
+        ABOUT[kind].format(samples=num_samples, size=size) + MORE,
+        variants,
         [
             Mark("plainloop / by hand, compiled, bf16", ours, "by hand, compiled, bf16", "rate", at_least=0.95),
             Mark("plainloop / by hand, graphs, bf16", ours, "by hand, graphs, bf16", "rate", at_least=0.95),
@@ -237,9 +239,12 @@ def case_of(name: str, num_samples: int, size: int) -> Case:
             Mark("plainloop / by hand, float32", "plainloop, float32", "by hand, float32", "rate"),
             Mark("plainloop, bf16 / float32", ours, "plainloop, float32", "rate"),
         ],
-        [Column("rate", "samples/s", "{:,.0f}"), Column("seconds", "epoch, s", "{:.4f}"),
-         Column("gpu_memory", "peak GPU memory, MB, of all", "{:,.0f}")],
-    )  # fmt: skip
+        [
+            Column("rate", "samples/s", "{:,.0f}"),
+            Column("seconds", "epoch, s", "{:.4f}"),
+            Column("gpu_memory", "peak GPU memory, MB, of all", "{:,.0f}"),
+        ],
+    )
 
 
 def run_case(opt: argparse.Namespace, name: str) -> dict[str, Any]:
@@ -255,8 +260,9 @@ def run_case(opt: argparse.Namespace, name: str) -> dict[str, Any]:
 
 
 def build_parser() -> OptionParser:
-    parser = OptionParser(prog="python -m benchmarks.gpu", description=__doc__,
-                          formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
+    parser = OptionParser(
+        prog="python -m benchmarks.gpu", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     add = parser.add_argument
     add("--case", type=one_of(tuple(CASES)), nargs="+", default=list(CASES), metavar="NAME", help=", ".join(CASES))
     add("--runs", type=number(int, low=1, high=1000), default=5, metavar="N", help="epochs of each variant, in turn")

@@ -147,8 +147,12 @@ def machine() -> str:
     gpu = torch.cuda.get_device_name(0) if torch.cuda.is_available() else "no GPU"
     bound = f"; OMP_PROC_BIND={binding}" if (binding := os.environ.get("OMP_PROC_BIND")) else ""
     peers = [f"{name} {version(name)}" for name in PEERS if version(name)]
-    return "; ".join([processor(), gpu, ", ".join([
-        f"Python {platform.python_version()}", f"torch {torch.__version__}", *peers])]) + bound  # fmt: skip
+    return (
+        "; ".join(
+            [processor(), gpu, ", ".join([f"Python {platform.python_version()}", f"torch {torch.__version__}", *peers])]
+        )
+        + bound
+    )
 
 
 def has_gpu() -> bool:
@@ -328,8 +332,9 @@ def write_section(name: str, text: str, page: Path = PAGE) -> None:
 def build_parser(benchmark: Benchmark) -> OptionParser:
     """The options that all benchmarks have, and its own."""
     text = argparse.RawDescriptionHelpFormatter
-    parser = OptionParser(prog=f"python -m benchmarks.{benchmark.name}", description=benchmark.description,
-                          formatter_class=text)  # fmt: skip
+    parser = OptionParser(
+        prog=f"python -m benchmarks.{benchmark.name}", description=benchmark.description, formatter_class=text
+    )
     add, cases = parser.add_argument, tuple(benchmark.by_name)
     names = tuple(dict.fromkeys(name for case in benchmark.cases for name in case.variants))
     add("--runs", type=number(int, low=1, high=1000), default=LEAST_RUNS, metavar="N",

@@ -68,8 +68,12 @@ def load(
     for path in paths * num_passes:
         read(path, size)
     seconds = time.perf_counter() - started
-    return {"seconds": seconds, "milliseconds": 1000 * seconds / num_passes / len(paths),
-            "largest": largest, "mean": total / len(paths)}  # fmt: skip
+    return {
+        "seconds": seconds,
+        "milliseconds": 1000 * seconds / num_passes / len(paths),
+        "largest": largest,
+        "mean": total / len(paths),
+    }
 
 
 ABOUT = (
@@ -86,39 +90,59 @@ COLUMNS = (
 def shrinking_case(side: int) -> Case:
     variants = {"Pillow": by_pillow, "load_pixels": by_loader, "load_pixels, draft": partial(by_loader, draft=True)}
     return Case(
-        f"to_{side}", f"Loading a JPEG at {side} x {side} pixels",
+        f"to_{side}",
+        f"Loading a JPEG at {side} x {side} pixels",
         f"{ABOUT}Photos of 1918 x 1280 pixels. With **draft**, Pillow decodes them straight to 1/2, 1/4 or 1/8 of "
         "their size. The differences are in levels of 255.",
         {name: partial(load, read=read, side=side) for name, read in variants.items()},
-        [Mark("Pillow / load_pixels", "Pillow", "load_pixels", "milliseconds", at_least=1.5),
-         Mark("Pillow / load_pixels, draft", "Pillow", "load_pixels, draft", "milliseconds"),
-         Mark("load_pixels / load_pixels, draft", "load_pixels", "load_pixels, draft", "milliseconds")],
+        [
+            Mark("Pillow / load_pixels", "Pillow", "load_pixels", "milliseconds", at_least=1.5),
+            Mark("Pillow / load_pixels, draft", "Pillow", "load_pixels, draft", "milliseconds"),
+            Mark("load_pixels / load_pixels, draft", "load_pixels", "load_pixels, draft", "milliseconds"),
+        ],
         COLUMNS,
-    )  # fmt: skip
+    )
 
 
 def whole_case(name: str, is_large: bool, pixels: str) -> Case:
     variants = {"Pillow": by_pillow, "load_pixels": by_loader}
     return Case(
-        name, f"Loading a JPEG of {pixels} pixels", f"{ABOUT}The differences are in levels of 255.",
+        name,
+        f"Loading a JPEG of {pixels} pixels",
+        f"{ABOUT}The differences are in levels of 255.",
         {variant: partial(load, read=read, is_large=is_large) for variant, read in variants.items()},
-        [Mark("Pillow / load_pixels", "Pillow", "load_pixels", "milliseconds", at_least=1.5)], COLUMNS,
-    )  # fmt: skip
+        [Mark("Pillow / load_pixels", "Pillow", "load_pixels", "milliseconds", at_least=1.5)],
+        COLUMNS,
+    )
 
 
 def add_options(parser: OptionParser) -> None:
-    parser.add_argument("--data_dir", type=file_path, default=None, metavar="DIR",
-                        help="where to draw the photos (default: the directory for temporary files)")  # fmt: skip
-    parser.add_argument("--cars", type=number(int, low=3, high=1000), default=3, metavar="N",
-                        help="cars to draw, with 16 views each (default: 3)")  # fmt: skip
+    parser.add_argument(
+        "--data_dir",
+        type=file_path,
+        default=None,
+        metavar="DIR",
+        help="where to draw the photos (default: the directory for temporary files)",
+    )
+    parser.add_argument(
+        "--cars",
+        type=number(int, low=3, high=1000),
+        default=3,
+        metavar="N",
+        help="cars to draw, with 16 views each (default: 3)",
+    )
 
 
 BENCHMARK = Benchmark(
-    "image_loading", __doc__,
-    [whole_case("large", True, "1918 x 1280"), whole_case("small", False, f"{SMALL[0]} x {SMALL[1]}"),
-     *map(shrinking_case, SIDES)],
+    "image_loading",
+    __doc__,
+    [
+        whole_case("large", True, "1918 x 1280"),
+        whole_case("small", False, f"{SMALL[0]} x {SMALL[1]}"),
+        *map(shrinking_case, SIDES),
+    ],
     add_options,
-)  # fmt: skip
+)
 
 if __name__ == "__main__":
     main(BENCHMARK)

@@ -78,16 +78,23 @@ def start_up(opt: argparse.Namespace, num_files: int) -> dict[str, Any]:
 
 
 def add_options(parser: OptionParser) -> None:
-    parser.add_argument("--data_dir", type=file_path, default=None, metavar="DIR",
-                        help="where to make the files (default: the directory for temporary files)")  # fmt: skip
+    parser.add_argument(
+        "--data_dir",
+        type=file_path,
+        default=None,
+        metavar="DIR",
+        help="where to make the files (default: the directory for temporary files)",
+    )
 
 
 LARGEST, SMALLEST = "1,000,000 files", "100 files"
 BENCHMARK = Benchmark(
-    "index_size", __doc__,
+    "index_size",
+    __doc__,
     [
         Case(
-            "index", "The index of a large data set",
+            "index",
+            "The index of a large data set",
             "Empty files, half of them images and half masks, 16 views of each car, all in use. Counted is what a run "
             "does before it loads anything: the listing, the split, the hashes of the cars, the sizes and times of all "
             "files for fingerprint and cache, split.json. Masks are not scanned, which takes 512 of them whatever "
@@ -99,12 +106,16 @@ BENCHMARK = Benchmark(
                 Mark("1,000,000 files / 100,000 files, seconds", LARGEST, "100,000 files"),
                 Mark("finding one sample, 1,000,000 files / 100 files", LARGEST, SMALLEST, "microseconds"),
             ],
-            (Column("seconds", "seconds"), Column("index", "of them, listing and split"),
-             Column("growth", "MB more", "{:,.0f}"), Column("microseconds", "µs to find a sample", "{:.2f}")),
+            (
+                Column("seconds", "seconds"),
+                Column("index", "of them, listing and split"),
+                Column("growth", "MB more", "{:,.0f}"),
+                Column("microseconds", "µs to find a sample", "{:.2f}"),
+            ),
         ),
     ],
     add_options,
-)  # fmt: skip
+)
 
 if __name__ == "__main__":
     main(BENCHMARK)

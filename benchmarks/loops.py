@@ -191,11 +191,16 @@ def lightning(job: Job) -> dict[str, float]:
     val_loader = DataLoader(job.floats("val"), batch_size=job.batch_size)
     with tempfile.TemporaryDirectory() as directory:
         trainer = lightning.Trainer(
-            max_epochs=job.num_epochs, accelerator="cpu" if job.device.type == "cpu" else "gpu", devices=1,
-            logger=[TensorBoardLogger(directory), CSVLogger(directory)], log_every_n_steps=LOG_EVERY,
+            max_epochs=job.num_epochs,
+            accelerator="cpu" if job.device.type == "cpu" else "gpu",
+            devices=1,
+            logger=[TensorBoardLogger(directory), CSVLogger(directory)],
+            log_every_n_steps=LOG_EVERY,
             callbacks=[watch, ModelCheckpoint(monitor="val/accuracy", mode="max", save_last=True)],
-            default_root_dir=directory, enable_progress_bar=False, enable_model_summary=False,
-        )  # fmt: skip
+            default_root_dir=directory,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+        )
         trainer.fit(module, train_loader, val_loader)
     ends = [*watch.starts[1:], watch.end]
     pairs = zip(watch.starts, watch.trained, ends, strict=True)

@@ -60,8 +60,10 @@ class DecoderLayer(nn.Module):
     def forward(self, features: Tensor) -> Tensor:
         """(N, length, width) to the same."""
         normal = self.before_attention(features)
-        parts = [layer(normal).unflatten(-1, (self.heads, -1)).transpose(1, 2)  # (N, heads, length, width / heads)
-                 for layer in (self.query, self.key, self.value)]  # fmt: skip
+        parts = [
+            layer(normal).unflatten(-1, (self.heads, -1)).transpose(1, 2)  # (N, heads, length, width / heads)
+            for layer in (self.query, self.key, self.value)
+        ]
         seen = F.scaled_dot_product_attention(*parts, is_causal=True)
         features = features + self.out(seen.transpose(1, 2).flatten(-2))
         normal = self.before_mlp(features)

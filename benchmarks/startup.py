@@ -92,15 +92,25 @@ def wrong_flag(opt: argparse.Namespace) -> dict[str, float]:
 
 
 def add_options(parser: OptionParser) -> None:
-    parser.add_argument("--data_dir", type=file_path, default="./Dataset", metavar="DIR",
-                        help="where FashionMNIST is (default: ./Dataset)")  # fmt: skip
+    parser.add_argument(
+        "--data_dir",
+        type=file_path,
+        default="./Dataset",
+        metavar="DIR",
+        help="where FashionMNIST is (default: ./Dataset)",
+    )
 
 
 CASE = Case(
-    "start", "From the command to the first update", ABOUT,
+    "start",
+    "From the command to the first update",
+    ABOUT,
     {
-        "first update": first_update, "torch and the data": torch_and_data, "import torch": import_torch,
-        "help": show_help, "wrong flag": wrong_flag,
+        "first update": first_update,
+        "torch and the data": torch_and_data,
+        "import torch": import_torch,
+        "help": show_help,
+        "wrong flag": wrong_flag,
     },
     [
         Mark("first update / torch and the data", "first update", "torch and the data", at_most=1.3),
@@ -108,7 +118,7 @@ CASE = Case(
         Mark("wrong flag / import torch", "wrong flag", "import torch", at_most=0.25),
     ],
     [Column("seconds", "seconds", "{:.2f}")],
-)  # fmt: skip
+)
 BENCHMARK = Benchmark("startup", __doc__, [CASE], add_options)
 
 if __name__ == "__main__":

@@ -49,14 +49,16 @@ def add_options(parser: OptionParser) -> None:
 
 
 CASE = Case(
-    "mlp", "Time to 89 % test accuracy", ABOUT,
+    "mlp",
+    "Time to 89 % test accuracy",
+    ABOUT,
     {"plainloop": train},
     [
         Mark("seconds of training", "plainloop", at_most=15),
         Mark("test accuracy", "plainloop", key="accuracy", at_least=0.89),
     ],
     [Column("seconds", "seconds", "{:.1f}"), Column("accuracy", "test accuracy", "{:.4f}"), MEMORY],
-)  # fmt: skip
+)
 BENCHMARK = Benchmark("time_to_accuracy", __doc__, [CASE], add_options)
 
 if __name__ == "__main__":

@@ -63,8 +63,11 @@ def dice(opt: argparse.Namespace, fast: bool) -> dict[str, float]:
     with tempfile.TemporaryDirectory() as directory:
         cars = {"cars": 8, "views": 2, "size": (96, 64)} if opt.quick else {"cars": 24, "views": 16, "size": (480, 320)}
         make_carvana_like(Path(directory) / "cars", **cars)
-        sizes = ["--patch_size=32", "--width=4", "--n_epoch=2"] if opt.quick else [
-            "--patch_size=128", "--width=16", "--n_epoch=12"]  # fmt: skip
+        sizes = (
+            ["--patch_size=32", "--width=4", "--n_epoch=2"]
+            if opt.quick
+            else ["--patch_size=128", "--width=16", "--n_epoch=12"]
+        )
         own = ["--train_val_sample_rate=1", "--test_sample_rate=0.125", "--augment", f"--seed={opt.number}", *sizes]
         trainer = TrainerSeg(TrainerSeg.parse_options([*flags_of(opt, directory, fast), *own]))
         started = time.perf_counter()
@@ -77,8 +80,9 @@ def dice(opt: argparse.Namespace, fast: bool) -> dict[str, float]:
 
 
 def add_options(parser: OptionParser) -> None:
-    parser.add_argument("--flags", nargs="*", default=[], metavar="NAME=VALUE",
-                        help="further options of the trainer, without their --")  # fmt: skip
+    parser.add_argument(
+        "--flags", nargs="*", default=[], metavar="NAME=VALUE", help="further options of the trainer, without their --"
+    )
 
 
 PLAIN, QUICKER = "float32", "bf16, channels_last"

@@ -99,10 +99,11 @@ def add_options(parser: OptionParser) -> None:
 
 
 BENCHMARK = Benchmark(
-    "vanilla_epoch", __doc__,
+    "vanilla_epoch",
+    __doc__,
     [build_case(64, 1.05), build_case(4, 1.15), build_case(64, 1.05, gpu=True)],
     add_options,
-)  # fmt: skip
+)
 
 if __name__ == "__main__":
     main(BENCHMARK)

@@ -78,10 +78,17 @@ def start_processes(arguments: Sequence[str], count: int, max_restarts: int = 0)
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // count)))
     config = LaunchConfig(
-        min_nodes=1, max_nodes=1, nproc_per_node=count, run_id=uuid.uuid4().hex, max_restarts=max_restarts,
-        rdzv_backend=keep_to_one_machine(), local_addr="127.0.0.1", monitor_interval=0.1,
-        signals_to_handle=",".join(name for name in HANDLED if hasattr(signal, name)), shutdown_timeout=PATIENCE,
-    )  # fmt: skip
+        min_nodes=1,
+        max_nodes=1,
+        nproc_per_node=count,
+        run_id=uuid.uuid4().hex,
+        max_restarts=max_restarts,
+        rdzv_backend=keep_to_one_machine(),
+        local_addr="127.0.0.1",
+        monitor_interval=0.1,
+        signals_to_handle=",".join(name for name in HANDLED if hasattr(signal, name)),
+        shutdown_timeout=PATIENCE,
+    )
     try:
         with children_woken():
             elastic_launch(config, sys.executable)(*arguments)

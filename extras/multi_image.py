@@ -279,13 +279,27 @@ def until_last(separator: str, name: str) -> str:
 
 
 def build_multi_image(
-    dirs: Sequence[str], *, data_dir: str | Path = "", kinds: str | Sequence[str] = ("image", "mask"),
-    name_ends: Sequence[str] | None = None, group_until: str | None = None, draft: bool = False,
-    white: int | None = None, patch_size: int | None = None, n_channels: int = 3, n_classes: int = 2,
-    mask_values: Sequence[int | str] | None = None, ignored_values: Sequence[int | str] | None = None,
-    mode: str = "direct", augment: bool = False, skip_bad_samples: int = 0,
-    train_val_sample_rate: float = 1.0, test_sample_rate: float = 0.1, val_split: float = 0.15, split_seed: int = 0,
-) -> dict[str, MultiImageDataset]:  # fmt: skip
+    dirs: Sequence[str],
+    *,
+    data_dir: str | Path = "",
+    kinds: str | Sequence[str] = ("image", "mask"),
+    name_ends: Sequence[str] | None = None,
+    group_until: str | None = None,
+    draft: bool = False,
+    white: int | None = None,
+    patch_size: int | None = None,
+    n_channels: int = 3,
+    n_classes: int = 2,
+    mask_values: Sequence[int | str] | None = None,
+    ignored_values: Sequence[int | str] | None = None,
+    mode: str = "direct",
+    augment: bool = False,
+    skip_bad_samples: int = 0,
+    train_val_sample_rate: float = 1.0,
+    test_sample_rate: float = 0.1,
+    val_split: float = 0.15,
+    split_seed: int = 0,
+) -> dict[str, MultiImageDataset]:
     """Return the data sets `train`, `val` and `test`, with no group in two of them. For --data_type MultiImage.
 
     Args:
@@ -297,8 +311,7 @@ def build_multi_image(
         patch_size: width and height in pixels that images are resized to; None keeps each image's own size.
         n_channels: of images: 3 for RGB, 1 for grey.
         n_classes: the most values that may occur in masks.
-        mask_values: the values of masks in the order of the classes, one order for all directories with masks; None for
-            those found.
+        mask_values: the values of masks in the order of the classes, for all directories; None for those found.
         ignored_values: the values of masks that are no class.
         mode: "direct" resizes the images of all parts; "padding" leaves those of val and test at their own size.
         augment: whether to augment the training images, see `augment_jointly`.
@@ -310,30 +323,53 @@ def build_multi_image(
     """
     check_options(n_channels, mode, white, patch_size=1 if patch_size is None else patch_size, n_classes=n_classes)
     check_arguments(group_until, draft)
+    whole = find_samples(dirs, data_dir, kinds, name_ends, group_until)
+    parts = split_by_group(whole.groups, train_val_sample_rate, test_sample_rate, val_split, split_seed)
+    class_map = find_classes(whole, n_classes, skip_bad_samples, mask_values, ignored_values)
+    using = ", ".join(f"{len(indices):,} for {part}" for part, indices in parts.items())
+    whole.summary = f"{len(whole):,} samples of {len(dirs)} images, in {len(set(whole.groups)):,} groups; using {using}"
+    datasets = {part: whole.select(indices) for part, indices in parts.items()}
+    for part, dataset in datasets.items():
+        is_resized = patch_size is not None and (mode == "direct" or part == "train")
+        size = (patch_size, patch_size) if is_resized else None
+        load = partial(load_pixels, n_channels=n_channels, size=size, draft=draft, white=white)
+        load_classes = partial(load_mask, class_map=class_map, size=size)
+        dataset.loaders = [load_classes if kind == "mask" else load for kind in whole.kinds]
+        dataset.transforms = augment_jointly if augment and part == "train" else None
+    return datasets
+
+
+def find_samples(
+    dirs: Sequence[str],
+    data_dir: str | Path,
+    kinds: str | Sequence[str],
+    name_ends: Sequence[str] | None,
+    group_until: str | None,
+) -> MultiImageDataset:
+    """Return all samples; an image and its mask are checked to be of one size."""
     if isinstance(dirs, list | tuple) and all(isinstance(directory, str | Path) for directory in dirs):
         dirs = [Path(data_dir, Path(directory).expanduser()) for directory in dirs]
     group_of = partial(until_last, group_until) if group_until else None
     whole = MultiImageDataset(dirs, kinds=kinds, name_ends=name_ends, group_of=group_of)
     if {"image", "mask"} <= set(whole.kinds):
         whole.check = partial(check_masks, kinds=whole.kinds)
-    parts = split_by_group(whole.groups, train_val_sample_rate, test_sample_rate, val_split, split_seed)
+    return whole
+
+
+def find_classes(
+    whole: MultiImageDataset,
+    n_classes: int,
+    skip_bad_samples: int,
+    mask_values: Sequence[int | str] | None,
+    ignored_values: Sequence[int | str] | None,
+) -> Any:
+    """Return what the values of the masks mean, and note it in the data set; None without masks."""
     mask_dirs = [which for which, kind in enumerate(whole.kinds) if kind == "mask"]
-    if mask_dirs:
-        paths = [path for which in mask_dirs for path in whole.files.paths(which)]
-        class_map, whole.report = scan_masks(
-            paths, n_classes, max_bad=skip_bad_samples, values=mask_values, ignored=ignored_values
-        )
-        whole.found_options = {"mask_values": class_map.values}
-    using = ", ".join(f"{len(indices):,} for {part}" for part, indices in parts.items())
-    whole.summary = f"{len(whole):,} samples of {len(dirs)} images, in {len(set(whole.groups)):,} groups; using {using}"
-    datasets = {}
-    for part, indices in parts.items():
-        is_resized = patch_size is not None and (mode == "direct" or part == "train")
-        size = (patch_size, patch_size) if is_resized else None
-        dataset = datasets[part] = whole.select(indices)
-        load = partial(load_pixels, n_channels=n_channels, size=size, draft=draft, white=white)
-        dataset.loaders = [load] * len(dirs)
-        for which in mask_dirs:
-            dataset.loaders[which] = partial(load_mask, class_map=class_map, size=size)
-        dataset.transforms = augment_jointly if augment and part == "train" else None
-    return datasets
+    if not mask_dirs:
+        return None
+    paths = [path for which in mask_dirs for path in whole.files.paths(which)]
+    class_map, whole.report = scan_masks(
+        paths, n_classes, max_bad=skip_bad_samples, values=mask_values, ignored=ignored_values
+    )
+    whole.found_options = {"mask_values": class_map.values}
+    return class_map

@@ -81,6 +81,7 @@ def signed_values(checkpoint: str | Path, values: Mapping[str, Any]) -> set[str]
     if not key:
         return set()
     return {
-        name for name, value in values.items()
+        name
+        for name, value in values.items()
         if hmac.compare_digest(str(signatures.get(name)).encode(), signature(key, name, value).encode())
-    }  # fmt: skip
+    }

@@ -79,8 +79,10 @@ def without_or_with_prefix(
     Returns:
         The renamed tensors, and what was done, in words; {} and "" unless at least half of them fit then.
     """
-    ways = [({k.removeprefix(p): v for k, v in found.items() if k.startswith(p)}, f"{p!r} removed from its names")
-            for p in parents(found)]  # fmt: skip
+    ways = [
+        ({k.removeprefix(p): v for k, v in found.items() if k.startswith(p)}, f"{p!r} removed from its names")
+        for p in parents(found)
+    ]
     ways += [({p + k: v for k, v in found.items()}, f"{p!r} put before its names") for p in parents(own)]
     renamed, how = max(ways, key=lambda way: len(fits(own, way[0])), default=({}, ""))
     num_fitting = len(fits(own, renamed))

@@ -49,6 +49,7 @@ def entries_of(part: Any) -> Iterable[tuple[str, Any]]:
 def unlike(values: dict[Any, Tensor], others: Mapping[Any, Tensor]) -> dict[Any, Tensor]:
     """Return the tensors that have another value under the same key of another dictionary."""
     return {
-        key: value for key, value in values.items()
+        key: value
+        for key, value in values.items()
         if key not in others or value.layout is not torch.strided or not torch.equal(value, others[key])
-    }  # fmt: skip
+    }

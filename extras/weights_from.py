@@ -178,8 +178,9 @@ def from_hub(source: str, names: Sequence[str], is_needed: bool = True) -> Path 
     for is_local in (True, False):
         for name in names:
             try:
-                return Path(hub.hf_hub_download(match["name"], name, revision=match["revision"],
-                                                local_files_only=is_local))  # fmt: skip
+                return Path(
+                    hub.hf_hub_download(match["name"], name, revision=match["revision"], local_files_only=is_local)
+                )
             except hub.errors.LocalEntryNotFoundError as error:
                 if not is_local:
                     reason = " ".join(str(error).split())

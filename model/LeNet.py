@@ -24,13 +24,21 @@ class LeNet(nn.Module):
         self.size = size
         side = (size // 2 - 4) // 2  # pixels, after the second pooling
         self.features = nn.Sequential(
-            nn.Conv2d(n_channels, 6, kernel_size=5, padding=2), nn.ReLU(), nn.MaxPool2d(2),
-            nn.Conv2d(6, 16, kernel_size=5), nn.ReLU(), nn.MaxPool2d(2),
-        )  # fmt: skip
+            nn.Conv2d(n_channels, 6, kernel_size=5, padding=2),
+            nn.ReLU(),
+            nn.MaxPool2d(2),
+            nn.Conv2d(6, 16, kernel_size=5),
+            nn.ReLU(),
+            nn.MaxPool2d(2),
+        )
         self.classifier = nn.Sequential(
-            nn.Flatten(), nn.Linear(16 * side * side, 120), nn.ReLU(), nn.Linear(120, 84), nn.ReLU(),
+            nn.Flatten(),
+            nn.Linear(16 * side * side, 120),
+            nn.ReLU(),
+            nn.Linear(120, 84),
+            nn.ReLU(),
             nn.Linear(84, n_classes),
-        )  # fmt: skip
+        )
 
     def forward(self, images: Tensor) -> Tensor:
         """Return the logits (N, n_classes) of images (N, n_channels, size, size)."""

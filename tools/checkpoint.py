@@ -52,10 +52,15 @@ def describe(state: dict[str, Any]) -> str:
     rows.append(("options", ", ".join(f"{name}={value}" for name, value in options.items()) or "none"))
     return "\n".join(
         textwrap.fill(
-            printable(text), width=80, initial_indent=f"  {label:<11}", subsequent_indent=" " * 13,
-            break_long_words=False, break_on_hyphens=False,
-        ) for label, text in rows
-    )  # fmt: skip
+            printable(text),
+            width=80,
+            initial_indent=f"  {label:<11}",
+            subsequent_indent=" " * 13,
+            break_long_words=False,
+            break_on_hyphens=False,
+        )
+        for label, text in rows
+    )
 
 
 def print_hash(path: str) -> None:

@@ -226,9 +226,12 @@ class Parser(argparse.ArgumentParser):
 
 def main(arguments: list[str] | None = None) -> int:
     parser = Parser(
-        prog="python -m utils.configcmp", description=DESCRIPTION, epilog=EPILOG, allow_abbrev=False,
+        prog="python -m utils.configcmp",
+        description=DESCRIPTION,
+        epilog=EPILOG,
+        allow_abbrev=False,
         formatter_class=argparse.RawDescriptionHelpFormatter,
-    )  # fmt: skip
+    )
     parser.add_argument("configs", nargs="+", metavar="CONFIG", help="a config file or a run directory; two or more")
     parser.add_argument("--json", action="store_true", help="print the differences as JSON, for programs")
     opt = parser.parse_args(arguments)

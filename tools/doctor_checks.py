@@ -102,8 +102,10 @@ class Patient:
         def after(_: nn.Module, args: tuple, kwargs: dict, output: Any) -> None:
             seen.append((args, kwargs, output))
 
-        handles = [module.register_forward_pre_hook(before, with_kwargs=True),
-                   module.register_forward_hook(after, with_kwargs=True)]  # fmt: skip
+        handles = [
+            module.register_forward_pre_hook(before, with_kwargs=True),
+            module.register_forward_hook(after, with_kwargs=True),
+        ]
         try:
             with contextlib.suppress(Seen):
                 try_step(self.trainer, self.few(NUM_ROWS))
@@ -156,14 +158,18 @@ def check_labels(patient: Patient) -> str:
         if not output.is_floating_point() or output.ndim < 2:
             raise Finding(f"outputs of {output.dtype} with shape {tuple(output.shape)} are no logits, (N, C, ...).")
         if output.shape[:1] + output.shape[2:] != targets.shape:
-            raise Finding(f"logits {tuple(output.shape)} need targets {tuple(output.shape[:1] + output.shape[2:])}, "
-                          f"which are {tuple(targets.shape)}.")  # fmt: skip
+            raise Finding(
+                f"logits {tuple(output.shape)} need targets {tuple(output.shape[:1] + output.shape[2:])}, "
+                f"which are {tuple(targets.shape)}."
+            )
         ignored = getattr(patient.trainer.criterion, "ignore_index", None)
         counted = targets if ignored is None else targets[targets != ignored]
         num_classes = max(output.shape[1], 2)  # one logit tells two classes apart
         if counted.numel() and not 0 <= int(counted.min()) <= int(counted.max()) < num_classes:
-            raise Finding(f"labels go from {int(counted.min())} to {int(counted.max())}, but with logits of "
-                          f"{output.shape[1]} classes they must be from 0 to {num_classes - 1}.")  # fmt: skip
+            raise Finding(
+                f"labels go from {int(counted.min())} to {int(counted.max())}, but with logits of "
+                f"{output.shape[1]} classes they must be from 0 to {num_classes - 1}."
+            )
     return f"outputs {', '.join(str(tuple(output.shape)) for output in outputs)}, targets {tuple(targets.shape)}"
 
 
@@ -378,8 +384,10 @@ def check_loader(patient: Patient) -> str:
     for asked, updates in (("asked for again", second), ("asked for from its middle on", first[:1] + later)):
         for number, (a, b) in enumerate(zip(first, updates, strict=True)):
             if a.indices != b.indices:
-                raise Finding(f"the epoch {asked} has other samples in update {number + 1}: is its order a function of "
-                              f"(seed, epoch) alone?")  # fmt: skip
+                raise Finding(
+                    f"the epoch {asked} has other samples in update {number + 1}: is its order a function of "
+                    f"(seed, epoch) alone?"
+                )
             pairs = zip(iterate_tensors(a.micro_batches), iterate_tensors(b.micro_batches), strict=True)
             if not all(x.shape == y.shape and torch.equal(x.nan_to_num(), y.nan_to_num()) for x, y in pairs):
                 raise Finding(

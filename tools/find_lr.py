@@ -29,12 +29,23 @@ from utils.files import full_disk_explained
 def main(argv: Sequence[str] | None = None) -> None:
     parser = OptionParser(prog="python -m tools.find_lr", description=__doc__.split("\n")[0])
     add, whole = parser.add_argument, partial(number, int)
-    add("--range", nargs=2, type=number(float, above=0, high=1e6), default=[1e-7, 1.0], metavar=("LOW", "HIGH"),
-        help="the lowest and the highest rate")  # fmt: skip
+    add(
+        "--range",
+        nargs=2,
+        type=number(float, above=0, high=1e6),
+        default=[1e-7, 1.0],
+        metavar=("LOW", "HIGH"),
+        help="the lowest and the highest rate",
+    )
     add("--values", type=whole(low=10, high=10_000), default=50, metavar="N", help="number of rates")
     add("--updates", type=whole(low=1, high=1000), default=3, metavar="N", help="updates with each rate")
-    add("--runs", type=whole(low=1, high=100), default=3, metavar="N",
-        help="runs, each from the same weights with other samples")  # fmt: skip
+    add(
+        "--runs",
+        type=whole(low=1, high=100),
+        default=3,
+        metavar="N",
+        help="runs, each from the same weights with other samples",
+    )
     own, task, options = read_command(parser, argv)
     low, high = own.range
     if not low < high:
@@ -89,9 +100,18 @@ def try_learning_rates(
         f"times."
     )
     curve = find_lr(
-        step, trainer.optimizers.values(), batches, lambda: Snapshot(parts_of(trainer)), Snapshot.put_back,
-        low=low, high=high, num_values=num_values, num_updates=num_updates, num_runs=num_runs, base_lr=base_lr,
-    )  # fmt: skip
+        step,
+        trainer.optimizers.values(),
+        batches,
+        lambda: Snapshot(parts_of(trainer)),
+        Snapshot.put_back,
+        low=low,
+        high=high,
+        num_values=num_values,
+        num_updates=num_updates,
+        num_runs=num_runs,
+        base_lr=base_lr,
+    )
     trainer.run_dir.note(describe(curve, option))
     if digests(trainer.state_dict())["run"] != before:
         raise RuntimeError("the range test left another state behind than it found")

@@ -116,10 +116,12 @@ def add_legend(figure, names: Sequence[str]) -> None:
 def main() -> None:
     parser = OptionParser(description=__doc__)
     parser.add_argument("run", nargs="+", type=file_path, help="a run directory, with metrics.csv in it")
-    parser.add_argument("--output", type=file_path, default=None,
-                        help="the picture to write (default: curves.png in the first run)")  # fmt: skip
-    parser.add_argument("--metrics", nargs="+", default=None, metavar="NAME",
-                        help="which to draw, such as loss accuracy (default: all)")  # fmt: skip
+    parser.add_argument(
+        "--output", type=file_path, default=None, help="the picture to write (default: curves.png in the first run)"
+    )
+    parser.add_argument(
+        "--metrics", nargs="+", default=None, metavar="NAME", help="which to draw, such as loss accuracy (default: all)"
+    )
     opt = parser.parse_args()
     output = opt.output or Path(opt.run[0]) / "curves.png"
     plot_runs(opt.run, output, opt.metrics)

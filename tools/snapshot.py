@@ -47,8 +47,9 @@ class Snapshot:
         # By owner and name, because a forward pass may replace a buffer by a new tensor.
         self._buffers = [
             (owner, name, buffer, copied(buffer, device))
-            for owner in owners for name, buffer in owner.named_buffers(recurse=False)
-        ]  # fmt: skip
+            for owner in owners
+            for name, buffer in owner.named_buffers(recurse=False)
+        ]
         self._modes = [(owner, owner.training) for owner in owners]
         self._random = RandomBookmark()
 

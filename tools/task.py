@@ -40,8 +40,12 @@ def read_command(
         SystemExit: status 2, an option of the tool is wrong or stands behind the program.
     """
     own_flags = {flag for action in parser.known.values() for flag in action.option_strings}
-    parser.add_argument("program", metavar="TASK", nargs="?" if default else None,
-                        help="the task's program: a file, a module, or MODULE:CLASS")  # fmt: skip
+    parser.add_argument(
+        "program",
+        metavar="TASK",
+        nargs="?" if default else None,
+        help="the task's program: a file, a module, or MODULE:CLASS",
+    )
     rest = parser.add_argument("task_options", nargs=argparse.REMAINDER, metavar="...", help="options of the task")
     rest.required = False
     own = parser.parse_args(argv)

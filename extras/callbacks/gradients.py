@@ -25,5 +25,7 @@ def gradient_norms(network: nn.Module, depth: int | None = None) -> dict[str, to
             parts = name.split(".")[:-1] or [name]
             grad = parameter.grad.detach()
             layers.setdefault(".".join(parts[:depth]), []).append(grad.to_dense() if grad.is_sparse else grad)
-    return {name: torch.stack([torch.linalg.vector_norm(g, dtype=torch.float32) for g in grads]).norm()
-            for name, grads in layers.items()}  # fmt: skip
+    return {
+        name: torch.stack([torch.linalg.vector_norm(g, dtype=torch.float32) for g in grads]).norm()
+        for name, grads in layers.items()
+    }

@@ -25,9 +25,14 @@ def requeue(logger: Logger) -> bool:
     command = ["scontrol", "requeue", job]
     try:
         done = subprocess.run(
-            command, stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace", timeout=TIMEOUT,
+            command,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=TIMEOUT,
             check=False,
-        )  # fmt: skip
+        )
     except FileNotFoundError:
         problem = "no such command"
     except subprocess.TimeoutExpired:

@@ -35,10 +35,15 @@ class WandB(Callback):
 
         mode = os.environ.get(MODE) or "offline"
         self._run = wandb.init(
-            dir=str(self.run_dir), project=self.project, name=self.run_dir.name, id=self.id, config=self.options,
-            mode=mode, resume=None if mode == "offline" else "allow",  # offline the id alone does it
+            dir=str(self.run_dir),
+            project=self.project,
+            name=self.run_dir.name,
+            id=self.id,
+            config=self.options,
+            mode=mode,
+            resume=None if mode == "offline" else "allow",  # offline the id alone does it
             settings=wandb.Settings(silent=True, console="off", save_code=False, disable_git=True),
-        )  # fmt: skip
+        )
         self._run.define_metric("update")
         self._run.define_metric("*", step_metric="update")
 

@@ -79,11 +79,14 @@ class Generator(nn.Module):
         up = {"kernel_size": 4, "stride": 2, "padding": 1}
         self.layers = nn.Sequential(
             nn.ConvTranspose2d(latent, 2 * width, kernel_size=size // 4, bias=not batch_norm),
-            *normalization(2 * width, batch_norm), nn.ReLU(),
+            *normalization(2 * width, batch_norm),
+            nn.ReLU(),
             nn.ConvTranspose2d(2 * width, width, **up, bias=not batch_norm),
-            *normalization(width, batch_norm), nn.ReLU(),
-            nn.ConvTranspose2d(width, n_channels, **up), nn.Tanh(),
-        )  # fmt: skip
+            *normalization(width, batch_norm),
+            nn.ReLU(),
+            nn.ConvTranspose2d(width, n_channels, **up),
+            nn.Tanh(),
+        )
         self.apply(start_small)
 
     def forward(self, noise: Tensor) -> Tensor:
@@ -111,11 +114,13 @@ class Discriminator(nn.Module):
         self.image = (n_channels, size, size)
         down = {"kernel_size": 4, "stride": 2, "padding": 1}
         self.layers = nn.Sequential(
-            nn.Conv2d(n_channels, width, **down), nn.LeakyReLU(0.2),
+            nn.Conv2d(n_channels, width, **down),
+            nn.LeakyReLU(0.2),
             nn.Conv2d(width, 2 * width, **down, bias=not batch_norm),
-            *normalization(2 * width, batch_norm), nn.LeakyReLU(0.2),
+            *normalization(2 * width, batch_norm),
+            nn.LeakyReLU(0.2),
             nn.Conv2d(2 * width, 1, kernel_size=size // 4),
-        )  # fmt: skip
+        )
         self.apply(start_small)
 
     def forward(self, images: Tensor) -> Tensor:

@@ -111,11 +111,15 @@ def make_shards(
     except OSError as error:
         raise UserError(f"The shards cannot be written to {shards_dir}: {error}.") from error
     index = {
-        "format": FORMAT, "made_with": cut | {"n_classes": max(n_classes, 2)}, "codes": dataset.class_map.codes,
-        "threshold_jpeg": dataset.class_map.threshold_jpeg, "ignored": dataset.class_map.ignored,
-        "report": dataset.report, "summary": dataset.summary,
+        "format": FORMAT,
+        "made_with": cut | {"n_classes": max(n_classes, 2)},
+        "codes": dataset.class_map.codes,
+        "threshold_jpeg": dataset.class_map.threshold_jpeg,
+        "ignored": dataset.class_map.ignored,
+        "report": dataset.report,
+        "summary": dataset.summary,
         "parts": {part: [shard._asdict() for shard in of_part] for part, of_part in shards.items()},
-    }  # fmt: skip
+    }
     write_json(shards_dir / INDEX_FILE, index, indent=None)
     print(f"{dataset.summary}; {sum(map(len, shards.values())):,} shards in {shards_dir}")
 

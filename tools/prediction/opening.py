@@ -15,7 +15,6 @@ from engine.options.foreign import harmless_options
 from engine.options.parser import Options
 from engine.registry import BUILT_INS, LIBRARIES, load
 from eval import EvaluatorBase
-from extras.named_run import checkpoint_of
 from model.model_entry import NETWORK_OPTIONS
 from options import OF_THE_LAUNCH, import_asked, refuse_change, test_parser, with_new_names
 from tools.task_program import load_class
@@ -46,7 +45,7 @@ def open_evaluator(
     Raises:
         UserError: it cannot be opened, or names code that `task` and `flags` do not name.
     """
-    path = checkpoint_of(run, RESULTS)
+    path = load("extras.named_run:checkpoint_of", "model_path")(run, RESULTS)
     state = load_checkpoint(path, tensors_of=("networks", "averaging"))
     import_asked(flags)
     evaluator_class = class_of(state, path, task)

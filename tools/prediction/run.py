@@ -51,9 +51,15 @@ def predict_files(opt: Namespace, flags: Sequence[str]) -> int:
             shutil.rmtree(directory, ignore_errors=True)
     if report.num_predicted == 0:
         raise UserError(f"None of {len(files):,} files could be predicted.")
-    write_json(directory / "prediction.json", {
-        "checkpoint": str(path), "use_average": opt.use_average, "tta": opt.tta, "options": list(flags),
-    })  # fmt: skip
+    write_json(
+        directory / "prediction.json",
+        {
+            "checkpoint": str(path),
+            "use_average": opt.use_average,
+            "tta": opt.tta,
+            "options": list(flags),
+        },
+    )
     others = f" Files of other kinds that were passed over: {num_others:,}." if num_others else ""
     failed = f" Failed: {report.num_failed:,}." if report.num_failed else ""
     print(f"Predicted {report.num_predicted:,} of {len(files):,} files with {path}.{failed}{others}")
@@ -107,9 +113,10 @@ def write_all(predictor: Predictor, files: Sequence[Found], directory: Path, rep
 def read_all(evaluator: EvaluatorBase, files: Sequence[Found], report: Report) -> Iterator[Sample]:
     """Yield the samples of the files that can be read, with a bar on a terminal; some files are read ahead."""
     read = partial(read_file, evaluator)
-    with ThreadPoolExecutor(READING_THREADS) as pool, tqdm(
-        total=len(files), unit="file", disable=None, dynamic_ncols=True, leave=False
-    ) as bar:  # fmt: skip
+    with (
+        ThreadPoolExecutor(READING_THREADS) as pool,
+        tqdm(total=len(files), unit="file", disable=None, dynamic_ncols=True, leave=False) as bar,
+    ):
         for first in range(0, len(files), READ_AT_ONCE):
             some = files[first : first + READ_AT_ONCE]
             for found, content in zip(some, pool.map(read, some), strict=True):

@@ -126,10 +126,15 @@ class MaskWriter:
         mask_image(mask, self.values).save(self.directory / mask_path)
         Image.fromarray(picture).save(self.directory / overlay_path, quality=90)
         shares = np.bincount(mask.ravel(), minlength=len(self.values)) / mask.size
-        self.table.add({
-            "file": str(found.path), "mask": str(mask_path), "width": mask.shape[1], "height": mask.shape[0],
-            **{f"share_{name}": f"{share:.4f}" for name, share in zip(self.classes, shares, strict=True)},
-        })  # fmt: skip
+        self.table.add(
+            {
+                "file": str(found.path),
+                "mask": str(mask_path),
+                "width": mask.shape[1],
+                "height": mask.shape[0],
+                **{f"share_{name}": f"{share:.4f}" for name, share in zip(self.classes, shares, strict=True)},
+            }
+        )
         if len(self.rows) < NUM_IN_SHEET:
             self.rows.append((small(pixels.transpose(1, 2, 0)), small(picture)))
             self.captions.append((shortened(str(found.place), 36), "prediction"))
