@@ -37,7 +37,6 @@ from engine.options.parser import (
     plain_text,
     run_main,
     setting,
-    split_weight,
     weighted,
 )
 from utils.errors import UserError
@@ -74,16 +73,11 @@ MAY_CHANGE = (
     "metric_args", "callbacks", "import", "max_updates", "stop_below", "find_unused",
 )  # fmt: skip
 
-
-# Options that only a component takes which has a parameter of this name, and the method that a task may override.
-OF_COMPONENTS = {
-    "data": ("build_datasets", (
-        "train_val_sample_rate", "test_sample_rate", "val_split", "split_seed", "patch_size", "augment", "mask_values",
-        "shuffle_shards",
-    )),
-    "model": ("build_networks", ("width", "up", "deep_supervision", "latent", "batch_norm")),
-    "loss": ("build_criterion", ("label_smoothing",)),
-}  # fmt: skip
+# Options that have an effect beside any other: for these, nothing is looked up in extras/without_effect.py.
+ALWAYS_COUNT = (
+    "set", "resume", "seed", "n_epoch", "batch_size", "limit_batches", "save_every_updates", "output_dir", "save_path",
+    "model_path", "gpu_devices", "debug",
+)  # fmt: skip
 
 
 # ---- training and evaluation -----------------------------------------------------------------------------------------
@@ -403,7 +397,7 @@ def parse_train_options(trainer_class: type, argv: Sequence[str] | None) -> Opti
         parser.note_source("seed", "drawn")
     opt.resume = resume
     opt.resume_notes = notes
-    return completed(parser, opt, new_parser, trainer_class.evaluator_class)
+    return completed(parser, opt, new_parser, trainer_class, trainer_class.evaluator_class)
 
 
 def parse_test_options(evaluator_class: type, argv: Sequence[str] | None) -> Options:
@@ -446,9 +440,7 @@ def parse_test_options(evaluator_class: type, argv: Sequence[str] | None) -> Opt
     return completed(parser, opt, new_parser, evaluator_class)
 
 
-def completed(
-    parser: OptionParser, opt: Namespace, new_parser: Callable[[], OptionParser], evaluator_class: type
-) -> Options:
+def completed(parser: OptionParser, opt: Namespace, new_parser: Callable[[], OptionParser], *tasks: type) -> Options:
     """Apply --debug, check what the options need, and return them read-only; --print_config ends here."""
     if opt.debug:
         opt.limit_batches = DEBUG_BATCHES
@@ -457,7 +449,9 @@ def completed(
             opt.n_epoch = 1
             parser.note_source("n_epoch", "--debug")
     check_gpus(vars(opt))
-    refuse_without_effect(vars(opt), parser.sources, new_parser, evaluator_class)
+    if parser.asked.difference(ALWAYS_COUNT):
+        refuse_without_effect = registry.load("extras.without_effect:refuse_without_effect", "set")
+        refuse_without_effect(parser, vars(opt), new_parser(), tasks)
     if opt.print_config:
         if place().rank == 0:
             print(registry.load("tools.show_options:as_text", "print_config")(parser, vars(opt)))
@@ -475,25 +469,6 @@ def refuse_change(name: str, value: Any, saved: Any, source: str) -> None:
             f"--{name} {value} contradicts the {source}, which has {saved}.\n"
             f"Leave it out, or train a new run from the weights: --pretrained --model_path CHECKPOINT"
         )
-
-
-def refuse_without_effect(
-    options: Mapping[str, Any], sources: Mapping[str, str], new_parser: Callable, evaluator_class: type
-) -> None:
-    """Raise UserError when the command line changes an option that the chosen data, network or loss does not take."""
-    for kind, (method, names) in OF_COMPONENTS.items():
-        given = [name for name in names if sources.get(name, "").startswith("command line")]
-        is_own = getattr(evaluator_class, method).__qualname__ != f"EvaluatorBase.{method}"  # it may read any option
-        option = registry.KINDS[kind][0]
-        chosen = registry.as_list(options[option])
-        if is_own or None in chosen or not given:
-            continue
-        components = [registry.find(kind, split_weight(name)[0]) for name in chosen]
-        for name in given:
-            is_taken = any(registry.taken(component, {name: None}) for component in components)
-            if not is_taken and options[name] != new_parser().get_default(name):
-                taker = f"--{option} {' '.join(chosen)}"
-                raise UserError(f"--{name} has no effect: {taker} does not take it. Leave it out.")
 
 
 def check_gpus(options: Mapping[str, Any]) -> None:

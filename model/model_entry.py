@@ -8,7 +8,7 @@ from typing import Any
 from torch import nn
 from torch.nn.parameter import is_lazy
 
-from engine.registry import BUILT_INS, LIBRARIES, call, find, load, taken
+from engine.registry import BUILT_INS, LIBRARIES, call, find, load
 from utils.errors import UserError, shown
 
 # The options that decide which weights a network has; a checkpoint fits only a network with the same values.
@@ -29,13 +29,10 @@ def build_networks(opt: Namespace) -> dict[str, nn.Module]:
     if opt.model_type is None:
         raise UserError("--model_type is needed: MODULE:NAME, since no network is known for this task.")
     arguments = getattr(opt, "model_args", {})
-    is_built_in = opt.model_type in BUILT_INS["model"]
     offered = {name: getattr(opt, name) for name in OFFERED if getattr(opt, name, None) is not None}
-    if arguments and (is_built_in or opt.model_type.partition(":")[0] in LIBRARIES):
+    if arguments and (opt.model_type in BUILT_INS["model"] or opt.model_type.partition(":")[0] in LIBRARIES):
         check_shape(arguments, {"n_channels": opt.n_channels, "n_classes": opt.n_classes})
     component = find("model", opt.model_type)
-    if getattr(opt, "deep_supervision", False) and is_built_in and not taken(component, {"deep_supervision": True}):
-        raise UserError("--deep_supervision is for UNet++: use it with --model_type UNetpp.")
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Initializing zero-element tensors")  # such a network is refused below
         networks = call(component, offered, arguments, "--model_args")

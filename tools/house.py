@@ -179,11 +179,15 @@ def num_code_lines(path: Path) -> int:
 
 def executed_by_a_run(output_dir: Path | str) -> tuple[set[str], int]:
     """Train the vanilla task for two small epochs; return the files of ours with code that it runs, and the lines."""
-    flags = ["--train_val_sample_rate", "300", "--n_epoch", "2", "--save_every_updates", "3"]
+    flags = ["--limit_batches", "8", "--n_epoch", "2", "--save_every_updates", "3"]
     done = subprocess.run(
-        [sys.executable, "-c", EXECUTED, "trainer_vanilla.py", *flags, "--output_dir", str(output_dir)], cwd=ROOT,
-        env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, check=False,
-    )  # fmt: skip
+        [sys.executable, "-c", EXECUTED, "trainer_vanilla.py", *flags, "--output_dir", str(output_dir)],
+        cwd=ROOT,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     if done.returncode:
         raise RuntimeError(done.stderr)
     *files, count = done.stdout.splitlines()[-1].split()

@@ -11,6 +11,7 @@ import pytest
 from extras.lightning import train_pl
 from extras.lightning.train_pl import NOT_TO_BE_GIVEN
 from tests import fork_server
+from tools.task_program import load_class
 from utils.errors import UserError
 
 needs_lightning = pytest.mark.skipif(
@@ -60,7 +61,7 @@ def test_options_reach_lightnings_trainer(tmp_path, flags, wanted):
     import torch
 
     own, rest = train_pl.parse([VANILLA, *flags, "--output_dir", str(tmp_path)])
-    opt = train_pl.options_of_task(train_pl.load_class(own.task, train_pl.TrainerBase, "task"), own, rest)
+    opt = train_pl.options_of_task(load_class(own.task, train_pl.TrainerBase, "task"), own, rest)
     try:
         trainer = train_pl.make_trainer(opt, own)
         deterministic = torch.are_deterministic_algorithms_enabled()
@@ -78,7 +79,7 @@ def test_options_are_read_in_a_process_that_lightning_has_started(tmp_path, monk
     monkeypatch.setenv("WORLD_SIZE", "2")  # Lightning sets no RANK
     monkeypatch.delenv("RANK", raising=False)
     own, rest = train_pl.parse([VANILLA, "--output_dir", str(tmp_path)])
-    opt = train_pl.options_of_task(train_pl.load_class(own.task, train_pl.TrainerBase, "task"), own, rest)
+    opt = train_pl.options_of_task(load_class(own.task, train_pl.TrainerBase, "task"), own, rest)
     assert opt.output_dir == str(tmp_path) and os.environ["WORLD_SIZE"] == "2"
 
 
@@ -101,7 +102,7 @@ def test_options_are_read_in_a_process_that_lightning_has_started(tmp_path, monk
         ((VANILLA, "--gpu_devices", "cpu", "--pl_args", "devices=2"), "both say where to compute"),
         ((VANILLA, "--parallel", "fsdp"), "--parallel fsdp"),
         ((VANILLA, "--micro_batch_size", "auto"), "give a number"),
-        ((VANILLA, "--max_restarts", "1"), "--max_restarts does not go with"),
+        ((VANILLA, "--nproc", "2", "--max_restarts", "1"), "--max_restarts does not go with"),
         ((VANILLA, "--resume", "nowhere"), "no such run directory"),
         ((VANILLA, "--pl_loggers", "CSVLoger"), "did you mean 'CSVLogger'"),
         ((VANILLA, "--pl_callbacks", "EarlyStoping"), "did you mean 'EarlyStopping'"),
