@@ -259,7 +259,7 @@ class EvaluatorBase:
         # ---- evaluate
         evaluator.output_dir = make_timestamped_dir(opt.save_path)
         evaluator.logger = build_logger(opt.proj_name, evaluator.output_dir / "eval_log.txt")
-        evaluator.logger.info("\n".join([device_note, *data_notes({opt.split: dataset}, loader)]))
+        evaluator.logger.info("\n".join([device_note, *opt.resume_notes, *data_notes({opt.split: dataset}, loader)]))
         loader.bad.warn = evaluator.logger.warning
         results = evaluator.evaluate(loader)
 

@@ -381,7 +381,7 @@ def parse_train_options(trainer_class: type, argv: Sequence[str] | None) -> Opti
         path, state = find_checkpoint(resume, notes.append)
         resume = str(path)
         saved = with_new_names(options_of(state, path))
-        layers = [(harmless_options(saved, path, new_parser, argv), resume)]
+        layers = [(harmless_options(saved, path, new_parser, argv, notes), resume)]
         parser = new_parser()  # now: the modules of --import may have registered more names
     opt = parser.resolve(argv, layers)
     if resume:
@@ -430,10 +430,12 @@ def parse_test_options(evaluator_class: type, argv: Sequence[str] | None) -> Opt
     model_path = str(checkpoint_of(names[0], "./Results/", lambda options: of_task.known.keys() <= options.keys()))
     saved = with_new_names(options_of(load_checkpoint(model_path, tensors_of=()), model_path))
     trained = {name: value for name, value in saved.items() if name not in OF_THE_LAUNCH}
-    layers = [(harmless_options(trained, model_path, new_parser, argv), model_path)]
+    notes: list[str] = []
+    layers = [(harmless_options(trained, model_path, new_parser, argv, notes), model_path)]
     parser = new_parser()  # now: the modules of --import may have registered more names
     opt = parser.resolve(argv, layers)
     opt.model_path = model_path
+    opt.resume_notes = notes
     vars(opt).pop("run", None)
     for name in parser.asked & set(NETWORK_OPTIONS):
         refuse_change(name, vars(opt)[name], trained.get(name), f"checkpoint {model_path}")

@@ -14,7 +14,7 @@ from typing import Any
 
 from engine import registry
 from engine.options.parser import OptionParser, file_path
-from utils.errors import UserError
+from utils.errors import UserError, shown
 
 WORD = re.compile(r"[\w+ -]{0,100}")  # a text that is neither a path nor an address
 OF_FILES = re.compile(r"weights|pretrained.*|(.*_)?(dir|path|file|url|root|download)")  # arguments that lead to files
@@ -24,7 +24,11 @@ SELECTING = {option: kind for kind, (option, _) in registry.KINDS.items()}
 
 
 def harmless_options(
-    saved: Mapping[str, Any], path: str | Path, new_parser: Callable[[], OptionParser], argv: Sequence[str] | None
+    saved: Mapping[str, Any],
+    path: str | Path,
+    new_parser: Callable[[], OptionParser],
+    argv: Sequence[str] | None,
+    notes: list[str],
 ) -> dict[str, Any]:
     """Return the options of a checkpoint without paths where something would be written.
 
@@ -33,6 +37,7 @@ def harmless_options(
         path: the checkpoint.
         new_parser: makes a parser of the program that reads the checkpoint.
         argv: its command line.
+        notes: gets a line for the log when the data is not where it was.
 
     Raises:
         UserError: an option is more than data, and nobody has repeated it.
@@ -55,6 +60,8 @@ def harmless_options(
             to_repeat[name] = value
         elif not is_path or (name == "data_dir" and (name in signed or Path(value).exists())):  # it is only read
             harmless[name] = without_weights(value) if name == "model_args" else value
+        elif name == "data_dir":
+            notes.append(f"The --data_dir of {path} is not here: {shown(value)}. Going on with {own[name]}.")
     if to_repeat:
         raise refusal(path, to_repeat)
     return harmless

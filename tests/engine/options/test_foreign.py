@@ -3,7 +3,9 @@
 from functools import partial
 
 import pytest
+import torch
 
+from engine.checkpoints.file import save_checkpoint
 from engine.options.foreign import differ, harmless_options
 from eval_vanilla import EvaluatorVanilla
 from options import test_parser as parser_of_test
@@ -17,7 +19,7 @@ SEG = partial(train_parser, TrainerSeg)
 
 
 def taken(saved, *argv, new_parser=TRAIN):
-    return harmless_options(saved, "a.pth", new_parser, list(argv))
+    return harmless_options(saved, "a.pth", new_parser, list(argv), [])
 
 
 @pytest.mark.parametrize(
@@ -84,3 +86,26 @@ def test_paths_are_left_out_but_for_data_that_is_there(tmp_path):
     (tmp_path / "file.zip").touch()
     assert taken({"data_dir": str(tmp_path / "file.zip")}, new_parser=SEG)  # the data says that it is no directory
     assert taken({"data_dir": str(tmp_path / "nowhere")}, new_parser=SEG) == {}
+
+
+def test_data_that_is_not_where_it_was_is_noted():
+    notes = []
+    harmless_options({"data_dir": "/no/such"}, "a.pth", SEG, [], notes)
+    assert notes == ["The --data_dir of a.pth is not here: '/no/such'. Going on with ./Dataset/Carvana/."]
+    harmless_options({"data_dir": "/no/such"}, "a.pth", SEG, ["--data_dir", "/here"], notes)
+    assert len(notes) == 1  # a person said where it is
+
+
+def test_the_note_is_in_the_log_of_an_evaluation_and_of_a_resumed_run(train, tmp_path, monkeypatch):
+    """The data of the sample is not read from --data_dir, so all goes on."""
+    run = train("--n_epoch", 1, "--limit_batches", 2, "--data_args", "{}")
+    state = torch.load(path := run.run_dir.path / "Vanilla_last_ckpt.pth", weights_only=True)
+    note = f"The --data_dir of {path} is not here: '/no/such'. Going on with ./Dataset."
+    state["options"]["data_dir"] = "/no/such"
+    save_checkpoint(state, path)
+    flags = ["--model_path", str(path), "--save_path", str(tmp_path / "tested"), "--no-viz", "--gpu_devices", "cpu"]
+    EvaluatorVanilla.run_test(EvaluatorVanilla.parse_options(flags))
+    (log,) = tmp_path.glob("tested/*/eval_log.txt")
+    assert log.read_text().count(note) == 1
+    train("--resume", path, "--n_epoch", 2)
+    assert next(run.run_dir.path.glob("*_log.txt")).read_text().count(note) == 1

@@ -232,10 +232,10 @@ def test_a_checkpoint_from_elsewhere_decides_neither_what_is_fetched_nor_where_t
     path, new_parser = tmp_path / "UNet_best_ckpt.pth", functools.partial(train_parser, TrainerSeg)
     options = {"shard_cache_dir": "/somewhere", "shuffle_shards": 2, "mask_values": [0, 127, "#ff0000"]}
     expected = {"shuffle_shards": 2, "mask_values": [0, 127, "#ff0000"]}
-    assert harmless_options(options, path, new_parser, []) == expected
+    assert harmless_options(options, path, new_parser, [], []) == expected
     options["data_dir"] = "http://127.0.0.1:1/x"
     with pytest.raises(UserError, match=r"repeat: --data_dir http://127\.0\.0\.1:1/x"):
-        harmless_options(options, path, new_parser, [])
+        harmless_options(options, path, new_parser, [], [])
 
 
 # ---- the bounded directory -------------------------------------------------------------------------------------------
