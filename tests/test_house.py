@@ -84,6 +84,22 @@ def test_no_function_is_longer_than_a_screen():
     assert [name for length, name in house.lengths() if length > house.MOST_FUNCTION_LINES] == []
 
 
+def test_only_tables_are_exempt_from_the_formatter():
+    """A table is a display of values that an assignment names."""
+    found = []
+    for path in RUNTIME:
+        lines = (ROOT / path).read_text(encoding="utf-8").splitlines()
+        tables = [node for node in ast.walk(TREES[path]) if is_table(node)]
+        ends = {node.end_lineno for node in tables}
+        found += [f"{path}:{at}" for at, line in enumerate(lines, 1) if line.endswith("# fmt: skip") and at not in ends]
+    assert found == []
+
+
+def is_table(node: ast.AST) -> bool:
+    is_assignment = isinstance(node, ast.Assign | ast.AnnAssign)
+    return is_assignment and isinstance(node.value, ast.Dict | ast.List | ast.Tuple | ast.Set)
+
+
 # ---- imports ---------------------------------------------------------------------------------------------------------
 def test_there_are_no_circles():
     needed = {path: {MODULES[name] for name in own_imports(path)} - {path} for path in FILES}
