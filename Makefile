@@ -19,7 +19,7 @@ BIN := $(VENV)/bin
 demo: $(VENV)/installed
 	$(BIN)/python -m examples.demo
 
-# Tests that measure time (clock) run by themselves, at the end.
+# Tests that measure time (clock) run at the end, at most two at a time. Most of them wait.
 CORE := not docs and not tools and not extras and not slow
 
 test: $(VENV)/installed-dev
@@ -27,7 +27,7 @@ test: $(VENV)/installed-dev
 
 test-rest: $(VENV)/installed-dev
 	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not clock and not ($(CORE))" $(PYTEST_ARGS)
-	$(BIN)/python -m pytest -m clock $(PYTEST_ARGS) $$(grep -rl mark.clock tests --include="test_*.py")
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m clock $(PYTEST_ARGS) $$(grep -rl mark.clock tests --include="test_*.py")
 
 test-all: test test-rest
 

@@ -474,6 +474,7 @@ def test_files_of_processes_that_cannot_all_be_started_are_closed(monkeypatch):
 def test_processes_may_be_started_in_another_way(start_method, method):
     if method not in multiprocessing.get_all_start_methods():
         pytest.skip(f"{method} is not for this system")
+    fork_server.context()  # whose server has imported torch
     start_method(method)
     assert torch.cat(list(loader_of(Numbers(), num_workers=1))).tolist() == list(range(NUM_SAMPLES))
     loader = loader_of(Numbers(kill), num_workers=1)  # of the forkserver, a process is not this one's child
