@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from data.data_entry import build_datasets, build_eval_loader, data_notes, refuse_seen
+from data.data_entry import build_datasets, build_eval_loader, data_notes, refuse_seen, with_found
 from data.loader import EvalLoader
 from engine.checkpoints.file import load_checkpoint, weights_of
 from engine.devices.process_group import Distributed
@@ -76,6 +76,11 @@ class EvaluatorBase:
         """The only network, for the common case of one."""
         (model,) = self.networks.values()
         return model
+
+    @property
+    def classes(self) -> list[str]:
+        """The names of the classes; their numbers where the data has none."""
+        return getattr(self.opt, "class_names", None) or [str(number) for number in range(self.opt.n_classes)]
 
     # ---- the task: override --------------------------------------------------------------------------------------
     @classmethod
@@ -250,8 +255,10 @@ class EvaluatorBase:
         check_parts(state, opt.model_path)  # that it has all that is read below
         seed_everything(opt.seed or 0, opt.deterministic)
         (device, *_), device_note = select_devices(opt.gpu_devices)
+        datasets = cls.build_datasets(opt)
+        opt = with_found(opt, datasets)
         evaluator = cls.from_state(opt, state, device)
-        dataset = cls.build_datasets(opt)[opt.split]
+        dataset = datasets[opt.split]
         if not opt.allow_seen:
             refuse_seen(dataset, opt.split, state["groups"])  # hashes of the data that the weights have seen
         loader = build_eval_loader(opt, dataset, opt.split, cls.eval_batch_size(opt), device)

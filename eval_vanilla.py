@@ -5,12 +5,12 @@ from options import answer_early
 if __name__ == "__main__":
     answer_early(__file__)  # --help and a wrong option, before torch is imported
 
+from argparse import Namespace
 from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
 
-from data.FashionMNIST import CLASSES
 from engine.metric_entry import build_metrics, ignored_by, metric_name
 from engine.options.parser import ListAction, OptionParser, list_of, mapping, number
 from engine.registry import load, names, short_name
@@ -19,6 +19,7 @@ from loss.terms import counter, loss_meters, update_losses
 from utils.draw import captioned_grid
 from utils.metrics import ConfusionMatrix
 
+SMALL = 32  # pixels of an image of which many are evaluated at once
 NUM_DRAWN = 16  # after a validation
 
 
@@ -32,6 +33,8 @@ class EvaluatorVanilla(EvaluatorBase):
         add = parser.add_argument_group("classification").add_argument
         add("--label_smoothing", type=number(float, low=0, high=1), default=0.1, metavar="X",
             help="share of each label that is spread evenly over all classes, in the loss CE")
+        add("--image_size", type=number(int, low=8, high=4096), default=None, metavar="N",
+            help="side of the square that image files are resized to, in pixels (default: their own, 64 at most)")
         add("--metrics", type=list_of(metric_name("classification")), action=ListAction, nargs="+",
             default=["accuracy"], metavar="NAME",
             help=f"metrics: {', '.join(names('metric', 'classification'))}, top2, top3, ...; or "
@@ -39,11 +42,10 @@ class EvaluatorVanilla(EvaluatorBase):
         add("--metric_args", type=mapping, default={}, metavar="JSON",
             help="further arguments of the metrics, a mapping for each, by its name")
 
-    @property
-    def classes(self) -> list[str]:
-        """The names of the classes; of other data than FashionMNIST, and beyond its ten, their numbers."""
-        names = CLASSES if self.opt.data_type in ("FashionMNIST", "FashionMNISTSample") else ()
-        return [*names, *map(str, range(len(names), self.opt.n_classes))]
+    @classmethod
+    def eval_batch_size(cls, opt: Namespace, default: int = 64) -> int:
+        is_small = (getattr(opt, "image_size", None) or 0) <= SMALL
+        return super().eval_batch_size(opt, 1000 if is_small else default)
 
     def build_meters(self) -> dict[str, Any]:
         shared = {"num_classes": self.opt.n_classes, **ignored_by(self.criterion)}

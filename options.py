@@ -89,7 +89,7 @@ def add_common_options(parser: OptionParser, task: str | None) -> None:
     add_choice(add, "data", task)
     add("--data_dir", file_path, "./Dataset", "DIR", "the directory of the data, also for a download")
     add("--train_val_sample_rate", POSITIVE, 1.0, "X", "use less of the training data: a fraction, or a count above 1")
-    add("--test_sample_rate", POSITIVE, 1.0, "X", "use less of the test data: a fraction, or a count above 1")
+    add("--test_sample_rate", POSITIVE, None, "X", "of the test data, or cut for it where there is none: as above")
     add("--val_split", POSITIVE, 0.15, "X", "samples for validation: a fraction of those of training, or a count")
     add("--split_seed", SEED, 0, "N", "seed of the split; another --seed trains on the same split")
     add("--num_workers", WORKERS, 0, "N", "processes that load data; auto: the fastest number. Changes no result")
@@ -101,8 +101,9 @@ def add_common_options(parser: OptionParser, task: str | None) -> None:
 
     add = group(parser, "model")
     add_choice(add, "model", task)
-    add("--n_channels", number(int, low=1, high=4096), 1, "N", "channels of an image")
-    add("--n_classes", number(int, low=1, high=10**6), 10, "N", "number of classes")
+    add("--n_channels", number(int, low=1, high=4096), None, "N", "channels of an image (default: the data's)")
+    add("--n_classes", number(int, low=1, high=10**6), None, "N", "number of classes (default: the data's)")
+    add("--class_names", plain_text, None, "NAME", "of the classes, in their order (default: the data's)", nargs="+")
     per_channel = {"action": ListAction, "nargs": "+"}
     add("--input_mean", list_of(number(float)), None, "X", "of each channel: the network subtracts it", **per_channel)
     add("--input_std", list_of(POSITIVE), None, "X", "of each channel: the network then divides by it", **per_channel)
@@ -186,6 +187,7 @@ def add_train_options(parser: OptionParser) -> None:
     add("--logger", list_of(logger_name), ["tensorboard", "csv"], "NAME", action=ListAction, nargs="+",
         help=f"where the curves go: {registry.listed('logger')}; or none")
     add("--save_code", bool, False, "BOOL", "keep a copy of this project's code in the run directory")
+    add("--allow_shared", bool, False, "BOOL", "train even if parts of the data share groups, such as copies of a file")
 
     add = group(parser, "training")
     add("--n_epoch", number(int, low=1, high=MAX_EPOCHS), 10, "N", "epochs")
@@ -453,7 +455,7 @@ def completed(parser: OptionParser, opt: Namespace, new_parser: Callable[[], Opt
     check_gpus(vars(opt))
     if parser.asked.difference(ALWAYS_COUNT):
         refuse_without_effect = registry.load("extras.without_effect:refuse_without_effect", "set")
-        refuse_without_effect(parser, vars(opt), new_parser(), tasks)
+        opt.asked_to_cut = refuse_without_effect(parser, vars(opt), new_parser(), tasks)
     if opt.print_config:
         if place().rank == 0:
             print(registry.load("tools.show_options:as_text", "print_config")(parser, vars(opt)))

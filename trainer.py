@@ -74,7 +74,7 @@ class TrainerBase:
             self.datasets = self.build_datasets()
         self.opt = opt = with_found(opt, self.datasets)  # such as the values of the masks, which checkpoints keep
         # Hashes of the data that the weights have seen, also before --pretrained: an evaluation on it is refused.
-        self.seen_groups = seen_groups(self.datasets, self.initial_weights)
+        self.seen_groups = seen_groups(self.datasets, self.initial_weights, opt.allow_shared)
 
         # ---- the networks, and how they learn
         self.progress = Progress()  # where the run stands

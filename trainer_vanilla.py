@@ -22,11 +22,8 @@ class TrainerVanilla(TrainerBase):
         "output_dir": "./Results/Vanilla/",
         "model_type": "Vanilla",
         "data_type": "FashionMNISTSample",
-        "n_channels": 1,
-        "n_classes": 10,
         "n_epoch": 12,
         "batch_size": 32,
-        "eval_batch_size": 1000,
         "lr": 1e-3,
         "monitor": "accuracy",
     }

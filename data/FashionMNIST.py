@@ -121,6 +121,7 @@ class FashionMNIST(Dataset):
     collate_fn = staticmethod(already_batched)
     is_random = False  # a sample is the same each time: there is no augmentation
     in_memory = True
+    found_options = {"n_channels": 1, "n_classes": len(CLASSES), "class_names": list(CLASSES)}
 
     def __init__(self, images: Tensor, labels: Tensor, names: Sequence[str], summary: str = ""):
         self.images = images
@@ -172,8 +173,6 @@ class FashionMNIST(Dataset):
 def build_fashion_mnist(
     data_dir: str | Path,
     *,
-    n_channels: int = 1,
-    n_classes: int = 10,
     train_val_sample_rate: float = 1.0,
     test_sample_rate: float = 1.0,
     val_split: float = 0.15,
@@ -186,7 +185,6 @@ def build_fashion_mnist(
 
     Args:
         data_dir: where the files are, or go when they have to be downloaded, see `find_or_download`.
-        n_channels, n_classes: must fit, 1 and at least 10.
         train_val_sample_rate: fraction (0 to 1) or count (above 1) of the training file to use.
         test_sample_rate: fraction or count of the test file to use.
         val_split: fraction or count of the used training samples that become the validation part.
@@ -195,11 +193,6 @@ def build_fashion_mnist(
     Raises:
         UserError: when a file is unfit or a part would be empty.
     """
-    if n_channels != 1 or n_classes < len(CLASSES):
-        raise UserError(
-            f"FashionMNIST has 1 channel and 10 classes, which --n_channels {n_channels} --n_classes {n_classes} does "
-            f"not fit."
-        )
     files = find_or_download(data_dir)
     train = ("train", *load_part(files, "train"))
     test = ("test", *load_part(files, "t10k"))

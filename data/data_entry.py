@@ -2,6 +2,7 @@
 
 To add a data set: write a function that returns {"train": ..., "val": ..., "test": ...} in a file of its own, and name
 it in engine/registry.py with the tasks that it is for. User-defined data needs no line there, see docs/options.md.
+{"train": ..., "test": ...} or {"all": ...} is cut into the three parts by the options of the split.
 
 Each part is a map-style `torch.utils.data.Dataset`. The template also uses these attributes, if they are there:
     names       list of str, one per sample, for messages and file names; without, no leak can be noticed. Another
@@ -13,8 +14,10 @@ Each part is a map-style `torch.utils.data.Dataset`. The template also uses thes
     collate_fn  how samples become a batch; with `__getitems__(indices)`, whole batches are fetched at once, and with
                 `seeded_items(indices, epoch, seed)` also when samples are random
     in_memory   True when it can be loaded without a DataLoader, and held on the GPU, see `data.loader.MemorySource`
-    found_options   a dictionary of options that the data has decided, such as the values of its masks; they are saved
-                with the run, and come back on resume, with --pretrained and in an evaluation
+    targets     list of int, one per sample: the class. Parts that are cut hold the classes in nearly equal shares
+    found_options   a dictionary of options that the data has decided, such as n_classes, n_channels, class_names and
+                the values of its masks; they are saved with the run, and come back on resume, with --pretrained and in
+                an evaluation
     open_cache()    the data set that samples are loaded from (default: this one); called before processes are started
     fingerprint()   a digest of the data, a text, for provenance.json (default: of the names)
     summary, report, cache_note   lines for the log, if they are texts
@@ -23,6 +26,7 @@ Each part is a map-style `torch.utils.data.Dataset`. The template also uses thes
 import hashlib
 from argparse import Namespace
 from collections.abc import Sequence
+from itertools import combinations
 from typing import Any
 
 import torch
@@ -32,16 +36,17 @@ from data.loader import EvalLoader, UpdateLoader, is_in_memory
 from data.sampler import one_each, sample_names
 from engine.checkpoints.state import PlainState
 from engine.options.parser import Options, changed
-from engine.registry import call, find, load, taken
-from utils.errors import UserError
+from engine.registry import call, find, load, parameters_of, taken
+from utils.errors import UserError, shown
 
 PARTS = ("train", "val", "test")
 # The options that the function or class of a data set gets if it has parameters of these names.
 OFFERED = (
     "data_dir", "n_channels", "n_classes", "patch_size", "mode", "augment", "skip_bad_samples", "cache_dir",
     "train_val_sample_rate", "test_sample_rate", "val_split", "split_seed", "mask_values", "ignored_values",
-    "shuffle_shards", "shard_cache_dir", "shard_cache_gb",
+    "shuffle_shards", "shard_cache_dir", "shard_cache_gb", "image_size", "class_names",
 )  # fmt: skip
+UNTOLD = {"n_channels": 1, "n_classes": 10, "test_sample_rate": 1.0}  # where neither a person nor the data says it
 LOG_LINES = ("report", "summary", "cache_note")
 
 
@@ -50,12 +55,16 @@ def build_datasets(opt: Namespace) -> dict[str, Dataset]:
 
     --data_type names a function that returns {"train": ..., "val": ..., "test": ...}, or the class of a data set, which
     is made once for each part, named by its parameter `part`. Both get the options in `OFFERED` that they name, and
-    --data_args.
+    --data_args. An option that nobody has given is `UNTOLD`; or None, for a parameter whose default is None.
     """
     if opt.data_type is None:
         raise UserError("--data_type is needed: MODULE:NAME, since no data is known for this task.")
     make = find("data", opt.data_type)
     offered = {name: getattr(opt, name) for name in OFFERED if hasattr(opt, name)}
+    parameters = parameters_of(make)
+    for name, value in UNTOLD.items():
+        if offered.get(name, value) is None and getattr(parameters.get(name), "default", None) is not None:
+            offered[name] = value
     is_short = getattr(opt, "debug", False) or getattr(opt, "limit_batches", None)
     offered["cache"] = getattr(opt, "cache", False) and not is_short  # a few batches are no reason to decode all images
     arguments = getattr(opt, "data_args", {})
@@ -66,8 +75,10 @@ def build_datasets(opt: Namespace) -> dict[str, Dataset]:
         datasets = {part: call(make, offered | {"part": part}, arguments, "--data_args") for part in PARTS}
     else:
         datasets = call(make, offered, arguments, "--data_args")
-    if not isinstance(datasets, dict) or set(datasets) != set(PARTS):
+    if not isinstance(datasets, dict):
         raise UserError(f"{option}: it must return a dictionary of three data sets, {', '.join(PARTS)}.")
+    if set(datasets) != set(PARTS) or getattr(opt, "asked_to_cut", ()):
+        datasets = load("extras.own_data.cut:cut_parts", "data_type")(datasets, opt)
     needed = [opt.split] if hasattr(opt, "split") else PARTS  # an evaluation needs one part
     for part, dataset in datasets.items():
         if not hasattr(dataset, "__getitem__") or not hasattr(dataset, "__len__"):
@@ -145,8 +156,15 @@ def with_found(opt: Options, datasets: dict[str, Dataset]) -> Options:
     The weights of --pretrained decide how the input is normalized.
     """
     found = getattr(datasets["train"], "found_options", {})
-    opt = changed(opt, **{name: value for name, value in found.items() if hasattr(opt, name)})
-    if opt.pretrained and not opt.resume:
+    for name in ("n_channels", "n_classes", "class_names"):
+        given = getattr(opt, name, None)
+        if given is not None and found.get(name, given) != given:
+            raise UserError(f"--{name} {shown(given)} contradicts the data, with {shown(found[name])}: leave it out.")
+    untold = {name: UNTOLD[name] for name in ("n_channels", "n_classes") if getattr(opt, name, 0) is None}
+    opt = changed(opt, **untold | {name: value for name, value in found.items() if hasattr(opt, name)})
+    if (names := getattr(opt, "class_names", None)) and len(names) != max(opt.n_classes, 2):
+        raise UserError(f"--class_names has {len(names)} names, but there are {opt.n_classes} classes: name each once.")
+    if getattr(opt, "pretrained", False) and not opt.resume:
         return load("extras.pretrained:with_scale", "pretrained")(opt)
     return opt
 
@@ -176,6 +194,8 @@ def fingerprint(dataset: Dataset) -> str:
 def data_notes(datasets: dict[str, Dataset], loader: Any = None) -> list[str]:
     """Return the lines of the data sets and their loader for the log, each once."""
     notes = [getattr(source, name, "") for source in (*datasets.values(), loader) for name in LOG_LINES]
+    if any(isinstance(sample_groups(dataset), range) for dataset in datasets.values()):
+        notes.append("the samples have neither names nor groups: whether parts share any was not checked")
     return list(dict.fromkeys(note for note in notes if isinstance(note, str) and note))
 
 
@@ -202,19 +222,22 @@ class SeenGroups(PlainState):
         self.data = {part: torch.cat([hashes, state[part]]).unique() for part, hashes in self.data.items()}
 
 
-def seen_groups(datasets: dict[str, Dataset], pretrained: str | None = None) -> SeenGroups:
+def seen_groups(datasets: dict[str, Dataset], pretrained: str | None = None, allow_shared: bool = False) -> SeenGroups:
     """Return the `group_hashes` of "train" and "val", with those in the file `pretrained`.
 
     Raises:
-        UserError: a group is in both, so that the validation would measure memorized data.
+        UserError: a group is in two parts, so that memorized data would be measured; unless `allow_shared`.
     """
-    seen = SeenGroups({part: group_hashes(datasets[part]) for part in ("train", "val")})
-    common = num_common(seen.data["val"], seen.data["train"])
-    if common and datasets["val"] is not datasets["train"]:
-        raise UserError(
-            f"{common} of the {len(seen.data['val'])} groups of the val part are in the train part, too, so the "
-            f"scores would flatter: let `names` and `groups` of the data sets differ, or split by group."
-        )
+    hashes = {part: group_hashes(dataset) for part, dataset in datasets.items()}
+    for other, part in combinations(hashes, 2):
+        common = num_common(hashes[part], hashes[other])
+        if common and datasets[part] is not datasets[other] and not allow_shared:
+            raise UserError(
+                f"{common} of the {len(hashes[part])} groups of the {part} part are in the {other} part, too, so the "
+                f"scores would flatter: let `names` and `groups` of the data sets differ, or split by group. Or accept "
+                f"it by --allow_shared."
+            )
+    seen = SeenGroups({part: hashes[part] for part in ("train", "val")})
     if pretrained:
         seen.load_state_dict(seen.data | load("extras.pretrained:groups_in", "pretrained")(pretrained))
     return seen

@@ -36,6 +36,8 @@ KINDS = {
 TABLE = """
     data       FashionMNISTSample  data.FashionMNIST:build_fashion_mnist_sample   classification generation
     data       FashionMNIST        data.FashionMNIST:build_fashion_mnist          classification generation
+    data       ImageFolder         extras.own_data.folder:build_image_folder      classification
+    data       ImageTable          extras.own_data.image_table:build_image_table  classification
     data       Carvana             data.Carvana:build_carvana                     segmentation
     data       CarvanaShards       extras.shards.dataset:build_carvana_shards     segmentation
     data       MultiImage          extras.multi_image:build_multi_image           segmentation
@@ -92,7 +94,10 @@ OF_TORCH = {
         "MultiStepLR", "OneCycleLR", "PolynomialLR", "StepLR",
     )),
 }  # fmt: skip
-LIBRARIES = {"torchvision": "extras.library_models:from_torchvision", "timm": "extras.library_models:from_timm"}
+LIBRARIES = {
+    "model": {"torchvision": "extras.library_models:from_torchvision", "timm": "extras.library_models:from_timm"},
+    "data": {"torchvision": "extras.own_data.library:from_torchvision"},
+}
 
 MODULE = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*")
 REFERENCE = re.compile(rf"(?P<module>{MODULE.pattern}):(?P<name>[^\W\d]\w*)")
@@ -120,7 +125,7 @@ def is_reference(text: Any) -> bool:
     (True, False, False)
     """
     match = REFERENCE.fullmatch(text) if isinstance(text, str) and len(text) <= 200 else None
-    return bool(match) and match["module"] not in LIBRARIES
+    return bool(match) and match["module"] not in LIBRARIES["model"]
 
 
 def reference_in(text: Any) -> str | None:
@@ -159,8 +164,8 @@ def listed(kind: str, task: str | None = None, more: Iterable[str] = ()) -> str:
     if kind in OF_TORCH:
         module, of_torch = OF_TORCH[kind]
         ways.append(f"of {module}: {', '.join(of_torch)}")
-    if kind == "model" and task == "classification":
-        ways += [f"{library}:NAME" for library in LIBRARIES]
+    if task == "classification":
+        ways += [f"{library}:NAME" for library in LIBRARIES.get(kind, ())]
     return "; or ".join([*ways, *more, "MODULE:NAME of your own"])
 
 
@@ -170,7 +175,7 @@ def name_type(kind: str, task: str | None = None, more: Iterable[str] = ()) -> C
     known = [*of_torch, *names(kind, task)]
 
     def convert(text: str) -> str:
-        is_of_library = (kind, task) == ("model", "classification") and text.partition(":")[0] in LIBRARIES
+        is_of_library = task == "classification" and text.partition(":")[0] in LIBRARIES.get(kind, ())
         if text not in known and not is_of_library and not is_reference(text):
             raise ArgumentTypeError(f"{shown(text)} is not {listed(kind, task, more)}{nearest(text[:60], known)}")
         return text
@@ -230,7 +235,7 @@ def import_module(name: str, source: str) -> Any:
     except Exception as error:
         missing = error.name if isinstance(error, ModuleNotFoundError) else None
         package = name.partition(".")[0]
-        if missing == package and package in (*LIBRARIES, "torchmetrics"):
+        if missing == package and package in (*LIBRARIES["model"], "torchmetrics"):
             raise UserError(f"{source} needs the package {package}, which is missing: pip install {package}") from None
         if missing and f"{name}.".startswith(f"{missing}."):
             raise UserError(f"{source}: there is no module {missing!r} on the Python path or in {here}.") from None
@@ -260,8 +265,8 @@ def find(kind: str, name: str) -> Callable:
     if name in BUILT_INS[kind]:
         return load(BUILT_INS[kind][name][0], option)
     library, _, rest = name.partition(":")
-    if kind == "model" and library in LIBRARIES:
-        return load(LIBRARIES[library], option)(rest)
+    if library in LIBRARIES.get(kind, ()):
+        return load(LIBRARIES[kind][library], option)(rest)
     try:
         name_type(kind)(name)
     except ArgumentTypeError as error:

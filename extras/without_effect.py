@@ -16,13 +16,15 @@ SELECTING = {
     "lr_scheduler": ("scheduler", "build_schedulers"),
 }  # fmt: skip
 
+CUTTING = ("train_val_sample_rate", "test_sample_rate", "val_split", "split_seed")  # data into parts
+
 # What options need, to have an effect: NAME, an option that is on; NAME=VALUE,VALUE, one that has one of the values;
 # !, the opposite. Of an option that selects a component, NAME alone means that the component takes the option. Limits,
 # such as --worker_timeout, and --parallel are not here: they may stand in every command, whatever machine it runs on.
 NEEDS = {
     "data_type": (
         "data_dir", "train_val_sample_rate", "test_sample_rate", "val_split", "split_seed", "patch_size", "augment",
-        "mask_values", "shuffle_shards", "cache", "cache_dir", "shard_cache_dir", "shard_cache_gb",
+        "mask_values", "shuffle_shards", "cache", "cache_dir", "shard_cache_dir", "shard_cache_gb", "image_size",
     ),
     "model_type": ("width", "up", "deep_supervision", "latent", "batch_norm"),
     "loss_type": ("label_smoothing",),
@@ -51,7 +53,7 @@ NEEDS = {
 
 def refuse_without_effect(
     parser: OptionParser, options: Mapping[str, Any], defaults: OptionParser, tasks: Sequence[type]
-) -> None:
+) -> list[str]:
     """Raise UserError when the command line or an option file gives an option that has no effect; see `NEEDS`.
 
     Args:
@@ -59,7 +61,11 @@ def refuse_without_effect(
         options: all of them.
         defaults: a parser of the same program that has read nothing.
         tasks: the classes of the task, which may read any option in methods of their own.
+
+    Returns:
+        Those of `CUTTING` that the data does not take: they may cut it, see extras/own_data/cut.py.
     """
+    asked_to_cut = []
     num_processes = max(options.get("nproc", 1), 2 if "WORLD_SIZE" in os.environ else 1)
     if options.get("parallel", "none") != "none":
         num_processes = max(num_processes, len(options["gpu_devices"].split(",")))
@@ -71,12 +77,16 @@ def refuse_without_effect(
             if name not in parser.asked or not is_claim(source, value, defaults.get_default(name)):
                 continue
             if not any(is_met(one, name, options, tasks) for one in needed):
+                if need == "data_type" and name in CUTTING:
+                    asked_to_cut.append(name)
+                    continue
                 beside = [one.strip("!").partition("=")[0] for one in needed]
                 others = " and ".join(f"--{other} {in_words(options[other])}" for other in beside)
                 allowed = [one for one in needed if "=" in one and not one.startswith("!")]
                 wanted = [f"--{one.replace('=', ' ').replace(',', ' or ')}" for one in allowed]
                 hint = f": it is for {' and '.join(wanted)}" if wanted else ""
                 raise UserError(f"--{name} {in_words(value)} has no effect with {others}{hint}. Leave it out.")
+    return asked_to_cut
 
 
 def is_claim(source: str, value: Any, default: Any) -> bool:

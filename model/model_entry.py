@@ -12,7 +12,7 @@ from engine.registry import BUILT_INS, LIBRARIES, call, find, load
 from utils.errors import UserError, shown
 
 # The options that decide which weights a network has; a checkpoint fits only a network with the same values.
-OFFERED = ("n_channels", "n_classes", "width", "up", "deep_supervision", "latent", "batch_norm")
+OFFERED = ("n_channels", "n_classes", "width", "up", "deep_supervision", "latent", "batch_norm", "image_size")
 NETWORK_OPTIONS = ("model_type", "model_args", *OFFERED, "judge_type", "input_mean", "input_std")
 SHAPES = {"n_channels": "n_channels", "in_chans": "n_channels", "n_classes": "n_classes", "num_classes": "n_classes"}
 
@@ -30,7 +30,9 @@ def build_networks(opt: Namespace) -> dict[str, nn.Module]:
         raise UserError("--model_type is needed: MODULE:NAME, since no network is known for this task.")
     arguments = getattr(opt, "model_args", {})
     offered = {name: getattr(opt, name) for name in OFFERED if getattr(opt, name, None) is not None}
-    if arguments and (opt.model_type in BUILT_INS["model"] or opt.model_type.partition(":")[0] in LIBRARIES):
+    if opt.model_type in BUILT_INS["model"] and "image_size" in offered:
+        offered["size"] = offered["image_size"]
+    if arguments and (opt.model_type in BUILT_INS["model"] or opt.model_type.partition(":")[0] in LIBRARIES["model"]):
         check_shape(arguments, {"n_channels": opt.n_channels, "n_classes": opt.n_classes})
     component = find("model", opt.model_type)
     with warnings.catch_warnings():

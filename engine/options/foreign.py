@@ -104,6 +104,8 @@ def is_data(name: str, both: Mapping[str, Any], own: Mapping[str, Any]) -> bool:
         from data.FashionMNIST import find_all_files  # here, as it imports torch
 
         return bool(find_all_files(both["data_dir"]))  # else it would be downloaded
+    if name == "data_type" and value.partition(":")[0] in registry.LIBRARIES["data"]:
+        return False  # the library may download it
     if name in SELECTING:
         references = filter(None, map(registry.reference_in, registry.as_list(value)))
         return all(reference.partition(":")[0] in METRICS for reference in references)

@@ -22,7 +22,7 @@ from utils.errors import UserError, nearest, shown
 from utils.files import NO_SPACE
 
 # How a run was launched, not what it computes.
-NOT_SAVED = ("config", "set", "print_config", "resume", "resume_notes", "requeue", "profile")
+NOT_SAVED = ("config", "set", "print_config", "resume", "resume_notes", "requeue", "profile", "asked_to_cut")
 NUMBERS = {  # plainer than int() and float(), which take 1_000, ' 1', nan and the digits of every script
     int: re.compile(r"[+-]?[0-9]{1,4000}"),
     float: re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?"),

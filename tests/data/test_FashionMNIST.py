@@ -14,6 +14,7 @@ import torchvision
 from torch.utils.data import DataLoader
 
 from data import FashionMNIST as module
+from data.data_entry import with_found
 from data.FashionMNIST import (
     CLASSES,
     FILES,
@@ -25,6 +26,7 @@ from data.FashionMNIST import (
     find_or_download,
     read_idx,
 )
+from engine.options.parser import Options, changed
 from utils.errors import UserError
 
 TRAIN_IMAGES, TRAIN_LABELS, TEST_IMAGES, TEST_LABELS = FILES
@@ -333,7 +335,12 @@ def test_incomplete_sample_is_an_error(monkeypatch):
         build_fashion_mnist_sample()
 
 
-@pytest.mark.parametrize("shape", [{"n_channels": 3}, {"n_classes": 2}])
-def test_a_network_that_does_not_fit_is_refused(shape):
-    with pytest.raises(UserError, match="has 1 channel and 10 classes"):
-        build_fashion_mnist_sample(**shape)
+@pytest.mark.parametrize(
+    ("name", "wrong", "right"), [("n_channels", 3, 1), ("n_classes", 2, 10), ("class_names", ["a", "b"], list(CLASSES))]
+)
+def test_what_contradicts_the_data_is_refused(name, wrong, right):
+    untold = Options(n_channels=None, n_classes=None, class_names=None)
+    datasets = build_fashion_mnist_sample()
+    assert vars(with_found(changed(untold, **{name: right}), datasets)) == vars(with_found(untold, datasets))
+    with pytest.raises(UserError, match=f"--{name} .* contradicts the data, with"):
+        with_found(changed(untold, **{name: wrong}), datasets)

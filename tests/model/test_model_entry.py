@@ -21,6 +21,13 @@ def test_classifier(model_type):
     assert network(torch.zeros(2, 1, 28, 28)).shape == (2, 10)
 
 
+@pytest.mark.parametrize("model_type", names("model", "classification"))
+@pytest.mark.parametrize("image_size", [16, 64])
+def test_a_classifier_fits_the_size_of_the_images(model_type, image_size):
+    opt = Namespace(model_type=model_type, n_channels=3, n_classes=4, image_size=image_size)
+    assert build_networks(opt)["model"](torch.zeros(2, 3, image_size, image_size)).shape == (2, 4)
+
+
 @pytest.mark.parametrize("model_type", names("model", "segmentation"))
 @pytest.mark.parametrize("up", ["bilinear", "transposed"])
 @pytest.mark.parametrize("n_classes", [1, 2])
@@ -121,7 +128,7 @@ def test_options_decide_the_weights():
     usual = shapes()
     others = {"n_channels": 1, "n_classes": 3, "width": 8, "up": "transposed", "deep_supervision": True}
     apart = {"model_type", "model_args", "latent", "batch_norm", "judge_type"}  # the last ones are those of a GAN
-    apart |= {"input_mean", "input_std"}  # of the input
+    apart |= {"input_mean", "input_std", "image_size"}  # of the input
     assert {*others, *apart} == set(NETWORK_OPTIONS)  # those that an evaluation may not change
     assert all(shapes(**{name: value}) != usual for name, value in others.items())
 

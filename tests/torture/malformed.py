@@ -102,7 +102,7 @@ SHARED = {
     "compile": BOOL, "amp": Choice(("no", "bf16", "fp16")), "channels_last": BOOL, "deterministic": BOOL,
     "seed": SEED, "debug": BOOL, "worker_timeout": NOT_NEGATIVE, "data_device": Choice(("auto", "cpu", "cuda")),
     "skip_bad_samples": COUNT, "limit_batches": WHOLE, "model_path": PATH, "model_args": ARGUMENTS,
-    "data_args": ARGUMENTS, "loss_args": ARGUMENTS, "import": MODULES,
+    "data_args": ARGUMENTS, "loss_args": ARGUMENTS, "import": MODULES, "class_names": LINE,
 }  # fmt: skip
 EPOCHS = Number(above=0, high=1e6)
 TRAIN = {
@@ -127,7 +127,7 @@ TRAIN = {
     "init": Choice(("default", "kaiming", "xavier", "xavier_normal", "orthogonal", "normal")),
     "logger": Choice(("tensorboard", "csv"), is_list=True), "save_code": BOOL,  # wandb need not be installed
     "optim_args": ARGUMENTS, "scheduler_args": ARGUMENTS, "callbacks": OWN,
-    "scheduler_step": Choice(("update", "epoch")),
+    "scheduler_step": Choice(("update", "epoch")), "allow_shared": BOOL,
 }  # fmt: skip
 TEST = {
     "proj_name": NAME, "split": Choice(("test", "val", "train")), "save_path": PATH, "viz": BOOL, "allow_seen": BOOL,
@@ -137,6 +137,7 @@ VANILLA = {
     "data_type": Choice(("FashionMNISTSample", "FashionMNIST")), "model_type": Choice(("Vanilla", "LeNet", "ResNet18")),
     "loss_type": Choice(("CE", "Focal", "Brier")), "label_smoothing": SHARE,
     "metrics": Choice(("accuracy", "precision", "recall", "f1"), is_list=True), "metric_args": ARGUMENTS,
+    "image_size": Number(True, low=8, high=4096),
 }  # fmt: skip
 LEVELS = Number(True, low=0, high=65535, is_list=True)
 SEG = {

@@ -82,7 +82,7 @@ def resolved(
     data_type = saved.pop("data_type", None)  # a text that says how to read an image; nothing is made of it
     data_args = saved.pop("data_args", None)
     model_type = str(saved.get("model_type"))
-    if model_type in BUILT_INS["model"] or model_type.partition(":")[0] in LIBRARIES:
+    if model_type in BUILT_INS["model"] or model_type.partition(":")[0] in LIBRARIES["model"]:
         saved.pop("import", None)  # it registered other things
     harmless = harmless_options(saved, path, new_parser, flags)
     if isinstance(data_type, str):

@@ -477,7 +477,8 @@ def test_saved_options_of_a_real_trainer_give_the_same_options(task, tmp_path, m
     monkeypatch.setattr("extras.without_effect.NEEDS", {})  # all options at once, whether they have an effect or not
     task, parser = task
     # --swa_start excludes --ema, and other components do not take the options of these.
-    left_out = (*NOT_SAVED, "swa_start", "data_type", "model_type", "loss_type", "shuffle_shards", "deep_supervision")
+    left_out = (*NOT_SAVED, "swa_start", "data_type", "model_type", "loss_type", "shuffle_shards", "deep_supervision",
+                "image_size")  # fmt: skip
     changed = [text for name, action in parser.known.items() if name not in left_out
                for text in another_value(action)]  # fmt: skip
     for argv in ([], changed):

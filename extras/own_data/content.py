@@ -1,0 +1,56 @@
+"""Tell files apart by what they hold: so a copy under another name is found, and a changed file, too."""
+
+import hashlib
+import os
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from utils.errors import UserError
+
+MOST_BYTES = 1 << 30  # of all files together that are read as a whole before training
+NUM_SAMPLED = 256  # files of larger data that are read
+THREADS = 8
+
+
+def digest_of(path: str | Path) -> str:
+    """Return a digest of the bytes of a file; UserError when it cannot be read."""
+    try:
+        with open(path, "rb") as file:
+            return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=8)).hexdigest()
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}.") from None
+
+
+def identities(paths: Sequence[str], names: Sequence[str]) -> tuple[list[str], bool]:
+    """Return what tells each file from all others, and whether that is its content.
+
+    Args:
+        paths: the files.
+        names: of the files, which tell them apart where they are too large to be read, above `MOST_BYTES` together.
+    """
+    try:
+        sizes = [os.stat(path).st_size for path in paths]
+    except OSError as error:
+        raise UserError(f"{error.filename} cannot be read: {error.strerror}.") from None
+    if sum(sizes) > MOST_BYTES:
+        return [f"{name} {size}" for name, size in zip(names, sizes, strict=True)], False
+    with ThreadPoolExecutor(THREADS) as pool:
+        return list(pool.map(digest_of, paths)), True
+
+
+def fingerprint(paths: Sequence[str], lines: Sequence[str], is_content: bool) -> str:
+    """Return SHA-256 of the lines that describe samples, and of the contents of some files if the lines lack them.
+
+    Args:
+        paths: the files.
+        lines: of each file, such as its name, its class and its identity.
+        is_content: whether the lines tell the content of all files.
+    """
+    digest = hashlib.sha256("\n".join(lines).encode(errors="surrogateescape"))
+    if is_content:
+        return digest.hexdigest()
+    sampled = [paths[place * len(paths) // NUM_SAMPLED] for place in range(NUM_SAMPLED)]
+    for path in dict.fromkeys(sampled):
+        digest.update(digest_of(path).encode())
+    return f"{digest.hexdigest()} (contents of {len(set(sampled)):,} of {len(paths):,} files)"
