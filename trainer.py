@@ -41,6 +41,7 @@ from engine.optimizers import (
 from engine.options.parser import OptionParser, saved_options
 from engine.progress import Progress
 from engine.registry import load  # what few runs need; its second argument is the option to name in an error
+from engine.runs.provenance import name_of_class
 from engine.runs.run_dir import RunDir
 from engine.runs.scores import Score, check_monitor
 from engine.session import Session
@@ -456,7 +457,8 @@ class TrainerBase:
             notes: lines for the log: on the devices, and on the weights that were loaded.
         """
         self.distributed.save_for_restart(run_dir=str(self.run_dir.path), seed=self.opt.seed)
-        self.run_dir.record(saved_options(self.opt), self.devices, self.networks, *describe(self.datasets))
+        evaluator = name_of_class(type(self.evaluator))
+        self.run_dir.record(saved_options(self.opt), evaluator, self.devices, self.networks, *describe(self.datasets))
         device_note, *loaded = notes
         text = "\n".join([device_note, *data_notes(self.datasets, self.train_loader), *loaded])
         is_part_of_data = self.opt.train_val_sample_rate != 1
@@ -505,9 +507,8 @@ class TrainerBase:
             self.guard.check_earlier(wait=True)
         state = collect_state(self.stateful(), self.distributed, self.checkpointer.in_shards)
         options = plain(saved_options(self.opt), "The run cannot be saved: options")
-        evaluator = type(self.evaluator)  # as text: predict.py looks for it
-        names = {"run_name": self.run_dir.name, "evaluator": f"{evaluator.__module__}:{evaluator.__qualname__}"}
-        return {**state, "options": options, **names}
+        evaluator = name_of_class(type(self.evaluator))  # a text: predict.py looks for it
+        return {**state, "options": options, "run_name": self.run_dir.name, "evaluator": evaluator}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from a state; UserError when it belongs to other networks or optimizers."""

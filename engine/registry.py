@@ -94,6 +94,7 @@ OF_TORCH = {
         "MultiStepLR", "OneCycleLR", "PolynomialLR", "StepLR",
     )),
 }  # fmt: skip
+EVALUATORS = ("eval_vanilla:EvaluatorVanilla", "eval_seg_on_carvana:EvaluatorSeg")  # a checkpoint may name these
 LIBRARIES = {
     "model": {"torchvision": "extras.library_models:from_torchvision", "timm": "extras.library_models:from_timm"},
     "data": {"torchvision": "extras.own_data.library:from_torchvision"},

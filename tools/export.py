@@ -20,11 +20,21 @@ def make_parser() -> OptionParser:
     parser = OptionParser(prog="export", description=__doc__.partition("\n")[0])
     add = parser.add_argument
     add("run", type=file_path, metavar="RUN", help="a checkpoint, the directory of a run, or latest")
-    add("--to", type=one_of(FORMATS), required=True, metavar="FORMAT",
-        help="onnx; pt2: a program of torch.export; safetensors: the weights")
+    add(
+        "--to",
+        type=one_of(FORMATS),
+        required=True,
+        metavar="FORMAT",
+        help="onnx; pt2: a program of torch.export; safetensors: the weights",
+    )
     add("--output", type=file_path, default=None, metavar="FILE", help="(default: beside the checkpoint)")
-    add("--push", type=REPOSITORY, default=None, metavar="OWNER/NAME",
-        help="also upload it to this repository of the Hugging Face Hub, which is private unless --public is given")
+    add(
+        "--push",
+        type=REPOSITORY,
+        default=None,
+        metavar="OWNER/NAME",
+        help="also upload it to this repository of the Hugging Face Hub, which is private unless --public is given",
+    )
     add("--public", action="store_true", help="let anybody see a repository that --push makes")
     add("--use_average", action=BoolAction, default=True, help="take the average of the weights, if there is one")
     add_changes(parser)

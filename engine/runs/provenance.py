@@ -62,6 +62,14 @@ def command_line() -> str:
     return shlex.join(["python", *program, *sys.argv[1:]])
 
 
+def name_of_class(kind: type) -> str:
+    """Return ``MODULE:CLASS``; of a class in the program that runs, with the module or the file that was started."""
+    module = sys.modules[kind.__module__]
+    is_program = kind.__module__ == "__main__"
+    name = module.__spec__.name if module.__spec__ else os.path.abspath(getattr(module, "__file__", "-"))
+    return f"{name if is_program else kind.__module__}:{kind.__qualname__}"
+
+
 def provenance(devices: list[torch.device], data: Mapping[str, str]) -> dict[str, Any]:
     """Return everything that is needed to repeat a run.
 

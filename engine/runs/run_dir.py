@@ -13,7 +13,7 @@ from torch import nn
 
 from engine.checkpoints.checkpointer import ENDED, PROVENANCE, read_record
 from engine.devices.process_group import Distributed
-from engine.registry import load
+from engine.registry import EVALUATORS, load
 from engine.runs.lock import DirectoryLock
 from engine.runs.provenance import command_line, provenance
 from utils.files import write_atomically, write_json
@@ -107,6 +107,7 @@ class RunDir:
     def record(
         self,
         options: Mapping[str, Any],
+        evaluator: str,
         devices: list[torch.device],
         networks: Mapping[str, nn.Module],
         names_by_part: Mapping[str, Sequence[Any]],
@@ -116,6 +117,7 @@ class RunDir:
 
         Args:
             options: the resolved options.
+            evaluator: the name of its class, see `name_of_class`.
             devices: of the run.
             networks: by name.
             names_by_part: of the samples of each part of the data; a range where they have none.
@@ -132,6 +134,7 @@ class RunDir:
             self.warn_of_changes(fingerprints)
         # Code, arguments and addresses: what a checkpoint may name again only if a person has named it.
         of_person = {name: value for name, value in options.items() if name == "import" or ":" in str(value)}
+        of_person |= {} if evaluator in EVALUATORS else {"evaluator": evaluator}
         if any(of_person.values()):
             load("extras.own_runs:sign", "resume")(self.path, of_person)
         log = self.logger.info

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from extras.weights_from import read_weights
+from engine.registry import load
 from utils.errors import UserError
 
 KEY = "plainloop"  # of the metadata in a file, as JSON
@@ -122,5 +122,5 @@ def write_safetensors(network: nn.Module, path: Path, metadata: Mapping[str, Any
     texts |= {name: json.dumps(metadata[name]) for name in SCALE if name in metadata}
     save_file(weights, str(path), metadata=texts)
     other = new_network()
-    other.load_state_dict(read_weights(path))
+    other.load_state_dict(load("extras.weights_from:read_weights", "to")(path))
     return other.eval()

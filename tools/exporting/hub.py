@@ -36,9 +36,13 @@ def push(path: Path, metadata: Mapping[str, Any], repository: str, private: bool
 
     suffix = path.suffix.removeprefix(".")
     card = CARD.format(
-        library=LIBRARIES.get(suffix, "pytorch"), task=metadata["task"], name=repository.partition("/")[2],
-        file=f"model{path.suffix}", model_type=metadata["model_type"], metadata=json.dumps(metadata, indent=2),
-    )  # fmt: skip
+        library=LIBRARIES.get(suffix, "pytorch"),
+        task=metadata["task"],
+        name=repository.partition("/")[2],
+        file=f"model{path.suffix}",
+        model_type=metadata["model_type"],
+        metadata=json.dumps(metadata, indent=2),
+    )
     with tempfile.TemporaryDirectory() as directory:
         shutil.copy(path, Path(directory, f"model{path.suffix}"))
         Path(directory, "README.md").write_text(card, encoding="utf-8")

@@ -10,9 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import default_collate
 
-from engine.registry import error_line
+from engine.registry import error_line, load
 from eval import EvaluatorBase
-from extras.image_input import side_of
 from tools.exporting.formats import (
     INPUT,
     OUTPUT,
@@ -89,6 +88,7 @@ def write(
 ) -> Run:
     """Write a network to a file of a kind, and return the function that the file computes."""
     if kind == "safetensors":
+
         def new_network() -> nn.Module:
             return next(iter(evaluator.build_networks(evaluator.opt).values()))
 
@@ -108,7 +108,7 @@ def random_inputs(evaluator: EvaluatorBase, real: Tensor | None, count: int, div
         divisor: make images that are larger by this.
     """
     shape = list(real.shape[1:]) if real is not None else None
-    side = side_of(evaluator.opt)
+    side = load("extras.image_input:side_of", "image_size")(evaluator.opt)
     if side is not None:  # real images may be of their own size
         shape = [evaluator.opt.n_channels, side, side]
     if shape is None:
@@ -183,9 +183,12 @@ def describe(evaluator: EvaluatorBase, opt: Namespace, example: Tensor, divisor:
     }
     if is_image:
         metadata["input"] |= {
-            "layout": "NCHW", "range": [0, 1], "colour": {1: "grey", 3: "RGB"}.get(of_run.n_channels),
-            "multiple_of": divisor, "is_normalized_inside": bool(scale) and opt.to != "safetensors",
-        }  # fmt: skip
+            "layout": "NCHW",
+            "range": [0, 1],
+            "colour": {1: "grey", 3: "RGB"}.get(of_run.n_channels),
+            "multiple_of": divisor,
+            "is_normalized_inside": bool(scale) and opt.to != "safetensors",
+        }
         metadata |= scale
         metadata["input"]["resize"] = None if getattr(of_run, "mode", None) == "padding" else example.shape[-1]
     if divisor is not None:

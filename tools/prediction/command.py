@@ -39,12 +39,27 @@ def make_parser() -> OptionParser:
     add = parser.add_argument
     add("run", type=file_path, metavar="RUN", help="a checkpoint, the directory of a run, or latest")
     add("files", type=file_path, nargs="+", metavar="FILE", help="files, and directories with all that is below them")
-    add("--output_dir", type=file_path, default="./Results/Prediction/", metavar="DIR",
-        help="results go to DIR/TIMESTAMP")
-    add("--batch_size", type=number(int, low=1), default=None, metavar="N",
-        help="inputs that go through the network at once. Changes no result")
-    add("--tta", type=one_of(("none", "flip")), default="none", metavar="HOW",
-        help="flip: the mean of what is predicted for an image and for its mirror image")
+    add(
+        "--output_dir",
+        type=file_path,
+        default="./Results/Prediction/",
+        metavar="DIR",
+        help="results go to DIR/TIMESTAMP",
+    )
+    add(
+        "--batch_size",
+        type=number(int, low=1),
+        default=None,
+        metavar="N",
+        help="inputs that go through the network at once. Changes no result",
+    )
+    add(
+        "--tta",
+        type=one_of(("none", "flip")),
+        default="none",
+        metavar="HOW",
+        help="flip: the mean of what is predicted for an image and for its mirror image",
+    )
     add("--use_average", action=BoolAction, default=True, help="take the average of the weights, if there is one")
     add("--gpu_devices", "--device", type=device, default="0", metavar="ID", help="the GPU, as 0 or cuda:0; or cpu")
     add_changes(parser)
@@ -60,16 +75,41 @@ STATUSES = (
 def add_changes(parser: OptionParser) -> None:
     """Add the options that change those of the checkpoint, and those that allow its code; without defaults."""
     add = parser.add_argument_group("in another way than the checkpoint says").add_argument
-    add("--image_size", type=number(int, low=1, high=2**15), default=None, metavar="N",
-        help="classification: side of the square that images are resized to")
-    add("--mode", type=one_of(("direct", "padding")), default=None, metavar="MODE",
-        help="segmentation: direct resizes to --patch_size and the prediction back, padding keeps the image's size")
-    add("--patch_size", type=number(int, low=16, high=2**15), default=None, metavar="N",
-        help="segmentation: see --mode")
-    add("--mask_values", type=list_of(mask_value), action=ListAction, nargs="+", default=None, metavar="VALUE",
-        help="segmentation: the values of the classes in the masks that are written (default: those of training)")
-    add("--set", type=setting, action="extend", nargs="+", default=None, metavar="NAME=VALUE",
-        help="an argument of data_args or model_args, such as data_args.white=4095")
+    add(
+        "--image_size",
+        type=number(int, low=1, high=2**15),
+        default=None,
+        metavar="N",
+        help="classification: side of the square that images are resized to",
+    )
+    add(
+        "--mode",
+        type=one_of(("direct", "padding")),
+        default=None,
+        metavar="MODE",
+        help="segmentation: direct resizes to --patch_size and the prediction back, padding keeps the image's size",
+    )
+    add(
+        "--patch_size", type=number(int, low=16, high=2**15), default=None, metavar="N", help="segmentation: see --mode"
+    )
+    add(
+        "--mask_values",
+        type=list_of(mask_value),
+        action=ListAction,
+        nargs="+",
+        default=None,
+        metavar="VALUE",
+        help="segmentation: the values of the classes in the masks that are written (default: those of training)",
+    )
+    add(
+        "--set",
+        type=setting,
+        action="extend",
+        nargs="+",
+        default=None,
+        metavar="NAME=VALUE",
+        help="an argument of data_args or model_args, such as data_args.white=4095",
+    )
     add = parser.add_argument_group("what a checkpoint names only if you name it, too").add_argument
     add("--task", type=file_path, default=None, metavar="FILE", help="the program of a task of your own")
     add("--import", type=registry.module_name, nargs="+", default=None, metavar="MODULE", help="see docs/options.md")

@@ -13,19 +13,17 @@ from engine.checkpoints.restore import set_state
 from engine.devices.setup import place_network, select_devices
 from engine.options.foreign import harmless_options
 from engine.options.parser import Options
-from engine.registry import BUILT_INS, LIBRARIES, load
+from engine.registry import BUILT_INS, EVALUATORS, LIBRARIES, import_module, load
 from eval import EvaluatorBase
 from model.model_entry import NETWORK_OPTIONS
 from options import OF_THE_LAUNCH, import_asked, refuse_change, test_parser, with_new_names
-from tools.task_program import load_class
+from tools.task_program import load_class, load_file
 from utils.errors import UserError, shown
 from utils.precision import Precision
 
 RESULTS = "./Results/"  # where `latest` looks
-# The evaluators that a checkpoint may name by itself.
-SHIPPED = ("eval_vanilla:EvaluatorVanilla", "eval_seg_on_carvana:EvaluatorSeg")
-# Older checkpoints do not say which it was: an option that only this one has.
-BY_OPTION = {"mask_values": SHIPPED[1], "deep_supervision": SHIPPED[1], "label_smoothing": SHIPPED[0]}
+# Older checkpoints do not say which evaluator made them: an option that only this one has.
+BY_OPTION = {"mask_values": EVALUATORS[1], "deep_supervision": EVALUATORS[1], "label_smoothing": EVALUATORS[0]}
 NOT_NEEDED = ("loss_type", "loss_args", "metrics", "metric_args", "data_dir")
 OF_INPUTS = ("white", "background")  # the arguments of the data that say how an image file is read
 
@@ -59,17 +57,29 @@ def open_evaluator(
 
 
 def class_of(state: Mapping[str, Any], path: Path, task: str | None) -> type[EvaluatorBase]:
-    """Return the class of the evaluator that made a checkpoint: that of `task`, or one that ships."""
+    """Return the class of the evaluator that made a checkpoint: that of `task`, one that ships, or of an own run."""
     if task is not None:
         return load_class(task, EvaluatorBase, "task")
     saved = options_of(dict(state), path)
     name = state.get("evaluator", next((BY_OPTION[option] for option in BY_OPTION if option in saved), None))
-    if name in SHIPPED:
+    if name in EVALUATORS:
         return load(name, "task")
+    if load("extras.own_runs:signed_values", "task")(path, {"evaluator": name}):  # by a run of this user
+        return own_class(name)
     raise UserError(
         f"The checkpoint {path} is of a task of its own ({shown(name)}), whose code is used only when you name "
         f"it yourself. If you trust it: --task FILE.py, the program of the task."
     )
+
+
+def own_class(name: str) -> type[EvaluatorBase]:
+    """Import the class that `engine.runs.provenance.name_of_class` has named."""
+    program, _, attribute = name.rpartition(":")
+    module = load_file(program) if program.endswith(".py") else import_module(program, f"--task {program}")
+    found = getattr(module, attribute, None)
+    if isinstance(found, type) and issubclass(found, EvaluatorBase):
+        return found
+    raise UserError(f"{program} has no evaluator {attribute} any more: name the program of the task, --task FILE.py.")
 
 
 def resolved(
@@ -84,7 +94,7 @@ def resolved(
     model_type = str(saved.get("model_type"))
     if model_type in BUILT_INS["model"] or model_type.partition(":")[0] in LIBRARIES["model"]:
         saved.pop("import", None)  # it registered other things
-    harmless = harmless_options(saved, path, new_parser, flags)
+    harmless = harmless_options(saved, path, new_parser, flags, notes=[])
     if isinstance(data_type, str):
         harmless["data_type"] = data_type
     if isinstance(data_args, Mapping):

@@ -110,7 +110,7 @@ class MaskWriter:
         self.values = list(getattr(opt, "mask_values", None) or range(num_classes))
         if len(self.values) > num_classes:
             raise UserError(f"--mask_values names {len(self.values)} values for a network of {num_classes} classes.")
-        self.classes = predictor.classes[: len(self.values)]
+        self.classes = getattr(opt, "class_names", None) or self.values
         self.colours = colours_of(self.values)
 
     def add(self, found: Found, name: str, inputs: Tensor, outputs: dict[str, Tensor]) -> None:
@@ -132,7 +132,7 @@ class MaskWriter:
                 "mask": str(mask_path),
                 "width": mask.shape[1],
                 "height": mask.shape[0],
-                **{f"share_{name}": f"{share:.4f}" for name, share in zip(self.classes, shares, strict=True)},
+                **{f"share_{name}": f"{share:.4f}" for name, share in zip(self.classes, shares, strict=False)},
             }
         )
         if len(self.rows) < NUM_IN_SHEET:

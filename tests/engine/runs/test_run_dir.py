@@ -22,7 +22,7 @@ def short_provenance(monkeypatch):
 
 def record(directory: RunDir, parts=PARTS) -> None:
     networks = {"model": nn.Linear(3, 2)}
-    directory.record(OPTIONS, [torch.device("cpu")], networks, parts, FINGERPRINTS)
+    directory.record(OPTIONS, "eval_vanilla:EvaluatorVanilla", [torch.device("cpu")], networks, parts, FINGERPRINTS)
 
 
 def test_new_runs_have_new_directories(tmp_path):

@@ -1,0 +1,54 @@
+"""Tasks of one's own: they read their files, and a run of this user names their code."""
+
+import csv
+import shutil
+
+import pytest
+import torch
+
+from engine.checkpoints.file import load_checkpoint
+from tools.prediction.opening import open_evaluator
+from utils.errors import UserError
+
+
+@pytest.fixture(scope="module")
+def waves(command, tmp_path_factory):
+    """A run of examples/new_task.py, its home, and a file of waves."""
+    place = tmp_path_factory.mktemp("waves")
+    flags = ["--n_epoch", 1, "--gpu_devices", "cpu", "--output_dir", place / "runs", "--seed", 0]
+    done = command("-m", "examples.new_task", *map(str, flags), XDG_CONFIG_HOME=str(place / "home"))
+    assert done.returncode == 0, done.stderr
+    values = torch.sin(torch.linspace(0, 6, 64)).tolist()
+    lines = [",".join(map(str, values)), ",".join(map(str, values[::-1]))]
+    (place / "good.csv").write_text("\n".join(lines))
+    (place / "bad.csv").write_text("1,2,x")
+    return place
+
+
+def test_a_task_of_ones_own_predicts_its_files(command, waves):
+    (run,) = (waves / "runs").iterdir()
+    state = load_checkpoint(run / "wave_net_best_ckpt.pth")
+    assert state["evaluator"] == "examples.new_task:EvaluatorWaves"
+    rows = []
+    for flags in ([], ["--task", "examples/new_task.py"]):
+        out = waves / f"out{len(flags)}"
+        files = [waves / "bad.csv", waves / "good.csv"]
+        done = command("predict.py", run, *files, "--output_dir", out, *flags, XDG_CONFIG_HOME=str(waves / "home"))
+        assert done.returncode == 1 and done.stderr.count("\n") == 1 and "bad.csv: ValueError" in done.stderr
+        with open(next(out.iterdir()) / "predictions.csv", newline="") as file:
+            rows.append(list(csv.DictReader(file)))
+    assert rows[0] == rows[1]
+    assert [row["name"] for row in rows[0]] == ["line 1", "line 2"]
+    assert float(rows[0][0]["value"]) != float(rows[0][1]["value"])
+
+
+def test_a_copy_elsewhere_names_no_code(waves, tmp_path, monkeypatch):
+    """Neither for another user, nor without the record of the run."""
+    (run,) = (waves / "runs").iterdir()
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "nobody"))
+    with pytest.raises(UserError, match="whose code is used only when you name it"):
+        open_evaluator(run)
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(waves / "home"))
+    shutil.copy(run / "wave_net_best_ckpt.pth", tmp_path / "wave_net_best_ckpt.pth")
+    with pytest.raises(UserError, match="whose code is used only when you name it"):
+        open_evaluator(tmp_path / "wave_net_best_ckpt.pth")
