@@ -1,12 +1,15 @@
 """Read an image file of a user for a network, as its training data was read."""
 
 from argparse import Namespace
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from data.Carvana import check_options
+from extras.own_data.images import check_colour, read_input
 from utils.errors import UserError
 from utils.image_file import read_pixels, to_float
 
@@ -18,15 +21,15 @@ def read_image(path: str | Path, opt: Namespace) -> Tensor:
 
     Args:
         path: an image file.
-        opt: the options of the checkpoint: `n_channels`, `image_size`, and the level of white in `data_args`.
+        opt: the options of the checkpoint: `n_channels`, `image_size`, and white and background in `data_args`.
 
     Raises:
-        UserError: the file cannot be read, see `utils.image_file.read_pixels`; or the options tell no size.
+        UserError: the file cannot be read, see `extras.own_data.images.read_input`; or the options tell no size.
     """
     size = side_of(opt)
     if size is None:
         raise UserError("The checkpoint does not say the size of its images: give --image_size N, in pixels.")
-    return pixels_of(path, opt, (size, size))
+    return read_input(path, opt.n_channels or 1, size, **checked_reading(opt.data_args or {}, opt.n_channels or 1))
 
 
 def side_of(opt: Namespace) -> int | None:
@@ -36,13 +39,17 @@ def side_of(opt: Namespace) -> int | None:
     return getattr(opt, "image_size", None) or SIZES.get(opt.data_type)
 
 
+def checked_reading(data_args: Mapping[str, Any], n_channels: int) -> dict[str, Any]:
+    """Return the arguments of the data that say how a file is read; they may come from a checkpoint of elsewhere."""
+    reading = {"white": data_args.get("white"), "background": data_args.get("background")}
+    check_options(n_channels, "direct", reading["white"])
+    check_colour(reading["background"])
+    return reading
+
+
 def read_for_masks(path: str | Path, opt: Namespace) -> Tensor:
     """Return an image for a segmentation network, float32 (C, H, W) in [0, 1]; of its own size with --mode padding."""
-    return pixels_of(path, opt, (opt.patch_size, opt.patch_size) if opt.mode == "direct" else None)
-
-
-def pixels_of(path: str | Path, opt: Namespace, size: tuple[int, int] | None) -> Tensor:
-    """Return an image file as float32 (C, H, W) in [0, 1]."""
     white = (opt.data_args or {}).get("white")
     check_options(opt.n_channels, "direct", white)
+    size = (opt.patch_size, opt.patch_size) if opt.mode == "direct" else None
     return to_float(torch.from_numpy(read_pixels(path, opt.n_channels, size, white)))

@@ -48,3 +48,13 @@ def test_the_level_of_white_is_that_of_training(tmp_path):
     assert image.unique().tolist() == [pytest.approx(128 / 255)]
     with pytest.raises(UserError, match="white is not known"):
         read_image(tmp_path / "a.png", Namespace(**OPTIONS))
+
+
+def test_what_is_behind_transparent_pixels_is_that_of_training(tmp_path):
+    Image.new("RGBA", (8, 8), (0, 0, 0, 0)).save(tmp_path / "a.png")
+    with pytest.raises(UserError, match=r"--set data_args\.background=white"):
+        read_image(tmp_path / "a.png", Namespace(**OPTIONS))
+    image = read_image(tmp_path / "a.png", Namespace(**OPTIONS | {"data_args": {"background": "white"}}))
+    assert image.unique().tolist() == [1]
+    with pytest.raises(UserError, match="is no colour"):
+        read_image(tmp_path / "a.png", Namespace(**OPTIONS | {"data_args": {"background": 7}}))
