@@ -111,6 +111,9 @@ def add_common_options(parser: OptionParser, task: str | None) -> None:
     add("--loss_type", weighted(registry.name_type("loss", task)), next(iter(losses), None), "NAME",
         f"{registry.listed('loss', task)}; or a weighted sum, as NAME:1.0 NAME:0.5", action=OneOrMoreAction, nargs="+")
     add_arguments(add, "loss")
+    ways = list_of(number(float, low=0, words=["balanced", "sqrt"]))
+    add("--class_weights", ways, None, "W", "of the classes in the loss: balanced or sqrt, or a number for each",
+        action=ListAction, nargs="+")
     add("--model_path", file_path, None, "FILE", "the checkpoint to evaluate, or to start --pretrained from")
 
     add = group(parser, "machine")

@@ -165,7 +165,10 @@ class TrainerBase:
 
     def build_criterion(self) -> nn.Module:
         """Return the loss module; from the evaluator."""
-        return self.evaluator_class.build_criterion(self.opt)
+        criterion = self.evaluator_class.build_criterion(self.opt)
+        if self.opt.class_weights:
+            load("extras.class_weights:count_classes", "class_weights")(criterion, self.opt, self.datasets["train"])
+        return criterion
 
     def build_optimizers(self) -> dict[str, torch.optim.Optimizer]:
         """Return an optimizer for each network, by the network's name."""

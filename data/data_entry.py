@@ -47,7 +47,7 @@ OFFERED = (
     "shuffle_shards", "shard_cache_dir", "shard_cache_gb", "image_size", "class_names",
 )  # fmt: skip
 UNTOLD = {"n_channels": 1, "n_classes": 10, "test_sample_rate": 1.0}  # where neither a person nor the data says it
-LOG_LINES = ("report", "summary", "cache_note")
+LOG_LINES = ("report", "summary", "class_note", "cache_note")
 
 
 def build_datasets(opt: Namespace) -> dict[str, Dataset]:

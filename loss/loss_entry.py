@@ -30,6 +30,8 @@ def build_criterion(opt: Namespace) -> nn.Module:
         from utils.meter import IGNORED
 
         offered["ignore_index"] = IGNORED
+    if getattr(opt, "class_weights", None):
+        offered["weight"] = load("extras.class_weights:argument_of_loss", "class_weights")(opt)
     if isinstance(opt.loss_type, str) and not split_weight(opt.loss_type)[1]:
         return build_loss(opt.loss_type, offered, arguments)
     return load("extras.weighted_sum:build_weighted_sum", "loss_type")(as_list(opt.loss_type), offered, arguments)
