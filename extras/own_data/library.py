@@ -32,7 +32,7 @@ DATASETS = {
     "Country211": ("split", {"train": "train", "val": "valid", "test": "test"}),
     "OxfordIIITPet": ("split", {"train": "trainval", "test": "test"}),
     "Imagenette": ("split", {"train": "train", "val": "val"}),
-    **dict.fromkeys(("EuroSAT", "SUN397", "FakeData"), WHOLE),
+    **dict.fromkeys(("EuroSAT", "SUN397"), WHOLE),
 }
 SETTINGS = {"EMNIST": {"split": "balanced"}}
 
@@ -149,8 +149,6 @@ def find_or_download(make: Callable, data_dir: Path, arguments: dict[str, Any]) 
     Raises:
         UserError: it cannot be downloaded.
     """
-    if make.__name__ == "FakeData":
-        return make(**arguments)
     try:
         return make(data_dir, download=False, **arguments)
     except (RuntimeError, FileNotFoundError):  # "Dataset not found", with words of each class
