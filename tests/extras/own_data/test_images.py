@@ -9,6 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
+from callbacks.callback import Callback
 from data.data_entry import build_datasets, seen_groups
 from engine.options.parser import Options, changed
 from extras.own_data import content
@@ -32,8 +33,10 @@ def folder(tmp_path) -> Path:
     """Two classes of ten files, whose colours differ."""
     for number in range(10):
         for which, name in enumerate(("cat", "dog")):
-            save(tmp_path / name / f"p{number // 2}_{number}.png", colour=(20 * number, 100 * which, number))
-    return tmp_path
+            save(
+                tmp_path / "pictures" / name / f"p{number // 2}_{number}.png", colour=(20 * number, 100 * which, number)
+            )
+    return tmp_path / "pictures"
 
 
 # ---- one file --------------------------------------------------------------------------------------------------------
@@ -64,7 +67,7 @@ def test_a_photo_is_turned_upright(tmp_path):
 
 def test_transparent_pixels_are_refused_unless_a_background_is_given(tmp_path):
     path = save(tmp_path / "a.png", "RGBA", colour=(*RED, 0))
-    with pytest.raises(UserError, match="has transparent pixels.*--set data_args.background=white"):
+    with pytest.raises(UserError, match=r"has transparent pixels.*--set data_args.background=white"):
         read_input(path, 3, 8)
     assert read_input(path, 3, 8, background="white").min() == 1
     assert read_input(path, 3, None, background="#0000ff")[:, 0, 0].tolist() == [0, 0, 1]
@@ -116,7 +119,9 @@ def test_folders_of_parts_are_the_parts(folder):
 
 def test_copies_of_a_file_stay_in_one_part_and_are_found_across_given_parts(folder):
     for number in range(10):
-        (folder / "cat" / f"copy{number}.png").write_bytes((folder / "cat" / f"p{number // 2}_{number}.png").read_bytes())
+        (folder / "cat" / f"copy{number}.png").write_bytes(
+            (folder / "cat" / f"p{number // 2}_{number}.png").read_bytes()
+        )
     opt = Options(train_val_sample_rate=1.0, test_sample_rate=0.3, val_split=0.3, split_seed=0, data_type="ImageFolder")
     parts = cut_parts(build_image_folder(folder), opt)
     seen_groups(parts)
@@ -127,7 +132,9 @@ def test_copies_of_a_file_stay_in_one_part_and_are_found_across_given_parts(fold
     (folder / "test" / "cat").mkdir(parents=True)
     (folder / "test" / "cat" / "other.png").write_bytes((folder / "train" / "cat" / "copy3.png").read_bytes())
     parts = cut_parts(build_image_folder(folder), changed(opt, test_sample_rate=None))
-    with pytest.raises(UserError, match="1 of the 1 groups of the test part are in the (train|val) part.*--allow_shared"):
+    with pytest.raises(
+        UserError, match=r"1 of the 1 groups of the test part are in the (train|val) part.*--allow_shared"
+    ):
         seen_groups(parts)
     assert len(seen_groups(parts, allow_shared=True).data["train"]) > 0
 
@@ -148,7 +155,8 @@ def test_the_name_may_tell_the_group(folder):
         (lambda d: ((d / "train").mkdir(), [(d / c).rename(d / "train" / c) for c in ("cat", "dog")],
                     save(d / "test" / "1.png")), "test has no class folders. Images without a class are for predict"),
         (lambda d: ((d / "train").mkdir(), (d / "cat").rename(d / "train" / "cat"),
-                    (d / "test").mkdir(), (d / "dog").rename(d / "test" / "dog")), "train has no folder of the class 'dog'"),
+                    (d / "test").mkdir(), (d / "dog").rename(d / "test" / "dog")),
+         "train has no folder of the class 'dog'"),
     ],
 )  # fmt: skip
 def test_what_makes_no_classes_is_refused(folder, change: Callable, words):
@@ -202,7 +210,9 @@ def write(folder: Path, *lines: str) -> None:
 
 
 def test_a_table_names_files_labels_parts_and_groups(folder):
-    write(folder, "file;label;split;group", "cat/p0_0.png;10;train;a", "cat/p0_1.png;9;train;b", "dog/p0_0.png;9;valid;c")
+    write(
+        folder, "file;label;split;group", "cat/p0_0.png;10;train;a", "cat/p0_1.png;9;train;b", "dog/p0_0.png;9;valid;c"
+    )
     parts = build_image_table("labels.csv", data_dir=folder)
     assert {part: (dataset.names, dataset.targets, dataset.groups) for part, dataset in parts.items()} == {
         "train": (["cat/p0_0.png", "cat/p0_1.png"], [1, 0], ["a", "b"]), "val": (["dog/p0_0.png"], [0], ["c"])
@@ -237,7 +247,7 @@ def test_a_table_that_is_no_text_is_refused(folder):
     (folder / "labels.csv").write_bytes(b"file,label\n\xff\xfe,x\n")
     with pytest.raises(UserError, match="is not text in UTF-8"):
         build_image_table("labels.csv", data_dir=folder)
-    with pytest.raises(UserError, match="none.csv cannot be read: No such file"):
+    with pytest.raises(UserError, match=r"none.csv cannot be read: No such file"):
         build_image_table("none.csv", data_dir=folder)
 
 
@@ -252,3 +262,32 @@ def test_a_run_keeps_the_classes_and_an_evaluation_reads_new_files_by_them(folde
     parts = build_datasets(Options(**vars(trainer.opt) | asked | {"split": "test"}))
     image, label = parts["test"][0]
     assert image.shape == (3, 12, 12) and label == 1
+
+
+class StopsAfter(Callback):
+    """Stops the training after an update."""
+
+    def __init__(self, update: int):
+        self.update = update
+
+    def on_update_end(self, trainer, values):
+        trainer.should_stop = trainer.progress.update == self.update
+
+
+def test_a_stopped_run_goes_on_to_the_same_weights(folder, train, weights):
+    flags = ("--data_type", "ImageFolder", "--data_dir", folder, "--test_sample_rate", 4, "--batch_size", 4)
+    whole = train(*flags)
+    stopped = train(*flags, callbacks=[StopsAfter(3)])
+    assert stopped.progress.update == 3 < whole.progress.update
+    resumed = train("--resume", stopped.run_dir.path, "--num_workers", 1)
+    assert resumed.progress.update == whole.progress.update
+    for name, value in weights(whole).items():
+        assert torch.equal(value, weights(resumed)[name]), name
+
+
+def test_options_that_contradict_the_folders_are_refused(folder, build):
+    flags = ("--data_type", "ImageFolder", "--data_dir", folder)
+    with pytest.raises(UserError, match="--n_classes '3' contradicts the data, with '2': leave it out"):
+        build(*flags, "--n_classes", 3)
+    with pytest.raises(UserError, match="--image_size 16 has no effect"):
+        build("--image_size", 16)

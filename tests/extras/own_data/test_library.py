@@ -71,7 +71,9 @@ def test_another_size_or_number_of_channels_is_decoded(cifar):
 def test_what_cannot_be_downloaded_or_is_unknown_is_one_line(monkeypatch, tmp_path):
     monkeypatch.setattr(torchvision.datasets, "CIFAR10", Pictures)
     Pictures.__name__ = "CIFAR10"
-    with pytest.raises(UserError, match=r"torchvision:CIFAR10 is not in .*none, and cannot be downloaded: .*resolution"):
+    with pytest.raises(
+        UserError, match=r"torchvision:CIFAR10 is not in .*none, and cannot be downloaded: .*resolution"
+    ):
         from_torchvision("CIFAR10")(tmp_path / "none")
     with pytest.raises(UserError, match="did you mean 'CIFAR10'"):
         find("data", "torchvision:CIFAR11")
