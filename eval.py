@@ -18,19 +18,18 @@ from torch import nn
 from data.data_entry import build_datasets, build_eval_loader, data_notes, refuse_seen, with_found
 from data.loader import EvalLoader
 from engine.checkpoints.file import load_checkpoint, weights_of
+from engine.devices.job import launch
 from engine.devices.process_group import Distributed
-from engine.devices.setup import place_network, select_devices
-from engine.options.parser import OptionParser, run_main
+from engine.devices.setup import place_network
+from engine.options.parser import OptionParser
 from engine.registry import load
 from engine.runs.scores import scalars
 from loss.loss_entry import build_criterion
 from model.model_entry import build_networks
 from options import parse_test_options
 from utils.batch import move_to
-from utils.logger import build_logger
 from utils.precision import Precision
 from utils.seed import preserved_random_state, seed_everything
-from utils.timestamp import make_timestamped_dir
 
 
 class EvaluatorBase:
@@ -238,7 +237,7 @@ class EvaluatorBase:
     @classmethod
     def main(cls, argv: list[str] | None = None) -> None:
         """Evaluate a checkpoint from the command line; exit with status 2 on an error that the user can mend."""
-        run_main(lambda: cls.run_test(cls.parse_options(argv)))
+        launch(cls, argv, cls.run_test)
 
     @classmethod
     def parse_options(cls, argv: list[str] | None = None) -> Namespace:
@@ -254,46 +253,41 @@ class EvaluatorBase:
         state = load_checkpoint(opt.model_path, tensors_of=("networks", "averaging"))
         check_parts(state, opt.model_path)  # that it has all that is read below
         seed_everything(opt.seed or 0, opt.deterministic)
-        (device, *_), device_note = select_devices(opt.gpu_devices)
-        datasets = cls.build_datasets(opt)
+        distributed, device, device_note = load("extras.evaluation.processes:join", "nproc")(opt)
+        with distributed.main_first():  # else two processes would fill a cache at once
+            datasets = cls.build_datasets(opt)
         opt = with_found(opt, datasets)
-        evaluator = cls.from_state(opt, state, device)
+        evaluator = cls.from_state(opt, state, device, distributed)
+        if opt.split == "all":
+            datasets["all"] = load("extras.evaluation.all_parts:AllParts", "split")(datasets)
         dataset = datasets[opt.split]
         if not opt.allow_seen:
             refuse_seen(dataset, opt.split, state["groups"])  # hashes of the data that the weights have seen
-        loader = build_eval_loader(opt, dataset, opt.split, cls.eval_batch_size(opt), device)
+        loader = build_eval_loader(opt, dataset, opt.split, cls.eval_batch_size(opt), device, distributed.share)
 
         # ---- evaluate
-        evaluator.output_dir = make_timestamped_dir(opt.save_path)
-        evaluator.logger = build_logger(opt.proj_name, evaluator.output_dir / "eval_log.txt")
+        open_output = load("extras.evaluation.processes:open_output", "save_path")
+        evaluator.output_dir, evaluator.logger = open_output(opt, distributed)
         evaluator.logger.info("\n".join([device_note, *opt.resume_notes, *data_notes({opt.split: dataset}, loader)]))
         loader.bad.warn = evaluator.logger.warning
+        evaluator.table = load("extras.evaluation.table:Table", "save_path")(evaluator.criterion)
         results = evaluator.evaluate(loader)
 
         # ---- report
-        title = f"{opt.model_path} on the {opt.split} part of {opt.data_type}"
-        table = load("extras.evaluation.results:save_results", "save_path")(
-            evaluator.output_dir,
-            what=title,
-            n=evaluator.num_samples,
-            results=results,
-            intervals=evaluator.intervals(),
-        )
-        evaluator.logger.info(f"{table}\nSaved in {evaluator.output_dir}")
-        evaluator.report(loader)
-        if opt.split == "val":
-            compare = load("extras.compare_scores:compare_with_stored", "split")
-            evaluator.logger.info(compare(results, evaluator.num_samples, state, vars(opt)))
+        load("extras.evaluation.report:write_report", "save_path")(evaluator, dataset, loader, results, state)
         return evaluator
 
     @classmethod
-    def from_state(cls, opt: Namespace, state: Mapping[str, Any], device: torch.device) -> "EvaluatorBase":
+    def from_state(
+        cls, opt: Namespace, state: Mapping[str, Any], device: torch.device, distributed: Distributed | None = None
+    ) -> "EvaluatorBase":
         """Build an evaluator with the networks and the loss of a checkpoint.
 
         Args:
             opt: the options.
             state: the content of the checkpoint `opt.model_path`.
             device: where to put the networks.
+            distributed: the processes that share the batches; None for this one alone.
 
         Raises:
             UserError: the weights are those of other networks.
@@ -307,4 +301,4 @@ class EvaluatorBase:
         for name, network in networks.items():  # now, as lazy layers had no shape before
             networks[name] = place_network(network, device, opt.channels_last, opt.compile)
         criterion = criterion.to(device)
-        return cls(opt, networks, criterion, device, Precision(opt.amp, device))
+        return cls(opt, networks, criterion, device, Precision(opt.amp, device), distributed)

@@ -13,7 +13,6 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor
 
-from data.sampler import sample_names
 from engine.metric_entry import build_metrics, ignored_by, metric_name
 from engine.options.parser import (
     BoolAction,
@@ -29,11 +28,8 @@ from engine.options.parser import (
 from engine.registry import load, names, short_name
 from eval import EvaluatorBase
 from loss.terms import counter, loss_meters, update_losses
-from utils.batch import move_to
-from utils.draw import contact_sheet, save_picture
+from utils.draw import contact_sheet
 from utils.meter import predicted_classes
-
-NUM_IN_SHEET = 24  # rows
 
 
 class EvaluatorSeg(EvaluatorBase):
@@ -129,37 +125,9 @@ class EvaluatorSeg(EvaluatorBase):
         return contact_sheet(rows, [("origin", "mask", "prediction")] * len(rows))
 
     def report(self, loader: Iterable) -> None:
-        """Save origin, mask and prediction of every --n_snap-th image, and one sheet with all of them."""
-        if not self.opt.viz:
-            return
-        output_dir = self.output_dir / self.opt.mode / short_name(self.opt.data_type)
-        output_dir.mkdir(parents=True)
-        rows, captions = [], []  # of the sheet
-        place = num_saved = 0
-        with self.inference(), self.precision.autocast():
-            for batch in loader.batches():
-                if not batch.num_samples:
-                    continue  # none of its images can be read
-                images, masks = move_to(batch.data, self.device)
-                for i, index in enumerate(batch.loaded):
-                    if (place + i) % self.opt.n_snap == 0:
-                        predicted = predicted_classes(self.predict(images[i : i + 1]))[0]  # (H, W)
-                        row = self.row(images[i], masks[i], predicted)
-                        name = self.picture_name(loader.dataset, index, output_dir)
-                        for kind, picture in zip(("origin", "mask", "pred"), row, strict=True):
-                            save_picture(picture, output_dir / f"{name}_{kind}.png")
-                        num_saved += 1
-                        if len(rows) < NUM_IN_SHEET:
-                            rows.append(row)
-                            captions.append((name, "mask", "prediction"))
-                place += batch.num_samples
-        contact_sheet(rows, captions, path=output_dir / "contact_sheet.png")
-        self.logger.info(f"Pictures of {num_saved} of {place} images, and contact_sheet.png: {output_dir}")
-
-    def picture_name(self, dataset: Any, index: int, directory: Path) -> str:
-        """Return a name for the pictures of a sample: its own, and its number if another sample has that."""
-        name = Path(str(sample_names(dataset)[index])).name  # so that no name leads out of the directory
-        return f"{name}_{index}" if (directory / f"{name}_origin.png").exists() else name
+        """Save origin, mask and prediction of every --n_snap-th image, a sheet of them, and one of the worst images."""
+        if self.opt.viz:
+            load("extras.evaluation.masks:save_pictures", "viz")(self, loader)
 
 
 if __name__ == "__main__":

@@ -61,7 +61,7 @@ OLD_NAMES = {"lr_decay_steps": "lr_decay_every", "save_every_steps": "save_every
 MOVED = ("doctor", "find_lr", "kill", "replay", "trace", "verify_resume")
 
 # Options of the machine, which an evaluation does not take from a checkpoint.
-OF_THE_LAUNCH = ("model_path", "gpu_devices", "data_device", "debug", "limit_batches", "save_path")
+OF_THE_LAUNCH = ("model_path", "gpu_devices", "data_device", "debug", "limit_batches", "save_path", "nproc")
 
 # Options that may change when a run is resumed. All others make it what it is, those of a task included.
 MAY_CHANGE = (
@@ -170,7 +170,8 @@ def add_test_options(parser: OptionParser) -> None:
     what = "what to evaluate: a checkpoint, the directory of a run, or latest"
     add("run", file_path, argparse.SUPPRESS, "RUN", what, nargs="?")
     add("--proj_name", file_name, "Evaluation", "NAME", "name of the project")
-    add("--split", one_of(("test", "val", "train")), "test", "PART", "test, val or train")
+    add("--split", one_of(("test", "val", "train", "all")), "test", "PART", "test, val, train or all")
+    add("--nproc", number(int, low=1, high=256), 1, "N", "share the samples among N processes. Changes no result")
     add("--save_path", file_path, "./test_viz/", "DIR", "results go to DIR/TIMESTAMP")
     add("--viz", bool, True, "BOOL", "save pictures")
     add("--use_average", bool, True, "BOOL", "evaluate the average of the weights, if there is one")
@@ -427,8 +428,6 @@ def parse_test_options(evaluator_class: type, argv: Sequence[str] | None) -> Opt
     from engine.options.foreign import harmless_options
     from model.model_entry import NETWORK_OPTIONS
 
-    if place().size > 1:
-        raise UserError("An evaluation is made by one process: start it without torchrun.")
     of_task = OptionParser(add_help=False)
     evaluator_class.add_options(of_task)
     checkpoint_of = registry.load("extras.named_run:checkpoint_of", "model_path")

@@ -79,7 +79,8 @@ def build_datasets(opt: Namespace) -> dict[str, Dataset]:
         raise UserError(f"{option}: it must return a dictionary of three data sets, {', '.join(PARTS)}.")
     if set(datasets) != set(PARTS) or getattr(opt, "asked_to_cut", ()):
         datasets = load("extras.own_data.cut:cut_parts", "data_type")(datasets, opt)
-    needed = [opt.split] if hasattr(opt, "split") else PARTS  # an evaluation needs one part
+    split = getattr(opt, "split", "all")
+    needed = PARTS if split == "all" else [split]  # an evaluation needs one part
     for part, dataset in datasets.items():
         if not hasattr(dataset, "__getitem__") or not hasattr(dataset, "__len__"):
             raise UserError(f"{option}: the {part} part is no data set with __getitem__ and __len__: {type(dataset)}.")
@@ -249,11 +250,11 @@ def refuse_seen(dataset: Dataset, part: str, seen: dict[str, torch.Tensor]) -> N
     Args:
         dataset: the data to evaluate.
         part: "test" must not contain training or validation data (which chose the best checkpoint); "val" no training
-            data. Nothing is refused for "train".
+            data. Nothing is refused for "train" and "all".
         seen: the `group_hashes` of the parts "train" and "val" that a checkpoint has seen.
     """
     hashes = group_hashes(dataset)
-    for other in {"test": ("train", "val"), "val": ("train",), "train": ()}[part]:
+    for other in {"test": ("train", "val"), "val": ("train",), "train": (), "all": ()}[part]:
         if common := num_common(hashes, seen[other]):
             raise UserError(
                 f"{common} of the {len(hashes)} groups of the {part} part were in the {other} part of the checkpoint's "

@@ -50,7 +50,7 @@ def start_several(argv: Sequence[str] | None, opt: Namespace, count: int) -> Non
         count: number of processes.
     """
     on_cpus = ["--gpu_devices", "cpu"] if opt.nproc > 1 else []
-    start_processes([*own_command(argv), *on_cpus], count, opt.max_restarts)
+    start_processes([*own_command(argv), *on_cpus], count, getattr(opt, "max_restarts", 0))
 
 
 def start_processes(arguments: Sequence[str], count: int, max_restarts: int = 0) -> None:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from utils.meter import IGNORED, Meter, predicted_classes
 
-LEAST_SAMPLES = 10  # of an interval
+LEAST_SAMPLES = 30  # of an interval
 
 
 def bootstrap_interval(

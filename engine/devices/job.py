@@ -8,8 +8,8 @@ import atexit
 import gc
 import os
 from argparse import Namespace
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 from engine.options.parser import run_main
 from engine.registry import load
@@ -49,34 +49,37 @@ def place() -> Place:
 
 
 # ---- start -----------------------------------------------------------------------------------------------------------
-def launch(trainer_class: type, argv: Sequence[str] | None = None) -> None:
-    """Train a task as its command line asks, and exit with the status of the run.
+def launch(task: type, argv: Sequence[str] | None = None, work: Callable[[Namespace], Any] | None = None) -> None:
+    """Train, or evaluate, a task as its command line asks, and exit with the status of the run.
 
     Args:
-        trainer_class: the task's.
+        task: the trainer's class, or the evaluator's.
         argv: the command line; None for this process's.
+        work: is called with the options instead of training.
     """
     is_alone = os.environ.get("WORLD_SIZE", "1") == "1"  # set by a launcher, ours or another
     run_here = run_main if is_alone else load("extras.launch:run_one_of_several", "nproc")
-    run_here(lambda: run(trainer_class, argv))
+    run_here(lambda: run(task, argv, work))
 
 
-def run(trainer_class: type, argv: Sequence[str] | None) -> None:
-    """Train in this process, or start several that train."""
+def run(task: type, argv: Sequence[str] | None, work: Callable[[Namespace], Any] | None) -> None:
+    """Train, or do other work, in this process, or start several that do."""
     from engine.session import build_trainer  # here, as it imports torch
 
     gc.freeze()  # imported modules stay to the end; the garbage collector need not look at them again and again
     atexit.register(gc.unfreeze)  # else libraries that count what is freed at the end, as Triton does, report leaks
-    opt = trainer_class.parse_options(argv)
+    opt = task.parse_options(argv)
     count = num_processes(opt)
     if count > 1 and place().size == 1:
         load("extras.launch:start_several", "nproc")(argv, opt, count)
+    elif work:
+        work(opt)
     else:
-        build_trainer(trainer_class, opt).train()
+        build_trainer(task, opt).train()
 
 
 def num_processes(opt: Namespace) -> int:
     """Return the number of processes that the options ask for: --nproc, or one for each of several GPUs."""
     if opt.nproc > 1:
         return opt.nproc
-    return len(opt.gpu_devices.split(",")) if opt.parallel in ("ddp", "fsdp") else 1
+    return len(opt.gpu_devices.split(",")) if getattr(opt, "parallel", "") in ("ddp", "fsdp") else 1
