@@ -14,6 +14,7 @@ from data.loader import EvalLoader
 from engine.checkpoints.file import load_checkpoint, save_checkpoint
 from eval_seg_on_carvana import EvaluatorSeg
 from eval_vanilla import EvaluatorVanilla
+from extras.evaluation.masks import picture_name
 from tools.synthetic.make_carvana_like import make_carvana_like
 from trainer_seg_on_carvana import TrainerSeg
 from trainer_vanilla import TrainerVanilla
@@ -264,7 +265,7 @@ def test_the_accuracy_per_class_is_printed(evaluate, vanilla_best, capfd):
 
 def test_the_pictures_of_a_classifier_are_saved(evaluate, vanilla_best):
     found = pictures(evaluate(EvaluatorVanilla, vanilla_best))
-    assert found.keys() == {"confusion_matrix.png", "mistakes.png"}
+    assert found.keys() == {"confusion_matrix.png", "mistakes.png", "curves.png", "calibration.png"}
     for picture in found.values():
         height, width, _ = picture.shape
         assert 400 < height < 2000 and 400 < width < 2000
@@ -280,11 +281,14 @@ def test_no_pictures_when_none_are_wanted(evaluate, vanilla_best, seg_best, flag
 
 
 def test_a_classifier_without_a_mistake_has_no_mistakes_to_draw(evaluate, vanilla_best, monkeypatch):
-    def right(self, loader):
-        images, labels = next(iter(loader))
-        return zip(images, labels.tolist(), labels.tolist(), strict=True)
+    def right(self, batch):
+        _, labels = batch
+        logits = 9.0 * torch.nn.functional.one_hot(labels, 10)
+        self.record(logits, labels)
+        for name, meter in self.meters.items():
+            meter.update(*((torch.tensor(0.0), len(labels)) if name == "loss" else (logits, labels)))
 
-    monkeypatch.setattr(EvaluatorVanilla, "predictions", right)
+    monkeypatch.setattr(EvaluatorVanilla, "eval_step", right)
     assert evaluate(EvaluatorVanilla, vanilla_best).num_samples == 1000
 
 
@@ -295,7 +299,8 @@ def test_origin_mask_and_prediction_are_saved(evaluate, seg_best, seg_run, mode,
     found = pictures(evaluator)
     names = json.loads((seg_run / "split.json").read_text())["test"]
     kinds = ("origin", "mask", "pred")
-    assert found.keys() == {f"{name}_{kind}.png" for name in names for kind in kinds} | {"contact_sheet.png"}
+    others = {"contact_sheet.png", "mistakes.png", "curves.png", "calibration.png"}
+    assert found.keys() == {f"{name}_{kind}.png" for name in names for kind in kinds} | others
     for name in names:
         origin, mask, predicted = (found[f"{name}_{kind}.png"] for kind in kinds)
         assert origin.shape == (*shape, 3) and mask.shape == predicted.shape == shape
@@ -319,7 +324,7 @@ def test_images_of_any_size_are_evaluated_with_padding(evaluate, seg_best, tmp_p
     make_carvana_like(tmp_path / "odd", cars=3, views=2, size=(70, 51), seed=5)
     flags = ("--data_dir", tmp_path / "odd", "--test_sample_rate", 2, "--val_split", 2, "--mode", "padding")
     evaluator = evaluate(EvaluatorSeg, seg_best, *flags, "--n_snap", 1, "--allow_seen")
-    shapes = {picture.shape[:2] for name, picture in pictures(evaluator).items() if "contact" not in name}
+    shapes = {picture.shape[:2] for name, picture in pictures(evaluator).items() if "_pred" in name}
     assert shapes == {(51, 70)}
 
 
@@ -335,10 +340,9 @@ def test_samples_without_names_or_with_one_name_have_pictures_of_their_own(tmp_p
     class Samples(list):
         names = ("a/car", "b/car", "bus")
 
-    name_of = EvaluatorSeg.picture_name
     (tmp_path / "car_origin.png").touch()
-    assert [name_of(None, Samples("abc"), i, tmp_path) for i in range(3)] == ["car_0", "car_1", "bus"]
-    assert name_of(None, Samples("abcd"), 3, tmp_path) == "3"  # its names are those of classes
+    assert [picture_name(Samples("abc"), i, tmp_path) for i in range(3)] == ["car_0", "car_1", "bus"]
+    assert picture_name(Samples("abcd"), 3, tmp_path) == "3"  # its names are those of classes
 
 
 def test_a_network_without_a_divisor_gets_images_of_their_own_size():

@@ -190,11 +190,11 @@ def test_a_higher_confidence_gives_a_wider_interval():
 
 
 def test_bootstrap_of_a_ratio_agrees_with_resampling_by_hand():
-    counts = fed(Dice(1), segmentation(1, sizes=(12,))).per_image_counts()  # (12, 1, 3)
+    counts = fed(Dice(1), segmentation(1, sizes=(32,))).per_image_counts()  # (32, 1, 3)
     generator = torch.Generator().manual_seed(4)
     values = []
     for _ in range(50):
-        intersection, predicted, actual = counts[torch.randint(12, (12,), generator=generator)].sum(dim=(0, 1))
+        intersection, predicted, actual = counts[torch.randint(32, (32,), generator=generator)].sum(dim=(0, 1))
         values.append(2 * intersection / (predicted + actual))
     wanted = torch.stack(values).quantile(torch.tensor([0.05, 0.95], dtype=torch.float64))
     got = fed(Dice(1), [(torch.zeros(0, 1, 2, 2), torch.zeros(0, 2, 2))])  # an empty batch adds nothing
@@ -204,7 +204,7 @@ def test_bootstrap_of_a_ratio_agrees_with_resampling_by_hand():
 
 @pytest.mark.parametrize("build", [Dice, IoU, MeanImageDice])
 def test_an_interval_holds_its_score_and_repeats(build):
-    meter = fed(build(3), segmentation(3))
+    meter = fed(build(3), segmentation(3, sizes=(20, 12)))
     low, high = meter.interval(num_resamples=200)
     assert low < meter.compute() < high
     assert meter.interval(num_resamples=200) == (low, high)
@@ -213,7 +213,7 @@ def test_an_interval_holds_its_score_and_repeats(build):
 
 def test_few_or_equal_samples_have_no_interval():
     assert bootstrap_interval(torch.ones(30), mean_of_samples) is None
-    assert bootstrap_interval(torch.rand(9), mean_of_samples) is None
+    assert bootstrap_interval(torch.rand(29), mean_of_samples) is None
     assert bootstrap_interval(torch.empty(0), mean_of_samples) is None
 
 
