@@ -428,10 +428,8 @@ def parse_test_options(evaluator_class: type, argv: Sequence[str] | None) -> Opt
     from engine.options.foreign import harmless_options
     from model.model_entry import NETWORK_OPTIONS
 
-    of_task = OptionParser(add_help=False)
-    evaluator_class.add_options(of_task)
     checkpoint_of = registry.load("extras.named_run:checkpoint_of", "model_path")
-    model_path = str(checkpoint_of(names[0], "./Results/", lambda options: of_task.known.keys() <= options.keys()))
+    model_path = str(checkpoint_of(names[0], "./Results/", evaluator_class.__qualname__))
     saved = with_new_names(options_of(load_checkpoint(model_path, tensors_of=()), model_path))
     trained = {name: value for name, value in saved.items() if name not in OF_THE_LAUNCH}
     notes: list[str] = []

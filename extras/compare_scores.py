@@ -7,7 +7,9 @@ from typing import Any
 from utils.errors import UserError
 
 # Options that may differ without changing a score.
-HARMLESS = ("model_path", "gpu_devices", "proj_name", "data_dir", "num_workers", "eval_batch_size", "seed", "metrics")
+HARMLESS = (
+    "model_path", "gpu_devices", "proj_name", "data_dir", "num_workers", "eval_batch_size", "seed", "metrics", "nproc",
+)  # fmt: skip
 
 
 def compare_with_stored(

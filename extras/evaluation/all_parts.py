@@ -7,7 +7,7 @@ from typing import Any
 
 from torch.utils.data import Dataset
 
-from data.data_entry import LOG_LINES, to_load_from
+from data.data_entry import LOG_LINES
 from data.sampler import may_be_random, one_each
 
 
@@ -46,4 +46,5 @@ class AllParts(Dataset):
         return self.datasets[number][index - (self.ends[number - 1] if number else 0)]
 
     def open_cache(self) -> "AllParts":
-        return AllParts({name: to_load_from(part) for name, part in self.parts.items()})
+        opened = {name: part.open_cache() if hasattr(part, "open_cache") else part for name, part in self.parts.items()}
+        return AllParts(opened)

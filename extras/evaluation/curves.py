@@ -98,8 +98,8 @@ def save_calibration(bins: Bins, path: Path, unit: str) -> None:
     above, below = picture.subplots(2, 1, sharex=True, height_ratios=[3, 1])
     above.plot([0, 1], [0, 1], color="grey", linewidth=0.8, linestyle=":")
     above.bar(centers[some], (right / counts)[some], width=0.9 / NUM_BINS, color="#9ecae1", label="share that is right")
-    above.plot((confidences / counts)[some], (right / counts)[some], "o-", markersize=4, color="#08519c",
-               label="at the mean confidence of the bin")  # fmt: skip
+    style = {"markersize": 4, "color": "#08519c", "label": "at the mean confidence of the bin"}
+    above.plot((confidences / counts)[some], (right / counts)[some], "o-", **style)
     above.set(ylabel="share that is right", xlim=(0, 1), ylim=(0, 1))
     above.set_title(f"expected calibration error {bins.calibration_error():.4f}", fontsize=10)
     above.legend(fontsize=8, loc="upper left")

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import torch
 
-from engine.devices.setup import select_devices
 from engine.devices.job import place
 from engine.devices.process_group import Distributed
+from engine.devices.setup import select_devices
 from utils.logger import build_logger, build_stderr_logger
 from utils.timestamp import make_timestamped_dir
 

@@ -81,7 +81,7 @@ def class_names(evaluator: Any) -> list[str]:
         return []
     columns = table.columns
     count = columns["counts"].shape[1] if table.kind == "masks" else max(evaluator.opt.n_classes, 2)
-    names = getattr(evaluator.opt, "class_names", None) or getattr(evaluator, "classes", None)
+    names = getattr(evaluator.opt, "class_names", None)
     if not names and table.kind == "masks" and count == 2:
         names = ["background", "foreground"]
     elif not names and table.kind == "masks" and len(as_list(getattr(evaluator.opt, "mask_values", None))) == count:
@@ -127,12 +127,12 @@ def scores_of(
 def interval_notes(evaluator: Any, found: dict[str, Any], groups: Tensor | None) -> list[str]:
     """Say of which units the intervals are, and where there is none."""
     n = evaluator.num_samples if groups is None else int(groups.max()) + 1
-    unit = "samples" if groups is None else "groups of samples"
+    unit = "samples" if groups is None else "groups of samples, which are resampled as a whole"
     notes = []
     missing = [name for name, meter in evaluator.meters.items() if isinstance(meter, Overlap) and name not in found]
     if missing and n < LEAST_SAMPLES:
         wrong = f"of fewer than {LEAST_SAMPLES} it would be too narrow"
-        notes.append(f"No interval of {', '.join(missing)}: there are {n} {unit}, and {wrong}.")
+        notes.append(f"No interval of {', '.join(missing)}: n = {n} {unit}, and {wrong}.")
     if groups is not None and evaluator.table.kind == "classes":
         notes.append(f"The samples are of {n} groups; an interval of an accuracy takes them as independent.")
     return notes

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from extras.evaluation.table import Table
-from utils.metrics import F1, Accuracy, Precision, PrecisionRecallF1, Recall
+from extras.precision_recall import F1, Precision, PrecisionRecallF1, Recall
+from utils.metrics import Accuracy
 from utils.overlap import MeanImageDice, Overlap, bootstrap_interval
 
 MOST_NUMBERS = 5 * 10**7  # of a bootstrap: samples times three times the classes

@@ -1,6 +1,5 @@
 """Checkpoints named by a file, by a run directory, or by `latest`."""
 
-import json
 import shutil
 
 import pytest
@@ -12,12 +11,13 @@ from extras.named_run import checkpoint_of
 from utils.errors import UserError
 
 
-def make_run(directory, name="A", update=3, kinds=("last", "best"), **options):
+def make_run(directory, name="A", update=3, kinds=("last", "best"), evaluator="eval_a:EvaluatorA"):
     run = directory / name
     run.mkdir(parents=True)
     for kind in kinds:
-        save_checkpoint({"progress": {"epoch": 1, "update": update}}, run / f"Net_{kind}_ckpt.pth")
-    (run / f"config_A_{name}.json").write_text(json.dumps(options))
+        state = {"progress": {"epoch": 1, "update": update}, "evaluator": evaluator}
+        save_checkpoint(state, run / f"Net_{kind}_ckpt.pth")
+    (run / f"config_A_{name}.json").write_text("{}")
     return run
 
 
@@ -30,15 +30,15 @@ def test_a_run_is_its_best_checkpoint_else_the_newest(tmp_path):
 
 
 def test_latest_is_the_run_that_began_last_and_fits(tmp_path):
-    for name, lr in (("300", 3), ("1000", 10), ("20", 2)):
-        make_run(tmp_path / "deep", name, lr=lr)
+    for name, module in (("300", "b"), ("1000", "a"), ("20", "b")):
+        make_run(tmp_path / "deep", name, evaluator=f"eval_{module}:Evaluator{module.upper()}")
     make_run(tmp_path, "9000", kinds=[])
     newest = tmp_path / "deep" / "1000" / "Net_best_ckpt.pth"
     assert checkpoint_of("latest", tmp_path) == newest
     assert checkpoint_of(tmp_path / "deep" / "latest", "elsewhere") == newest
-    assert checkpoint_of("latest", tmp_path, lambda options: options["lr"] < 10).parent.name == "300"
+    assert checkpoint_of("latest", tmp_path, "EvaluatorB").parent.name == "300"
     with pytest.raises(UserError, match="latest: there is no run of this task with a checkpoint below"):
-        checkpoint_of("latest", tmp_path, lambda options: False)
+        checkpoint_of("latest", tmp_path, "EvaluatorC")
 
 
 def test_a_directory_of_runs_is_no_run(tmp_path):

@@ -12,7 +12,8 @@ from extras.evaluation.bins import Bins
 from extras.evaluation.curves import areas, bins_of, curves_of
 from extras.evaluation.scores import class_counts, intervals, per_class, trivial_scores
 from extras.evaluation.table import Table, kind_of
-from utils.metrics import F1, Accuracy, Precision
+from extras.precision_recall import F1, Precision
+from utils.metrics import Accuracy
 from utils.overlap import Dice, IoU, MeanImageDice
 
 NAMES = ["a", "b", "c"]
