@@ -1,7 +1,6 @@
 """Read an image file of a user for a network, as its training data was read."""
 
 from argparse import Namespace
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +28,7 @@ def read_image(path: str | Path, opt: Namespace) -> Tensor:
     size = side_of(opt)
     if size is None:
         raise UserError("The checkpoint does not say the size of its images: give --image_size N, in pixels.")
-    return read_input(path, opt.n_channels or 1, size, **checked_reading(opt.data_args or {}, opt.n_channels or 1))
+    return read_input(path, opt.n_channels or 1, size, **reading_of(opt))
 
 
 def side_of(opt: Namespace) -> int | None:
@@ -39,17 +38,16 @@ def side_of(opt: Namespace) -> int | None:
     return getattr(opt, "image_size", None) or SIZES.get(opt.data_type)
 
 
-def checked_reading(data_args: Mapping[str, Any], n_channels: int) -> dict[str, Any]:
-    """Return the arguments of the data that say how a file is read; they may come from a checkpoint of elsewhere."""
-    reading = {"white": data_args.get("white"), "background": data_args.get("background")}
-    check_options(n_channels, "direct", reading["white"])
+def reading_of(opt: Namespace) -> dict[str, Any]:
+    """Return the arguments of the data that say how a file is read, checked: a checkpoint may be from elsewhere."""
+    reading = {name: (opt.data_args or {}).get(name) for name in ("white", "background")}
+    check_options(opt.n_channels or 1, "direct", reading["white"])
     check_colour(reading["background"])
     return reading
 
 
 def read_for_masks(path: str | Path, opt: Namespace) -> Tensor:
     """Return an image for a segmentation network, float32 (C, H, W) in [0, 1]; of its own size with --mode padding."""
-    white = (opt.data_args or {}).get("white")
-    check_options(opt.n_channels, "direct", white)
+    white = reading_of(opt)["white"]
     size = (opt.patch_size, opt.patch_size) if opt.mode == "direct" else None
     return to_float(torch.from_numpy(read_pixels(path, opt.n_channels, size, white)))

@@ -222,6 +222,6 @@ def test_without_a_network_the_upload_ends_with_one_line(vanilla_run, export, mo
             raise OSError("no route\nto host")
 
     monkeypatch.setattr(hub, "HfApi", Api)
-    with pytest.raises(UserError, match=r"no route to host The file is in .* hf auth login"):
+    with pytest.raises(UserError, match=r"no route to host\. The file is in .* hf auth login"):
         export(vanilla_run, "pt2", "--push", "me/clothes")
     assert (tmp_path / "network.pt2").exists()

@@ -54,6 +54,7 @@ def push(path: Path, metadata: Mapping[str, Any], repository: str, private: bool
         except Exception as error:  # of the network, of the service or of the login, by several packages
             reason = " ".join(str(error).split())[:200] or type(error).__name__
             raise UserError(
-                f"--push {repository}: {reason} The file is in {path}. It needs the network and a login: hf auth login"
+                f"--push {repository}: {reason.rstrip('.')}. The file is in {path}. It needs the network and a login: "
+                f"hf auth login"
             ) from None
     return f"https://huggingface.co/{repository}"

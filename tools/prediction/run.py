@@ -14,7 +14,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from engine.options.parser import printable
-from engine.registry import error_line
+from engine.registry import error_line, load
 from eval import EvaluatorBase
 from eval_seg_on_carvana import EvaluatorSeg
 from tools.prediction.files import Found, find_files
@@ -41,6 +41,8 @@ def predict_files(opt: Namespace, flags: Sequence[str]) -> int:
     evaluator, path = open_evaluator(opt.run, opt.task, flags, opt.use_average, opt.gpu_devices)
     predictor = Predictor(evaluator, opt.batch_size, opt.tta)
     reads_images = type(evaluator).read_samples in IMAGE_READERS
+    if reads_images:
+        load("extras.image_input:reading_of", "set")(evaluator.opt)  # an option that is wrong fails once, not per file
     files, num_others = find_files(opt.files, image_suffixes() if reads_images else None)
     directory = make_timestamped_dir(opt.output_dir)
     report = Report()
@@ -62,6 +64,7 @@ def predict_files(opt: Namespace, flags: Sequence[str]) -> int:
     )
     others = f" Files of other kinds that were passed over: {num_others:,}." if num_others else ""
     failed = f" Failed: {report.num_failed:,}." if report.num_failed else ""
+    print(f"Device: {evaluator.device}")
     print(f"Predicted {report.num_predicted:,} of {len(files):,} files with {path}.{failed}{others}")
     print(f"Saved in {directory}: {', '.join(written)}")
     return 1 if report.num_failed else 0

@@ -70,6 +70,23 @@ def test_averaged_weights_are_those_that_predict(vanilla_run, tmp_path):
     assert Predictor(evaluator)(image)[0]["probability"] > 0.11
 
 
+def test_a_checkpoint_of_class_folders_reads_files_as_its_data_was_read(train, tmp_path):
+    colours = {"blue": (0, 0, 255), "clear": (0, 0, 0, 0), "red": (255, 0, 0)}
+    for name, colour in colours.items():
+        (tmp_path / "data" / name).mkdir(parents=True)
+        for number in range(6):
+            image = Image.new("RGBA", (20 + number, 24), (*colour, 255)[:4])
+            image.save(tmp_path / "data" / name / f"{number}.png")
+    flags = ["--data_type", "ImageFolder", "--data_dir", tmp_path / "data", "--set", "data_args.background=white"]
+    trainer = train(*flags, "--n_epoch", 1, "--batch_size", 4)
+    (sample, target), name = trainer.datasets["test"][0], trainer.datasets["test"].names[0]
+    predictor = load_predictor(trainer.run_dir.path, device="cpu")
+    (made,) = predictor(trainer.datasets["test"].paths[0])
+    (expected,) = predictor(sample)
+    assert torch.equal(made["probabilities"], expected["probabilities"])
+    assert predictor.classes == list(colours) and list(colours)[target] in name
+
+
 # ---- segmentation ----------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize(
     ("values", "mode"), [(["0", "255"], "L"), (["7", "300"], "I;16"), (["#000000", "#ff8000"], "RGB")]
@@ -158,6 +175,7 @@ def test_a_function_takes_images_in_every_form(vanilla_run, photos):
         (["{photos}/broken.jpg"], "None of 1 files could be predicted"), (["{photos}/no.png"], "no such file"),
         (["{photos}/below", "--mode", "padding"], "unknown option '--mode"),
         (["{photos}", "--set", "split=val"], "has no effect on a prediction"),
+        (["{photos}", "--set", "data_args.white=x"], "is no level"),
         (["{photos}", "--tta", "rotate"], "none, flip"),
         (["{photos}", "--device", "gpu"], "not one device"), (["{photos}", "--mode", "x"], "direct, padding"),
         (["{photos}", "--model_type", "LeNet"], "contradicts the checkpoint"),
