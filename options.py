@@ -7,7 +7,7 @@ wrong option should not wait for it.
 
 import argparse
 import sys
-from argparse import ArgumentError, Namespace
+from argparse import ArgumentError, ArgumentTypeError, Namespace
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -91,6 +91,7 @@ def add_common_options(parser: OptionParser, task: str | None) -> None:
     add("--train_val_sample_rate", POSITIVE, 1.0, "X", "use less of the training data: a fraction, or a count above 1")
     add("--test_sample_rate", POSITIVE, None, "X", "of the test data, or cut for it where there is none: as above")
     add("--val_split", POSITIVE, 0.15, "X", "samples for validation: a fraction of those of training, or a count")
+    add("--fold", fold, None, "I/K", "validate on part I of K, and train on the others; the test part stays as it is")
     add("--split_seed", SEED, 0, "N", "seed of the split; another --seed trains on the same split")
     add("--num_workers", WORKERS, 0, "N", "processes that load data; auto: the fastest number. Changes no result")
     add("--data_device", one_of(("auto", "cpu", "cuda")), "auto", "WHERE", "of data in memory: auto, cpu or cuda")
@@ -271,6 +272,14 @@ def add_finer_options(parser: OptionParser) -> None:
     add("--nan_policy", one_of(("stop", "skip")), "stop", "NAME", "if not finite: stop, or skip the update")
     add("--max_skips", COUNT_OR_ZERO, 10, "N", "updates that --nan_policy skip may skip")
     add("--profile", number(int, low=1, high=1000), None, "N", "record the time of each operation for N updates")
+
+
+def fold(text: str) -> str:
+    """An argparse type for part I of K, as 1/5."""
+    number, _, count = text.partition("/")
+    if not (number.isdecimal() and count.isdecimal() and 1 <= int(number) <= int(count) and 2 <= int(count) <= 1000):
+        raise ArgumentTypeError(f"{text!r} is not I/K, such as 1/5: I from 1 to K, and K from 2")
+    return text
 
 
 def logger_name(text: str) -> str:

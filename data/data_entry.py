@@ -59,6 +59,8 @@ def build_datasets(opt: Namespace) -> dict[str, Dataset]:
     """
     if opt.data_type is None:
         raise UserError("--data_type is needed: MODULE:NAME, since no data is known for this task.")
+    if getattr(opt, "fold", None):  # instead of a share, each function that cuts by val_split gets the fold
+        opt = changed(opt, val_split=load("extras.own_data.folds:Fold", "fold")(opt.fold))
     make = find("data", opt.data_type)
     offered = {name: getattr(opt, name) for name in OFFERED if hasattr(opt, name)}
     parameters = parameters_of(make)

@@ -56,8 +56,10 @@ def take(groups: list[list[int]], value: float, option: str) -> tuple[list[list[
 
     Args:
         groups: the groups.
-        value, option: the amount, see `amount`.
+        value, option: the amount, see `amount`; or a fold, see extras/own_data/folds.py, which takes its groups.
     """
+    if hasattr(value, "cut"):
+        return value.cut(groups)
     sizes = np.cumsum([len(group) for group in groups])
     total = int(sizes[-1]) if groups else 0
     count = amount(value, total, option)
@@ -91,7 +93,7 @@ def split_by_group(
         groups: the group of each sample, (N,).
         train_val_sample_rate: fraction (0 to 1) or count (above 1) for train and validation together.
         test_sample_rate: fraction or count of all samples for the test part; 0 when the test part is elsewhere.
-        val_split: fraction or count of the train-and-validation samples for validation.
+        val_split: fraction or count of the train-and-validation samples for validation; or a fold of them.
         split_seed: the seed of the shuffle.
         strata: the class of each sample, see `shuffled_groups`.
 

@@ -16,15 +16,16 @@ SELECTING = {
     "lr_scheduler": ("scheduler", "build_schedulers"),
 }  # fmt: skip
 
-CUTTING = ("train_val_sample_rate", "test_sample_rate", "val_split", "split_seed")  # data into parts
+CUTTING = ("train_val_sample_rate", "test_sample_rate", "val_split", "fold", "split_seed")  # data into parts
 
 # What options need, to have an effect: NAME, an option that is on; NAME=VALUE,VALUE, one that has one of the values;
 # !, the opposite. Of an option that selects a component, NAME alone means that the component takes the option. Limits,
 # such as --worker_timeout, and --parallel are not here: they may stand in every command, whatever machine it runs on.
 NEEDS = {
     "data_type": (
-        "data_dir", "train_val_sample_rate", "test_sample_rate", "val_split", "split_seed", "patch_size", "augment",
-        "mask_values", "shuffle_shards", "cache", "cache_dir", "shard_cache_dir", "shard_cache_gb", "image_size",
+        "data_dir", "train_val_sample_rate", "test_sample_rate", "val_split", "fold", "split_seed", "patch_size",
+        "augment", "mask_values", "shuffle_shards", "cache", "cache_dir", "shard_cache_dir", "shard_cache_gb",
+        "image_size",
     ),
     "model_type": ("width", "up", "deep_supervision", "latent", "batch_norm"),
     "loss_type": ("label_smoothing",),
@@ -43,6 +44,7 @@ NEEDS = {
     "val_every": ("monitor", "monitor_mode", "patience", "min_delta", "eval_batch_size", "metrics", "metric_args"),
     "nan_policy=skip": ("max_skips",),
     "!save_every_updates": ("save_every",),
+    "!fold": ("val_split",),
     "cache": ("cache_dir",),
     "!mode=padding": ("eval_batch_size",),
     "!mode=padding|split=train": ("patch_size",),
@@ -110,7 +112,8 @@ def is_met(need: str, name: str, options: Mapping[str, Any], tasks: Sequence[typ
         return True
     if kind and not equals:
         components = [registry.find(kind, split_weight(one)[0]) for one in chosen]
-        return any(registry.taken(component, {name: None}) for component in components)
+        parameter = "val_split" if name == "fold" else name  # see data.data_entry.build_datasets
+        return any(registry.taken(component, {parameter: None}) for component in components)
     is_so = any(str(one) in values.split(",") for one in chosen) if equals else bool(options[option])
     return is_so != need.startswith("!")
 

@@ -69,7 +69,7 @@ def cut_parts(datasets: Mapping[str, Dataset], opt: Namespace) -> dict[str, Data
     Args:
         datasets: one data set "all" or "train"; "train" and "test"; "train" and "val"; or all three.
         opt: --train_val_sample_rate acts on what is cut, --test_sample_rate on the test part, --split_seed on both, and
-            --val_split where there is no val part. Of three given parts none is cut.
+            --val_split or --fold where there is no val part. Of three given parts none is cut.
 
     Raises:
         UserError: the parts are others; a part would be empty; an option was asked for that does not act.
@@ -97,7 +97,7 @@ def cut_parts(datasets: Mapping[str, Dataset], opt: Namespace) -> dict[str, Data
 
 def refuse_idle(given: set[str], asked: Sequence[str]) -> None:
     """Raise UserError when an option was asked for that the given parts leave nothing to do."""
-    idle = set(asked) if given == set(PARTS) else {"val_split"} & set(asked) if "val" in given else set()
+    idle = set(asked) if given == set(PARTS) else {"val_split", "fold"} & set(asked) if "val" in given else set()
     for name in sorted(idle):
         own = "all three parts" if given == set(PARTS) else "a val part"
         raise UserError(f"--{name} has no effect: the data has {own} of its own. Leave it out.")

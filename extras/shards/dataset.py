@@ -226,6 +226,8 @@ def build_carvana_shards(
     check_options(n_channels, mode, white)
     if cache_dir is not None:
         raise UserError("--cache_dir is for --data_type Carvana; shards have --shard_cache_dir.")
+    if hasattr(val_split, "cut"):
+        raise UserError("--fold has no effect on shards, whose parts are cut: make shards without it, or take Carvana.")
     store = ShardStore(data_dir, shard_cache_dir, int(shard_cache_gb * 10**9))
     index = read_index(store)
     asked = {
