@@ -198,6 +198,8 @@ def add_train_options(parser: OptionParser) -> None:
     add("--n_epoch", number(int, low=1, high=MAX_EPOCHS), 10, "N", "epochs")
     add("--max_updates", COUNT, None, "N", "end after N updates; the epoch that is cut short counts as one")
     add("--batch_size", COUNT, 64, "N", "samples of one optimizer update")
+    add("--sampler", one_of(("balanced",)), None, "NAME", "balanced: each class equally often in an epoch")
+    add("--drop_last", bool, False, "BOOL", "leave out the last update of an epoch if it has fewer samples")
     add("--micro_batch_size", COUNT_OR_AUTO, None, "N", "samples in memory at once; auto: what fits. Changes no result")
     inits = ("default", "kaiming", "xavier", "xavier_normal", "orthogonal", "normal")
     add("--init", one_of(inits), "default", "NAME", f"initial weights: {', '.join(inits)}")

@@ -11,6 +11,7 @@ Each part is a map-style `torch.utils.data.Dataset`. The template also uses thes
     is_random   False when a sample is always the same, so that no seed is set per sample (default: True, except for a
                 plain TensorDataset)
     epoch_order(seed, epoch)   the order of an epoch, as a list of all indices (default: any sample may come anywhere)
+    epoch_size  how many of these indices an epoch has (default: all of them)
     collate_fn  how samples become a batch; with `__getitems__(indices)`, whole batches are fetched at once, and with
                 `seeded_items(indices, epoch, seed)` also when samples are random
     in_memory   True when it can be loaded without a DataLoader, and held on the GPU, see `data.loader.MemorySource`
@@ -47,6 +48,7 @@ OFFERED = (
     "shuffle_shards", "shard_cache_dir", "shard_cache_gb", "image_size", "class_names",
 )  # fmt: skip
 UNTOLD = {"n_channels": 1, "n_classes": 10, "test_sample_rate": 1.0}  # where neither a person nor the data says it
+SAMPLING = ("sampler", "drop_last", "augment", "mixup", "cutmix")  # options of how training takes its samples
 LOG_LINES = ("report", "summary", "class_note", "cache_note")
 
 
@@ -68,6 +70,7 @@ def build_datasets(opt: Namespace) -> dict[str, Dataset]:
         if offered.get(name, value) is None and getattr(parameters.get(name), "default", None) is not None:
             offered[name] = value
     is_short = getattr(opt, "debug", False) or getattr(opt, "limit_batches", None)
+    offered["augment"] = offered.get("augment") is True  # one with a name is not the data's own
     offered["cache"] = getattr(opt, "cache", False) and not is_short  # a few batches are no reason to decode all images
     arguments = getattr(opt, "data_args", {})
     option = f"--data_type {opt.data_type}"
@@ -104,7 +107,10 @@ def build_loaders(
     Args:
         share: (rank, number of processes), of the processes that train together.
     """
-    dataset, loading = prepare(opt, datasets["train"], "train", micro_batch_size, device)
+    dataset = datasets["train"]
+    if any(getattr(opt, name, None) for name in SAMPLING):
+        dataset = load("extras.training_samples:training_samples", "augment")(opt, dataset, micro_batch_size, share[1])
+    dataset, loading = prepare(opt, dataset, "train", micro_batch_size, device)
     train_loader = UpdateLoader(
         dataset, opt.batch_size, micro_batch_size, opt.seed, opt.limit_batches, share, device, **loading
     )

@@ -157,7 +157,7 @@ class UpdateLoader(Loader):
 
     Args:
         dataset: see `Loader`. One with ``epoch_order(seed, epoch)``, a list of all indices that depends on nothing
-            else, is loaded in that order.
+            else, is loaded in that order. With `epoch_size`, an epoch has so many of the samples.
         batch_size, micro_batch_size, seed, max_updates, share: see `data.sampler.UpdateSampler`.
         device: where the data is needed; to a GPU it is copied ahead, see extras/prefetch.py.
         loading: num_workers, pin_memory, worker_timeout, max_bad_samples and part, see `Loader`.
@@ -179,8 +179,8 @@ class UpdateLoader(Loader):
         device: torch.device | None = None,
         **loading: Any,
     ):
-        order = getattr(dataset, "epoch_order", None)
-        sampler = UpdateSampler(len(dataset), batch_size, micro_batch_size, seed, max_updates, order, share)
+        order, epoch_size = getattr(dataset, "epoch_order", None), getattr(dataset, "epoch_size", None)
+        sampler = UpdateSampler(len(dataset), batch_size, micro_batch_size, seed, max_updates, order, share, epoch_size)
         batches_per_update = max(1, len(sampler.slices(batch_size)))
         self.updates_at_once = max(1, SAMPLES_AT_ONCE // batch_size)
         settings = {"part": "train", "persistent": True, "seed": seed, "share": share} | loading

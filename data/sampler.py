@@ -47,13 +47,14 @@ class UpdateSampler:
         max_updates: end an epoch after so many updates; None for all.
         order: the order of an epoch as a function of (seed, epoch); None for `epoch_order`.
         share: (rank, number of processes). Each process gets a slice of every update.
+        epoch_size: samples of an epoch; None for all.
         epoch, start: the position; set them before iterating.
 
     Attributes:
         num_samples: samples in one epoch, of all processes.
 
     Raises:
-        UserError: `order` does not contain each sample once.
+        UserError: `order` does not contain each sample once, or with an `epoch_size` as many different ones.
     """
 
     total_samples: int
@@ -63,12 +64,14 @@ class UpdateSampler:
     max_updates: int | None = None
     order: Callable[[int, int], Sequence[int]] | None = None
     share: tuple[int, int] = (0, 1)
+    epoch_size: int | None = None
     epoch: int = 0
     start: int = 0
 
     def __post_init__(self) -> None:
-        most = self.total_samples if self.max_updates is None else self.max_updates * self.batch_size
-        self.num_samples = min(self.total_samples, most)
+        self.epoch_size = self.epoch_size or self.total_samples
+        most = self.epoch_size if self.max_updates is None else self.max_updates * self.batch_size
+        self.num_samples = min(self.epoch_size, most)
         self.micro_batch_size = self.micro_batch_size or self.batch_size
         if self.order is not None:
             self.order_of_epoch()
@@ -87,9 +90,10 @@ class UpdateSampler:
         if self.order is None:
             return permutation(self.total_samples, self.seed, self.epoch)
         order = torch.as_tensor(self.order(self.seed, self.epoch))
-        if not torch.equal(order.sort().values, torch.arange(self.total_samples)):
+        are_indices = len(order) > 0 and order.min() >= 0 and order.max() < self.total_samples
+        if not are_indices or len(order.unique()) < len(order) or len(order) < self.epoch_size:
             raise UserError(
-                f"The data set's epoch_order must give each of {self.total_samples:,} samples once: a position is a "
+                f"The data set's epoch_order must give each of {self.epoch_size:,} samples once: a position is a "
                 f"number of samples. To see some samples more often, let the data set hold their indices more often."
             )
         return order

@@ -126,7 +126,7 @@ def out_of_memory(trainer, error: torch.OutOfMemoryError) -> UserError:
 
 def describe_update(trainer, update: Update, error: Exception) -> str:
     """Say what failed in the update under way, and name its samples; all processes call it."""
-    all_names = sample_names(trainer.datasets["train"])
+    all_names = sample_names(trainer.train_loader.dataset)
     gathered = trainer.distributed.gather([printable(str(all_names[index])) for index in update.indices])
     names = [name for of_process in gathered for name in of_process]
     shown = ", ".join(names[:MOST_NAMES])

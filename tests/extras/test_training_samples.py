@@ -1,0 +1,57 @@
+"""--sampler balanced and --drop_last: how often each class comes, and that processes and a resume change nothing."""
+
+import pytest
+import torch
+
+from extras.training_samples import BalancedOrder, TrainingSamples
+from tests.small_data import Numbered
+from trainer_seg_on_carvana import TrainerSeg
+from utils.errors import UserError
+
+LABELS = torch.tensor([0] * 12 + [1] * 5 + [2])
+
+
+def test_each_class_comes_equally_often_and_its_samples_too():
+    order = BalancedOrder(LABELS)
+    indices = order(seed=3, epoch=0)
+    assert len(indices) == order.epoch_size == 18 and len(indices.unique()) == 18
+    samples = indices % 18
+    assert LABELS[samples].bincount().tolist() == [6, 6, 6]
+    counts = samples.bincount(minlength=18)
+    assert counts[:12].max() == 1 and sorted(counts[12:17].tolist()) == [1, 1, 1, 1, 2] and counts[17] == 6
+    assert torch.equal(indices, BalancedOrder(LABELS)(3, 0)) and not torch.equal(indices, order(3, 1))
+
+
+def test_a_frequent_class_takes_others_in_another_epoch():
+    order = BalancedOrder(LABELS)
+    seen = torch.cat([order(0, epoch) % 18 for epoch in range(20)]).unique()
+    assert len(seen) == 18
+
+
+def test_drop_last_ends_with_the_last_whole_batch():
+    assert TrainingSamples(Numbered(18), batch_size=8).epoch_size == 16
+    with pytest.raises(UserError, match="--drop_last leaves no update"):
+        TrainingSamples(Numbered(7), batch_size=8)
+
+
+def test_drop_last_leaves_out_the_update_that_is_short(build):
+    loader = build("--drop_last").train_loader  # 510 samples
+    assert [update.num_samples for update in loader.updates(0)] == [64] * 7
+    assert loader.updates_per_epoch == 7 and loader.in_memory
+
+
+FLAGS = ("--sampler", "balanced", "--drop_last", "--batch_size", 48, "--train_val_sample_rate", 100, "--n_epoch", 2)
+
+
+def test_neither_processes_nor_pieces_nor_a_resume_change_a_run(train, build, weights, differences):
+    whole = weights(train(*FLAGS, "--max_updates", 2))
+    assert differences(whole, weights(train(*FLAGS, "--max_updates", 2, "--num_workers", 1))) == []
+    first = train(*FLAGS, "--max_updates", 1)
+    resumed = build("--resume", first.run_dir.path, "--max_updates", 2)
+    resumed.train()
+    assert differences(whole, weights(resumed)) == []
+
+
+def test_data_without_classes_is_refused(build):
+    with pytest.raises(UserError, match="needs the class of each sample"):
+        build("--sampler", "balanced", task=TrainerSeg)
