@@ -17,7 +17,6 @@ from engine.registry import load
 from utils.errors import UserError
 
 KEY = "plainloop"  # of the metadata in a file, as JSON
-INPUT, OUTPUT = "images", "logits"  # the names in an ONNX file
 SCALE = ("input_mean", "input_std")  # where --pretrained looks for the normalization
 AXES = ("batch", "height", "width")
 PACKAGES = {"onnx": ("onnx", "onnxscript", "onnxruntime"), "pt2": (), "safetensors": ("safetensors",)}
@@ -89,8 +88,9 @@ def write_onnx(program: Any, path: Path, metadata: Mapping[str, Any]) -> Run:
     """Write an ONNX file with named axes."""
     import onnxruntime
 
+    first, last = metadata["input"]["name"], metadata["output"]["name"]
     with quiet():
-        made = torch.onnx.export(program, (), dynamo=True, input_names=[INPUT], output_names=[OUTPUT], verbose=False)
+        made = torch.onnx.export(program, (), dynamo=True, input_names=[first], output_names=[last], verbose=False)
     graph = made.model.graph
     for value in (*graph.inputs, *graph.outputs):
         names = (AXES[0], *(None,) * (len(value.shape) - 3), *AXES[1:])
@@ -100,7 +100,7 @@ def write_onnx(program: Any, path: Path, metadata: Mapping[str, Any]) -> Run:
     made.model.metadata_props[KEY] = json.dumps(metadata)
     made.save(str(path))
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    return lambda images: torch.from_numpy(session.run([OUTPUT], {INPUT: images.numpy()})[0])
+    return lambda images: torch.from_numpy(session.run([last], {first: images.numpy()})[0])
 
 
 def write_pt2(program: Any, path: Path, metadata: Mapping[str, Any]) -> Run:

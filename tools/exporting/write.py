@@ -13,8 +13,6 @@ from torch.utils.data import default_collate
 from engine.registry import error_line, load
 from eval import EvaluatorBase
 from tools.exporting.formats import (
-    INPUT,
-    OUTPUT,
     PACKAGES,
     SCALE,
     Run,
@@ -99,7 +97,9 @@ def write(
 
 # ---- inputs ----------------------------------------------------------------------------------------------------------
 def random_inputs(evaluator: EvaluatorBase, real: Tensor | None, count: int, divisor: int | None = None) -> Tensor:
-    """Return random inputs in [0, 1], (count, ...), of the shape of real ones, or of the images of the options.
+    """Return random inputs, (count, ...), in [0, 1]; whole numbers, such as those of words, as far as real ones go.
+
+    They have the shape of the images that the options tell, or of real inputs.
 
     Args:
         evaluator: of the task.
@@ -118,6 +118,8 @@ def random_inputs(evaluator: EvaluatorBase, real: Tensor | None, count: int, div
     if divisor is not None:
         shape[-1] += divisor
     generator = torch.Generator().manual_seed(count)
+    if real is not None and not real.is_floating_point():
+        return torch.randint(int(real.max()) + 1, (count, *shape), generator=generator, dtype=real.dtype)
     return torch.rand(count, *shape, generator=generator)
 
 
@@ -130,7 +132,7 @@ def real_inputs(evaluator: EvaluatorBase, checkpoint: Path, flags: Sequence[str]
         samples = [dataset[index] for index in range(min(NUM_REAL, len(dataset)))]
         inputs = [sample[0] if isinstance(sample, list | tuple) else sample for sample in samples]
         alike = [one for one in inputs if one.shape == inputs[0].shape]
-        return cropped(evaluator, default_collate(alike).float()), f"{len(alike)} samples of the test part"
+        return cropped(evaluator, default_collate(alike)), f"{len(alike)} samples of the test part"
     except UserError as error:
         return None, " ".join(str(error).split())
     except SystemExit:
@@ -178,8 +180,15 @@ def describe(evaluator: EvaluatorBase, opt: Namespace, example: Tensor, divisor:
         "model_type": of_run.model_type,
         "model_args": of_run.model_args,
         "checkpoint": Path(of_run.model_path).name,
-        "input": {"name": INPUT, "shape": [None, *example.shape[1:]], "dtype": "float32"},
-        "output": {"name": OUTPUT, "activation": activation},  # that turns outputs into probabilities
+        "input": {
+            "name": "images" if is_image else "inputs",
+            "shape": [None, *example.shape[1:]],
+            "dtype": str(example.dtype).removeprefix("torch."),
+        },
+        "output": {  # the activation turns outputs into probabilities
+            "name": "logits" if activation else "outputs",
+            "activation": activation,
+        },
     }
     if is_image:
         metadata["input"] |= {

@@ -52,3 +52,13 @@ def test_a_copy_elsewhere_names_no_code(waves, tmp_path, monkeypatch):
     shutil.copy(run / "wave_net_best_ckpt.pth", tmp_path / "wave_net_best_ckpt.pth")
     with pytest.raises(UserError, match="whose code is used only when you name it"):
         open_evaluator(tmp_path / "wave_net_best_ckpt.pth")
+
+
+def test_a_task_of_ones_own_is_exported(command, waves, tmp_path):
+    """Its inputs are no images: their shape is that of the data."""
+    (run,) = (waves / "runs").iterdir()
+    flags = ["--to", "pt2", "--output", tmp_path / "a.pt2"]
+    done = command("-m", "tools.export", run, *flags, XDG_CONFIG_HOME=str(waves / "home"))
+    assert done.returncode == 0, done.stderr
+    assert "16 samples of the test part, 16 x 64" in done.stdout
+    assert torch.export.load(tmp_path / "a.pt2").module()(torch.rand(5, 64)).shape == (5,)
