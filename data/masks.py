@@ -125,8 +125,8 @@ def value_codes(values: np.ndarray, image: Image.Image) -> np.ndarray:
     return values @ np.array([1 << 16, 1 << 8, 1])
 
 
-def scan_file(path: str | Path, threshold_jpeg: bool) -> tuple[str, dict[int, int | None]]:
-    """Return the kind of a mask file, such as "mode P", and the codes in it, each with its place in the palette."""
+def scan_file(path: str | Path, threshold_jpeg: bool) -> tuple[str, dict[int, tuple[int | None, int]]]:
+    """Return the kind of a mask file, such as "mode P", and its codes: place in the palette, and number of pixels."""
     image, kind = read_mask(path, threshold_jpeg)
     counted = image.getcolors(MAX_VALUES)
     if counted is None:
@@ -135,7 +135,7 @@ def scan_file(path: str | Path, threshold_jpeg: bool) -> tuple[str, dict[int, in
             f"compressed or smoothed? Masks keep their values as PNG or GIF."
         )
     values = np.array([value for _, value in counted])
-    places = values.tolist() if image.mode == "P" else [None] * len(values)
+    places = [(value if image.mode == "P" else None, count) for count, value in counted]
     return kind, dict(zip(value_codes(values, image).tolist(), places, strict=True))
 
 
@@ -191,6 +191,7 @@ def scan_masks(
     scanned = f"{len(paths):,} files" if len(chosen) == len(paths) else f"{len(chosen):,} of {len(paths):,} files"
     classes = ", ".join(map(str, range(len(codes))))
     report = f"masks: {scanned} scanned, {kinds}, values {codes_text(codes, len(codes))} -> classes {classes}"
+    report += load("extras.file_advice:shares_of_classes", "mask_values")(found, codes)
     if left_out:
         report += f", ignored {codes_text(left_out, len(left_out))}"
     if bad:
@@ -200,9 +201,9 @@ def scan_masks(
     return ClassMap(codes, cut, left_out), report
 
 
-def shared_palette(found: Mapping[str | Path, tuple[str, dict[int, int | None]]]) -> dict[int, int]:
+def shared_palette(found: Mapping[str | Path, tuple[str, dict[int, tuple[int | None, int]]]]) -> dict[int, int]:
     """Return the code at each place of the palette that all scanned masks share; {} if there is none, or no colour."""
-    pairs = {(place, code) for _, held in found.values() for code, place in held.items()}
+    pairs = {(place, code) for _, held in found.values() for code, (place, _) in held.items()}
     palette = dict(pairs)
     is_shared = None not in palette and len(pairs) == len(palette) == len(set(palette.values()))
     return palette if is_shared and any(code % GREY for code in palette.values()) else {}
@@ -232,7 +233,7 @@ def check_known(
 
 def scan_files(
     paths: Sequence[str | Path], threshold_jpeg: bool, max_bad: int
-) -> tuple[dict[str | Path, tuple[str, dict[int, int | None]]], list[str | Path]]:
+) -> tuple[dict[str | Path, tuple[str, dict[int, tuple[int | None, int]]]], list[str | Path]]:
     """Return what `scan_file` returns by path, and the paths of those that cannot be used, if `max_bad` is above 0."""
     with ThreadPoolExecutor(SCAN_THREADS) as pool:
         tasks = {path: pool.submit(scan_file, path, threshold_jpeg) for path in paths}

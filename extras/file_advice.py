@@ -33,6 +33,26 @@ def nearest_names(indexes: Sequence[dict[str, str]]) -> str:
     return ""
 
 
+def shares_of_classes(
+    found: Mapping[str | Path, tuple[str, Mapping[int, tuple[Any, int]]]], codes: Sequence[int]
+) -> str:
+    """Return the share of each class among the pixels of masks, in words; of two classes, the second is the foreground.
+
+    >>> shares_of_classes({"a.png": ("mode L", {0: (None, 30), WHITE: (None, 10)})}, [0, WHITE])
+    ' with 75.0 %, 25.0 % of the pixels; the foreground is 255'
+
+    Args:
+        found: see `data.masks.scan_files`.
+        codes: of the classes, in their order.
+    """
+    pixels = Counter()
+    for _, held in found.values():
+        pixels.update({code: count for code, (_, count) in held.items()})
+    shares = [f"{pixels[code] / pixels.total():.1%}".replace("%", " %") for code in codes]
+    line = f" with {', '.join(shares)} of the pixels"
+    return f"{line}; the foreground is {codes_text([codes[1]])}" if len(codes) == 2 else line
+
+
 def surplus_values(
     found: Mapping[str | Path, tuple[str, Mapping[int, Any]]], files_with: Counter[int], n_classes: int
 ) -> UserError:

@@ -1,6 +1,7 @@
 import copy
 import os
 import pickle
+import re
 
 import numpy as np
 import pytest
@@ -141,7 +142,8 @@ def test_the_split_follows_the_split_seed(made):
 def test_summary_and_report_tell_what_is_used(made):
     all_of_it = build_carvana(made, **SHARES)["val"]
     assert all_of_it.summary == "40 images of 10 cars; using 24 for train, 8 for val, 8 for test"
-    assert all_of_it.report == "masks: 40 files scanned, mode P, values 0, 255 -> classes 0, 1"
+    told = r"masks: 40 files scanned, mode P, values 0, 255 -> classes 0, 1 with \d+\.\d %, \d+\.\d % of the pixels; "
+    assert re.fullmatch(told + "the foreground is 255", all_of_it.report)
     some = build_carvana(made, train_val_sample_rate=0.5, test_sample_rate=0.1, val_split=0.25)["train"].summary
     assert some == "40 images of 10 cars; using 12 for train, 4 for val, 4 for test; --train_val_sample_rate 1 uses all"
 
