@@ -61,6 +61,7 @@ class EvaluatorWaves(EvaluatorBase):
     def eval_step(self, batch: Any) -> None:
         waves, frequencies = batch  # (N, 64), (N,)
         predictions = self.model(waves)  # (N,)
+        self.record(predictions, frequencies)  # a row for each sample in predictions.csv
         self.meters["loss"].update(self.criterion(predictions, frequencies), n=len(waves))
         self.meters["mae"].update((predictions - frequencies).abs().mean(), n=len(waves))
 

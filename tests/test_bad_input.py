@@ -316,7 +316,7 @@ def test_a_start_of_which_nothing_fits_is_refused(refuse, vanilla_run):
 
 
 def test_an_evaluation_needs_a_checkpoint(refuse):
-    assert "--model_path" in refuse(EvaluatorVanilla)
+    assert "a checkpoint, the directory of a run, or latest" in refuse(EvaluatorVanilla)
 
 
 # ---- data ------------------------------------------------------------------------------------------------------------
