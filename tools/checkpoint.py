@@ -14,6 +14,7 @@ import torch
 
 from engine.checkpoints.file import load_checkpoint, save_checkpoint, verify
 from engine.options.parser import OptionParser, one_of, printable, run_main
+from engine.registry import load
 from tools.digest import digests, leaves
 from utils.errors import UserError
 
@@ -115,7 +116,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         "Exit status: 0 all is well, 2 a file cannot be read or holds no run, 3 one is damaged.",
     )
     parser.add_argument("command", type=one_of((*COMMANDS, "merge")), metavar="hash|show|verify|merge")
-    parser.add_argument("files", nargs="+", metavar="FILE", help="a checkpoint; for merge a checkpoint and a new name")
+    what = "a checkpoint, the directory of a run, or latest; for merge a checkpoint and a new name"
+    parser.add_argument("files", nargs="+", metavar="FILE", help=what)
     argv = sys.argv[1:] if argv is None else list(argv)
     if not argv:
         parser.exit(2, parser.format_usage())
@@ -126,9 +128,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         merge(*opt.files)
         return
     status = 0
-    for path in opt.files:
+    for name in opt.files:
         try:
-            COMMANDS[opt.command](path)
+            path = load("extras.named_run:checkpoint_of", "files")(name, "./Results/")
+            COMMANDS[opt.command](str(path))
         except UserError as error:  # go on with the other files
             print(f"{parser.prog}: error: {printable(str(error))}", file=sys.stderr)
             status = max(status, error.status)

@@ -15,7 +15,7 @@ from engine.registry import as_list
 from extras.compare_scores import compare_with_stored
 from extras.evaluation.curves import HAS_TORCHMETRICS, areas, bins_of, curves_of, save_calibration, save_curves
 from extras.evaluation.results import format_classes, save_results
-from extras.evaluation.scores import class_counts, intervals, per_class, trivial_scores
+from extras.evaluation.scores import NAMES, class_counts, intervals, per_class, trivial_scores
 from extras.evaluation.table import MOST_CLASSES, Table
 from utils.overlap import LEAST_SAMPLES, Overlap, mean_ratio
 
@@ -129,7 +129,8 @@ def interval_notes(evaluator: Any, found: dict[str, Any], groups: Tensor | None)
     n = evaluator.num_samples if groups is None else int(groups.max()) + 1
     unit = "samples" if groups is None else "groups of samples, which are resampled as a whole"
     notes = []
-    missing = [name for name, meter in evaluator.meters.items() if isinstance(meter, Overlap) and name not in found]
+    ratios = [name for name, meter in evaluator.meters.items() if isinstance(meter, Overlap) or type(meter) in NAMES]
+    missing = [name for name in ratios if name not in found]
     if missing and n < LEAST_SAMPLES:
         wrong = f"of fewer than {LEAST_SAMPLES} it would be too narrow"
         notes.append(f"No interval of {', '.join(missing)}: n = {n} {unit}, and {wrong}.")

@@ -14,7 +14,7 @@ from utils.metrics import Accuracy
 from utils.overlap import MeanImageDice, Overlap, bootstrap_interval
 
 MOST_NUMBERS = 5 * 10**7  # of a bootstrap: samples times three times the classes
-NAMES = {Precision: "precision", Recall: "recall", F1: "f1"}
+NAMES = {Precision: "precision", Recall: "recall", F1: "f1"}  # of the metrics that compute one number of three
 
 
 def class_counts(table: Table, num_classes: int) -> Tensor:

@@ -94,3 +94,9 @@ def test_wrong_usage_ends_with_status_2(capsys, argv, message):
 def test_it_is_a_program(command, checkpoint):
     done = command("-m", "tools.checkpoint", "verify", checkpoint, checkpoint.with_name("gone.pth"))
     assert done.returncode == 2 and done.stdout == f"{checkpoint}: good\n" and len(done.stderr.splitlines()) == 1
+
+
+def test_a_run_stands_for_its_best_checkpoint(vanilla_run, capsys):
+    with pytest.raises(SystemExit):
+        main(["verify", str(vanilla_run)])
+    assert capsys.readouterr().out == f"{vanilla_run / 'Vanilla_best_ckpt.pth'}: good\n"
