@@ -38,6 +38,7 @@ TABLE = """
     data       FashionMNIST        data.FashionMNIST:build_fashion_mnist          classification generation
     data       ImageFolder         extras.own_data.folder:build_image_folder      classification
     data       ImageTable          extras.own_data.image_table:build_image_table  classification
+    data       Table               extras.own_data.table:build_table              table
     data       Carvana             data.Carvana:build_carvana                     segmentation
     data       CarvanaShards       extras.shards.dataset:build_carvana_shards     segmentation
     data       MultiImage          extras.multi_image:build_multi_image           segmentation
@@ -46,6 +47,7 @@ TABLE = """
     model      ResNet18            model.ResNet:ResNet18                          classification
     model      UNet                model.UNet:UNet                                segmentation
     model      UNetpp              model.UNetpp:UNetpp                            segmentation
+    model      MLP                 extras.own_data.table_network:MLP              table
     model      DCGAN               extras.gan.DCGAN:build_dcgan                   generation
     loss       CE                  loss.classification_loss:CrossEntropyLoss      classification
     loss       Focal               extras.classification_losses:FocalLoss         classification
@@ -94,7 +96,9 @@ OF_TORCH = {
         "MultiStepLR", "OneCycleLR", "PolynomialLR", "StepLR",
     )),
 }  # fmt: skip
-EVALUATORS = ("eval_vanilla:EvaluatorVanilla", "eval_seg_on_carvana:EvaluatorSeg")  # a checkpoint may name these
+EVALUATORS = (  # a checkpoint may name these
+    "eval_vanilla:EvaluatorVanilla", "eval_seg_on_carvana:EvaluatorSeg", "examples.eval_table:EvaluatorTable",
+)  # fmt: skip
 LIBRARIES = {
     "model": {"torchvision": "extras.library_models:from_torchvision", "timm": "extras.library_models:from_timm"},
     "data": {"torchvision": "extras.own_data.library:from_torchvision"},

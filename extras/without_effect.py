@@ -25,7 +25,7 @@ NEEDS = {
     "data_type": (
         "data_dir", "train_val_sample_rate", "test_sample_rate", "val_split", "fold", "split_seed", "patch_size",
         "augment", "mask_values", "shuffle_shards", "cache", "cache_dir", "shard_cache_dir", "shard_cache_gb",
-        "image_size",
+        "image_size", "target", "features", "leave_out", "group", "categories", "columns",
     ),
     "model_type": ("width", "up", "deep_supervision", "latent", "batch_norm"),
     "loss_type": ("label_smoothing",),

@@ -14,6 +14,8 @@ from engine.options.parser import OptionParser
 from engine.registry import BUILT_INS
 from eval_seg_on_carvana import EvaluatorSeg
 from eval_vanilla import EvaluatorVanilla
+from examples.eval_table import EvaluatorTable
+from examples.trainer_table import TrainerTable
 from extras.gan.eval_gan import EvaluatorGAN
 from extras.gan.trainer_gan import TrainerGAN
 from tools import house
@@ -232,7 +234,10 @@ def options_of(program: type, monkeypatch) -> set[str]:
     return set(parsers[-1].known)
 
 
-PROGRAMS = [TrainerVanilla, TrainerSeg, TrainerGAN, EvaluatorVanilla, EvaluatorSeg, EvaluatorGAN]
+PROGRAMS = [
+    *(TrainerVanilla, TrainerSeg, TrainerGAN, TrainerTable),
+    *(EvaluatorVanilla, EvaluatorSeg, EvaluatorGAN, EvaluatorTable),
+]
 
 
 @pytest.mark.parametrize("program", PROGRAMS)
@@ -252,4 +257,4 @@ def test_an_option_that_nobody_reads_would_be_seen():
 
 def test_every_kind_of_data_has_a_task():
     tasks = {task for _, *tasks in BUILT_INS["data"].values() for task in tasks}
-    assert tasks == {EvaluatorVanilla.task, EvaluatorSeg.task, EvaluatorGAN.task}
+    assert tasks == {EvaluatorVanilla.task, EvaluatorSeg.task, EvaluatorGAN.task, EvaluatorTable.task}

@@ -109,7 +109,7 @@ def is_data(name: str, both: Mapping[str, Any], own: Mapping[str, Any]) -> bool:
     if name in SELECTING:
         references = filter(None, map(registry.reference_in, registry.as_list(value)))
         return all(reference.partition(":")[0] in METRICS for reference in references)
-    if isinstance(value, Mapping):
+    if isinstance(value, Mapping) and name != "columns":  # of a table: texts and numbers of no component
         arguments = without_weights(value) if name == "model_args" else value
         known = own[name] or {}
         theirs = {key: entry for key, entry in arguments.items() if key not in known or known[key] != entry}

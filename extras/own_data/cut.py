@@ -68,6 +68,8 @@ def cut_parts(datasets: Mapping[str, Dataset], opt: Namespace) -> dict[str, Data
 
     Args:
         datasets: one data set "all" or "train"; "train" and "test"; "train" and "val"; or all three.
+            A training part with a method `prepared` gets them all, and returns those to load: so it decides how the
+            samples of all are changed, such as the mean that is subtracted.
         opt: --train_val_sample_rate acts on what is cut, --test_sample_rate on the test part, --split_seed on both, and
             --val_split or --fold where there is no val part. Of three given parts none is cut.
 
@@ -92,7 +94,10 @@ def cut_parts(datasets: Mapping[str, Dataset], opt: Namespace) -> dict[str, Data
     if "test" in datasets and opt.test_sample_rate not in (None, 1):
         parts["test"] = select(datasets["test"], some_of(datasets["test"], opt))
     note(parts, len(pool), len(set(sample_groups(pool))))
-    return {part: parts[part] for part in PARTS}
+    parts = {part: parts[part] for part in PARTS}
+    if hasattr(parts["train"], "prepared"):
+        return parts["train"].prepared(parts)
+    return parts
 
 
 def refuse_idle(given: set[str], asked: Sequence[str]) -> None:

@@ -3,16 +3,16 @@
 The table is a CSV file with a header and the columns file and label, and perhaps split and group.
 """
 
-import csv
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
 from data.pairs import shorten
+from extras.own_data.cells import PART_OF
+from extras.own_data.columns import in_order
+from extras.own_data.csv_file import read_csv
 from extras.own_data.images import ImageFiles, make_parts, ordered_classes
 from utils.errors import UserError, nearest, shown
-
-PART_OF = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 
 
 def build_image_table(
@@ -43,7 +43,7 @@ def build_image_table(
         UserError: the table cannot be read, lacks a column, or names a file that is missing or named twice.
     """
     path = Path(data_dir, table).expanduser()
-    lines = read_table(path)
+    lines = read_csv(path).lines
     columns = {"file": file, "label": label, "split": split, "group": group}
     known = lines[0][1].keys()
     for name in ("file", "label"):
@@ -66,33 +66,7 @@ def build_image_table(
     check_files(rows, path)
     found = in_order({label for part in rows.values() for _, _, label, _ in part})
     classes = ordered_classes(found, class_names, path)
-    return make_parts(
-        rows, classes, n_channels=n_channels, image_size=image_size, white=white, background=background
-    )
-
-
-def read_table(path: Path) -> list[tuple[int, dict[str, str]]]:
-    """Return the lines of a CSV file below its header, each with its number; UserError when it is none."""
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError:
-        raise UserError(f"{path} is not text in UTF-8. Save it as CSV in UTF-8.") from None
-    except OSError as error:
-        raise UserError(f"The table {path} cannot be read: {error.strerror}.") from None
-    header = text.partition("\n")[0]
-    delimiter = max(",;\t", key=header.count)
-    reader = csv.DictReader(text.splitlines(), delimiter=delimiter, restkey="", restval=None, strict=True)
-    lines = []
-    try:
-        for line in reader:
-            if None in line.values() or "" in line:
-                raise UserError(f"{path}, line {reader.line_num}: it has not as many values as the header has names.")
-            lines.append((reader.line_num, line))
-    except csv.Error as error:
-        raise UserError(f"{path}, line {reader.line_num}, is not CSV: {error}.") from None
-    if not lines:
-        raise UserError(f"{path} has no line below a header.")
-    return lines
+    return make_parts(rows, classes, n_channels=n_channels, image_size=image_size, white=white, background=background)
 
 
 def check_files(rows: dict[str, list[tuple[str, str, str, str | None]]], table: Path) -> None:
@@ -102,13 +76,3 @@ def check_files(rows: dict[str, list[tuple[str, str, str, str | None]]], table: 
         raise UserError(f"{table} names files twice: {shorten(twice, 3)}. Give each one line.")
     if missing := [path for part in rows.values() for path, *_ in part if not Path(path).is_file()]:
         raise UserError(f"{table} names files that are not there: {shorten(missing, 3)}.")
-
-
-def in_order(labels: set[str]) -> list[str]:
-    """Return labels in ascending order, numbers by their size.
-
-    >>> in_order({"10", "9"}), in_order({"cat", "10", "9"})
-    (['9', '10'], ['10', '9', 'cat'])
-    """
-    are_numbers = all(label.isdecimal() for label in labels)
-    return sorted(labels, key=(lambda label: (int(label), label)) if are_numbers else str)

@@ -1,6 +1,7 @@
 """Image files of any kind as samples of a classification."""
 
 import os
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -228,7 +229,8 @@ def make_parts(
 def check_class_names(names: Sequence[str], where: str | os.PathLike) -> None:
     """Raise UserError when the name of a class cannot be an option's value, or when there is one class only."""
     for name in names:
-        if not name.isprintable() or name.startswith("-") or not name.strip():
+        is_flag = re.match(r"-(?!\.?\d)", name)  # a negative number is none
+        if not name.isprintable() or is_flag or not name.strip():
             raise UserError(f"{where}: {shown(name)} cannot be the name of a class. Rename it.")
     if len(names) < 2:
         raise UserError(f"{where} has one class only, {shown(names[0])}: there is nothing to tell apart.")

@@ -1,7 +1,7 @@
 """Write predictions: a table with a contact sheet, or masks and overlays."""
 
 import csv
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +52,8 @@ class TableWriter:
     def __init__(self, directory: Path, predictor: Predictor):
         self.directory = directory
         self.classes = predictor.classes
+        self.texts_of = getattr(predictor.evaluator, "texts_of", None)  # of a task whose files hold rows or lines
+        self.rows: tuple[Found | None, Iterator[dict[str, str]]] = (None, iter(()))
         self.table = Table(directory)
         self.pictures: list[Tensor] = []
         self.captions: list[str] = []
@@ -65,11 +67,20 @@ class TableWriter:
             values = outputs["values"].flatten().tolist()
             names = ["value"] if len(values) == 1 else [f"value_{number}" for number in range(1, len(values) + 1)]
             row |= {name: f"{value:.6g}" for name, value in zip(names, values, strict=True)}
-        self.table.add(row)
+        cells = self.texts(found)
+        self.table.add(cells | {f"predicted_{key}" if key in cells else key: value for key, value in row.items()})
         if is_image(inputs) and len(self.pictures) < NUM_IN_GRID:
             self.pictures.append(inputs)
             said = f"{row['class']} {float(row['probability']):.0%}" if "class" in row else row.get("value", "")
             self.captions.append(f"{shortened(str(found.place))}\n{shortened(said)}")
+
+    def texts(self, found: Found) -> dict[str, str]:
+        """Return the cells of the sample in its file, by column; none for a file that is a sample as a whole."""
+        if self.texts_of is None:
+            return {}
+        if self.rows[0] is not found:
+            self.rows = (found, iter(self.texts_of(found.path)))
+        return next(self.rows[1])
 
     def best_classes(self, probabilities: Tensor) -> dict[str, str]:
         """Return the most probable classes, best first, as columns: class, probability, class_2, probability_2, ..."""
