@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
@@ -184,21 +183,39 @@ def overlay(pixels: np.ndarray, mask: np.ndarray, colours: np.ndarray) -> np.nda
     Returns:
         uint8 (H, W, 3).
     """
-    picture = pixels.transpose(1, 2, 0).astype(np.float32)  # (H, W, 3)
-    is_named = mask > 0
-    picture[is_named] = (1 - TINT) * picture[is_named] + TINT * colours[mask[is_named]]
+    levels = np.arange(256)[None, :, None]
+    tinted = ((1 - TINT) * levels + TINT * colours[:, None]).round()  # (K, 256, 3): of each class and level
+    tinted[0] = levels[0]
+    picture = np.stack([tinted[..., c].astype(np.uint8)[mask, pixels[c]] for c in range(3)], axis=2)  # (H, W, 3)
     is_contour = contour(mask, round(max(mask.shape) / CONTOUR))
     picture[is_contour] = colours[mask[is_contour]]
-    return picture.round().astype(np.uint8)
+    return picture
 
 
 def contour(mask: np.ndarray, width: int) -> np.ndarray:
     """Return where pixels (H, W) of a class above 0 are at most `width`, at least 1, away from another class."""
-    side = 2 * max(width, 1) + 1
-    planes = F.pad(torch.from_numpy(mask).float()[None, None], [side // 2] * 4, mode="replicate")
-    highest = F.max_pool2d(planes, side, stride=1)
-    lowest = -F.max_pool2d(-planes, side, stride=1)
-    return ((highest != lowest)[0, 0]).numpy() & (mask > 0)
+    marked = np.zeros(mask.shape, bool)
+    for axis in (0, 1):
+        first, second = np.moveaxis(mask, axis, 0)[:-1], np.moveaxis(mask, axis, 0)[1:]
+        places = np.moveaxis(marked, axis, 0)  # a view
+        places[:-1] |= first != second
+        places[1:] |= first != second
+    return grown(marked, max(width, 1) - 1) & (mask > 0)
+
+
+def grown(marked: np.ndarray, by: int) -> np.ndarray:
+    """Return the Booleans (H, W) that are true within a square of `by` pixels in each direction around a true one."""
+    for axis in (0, 1):
+        places = np.moveaxis(marked, axis, 0)
+        reach = 0
+        while reach < by:  # each shift doubles what the earlier ones have reached, also at a border
+            shift = min(reach + 1, by - reach)
+            wider = places.copy()
+            wider[shift:] |= places[:-shift]
+            wider[:-shift] |= places[shift:]
+            places, reach = wider, reach + shift
+        marked = np.moveaxis(places, 0, axis)
+    return marked
 
 
 def small(picture: np.ndarray) -> Tensor:

@@ -15,6 +15,7 @@ from extras.image_input import read_image
 from tools.prediction.command import main
 from tools.prediction.opening import open_evaluator
 from tools.prediction.predictor import Predictor, load_predictor, mask_of
+from tools.prediction.writing import contour, grown, overlay
 from utils.errors import UserError
 
 
@@ -148,6 +149,30 @@ def test_classes_are_resized_one_by_one_as_together(num_classes):
     )[0]
     wanted = together.argmax(0) if num_classes > 1 else (together[0] > 0.5).long()
     assert torch.equal(mask_of(probabilities, (20, 30)), wanted)
+
+
+def test_a_contour_is_as_wide_as_asked_for_and_inside_of_its_class():
+    mask = np.zeros((9, 12), np.int64)
+    mask[2:9, 3:12] = 1  # up to the border of the image, where no contour is
+    assert np.argwhere(contour(mask, 1)).tolist() == [[2, x] for x in range(3, 12)] + [[y, 3] for y in range(3, 9)]
+    inner = mask.astype(bool)
+    inner[:5] = inner[:, :6] = False
+    assert (contour(mask, 3) == mask.astype(bool) & ~inner).all()
+    points = np.random.default_rng(0).random((20, 31)) < 0.02
+    for by in range(8):
+        expected = np.zeros_like(points)
+        for y, x in np.argwhere(points):
+            expected[max(y - by, 0) : y + by + 1, max(x - by, 0) : x + by + 1] = True
+        assert (grown(points, by) == expected).all()
+
+
+def test_an_overlay_leaves_class_0_as_it_is():
+    pixels = np.full((3, 8, 8), 100, np.uint8)
+    mask = np.zeros((8, 8), np.int64)
+    mask[:, 4:] = 1
+    picture = overlay(pixels, mask, np.array([[0, 0, 0], [255, 0, 0]], np.float32))
+    assert (picture[:, :4] == 100).all() and picture[0, 4].tolist() == [255, 0, 0]
+    assert picture[0, 7].tolist() == [162, 60, 60]  # 0.6 * 100 + 0.4 * 255, and 0.6 * 100
 
 
 # ---- notebooks -------------------------------------------------------------------------------------------------------
