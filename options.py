@@ -70,7 +70,7 @@ MAY_CHANGE = (
     "parallel", "compile", "channels_last", "deterministic", "log_every", "save_every", "save_every_updates", "keep",
     "max_time", "nan_policy", "max_skips", "cache", "cache_dir", "shard_cache_dir", "shard_cache_gb", "nproc",
     "dist_timeout", "max_restarts", "activation_checkpointing", "checkpoint_format", "metrics", "logger", "save_code",
-    "metric_args", "callbacks", "import", "max_updates", "stop_below", "find_unused",
+    "metric_args", "callbacks", "import", "max_updates", "stop_below", "find_unused", "data_picture",
 )  # fmt: skip
 
 # Options that have an effect beside any other: for these, nothing is looked up in extras/without_effect.py.
@@ -192,6 +192,7 @@ def add_train_options(parser: OptionParser) -> None:
     add("--logger", list_of(logger_name), ["tensorboard", "csv"], "NAME", action=ListAction, nargs="+",
         help=f"where the curves go: {registry.listed('logger')}; or none")
     add("--save_code", bool, False, "BOOL", "keep a copy of this project's code in the run directory")
+    add("--data_picture", bool, False, "BOOL", "save the samples of the first update as data.png")
     add("--allow_shared", bool, False, "BOOL", "train even if parts of the data share groups, such as copies of a file")
 
     add = group(parser, "training")

@@ -58,6 +58,7 @@ def own_class(name: str) -> type[Callback]:
 # The callback of an option, imported when the option is given.
 OF_OPTIONS = {
     "stop_below": "extras.callbacks.stop_below:StopBelow",
+    "data_picture": "extras.callbacks.data_picture:DataPicture",
     "save_code": "extras.callbacks.save_code:SaveCode",
     "profile": "extras.callbacks.profiler:Profiler",
     "requeue": "extras.callbacks.requeue:Requeue",
