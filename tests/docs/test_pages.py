@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from tests.docs.page_lines import ROOT, make_workplace, run_line
+from tests.own_data import make_all
 
 NOT_RUN = "<!-- not run:"
 LESS_TO_DO = {  # flags to add to a command that has these words; later flags win
@@ -50,6 +51,8 @@ def test_the_commands_of_a_page_run(tmp_path, page):
     if page == "docs/lightning.md":
         pytest.importorskip("lightning", reason="its commands need Lightning: pip install lightning")
     place = make_workplace(tmp_path / "project")
+    if "mine/new" in PAGES[page]:
+        make_all(place / "mine")
     for command in commands_of(PAGES[page]):
         less = next((flags for name, flags in LESS_TO_DO.items() if name in command), "")
         if any(word in command.split() for word in AS_IT_IS) and not command.endswith("--resume auto"):
