@@ -105,9 +105,8 @@ def add_common_options(parser: OptionParser, task: str | None) -> None:
     add("--n_channels", number(int, low=1, high=4096), None, "N", "channels of an image (default: the data's)")
     add("--n_classes", number(int, low=1, high=10**6), None, "N", "number of classes (default: the data's)")
     add("--class_names", plain_text, None, "NAME", "of the classes, in their order (default: the data's)", nargs="+")
-    per_channel = {"action": ListAction, "nargs": "+"}
-    add("--input_mean", list_of(number(float)), None, "X", "of each channel: the network subtracts it", **per_channel)
-    add("--input_std", list_of(POSITIVE), None, "X", "of each channel: the network then divides by it", **per_channel)
+    add("--input_mean", list_of(number(float)), None, "X", "of each channel, subtracted", action=ListAction, nargs="+")
+    add("--input_std", list_of(POSITIVE), None, "X", "of each channel, divided by", action=ListAction, nargs="+")
     losses = registry.names("loss", task)
     add("--loss_type", weighted(registry.name_type("loss", task)), next(iter(losses), None), "NAME",
         f"{registry.listed('loss', task)}; or a weighted sum, as NAME:1.0 NAME:0.5", action=OneOrMoreAction, nargs="+")
@@ -155,8 +154,16 @@ def add_choice(add: Callable, kind: str, task: str | None = None, default: str |
     """Add the option that selects a component, by default the first one, and the option with its arguments."""
     option, _ = registry.KINDS[kind]
     default = default or next(iter(registry.names(kind, task)), None)  # a task of a new name has no names yet
-    add(f"--{option}", registry.name_type(kind, task), default, "NAME", registry.listed(kind, task))
+    name = registry.name_type(kind, task)
+    name = by_network(name) if kind in ("optimizer", "scheduler") else name
+    add(f"--{option}", name, default, "NAME", registry.listed(kind, task))
     add_arguments(add, kind)
+
+
+def by_network(kind: Callable) -> Callable:
+    """Return an argparse type for a value of `kind`, or for a JSON object with one for each network."""
+    of_networks = partial(registry.load, "extras.by_network:parsed", "lr")
+    return lambda text: of_networks()(kind, text) if text.startswith("{") else kind(text)
 
 
 def add_arguments(add: Callable, kind: str) -> None:
@@ -205,7 +212,7 @@ def add_train_options(parser: OptionParser) -> None:
     inits = ("default", "kaiming", "xavier", "xavier_normal", "orthogonal", "normal")
     add("--init", one_of(inits), "default", "NAME", f"initial weights: {', '.join(inits)}")
     add_choice(add, "optimizer", default="adamW")
-    add("--lr", POSITIVE, 1e-3, "X", "learning rate")
+    add("--lr", by_network(POSITIVE), 1e-3, "X", "learning rate; of several networks also one each, as JSON by name")
     add("--weight_decay", NOT_NEGATIVE, 0.01, "X", "weight decay")
     add("--momentum", number(float, low=0, below=1), 0.9, "X", "momentum of sgd and nesterov")
     add("--clip", NOT_NEGATIVE, 0.0, "X", "gradient clipping; 0 for none")
@@ -229,8 +236,10 @@ def add_finer_options(parser: OptionParser) -> None:
     """Add the options of training that a first run does not need."""
     add = group(parser, "fine-tuning: patterns on the names of parameters, as 'layers.0.*'")
     rate = named_value(POSITIVE, "head.weight=1e-3 or 'layers.0.*=0.1x'", suffix="x")
+    epoch = named_value(number(int, low=2, high=MAX_EPOCHS), "'encoder.*=5'")
     limit = named_value(POSITIVE, "'layers.0.*=0.5'")
     add("--freeze", pattern, None, "PATTERN", "do not train these, and keep their statistics", nargs="+")
+    add("--unfreeze", epoch, None, "PATTERN=EPOCH", "train these from that epoch on, and freeze them before", nargs="+")
     add("--train_only", pattern, None, "PATTERN", "train these and freeze the rest", nargs="+")
     add("--param_lr", rate, None, "PATTERN=LR", "other learning rates, or multiples of --lr as 0.1x", nargs="+")
     add("--param_clip", limit, None, "PATTERN=NORM", "limits for the norm of their gradients, before --clip", nargs="+")
@@ -506,10 +515,8 @@ def check_options(options: Mapping[str, Any], resumes: bool) -> None:
         from callbacks.callback_entry import check_chosen  # it imports torch
 
         check_chosen(options["logger"], options["callbacks"] or ())  # now, before a run directory is made
-    if options["pretrained"] is True and not options["model_path"] and not resumes:
-        raise UserError("--pretrained needs the file to start from: --pretrained FILE, or a name, see --help.")
-    if options["model_path"] and options["pretrained"] is not True:
-        raise UserError("--model_path is the file that --pretrained starts from: give --pretrained FILE instead.")
+    if options["pretrained"] or options["model_path"]:
+        registry.load("extras.pretrained:check", "pretrained")(options, resumes)
 
 
 # ---- other sources, and old names ------------------------------------------------------------------------------------

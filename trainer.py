@@ -75,7 +75,7 @@ class TrainerBase:
             self.datasets = self.build_datasets()
         self.opt = opt = with_found(opt, self.datasets)  # such as the values of the masks, which checkpoints keep
         # Hashes of the data that the weights have seen, also before --pretrained: an evaluation on it is refused.
-        self.seen_groups = seen_groups(self.datasets, self.initial_weights, opt.allow_shared)
+        self.seen_groups = seen_groups(self.datasets, opt)
 
         # ---- the networks, and how they learn
         self.progress = Progress()  # where the run stands
@@ -279,6 +279,8 @@ class TrainerBase:
             network.train()
             for layer in self.in_eval_mode.get(name, ()):  # by name, since wrapping may replace modules
                 network.get_submodule(layer).eval()
+        if self.opt.unfreeze:
+            load("extras.unfreeze:follow", "unfreeze")(self)  # freezes what is to be trained from a later epoch on
         for optimizer in self.optimizers.values():
             if hasattr(optimizer, "train"):  # it makes its own average of the weights, see extras/schedule_free.py
                 optimizer.train()
@@ -342,6 +344,10 @@ class TrainerBase:
             self.epoch_log.clear()
             self.call("on_epoch_end", {"epoch": self.progress.epoch, "update": self.progress.update, **row})
 
+        for scheduler in self.schedulers.values():
+            if results and hasattr(scheduler, "step_by"):  # ReduceLROnPlateau
+                scheduler.step_by(results[self.opt.monitor])
+
         # Save.
         kinds = []
         if is_best:
@@ -404,20 +410,12 @@ class TrainerBase:
             load("extras.lazy_layers:materialize", "model_type")(self, networks)
         return networks
 
-    @property
-    def initial_weights(self) -> str | None:
-        """Where the weights start from (--pretrained), see extras/weights_from.py; None on resume, and without it."""
-        if not self.opt.pretrained or self.opt.resume:
-            return None
-        return load("extras.pretrained:source_of", "pretrained")(self.opt)
-
     def load_initial_weights(self) -> list[str]:
         """Load the weights of --pretrained into the networks; return a note on each for the log."""
-        if self.initial_weights is None:
+        if not self.opt.pretrained or self.opt.resume:
             return []
         with self.distributed.main_first():  # else two processes would download at once
-            load_weights = load("extras.pretrained:load_initial_weights", "pretrained")
-            return load_weights(self.opt, self.networks, self.initial_weights)
+            return load("extras.pretrained:load_initial_weights", "pretrained")(self.opt, self.networks)
 
     def build_guard(self) -> NanGuard:
         """Return the guard that undoes an update that is not finite; the loop waits for a GPU's answer only if it must.
@@ -431,7 +429,7 @@ class TrainerBase:
             "describe": self.describe_failure,
         }
         must_wait = self.opt.nan_policy == "skip" or self.opt.amp == "fp16" or self.opt.ema is not None
-        if not must_wait and can_be_voided(self.optimizers.values()):
+        if not must_wait and not self.opt.unfreeze and can_be_voided(self.optimizers.values()):
             counters = (self.progress, *self.schedulers.values(), self.epoch_log)
             late_guard = load("extras.late_nan_guard:DeferredNanGuard", "nan_policy")
             return late_guard(optimizer=self.optimizer, counters=counters, **settings)

@@ -232,24 +232,24 @@ class SeenGroups(PlainState):
         self.data = {part: torch.cat([hashes, state[part]]).unique() for part, hashes in self.data.items()}
 
 
-def seen_groups(datasets: dict[str, Dataset], pretrained: str | None = None, allow_shared: bool = False) -> SeenGroups:
-    """Return the `group_hashes` of "train" and "val", with those in the file `pretrained`.
+def seen_groups(datasets: dict[str, Dataset], opt: Namespace | None = None) -> SeenGroups:
+    """Return the `group_hashes` of "train" and "val", with those in the file of --pretrained.
 
     Raises:
-        UserError: a group is in two parts, so that memorized data would be measured; unless `allow_shared`.
+        UserError: a group is in two parts, so that memorized data would be measured; unless --allow_shared.
     """
     hashes = {part: group_hashes(dataset) for part, dataset in datasets.items()}
     for other, part in combinations(hashes, 2):
         common = num_common(hashes[part], hashes[other])
-        if common and datasets[part] is not datasets[other] and not allow_shared:
+        if common and datasets[part] is not datasets[other] and not getattr(opt, "allow_shared", False):
             raise UserError(
                 f"{common} of the {len(hashes[part])} groups of the {part} part are in the {other} part, too, so the "
                 f"scores would flatter: let `names` and `groups` of the data sets differ, or split by group. Or accept "
                 f"it by --allow_shared."
             )
     seen = SeenGroups({part: hashes[part] for part in ("train", "val")})
-    if pretrained:
-        seen.load_state_dict(seen.data | load("extras.pretrained:groups_in", "pretrained")(pretrained))
+    if opt and opt.pretrained and not opt.resume:
+        seen.load_state_dict(seen.data | load("extras.pretrained:groups_in", "pretrained")(opt))
     return seen
 
 

@@ -2,7 +2,7 @@
 
 import inspect
 from argparse import Namespace
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -16,6 +16,7 @@ from utils.errors import UserError, nearest
 from utils.optimizer import can_fuse, eager
 from utils.scheduler import SCHEDULERS, build_scheduler
 
+BY_NETWORK = ("optim", "lr", "optim_args", "lr_scheduler", "scheduler_args")  # options that may be mappings by network
 FUSED = ("adam", "adamW", "sgd", "nesterov")  # of torch, other classes have such a kernel only on some devices
 SCHEDULE_OPTIONS = (
     "warmup_epoch", "warmup_multiplier", "lr_decay_epochs", "lr_decay_every", "lr_decay_rate", "lr_min",
@@ -26,10 +27,13 @@ SCHEDULE_OPTIONS = (
 def freeze(opt: Namespace, networks: Mapping[str, nn.Module]) -> dict[str, list[str]]:
     """Freeze the parameters of --freeze and --train_only; return by network the modules that stay in eval mode."""
     is_all_in_train_mode = all(module.training for network in networks.values() for module in network.modules())
-    if not opt.freeze and not opt.train_only and is_all_in_train_mode:
-        return {}
-    freeze_parameters = load("extras.param_groups:freeze_parameters", "freeze")
-    return freeze_parameters(networks, opt.freeze or (), opt.train_only or ())
+    in_eval_mode = {}
+    if opt.freeze or opt.train_only or not is_all_in_train_mode:
+        freeze_parameters = load("extras.param_groups:freeze_parameters", "freeze")
+        in_eval_mode = freeze_parameters(networks, opt.freeze or (), opt.train_only or ())
+    if opt.unfreeze:
+        load("extras.unfreeze:check", "unfreeze")(opt, networks)
+    return in_eval_mode
 
 
 def trained_parameters(opt: Namespace, networks: Mapping[str, nn.Module]) -> dict[str, Any]:
@@ -43,8 +47,15 @@ def trained_parameters(opt: Namespace, networks: Mapping[str, nn.Module]) -> dic
 # ---- optimizers ------------------------------------------------------------------------------------------------------
 def make_optimizers(opt: Namespace, networks: Mapping[str, nn.Module]) -> dict[str, Optimizer]:
     """Return an optimizer for each network, by the network's name."""
+    own = by_network(opt, networks)
     parameters = trained_parameters(opt, networks)
-    return {name: make_optimizer(opt, parameters[name], network) for name, network in networks.items()}
+    return {name: make_optimizer(own[name], parameters[name], network) for name, network in networks.items()}
+
+
+def by_network(opt: Namespace, names: Iterable[str]) -> dict[str, Namespace]:
+    """Return the options of each network, without the mappings by network that some options may be."""
+    has_mapping = any(isinstance(getattr(opt, option), dict) and getattr(opt, option) for option in BY_NETWORK)
+    return load("extras.by_network:options_of", "lr")(opt, list(names)) if has_mapping else dict.fromkeys(names, opt)
 
 
 def make_optimizer(opt: Namespace, parameters: Any, network: nn.Module) -> Optimizer:
@@ -53,7 +64,7 @@ def make_optimizer(opt: Namespace, parameters: Any, network: nn.Module) -> Optim
     is_of_torch = isinstance(optimizer_class, type) and optimizer_class.__module__.startswith("torch.optim.")
     if is_of_torch and not needs_closure(optimizer_class):
         optimizer_class = eager(optimizer_class)
-    settings = {"lr": opt.lr, "weight_decay": opt.weight_decay}
+    settings = {"lr": opt.lr, "weight_decay": opt.weight_decay, "network": network}
     if opt.optim != "rmsprop":  # which has none, as Tieleman and Hinton gave it
         settings["momentum"] = opt.momentum
     if opt.optim == "nesterov":
@@ -64,7 +75,7 @@ def make_optimizer(opt: Namespace, parameters: Any, network: nn.Module) -> Optim
     if opt.optim in ("sgd", "nesterov"):
         load("extras.first_momentum:make_momentum", "optim")(optimizer)
     if not isinstance(optimizer, Optimizer) or needs_closure(type(optimizer)):
-        raise UserError(f"--optim {opt.optim} makes no torch.optim.Optimizer whose step() needs no arguments.")
+        raise UserError(f"--optim {opt.optim} makes no Optimizer whose step() needs no arguments (examples/lbfgs.py).")
     return optimizer
 
 
@@ -131,7 +142,8 @@ def make_schedulers(
         make = load("extras.schedulers:make_stepped_by_epoch", "scheduler_step")
     else:
         make = make_scheduler
-    return {name: make(opt, optimizer, updates_per_epoch, num_updates) for name, optimizer in optimizers.items()}
+    own = by_network(opt, optimizers)
+    return {name: make(own[name], optimizer, updates_per_epoch, num_updates) for name, optimizer in optimizers.items()}
 
 
 def make_scheduler(opt: Namespace, optimizer: Optimizer, steps_per_epoch: int, num_steps: int) -> LRScheduler:
@@ -176,9 +188,5 @@ def make_clipper(opt: Namespace, networks: Mapping[str, nn.Module]) -> Clipper:
     Args:
         networks: as they are trained: FSDP replaces the parameters that a network was built with.
     """
-    limits = []
-    for text in opt.param_clip or ():
-        matching_parameters = load("extras.param_groups:matching_parameters", "param_clip")
-        pattern, _, limit = text.rpartition("=")
-        limits.append((matching_parameters(networks, pattern, "--param_clip"), float(limit)))
+    limits = load("extras.param_groups:limits_of", "param_clip")(networks, opt.param_clip) if opt.param_clip else ()
     return Clipper(opt.clip, opt.clip_type, limits)

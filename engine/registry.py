@@ -65,6 +65,7 @@ TABLE = """
     optimizer  nesterov            torch.optim:SGD       # with Nesterov momentum (Sutskever et al. 2013)
     optimizer  rmsprop             torch.optim:RMSprop   # Tieleman and Hinton 2012, without momentum, as they gave it
     optimizer  adagrad             torch.optim:Adagrad   # Duchi, Hazan and Singer 2011
+    optimizer  Muon                extras.muon:muon      # Jordan et al. 2024, for matrices; AdamW for all others
     scheduler  constant            utils.scheduler:constant
     scheduler  step                utils.scheduler:step
     scheduler  cosine              utils.scheduler:cosine
@@ -85,15 +86,15 @@ ROWS = [row.partition("#")[0].split() for row in TABLE.strip().splitlines()]
 BUILT_INS = {kind: {name: rest for of_kind, name, *rest in ROWS if of_kind == kind} for kind in KINDS}
 
 # Names of torch that need no module before them. Optimizers whose step needs a closure are left out: the loop gives
-# none. So are schedulers that take functions, other schedulers or a metric.
+# none. So are schedulers that take functions or other schedulers.
 OF_TORCH = {
     "optimizer": ("torch.optim", (
-        "ASGD", "Adadelta", "Adafactor", "Adagrad", "Adam", "AdamW", "Adamax", "Muon", "NAdam", "RAdam", "RMSprop",
+        "ASGD", "Adadelta", "Adafactor", "Adagrad", "Adam", "AdamW", "Adamax", "NAdam", "RAdam", "RMSprop",
         "Rprop", "SGD", "SparseAdam",
     )),
     "scheduler": ("torch.optim.lr_scheduler", (
         "ConstantLR", "CosineAnnealingLR", "CosineAnnealingWarmRestarts", "CyclicLR", "ExponentialLR", "LinearLR",
-        "MultiStepLR", "OneCycleLR", "PolynomialLR", "StepLR",
+        "MultiStepLR", "OneCycleLR", "PolynomialLR", "ReduceLROnPlateau", "StepLR",
     )),
 }  # fmt: skip
 EVALUATORS = (  # a checkpoint may name these

@@ -34,6 +34,7 @@ from eval import EvaluatorBase
 from extras.failures import failed_part
 from extras.in_order import InOrder
 from extras.param_groups import param_groups
+from extras.plateau import OnPlateau
 from extras.schedulers import OncePerEpoch
 from trainer import TrainerBase
 from utils.errors import UserError, nearest, shown
@@ -146,6 +147,8 @@ class ModelTrainer(TrainerBase):
     def build_schedulers(self) -> dict[str, Any]:
         if self.given_scheduler is None:
             return {}
+        if isinstance(self.given_scheduler, ReduceLROnPlateau):
+            return {"model": OnPlateau(self.given_scheduler)}
         if self.schedule_per_update:
             return {"model": self.given_scheduler}
         return {"model": OncePerEpoch(self.given_scheduler, self.train_loader.updates_per_epoch)}
@@ -442,8 +445,8 @@ def check_parts(model: Any, optimizer: Any, scheduler: Any, dataset: Any, val_da
             f"argument optimizer: {type(optimizer).__name__}.step() needs a closure, which fit does not give; "
             f"examples/lbfgs.py is a task that does."
         )
-    if isinstance(scheduler, ReduceLROnPlateau):
-        raise UserError("argument scheduler: ReduceLROnPlateau needs a metric in step(), which fit does not give.")
+    if isinstance(scheduler, ReduceLROnPlateau) and (val_dataset is None or scheduler.mode != "min"):
+        raise UserError("argument scheduler: ReduceLROnPlateau follows the loss on a val_dataset, with mode='min'.")
     if scheduler is not None:
         for name in ("step", "optimizer", "state_dict", "load_state_dict"):
             if not hasattr(scheduler, name):

@@ -111,7 +111,7 @@ def param_groups(
 def groups_of_networks(
     networks: Mapping[str, nn.Module],
     rates: Mapping[str, float | str] | Iterable[str],
-    lr: float | None,
+    lr: float | Mapping[str, float] | None,
     no_decay: Iterable[str] = (),
 ) -> dict[str, list[dict[str, Any]]]:
     """Return the groups of each network, by its name; ``NETWORK:PATTERN`` is for one of them.
@@ -119,7 +119,7 @@ def groups_of_networks(
     Args:
         networks: by name.
         rates, lr, no_decay: see `param_groups`. A pattern must match a parameter of one of the networks. The rates may
-            be texts ``PATTERN=RATE``.
+            be texts ``PATTERN=RATE``, and `lr` a rate for each network.
     """
     rates = rates if isinstance(rates, Mapping) else dict(map(parse_rate, rates))
     pattern_of: dict[int, str] = {}
@@ -141,7 +141,7 @@ def groups_of_networks(
         for (pattern, decays), parameters in members.items():
             group = {"params": parameters, "name": split_pattern(pattern)[1]}
             if pattern:
-                group["lr"] = rate_of(rates[pattern], lr)
+                group["lr"] = rate_of(rates[pattern], lr[name] if isinstance(lr, Mapping) else lr)
             if not decays:
                 group["weight_decay"] = 0.0
             if parameters:
@@ -165,6 +165,15 @@ def parameters_of_kind(network: nn.Module, kind: str) -> list[nn.Parameter]:
         layers = [module for module in network.modules() if isinstance(module, NORMALIZATION)]
         return [parameter for layer in layers for parameter in layer.parameters()]
     return [parameter for parameter in network.parameters() if parameter.ndim <= 1]
+
+
+def limits_of(networks: Mapping[str, nn.Module], texts: Iterable[str]) -> list[tuple[list[nn.Parameter], float]]:
+    """Return the parameters and the limit of their gradients' norm that each text ``PATTERN=NORM`` stands for."""
+    limits = []
+    for text in texts:
+        pattern, _, limit = text.rpartition("=")
+        limits.append((matching_parameters(networks, pattern, "--param_clip"), float(limit)))
+    return limits
 
 
 def parse_rate(text: str) -> tuple[str, float | str]:

@@ -153,19 +153,27 @@ def load_pretrained(network: nn.Module, path: str, name: str = "model", content:
 
 
 # ---- of a run --------------------------------------------------------------------------------------------------------
+def check(options: Mapping[str, Any], resumes: bool) -> None:
+    """Raise UserError when --pretrained and --model_path contradict each other."""
+    if options["pretrained"] is True and not options["model_path"] and not resumes:
+        raise UserError("--pretrained needs the file to start from: --pretrained FILE, or a name, see --help.")
+    if options["model_path"] and options["pretrained"] is not True:
+        raise UserError("--model_path is the file that --pretrained starts from: give --pretrained FILE instead.")
+
+
 def source_of(opt: Options) -> str:
     """Return the text that says where the weights of --pretrained are, see extras/weights_from.py."""
     return opt.model_path if opt.pretrained is True else opt.pretrained
 
 
-def load_initial_weights(opt: Options, networks: Mapping[str, nn.Module], source: str) -> list[str]:
+def load_initial_weights(opt: Options, networks: Mapping[str, nn.Module]) -> list[str]:
     """Load the weights of --pretrained into the networks of a run; return notes on them for the log.
 
     Args:
         opt: the options, with the input's scale, see `with_scale`.
         networks: by name.
-        source: see extras/weights_from.py.
     """
+    source = source_of(opt)
     content, origin = content_of(source, opt)
     notes = [load_pretrained(network, origin, name, content) for name, network in networks.items()]
     return notes + scale_note(opt, scale_of(source, opt))
@@ -211,8 +219,9 @@ def with_scale(opt: Options) -> Options:
     return changed(opt, **dict(zip(BUFFERS, scale, strict=True))) if scale else opt
 
 
-def groups_in(source: str) -> dict[str, torch.Tensor]:
-    """Return the hashes of the data that a file's weights have seen, by part; {} if it does not say."""
+def groups_in(opt: Options) -> dict[str, torch.Tensor]:
+    """Return the hashes of the data that the weights of --pretrained have seen, by part; {} if they do not say."""
+    source = source_of(opt)
     content = load_file(source) if is_file(source) and not source.endswith(".safetensors") else {}
     groups = content.get("groups") if isinstance(content, dict) else None  # in a file of another program maybe anything
     if not isinstance(groups, dict):
@@ -227,7 +236,9 @@ def with_mask_values(opt: Options) -> Options:
         return opt
     content = load_file(path)
     known = content.get("options") if isinstance(content, dict) else None
-    if not isinstance(known, dict) or not known.get("mask_values") or known.get("n_classes") != opt.n_classes:
+    if not isinstance(known, dict) or not known.get("mask_values"):
+        return opt
+    if opt.n_classes not in (None, known.get("n_classes")):
         return opt
     try:
         return changed(opt, mask_values=[mask_value(str(value)) for value in known["mask_values"]])

@@ -13,6 +13,7 @@ from engine.checkpoints.restore import set_state
 from engine.checkpoints.state import plain
 from engine.optimizers import make_scheduler
 from engine.registry import call, find
+from extras.plateau import make_on_plateau
 from utils.errors import UserError
 from utils.scheduler import SCHEDULERS
 
@@ -32,9 +33,12 @@ def make_by_class(opt: Namespace, optimizer: Optimizer, num_steps: int) -> LRSch
     for option in OF_OUR_SCHEDULES:
         if getattr(opt, option):
             raise UserError(f"--{option} is for {', '.join(SCHEDULERS)}, not for --lr_scheduler {name}.")
+    scheduler_class = find("scheduler", name)
+    if isinstance(scheduler_class, type) and issubclass(scheduler_class, ReduceLROnPlateau):
+        return make_on_plateau(opt, optimizer, scheduler_class)
     offered = {} if "epochs" in opt.scheduler_args else {"total_steps": num_steps, "T_max": num_steps}
-    scheduler = call(find("scheduler", name), offered, opt.scheduler_args, "--scheduler_args", first=[optimizer])
-    if not isinstance(scheduler, LRScheduler) or isinstance(scheduler, ReduceLROnPlateau):
+    scheduler = call(scheduler_class, offered, opt.scheduler_args, "--scheduler_args", first=[optimizer])
+    if not isinstance(scheduler, LRScheduler):
         raise UserError(f"--lr_scheduler {name} makes no LRScheduler whose step() needs no arguments.")
     plain(scheduler.state_dict(), f"--lr_scheduler {name} cannot be saved: its state")
     return scheduler

@@ -234,6 +234,7 @@ class SeveralProcesses(Distributed):
         for parameter in network.parameters():
             dist.broadcast(parameter.detach(), src=0)  # the networks must begin alike, whatever seeds a task has set
         self.share_buffers([network])
+        self._wrapped = [other for other in self._wrapped if getattr(other, "module", None) is not network]
         wrapped = self.parallelize(network, device)
         self._wrapped.append(wrapped)
         return wrapped

@@ -107,7 +107,8 @@ def is_met(need: str, name: str, options: Mapping[str, Any], tasks: Sequence[typ
     kind, method = SELECTING.get(option, ("", ""))
     methods = [getattr(task, method) for task in tasks if hasattr(task, method)]
     is_own = any(made.__module__.partition(".")[0] not in ("trainer", "eval", "extras") for made in methods)
-    chosen = registry.as_list(options.get(option))
+    value = options.get(option)
+    chosen = list(value.values()) if isinstance(value, Mapping) else registry.as_list(value)  # maybe by network
     if option not in options or (kind and (is_own or None in chosen)):
         return True
     if kind and not equals:

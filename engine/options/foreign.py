@@ -107,11 +107,11 @@ def is_data(name: str, both: Mapping[str, Any], own: Mapping[str, Any]) -> bool:
     if name == "data_type" and value.partition(":")[0] in registry.LIBRARIES["data"]:
         return False  # the library may download it
     if name in SELECTING:
-        references = filter(None, map(registry.reference_in, registry.as_list(value)))
+        references = filter(None, (registry.reference_in(entry) for _, entry in leaves(value)))  # maybe by network
         return all(reference.partition(":")[0] in METRICS for reference in references)
     if isinstance(value, Mapping) and name != "columns":  # of a table: texts and numbers of no component
         arguments = without_weights(value) if name == "model_args" else value
-        known = own[name] or {}
+        known = own[name] if isinstance(own[name], Mapping) else {}  # a rate of all networks is none
         theirs = {key: entry for key, entry in arguments.items() if key not in known or known[key] != entry}
         return all(is_plain(key, entry) for key, entry in leaves(theirs))
     return True

@@ -244,6 +244,11 @@ def mapping(text: str) -> dict[str, Any]:
     return value
 
 
+def takes_mapping(action: argparse.Action) -> bool:
+    """Return whether an option may be a mapping: of arguments, or by network, see `options.by_network`."""
+    return action.type is mapping or "by_network" in getattr(action.type, "__qualname__", "")
+
+
 def setting(text: str) -> tuple[str, str]:
     """An argparse type for ``name=value``, of which the name may have dots.
 
@@ -462,7 +467,7 @@ class OptionParser(argparse.ArgumentParser):
 
     def check_shape(self, action: argparse.Action, value: Any) -> None:
         """Refuse a mapping or a list where an option takes none, and an entry of a list that would be a flag."""
-        if isinstance(value, dict) and action.type is not mapping:
+        if isinstance(value, dict) and not takes_mapping(action):
             self.error(f"option {action.dest!r} is flat: it takes no mapping such as {str(value)[:60]}")
         if not isinstance(value, (list, tuple)):
             return
@@ -474,11 +479,11 @@ class OptionParser(argparse.ArgumentParser):
 
     def with_argument(self, action: argparse.Action, path: Sequence[str], value: Any) -> dict[str, Any]:
         """Return a copy of the default of a mapping in which the argument at `path` has another value."""
-        if action.type is not mapping:
+        if not takes_mapping(action):
             self.error(f"option {action.dest!r} is flat: it has no {shown('.'.join(path))}")
         if not all(part.isidentifier() for part in path):
             self.error(f"{shown('.'.join([action.dest, *path]))} is not the name of an argument")
-        return with_value(action.default or {}, path, value)
+        return with_value(action.default if isinstance(action.default, dict) else {}, path, value)
 
     def note_source(self, name: str, source: str) -> None:
         """Remember where a value came from; the source of a whole mapping is that of all its arguments."""

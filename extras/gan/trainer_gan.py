@@ -16,6 +16,7 @@ from engine.checkpoints.restore import set_state
 from engine.devices.process_group import share_of
 from engine.optimizers import make_optimizers
 from engine.options.parser import OptionParser, file_path, number
+from extras.by_network import arguments_of
 from extras.callbacks.pictures import Pictures
 from extras.gan.DCGAN import draw_noise
 from extras.gan.eval_gan import EvaluatorGAN, discriminator_loss
@@ -67,9 +68,9 @@ class TrainerGAN(TrainerBase):
 
     def build_optimizers(self) -> dict[str, torch.optim.Optimizer]:
         optimizers = make_optimizers(self.opt, {name: self.networks[name] for name in LEARN})
-        for optimizer in optimizers.values():
+        for name, optimizer in optimizers.items():
             for group in optimizer.param_groups:
-                if "betas" in group and "betas" not in self.opt.optim_args:
+                if "betas" in group and "betas" not in arguments_of(self.opt.optim_args, name, LEARN):
                     group["betas"] = (self.opt.beta1, group["betas"][1])
         return optimizers
 

@@ -95,7 +95,7 @@ def test_a_name_steps_as_the_optimizer_of_torch(name, expected):
 
 def test_every_name_steps_in_its_own_way():
     weights = [trained_weight(lambda n, name=name: optimizer_of(n, name)) for name in names("optimizer")]
-    assert len({weight[0, 0].item() for weight in weights}) == len(weights) == 8
+    assert len({weight[0, 0].item() for weight in weights}) == len(weights) == 9
 
 
 @pytest.mark.parametrize("name", ["adam", "adamW", "sgd", "nesterov"])
@@ -161,7 +161,8 @@ def test_every_class_of_torch_steps_and_goes_on_from_its_state(name):
 def test_the_list_of_torchs_optimizers_is_complete():
     classes = {name: value for name, value in vars(torch.optim).items() if isinstance(value, type)}
     optimizers = {name for name, value in classes.items() if issubclass(value, torch.optim.Optimizer)} - {"Optimizer"}
-    assert {name for name in optimizers if not needs_closure(classes[name])} == set(OF_TORCH["optimizer"][1])
+    known = {*OF_TORCH["optimizer"][1], "Muon"}  # a name of the template, as it takes a part of the parameters
+    assert {name for name in optimizers if not needs_closure(classes[name])} == known
 
 
 def test_arguments_of_the_class_win():
@@ -210,7 +211,7 @@ def rates_of(scheduler, num_updates):
     return rates
 
 
-@pytest.mark.parametrize("name", OF_TORCH["scheduler"][1])
+@pytest.mark.parametrize("name", [name for name in OF_TORCH["scheduler"][1] if name != "ReduceLROnPlateau"])
 def test_every_scheduler_of_torch_gives_its_rates_and_goes_on_from_its_state(name):
     length = {"OneCycleLR": {"total_steps": 12}, "CosineAnnealingLR": {"T_max": 12}}.get(name, {})
     theirs = getattr(lr_scheduler, name)(plain_optimizer(), **ARGUMENTS.get(name, {}), **length)
@@ -237,7 +238,7 @@ def test_every_scheduler_of_torch_gives_its_rates_and_goes_on_from_its_state(nam
         ("OneCycleLR", {"scheduler_args": {"max_lr": 1, "pct_start": 3}}, "OneCycleLR cannot be made.*pct_start"),
         ("cosine", {"scheduler_args": {"gamma": 3}}, "not for --lr_scheduler cosine"),
         ("StepLr_", {}, "did you mean 'StepLR'"),
-        ("torch.optim.lr_scheduler:ReduceLROnPlateau", {}, "makes no LRScheduler"),
+        ("torch.optim.lr_scheduler:ReduceLROnPlateau", {"val_every": 0}, "follows the validation"),
     ],
 )  # fmt: skip
 def test_schedulers_that_cannot_be_made_are_named(name, options, words):

@@ -547,7 +547,7 @@ def test_a_wrong_argument_is_named(name, settings):
 def test_a_wrong_scheduler_is_named(settings):
     model, optimizer = parts()
     for scheduler, message in (
-        (ReduceLROnPlateau(optimizer), "ReduceLROnPlateau needs a metric"),
+        (ReduceLROnPlateau(optimizer), "ReduceLROnPlateau follows the loss"),
         (StepLR(parts()[1], 1), "that of another optimizer"),
         (SimpleNamespace(step=print), "SimpleNamespace has no optimizer"),
     ):

@@ -212,7 +212,8 @@ def small() -> nn.Sequential:
 
 
 def set_train_mode(networks, in_eval_mode):
-    TrainerBase.set_train_mode(Namespace(networks=networks, in_eval_mode=in_eval_mode, optimizers={}))
+    opt = Namespace(unfreeze=None)
+    TrainerBase.set_train_mode(Namespace(networks=networks, in_eval_mode=in_eval_mode, optimizers={}, opt=opt))
 
 
 def test_normalization_stays_in_eval_mode_when_it_or_what_is_around_it_is_frozen():
@@ -244,7 +245,7 @@ def test_train_only_freezes_the_rest_and_freeze_takes_of_it():
 def test_without_an_option_nothing_is_touched_not_even_what_a_task_has_frozen():
     network = small()
     network[0].requires_grad_(False)
-    in_eval_mode = freeze(Namespace(freeze=None, train_only=None), {"model": network})
+    in_eval_mode = freeze(Namespace(freeze=None, train_only=None, unfreeze=None), {"model": network})
     set_train_mode({"model": network}, in_eval_mode)
     assert in_eval_mode == {} and all(module.training for module in network.modules())
 
@@ -254,16 +255,17 @@ def test_modules_that_the_user_has_frozen_in_eval_mode_stay_there():
     network[0].requires_grad_(False).eval()
     network[1].eval()  # a trained network around it: it is not frozen
     network[3].eval()  # batch normalization may be trained with fixed statistics
-    in_eval_mode = freeze(Namespace(freeze=None, train_only=None), {"model": network})
+    in_eval_mode = freeze(Namespace(freeze=None, train_only=None, unfreeze=None), {"model": network})
     set_train_mode({"model": network}, in_eval_mode)
     assert in_eval_mode == {"model": ["0", "3"]}
     assert [module.training for module in network] == [False, True, True, False]
     assert not any(module.training for module in network[0].modules())
     network.eval()  # as a library may return it
-    set_train_mode({"model": network}, freeze(Namespace(freeze=["2.weight"], train_only=None), {"model": network}))
+    opt = Namespace(freeze=["2.weight"], train_only=None, unfreeze=None)
+    set_train_mode({"model": network}, freeze(opt, {"model": network}))
     assert [module.training for module in network] == [False, True, True, True]
     network.requires_grad_(False).eval()
-    assert freeze(Namespace(freeze=None, train_only=None), {"judge": network}) == {"judge": [""]}
+    assert freeze(Namespace(freeze=None, train_only=None, unfreeze=None), {"judge": network}) == {"judge": [""]}
 
 
 @pytest.mark.parametrize(

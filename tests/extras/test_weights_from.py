@@ -128,7 +128,7 @@ def test_weights_of_timm_fill_the_body_and_their_scale_is_used(monkeypatch, tmp_
     torch.manual_seed(9)
     network = timm.create_model("test_convnext", num_classes=5)
     before, after = {k: v.clone() for k, v in network.state_dict().items()}, torch.random.get_rng_state()
-    notes = load_initial_weights(opt, {"model": network}, "timm")
+    notes = load_initial_weights(opt, {"model": network})
     assert asked == [(cfg.hf_hub_id, "model.safetensors")]
     assert torch.equal(after, torch.random.get_rng_state())
     for name, value in network.state_dict().items():
@@ -164,7 +164,7 @@ def test_a_model_of_the_hub_gives_its_tensors_and_the_scale_in_its_config(on_hub
     torch.save(donor.state_dict(), tmp_path / "pytorch_model.bin")
     opt = options("Vanilla", "hf:owner/name@main", n_channels=1)
     network = nn.Sequential(nn.Conv2d(1, 4, 3), nn.Flatten(), nn.Linear(4, 2))
-    (note, scale) = load_initial_weights(with_scale(opt), {"model": network}, "hf:owner/name@main")
+    (note, scale) = load_initial_weights(with_scale(opt), {"model": network})
     assert torch.equal(network[0].weight, donor[0].weight.sum(dim=1, keepdim=True))
     assert "2 of 4 tensors of 'model' loaded from hf:owner/name@main" in note and "mean 0.449" in scale
     image = torch.rand(1, 1, 3, 3)
@@ -206,7 +206,7 @@ def test_a_file_of_safetensors_is_loaded_with_the_scale_in_its_metadata(tmp_path
     safetensors.save_file({"0.weight": torch.ones(2, 2)}, path, metadata)
     assert scale_of(path, options()) == ([0.5], [0.25])
     network = nn.Sequential(nn.Linear(2, 2))
-    assert "1 of 2" in load_initial_weights(options(pretrained=path), {"model": network}, path)[0]
+    assert "1 of 2" in load_initial_weights(options(pretrained=path), {"model": network})[0]
     assert torch.equal(network[0].weight, torch.ones(2, 2))
     (tmp_path / "a.safetensors").write_bytes(b"\xff" * 20)
     with pytest.raises(UserError, match="Cannot read"):
@@ -244,7 +244,7 @@ def test_a_scale_by_hand_wins_and_the_log_has_both(tmp_path):
     torch.save({"options": {"input_mean": [0.5], "input_std": [0.5]}, "0.weight": torch.ones(2, 2)}, tmp_path / "a.pth")
     opt = options(pretrained=str(tmp_path / "a.pth"), n_channels=1, input_mean=[0.1], input_std=[0.3])
     assert with_scale(opt) is opt
-    *_, note = load_initial_weights(opt, {"model": nn.Sequential(nn.Linear(2, 2))}, opt.pretrained)
+    *_, note = load_initial_weights(opt, {"model": nn.Sequential(nn.Linear(2, 2))})
     assert note.startswith("Input: normalized by mean 0.1") and "input that was normalized by mean 0.5" in note
 
 
