@@ -206,6 +206,8 @@ def add_train_options(parser: OptionParser) -> None:
     add("--n_epoch", number(int, low=1, high=MAX_EPOCHS), 10, "N", "epochs")
     add("--max_updates", COUNT, None, "N", "end after N updates; the epoch that is cut short counts as one")
     add("--batch_size", COUNT, 64, "N", "samples of one optimizer update")
+    add("--augment", augmentation, False, "NAME", action=BoolAction,
+        help=f"change training images: alone as the data does; or {registry.listed('augmentation')}; or none")
     add("--sampler", one_of(("balanced",)), None, "NAME", "balanced: each class equally often in an epoch")
     add("--drop_last", bool, False, "BOOL", "leave out the last update of an epoch if it has fewer samples")
     add("--micro_batch_size", COUNT_OR_AUTO, None, "N", "samples in memory at once; auto: what fits. Changes no result")
@@ -292,6 +294,12 @@ def fold(text: str) -> str:
     if not (number.isdecimal() and count.isdecimal() and 1 <= int(number) <= int(count) and 2 <= int(count) <= 1000):
         raise ArgumentTypeError(f"{text!r} is not I/K, such as 1/5: I from 1 to K, and K from 2")
     return text
+
+
+def augmentation(text: str) -> bool | str:
+    """An argparse type for True, False, none, which is False, or the name of an augmentation."""
+    flags = {"true": True, "false": False, "none": False}
+    return flags[text.lower()] if text.lower() in flags else registry.name_type("augmentation")(text)
 
 
 def logger_name(text: str) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from engine.options.parser import BoolAction, OptionParser, number
+from engine.options.parser import OptionParser, number
 from eval_seg_on_carvana import EvaluatorSeg
 from trainer import TrainerBase
 
@@ -42,7 +42,6 @@ class TrainerSeg(TrainerBase):
     @classmethod
     def add_options(cls, parser: OptionParser) -> None:
         add = parser.add_argument_group("training images").add_argument
-        add("--augment", action=BoolAction, default=False, help="train on flipped, brighter and darker images")
         add("--shuffle_shards", type=number(int, low=1, high=10**6), default=4, metavar="N",
             help="CarvanaShards: an epoch mixes the samples of N shards at a time")
 

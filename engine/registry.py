@@ -29,6 +29,7 @@ KINDS = {
     "data": ("data_type", "data_args"), "model": ("model_type", "model_args"), "loss": ("loss_type", "loss_args"),
     "optimizer": ("optim", "optim_args"), "scheduler": ("lr_scheduler", "scheduler_args"),
     "metric": ("metrics", "metric_args"), "callback": ("callbacks", None), "logger": ("logger", None),
+    "augmentation": ("augment", None),
 }  # fmt: skip
 
 # To add a component to the template: write it in a file of its own, and name it here. A row has its kind, its name,
@@ -81,6 +82,9 @@ TABLE = """
     logger     tensorboard         callbacks.tensorboard:TensorBoard
     logger     csv                 callbacks.csv_logger:CSVLogger
     logger     wandb               extras.callbacks.wandb_logger:WandB
+    augmentation  light            extras.augmentation:light
+    augmentation  trivial          extras.augmentation:trivial
+    augmentation  randaugment      extras.augmentation:randaugment
 """
 ROWS = [row.partition("#")[0].split() for row in TABLE.strip().splitlines()]
 BUILT_INS = {kind: {name: rest for of_kind, name, *rest in ROWS if of_kind == kind} for kind in KINDS}

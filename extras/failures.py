@@ -46,7 +46,8 @@ def failed_part(trainer, error: BaseException, first_update: int) -> str:
         sizes = "--batch_size or --micro_batch_size"
         if trainer.distributed.size > 1:
             sizes = "--batch_size, --micro_batch_size or number of processes, which share each update"
-        return f"a batch of one sample, which cannot be normalized: give another {sizes}"
+        last = "" if trainer.opt.drop_last else ", or --drop_last if it is the last of an epoch"
+        return f"a batch of one sample, which cannot be normalized: give another {sizes}{last}"
     if trainer.progress.update == first_update:
         return "the first update"
     return "the first validation" if is_validating(trainer, error) and not trainer.score else ""

@@ -24,9 +24,10 @@ CUTTING = ("train_val_sample_rate", "test_sample_rate", "val_split", "fold", "sp
 NEEDS = {
     "data_type": (
         "data_dir", "train_val_sample_rate", "test_sample_rate", "val_split", "fold", "split_seed", "patch_size",
-        "augment", "mask_values", "shuffle_shards", "cache", "cache_dir", "shard_cache_dir", "shard_cache_gb",
+        "mask_values", "shuffle_shards", "cache", "cache_dir", "shard_cache_dir", "shard_cache_gb",
         "image_size", "target", "features", "leave_out", "group", "categories", "columns",
     ),
+    "data_type|!augment=True": ("augment",),  # with a name, any data of images
     "model_type": ("width", "up", "deep_supervision", "latent", "batch_norm"),
     "loss_type": ("label_smoothing",),
     "optim": ("lr", "weight_decay", "momentum"),
@@ -83,6 +84,7 @@ def refuse_without_effect(
                     asked_to_cut.append(name)
                     continue
                 beside = [one.strip("!").partition("=")[0] for one in needed]
+                beside = [other for other in beside if other != name]
                 others = " and ".join(f"--{other} {in_words(options[other])}" for other in beside)
                 allowed = [one for one in needed if "=" in one and not one.startswith("!")]
                 wanted = [f"--{one.replace('=', ' ').replace(',', ' or ')}" for one in allowed]

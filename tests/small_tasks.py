@@ -33,6 +33,16 @@ SEG = [
 ]
 
 
+class StopAt(Callback):
+    """Stops a run after so many updates, between two of them."""
+
+    def __init__(self, num_updates: int):
+        self.num_updates = num_updates
+
+    def on_update_end(self, trainer, values) -> None:
+        trainer.should_stop = trainer.progress.update == self.num_updates
+
+
 class EvaluatorSmall(EvaluatorVanilla):
     """With a smaller network, in the precision of the class."""
 

@@ -156,7 +156,7 @@ GAN = {
 }  # fmt: skip
 KINDS = {
     "trainer_vanilla": {**SHARED, **TRAIN, **VANILLA},
-    "trainer_seg_on_carvana": {**SHARED, **TRAIN, **SEG, "augment": BOOL, "shuffle_shards": Number(True, 1, 10**6)},
+    "trainer_seg_on_carvana": {**SHARED, **TRAIN, **SEG, "shuffle_shards": Number(True, 1, 10**6)},
     "trainer_gan": {**SHARED, **TRAIN, **GAN, "beta1": Number(low=0, high=0.9999), "judge": PATH},
     "eval_vanilla": {**SHARED, **TEST, **VANILLA},
     "eval_seg_on_carvana": {**SHARED, **TEST, **SEG, "n_snap": WHOLE},
