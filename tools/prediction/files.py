@@ -1,9 +1,10 @@
 """The files of a prediction: those that a person names, and a name for what is written of each."""
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from utils.errors import UserError
 
@@ -14,6 +15,16 @@ class Found:
 
     path: Path
     place: Path
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A sample to predict: its file, its name in it, its input, and its cells by column where the file is a table."""
+
+    found: Found
+    name: str
+    inputs: Any
+    cells: Mapping[str, str]
 
 
 def find_files(named: Sequence[str], suffixes: set[str] | None = None) -> tuple[list[Found], int]:

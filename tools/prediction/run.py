@@ -10,14 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from PIL import Image
-from torch import Tensor
 from tqdm import tqdm
 
 from engine.options.parser import printable
 from engine.registry import error_line, load
 from eval import EvaluatorBase
 from eval_seg_on_carvana import EvaluatorSeg
-from tools.prediction.files import Found, find_files
+from tools.prediction.files import Found, Sample, find_files
 from tools.prediction.opening import open_evaluator
 from tools.prediction.predictor import Predictor
 from tools.prediction.writing import MaskWriter, TableWriter
@@ -28,7 +27,6 @@ from utils.timestamp import make_timestamped_dir
 READ_AT_ONCE = 32  # files
 READING_THREADS = 4
 IMAGE_READERS = (EvaluatorBase.read_samples, EvaluatorSeg.read_samples)
-Sample = tuple[tuple[Found, str, Any], Any]  # its key, which is its file, its name and its input; and its input
 
 
 def predict_files(opt: Namespace, flags: Sequence[str]) -> int:
@@ -97,16 +95,16 @@ def write_all(predictor: Predictor, files: Sequence[Found], directory: Path, rep
     last: Found | None = None
     samples = read_all(predictor.evaluator, files, report)
     try:
-        for (found, name, inputs), outputs in predictor.predict(samples):
+        for sample, outputs in predictor.predict((sample, sample.inputs) for sample in samples):
             if not all(bool(value.isfinite().all()) for value in outputs.values()):
-                report.failed(found.path, UserError("what the network predicts for it is not a number"))
+                report.failed(sample.found.path, UserError("what the network predicts for it is not a number"))
                 continue
             if writer is None:
                 is_mask = "probabilities" in outputs and outputs["probabilities"].ndim == 3
                 writer = (MaskWriter if is_mask else TableWriter)(directory, predictor)
-            writer.add(found, name, inputs, outputs)
-            report.num_predicted += found is not last  # of a file with several samples, once
-            last = found
+            writer.add(sample, outputs)
+            report.num_predicted += sample.found is not last  # of a file with several samples, once
+            last = sample.found
     finally:
         if writer is not None:
             writer.close()
@@ -126,15 +124,20 @@ def read_all(evaluator: EvaluatorBase, files: Sequence[Found], report: Report) -
                 if isinstance(content, Exception):
                     report.failed(found.path, content)
                 else:
-                    yield from (((found, name, inputs), inputs) for name, inputs in content)
+                    yield from content
                 bar.update()
 
 
-def read_file(evaluator: EvaluatorBase, found: Found) -> list[tuple[str, Tensor]] | Exception:
+def read_file(evaluator: EvaluatorBase, found: Found) -> list[Sample] | Exception:
     """Return the samples of a file, or why it cannot be read."""
     try:
         samples = list(evaluator.read_samples(found.path))
-        return samples or UserError(f"{found.path} holds no sample.")
+        if not samples:
+            return UserError(f"{found.path} holds no sample.")
+        # A task whose files are tables has a method that returns the cells of each row, to stand before its prediction.
+        texts_of = getattr(evaluator, "texts_of", None)
+        cells = texts_of(found.path) if texts_of else [{}] * len(samples)
+        return [Sample(found, name, inputs, row) for (name, inputs), row in zip(samples, cells, strict=True)]
     except MemoryError:
         raise
     except Exception as error:  # a reader may raise anything on a damaged file

@@ -1,7 +1,7 @@
 """Write predictions: a table with a contact sheet, or masks and overlays."""
 
 import csv
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from data.masks import code_of
-from tools.prediction.files import Found, FreeNames
+from tools.prediction.files import FreeNames, Sample
 from tools.prediction.predictor import Predictor, is_image, mask_of
 from utils.draw import captioned_grid, contact_sheet
 from utils.errors import UserError
@@ -28,7 +28,7 @@ COLOURS = ("#000000", "#e6194b", "#3cb44b", "#4363d8", "#ffe119", "#f58231", "#9
 
 
 class Table:
-    """Writes rows to predictions.csv; the names in the first row are the header."""
+    """Writes rows to predictions.csv. The names in the first row are the header; what has no column is left out."""
 
     def __init__(self, directory: Path):
         path = directory / "predictions.csv"
@@ -37,7 +37,7 @@ class Table:
 
     def add(self, row: dict[str, Any]) -> None:
         if self.writer is None:
-            self.writer = csv.DictWriter(self.file, row)
+            self.writer = csv.DictWriter(self.file, row, extrasaction="ignore")
             self.writer.writeheader()
         self.writer.writerow(row)
 
@@ -51,35 +51,25 @@ class TableWriter:
     def __init__(self, directory: Path, predictor: Predictor):
         self.directory = directory
         self.classes = predictor.classes
-        self.texts_of = getattr(predictor.evaluator, "texts_of", None)  # of a task whose files hold rows or lines
-        self.rows: tuple[Found | None, Iterator[dict[str, str]]] = (None, iter(()))
         self.table = Table(directory)
         self.pictures: list[Tensor] = []
         self.captions: list[str] = []
 
-    def add(self, found: Found, name: str, inputs: Any, outputs: dict[str, Tensor]) -> None:
-        """Write a row on a sample."""
-        row = {"file": str(found.path)} | ({} if is_image(inputs) else {"name": name})
+    def add(self, sample: Sample, outputs: dict[str, Tensor]) -> None:
+        """Write a row on a sample, behind its own cells."""
+        found, inputs, cells = sample.found, sample.inputs, sample.cells
+        row = {"file": str(found.path)} | ({} if is_image(inputs) else {"name": sample.name})
         if "probabilities" in outputs:
             row |= self.best_classes(outputs["probabilities"])
         else:
             values = outputs["values"].flatten().tolist()
             names = ["value"] if len(values) == 1 else [f"value_{number}" for number in range(1, len(values) + 1)]
             row |= {name: f"{value:.6g}" for name, value in zip(names, values, strict=True)}
-        cells = self.texts(found)
-        self.table.add(cells | {f"predicted_{key}" if key in cells else key: value for key, value in row.items()})
+        self.table.add({**cells, **{f"predicted_{key}" if key in cells else key: value for key, value in row.items()}})
         if is_image(inputs) and len(self.pictures) < NUM_IN_GRID:
             self.pictures.append(inputs)
             said = f"{row['class']} {float(row['probability']):.0%}" if "class" in row else row.get("value", "")
             self.captions.append(f"{shortened(str(found.place))}\n{shortened(said)}")
-
-    def texts(self, found: Found) -> dict[str, str]:
-        """Return the cells of the sample in its file, by column; none for a file that is a sample as a whole."""
-        if self.texts_of is None:
-            return {}
-        if self.rows[0] is not found:
-            self.rows = (found, iter(self.texts_of(found.path)))
-        return next(self.rows[1])
 
     def best_classes(self, probabilities: Tensor) -> dict[str, str]:
         """Return the most probable classes, best first, as columns: class, probability, class_2, probability_2, ..."""
@@ -123,8 +113,9 @@ class MaskWriter:
         self.classes = getattr(opt, "class_names", None) or self.values
         self.colours = colours_of(self.values)
 
-    def add(self, found: Found, name: str, inputs: Tensor, outputs: dict[str, Tensor]) -> None:
+    def add(self, sample: Sample, outputs: dict[str, Tensor]) -> None:
         """Write the mask and the overlay of an image, and a row with the share of each class."""
+        found = sample.found
         pixels = read_pixels(found.path, 3, None, self.white)  # (3, H, W), once more: the input may be smaller
         mask = mask_of(outputs["probabilities"], pixels.shape[1:], len(self.values)).numpy()  # (H, W)
         free = self.names.name(found.place.with_suffix(""))

@@ -7,7 +7,9 @@ import pytest
 import torch
 
 from engine.checkpoints.file import load_checkpoint
+from tools.prediction.files import find_files
 from tools.prediction.opening import open_evaluator
+from tools.prediction.run import Report, write_all
 from utils.errors import UserError
 
 
@@ -62,3 +64,36 @@ def test_a_task_of_ones_own_is_exported(command, waves, tmp_path):
     assert done.returncode == 0, done.stderr
     assert "16 samples of the test part, 16 x 64" in done.stdout
     assert torch.export.load(tmp_path / "a.pt2").module()(torch.rand(5, 64)).shape == (5,)
+
+
+class Doubled:
+    """Stands for the evaluator of a task whose files are tables with a column x, and for its predictor."""
+
+    classes = ()
+
+    def __init__(self):
+        self.evaluator = self
+
+    def texts_of(self, path):
+        with open(path, newline="") as file:
+            return list(csv.DictReader(file))
+
+    def read_samples(self, path):
+        return [(f"row {number}", torch.tensor(float(row["x"]))) for number, row in enumerate(self.texts_of(path))]
+
+    def predict(self, samples):
+        return [(key, {"values": 2 * inputs[None]}) for key, inputs in samples]
+
+
+def test_a_row_stands_beside_its_own_prediction_also_after_one_that_has_none(tmp_path, capsys):
+    (tmp_path / "a.csv").write_text("x,who\nnan,a\n3,b\n")
+    (tmp_path / "b.csv").write_text("who,x,more\nc,4,m\n")  # other columns, in another order
+    files, _ = find_files([str(tmp_path)])
+    (tmp_path / "out").mkdir()
+    report = Report()
+    assert write_all(Doubled(), files, tmp_path / "out", report) == ["predictions.csv"]
+    with open(tmp_path / "out/predictions.csv", newline="") as file:
+        rows = [(row["who"], row["x"], row["name"], row["value"]) for row in csv.DictReader(file)]
+    assert rows == [("b", "3", "row 1", "6"), ("c", "4", "row 0", "8")]
+    assert (report.num_predicted, report.num_failed) == (2, 1)
+    assert "a.csv: what the network predicts for it is not a number" in capsys.readouterr().err
