@@ -1,6 +1,7 @@
 """Find the checkpoint that a person means: a file, a run directory, or the newest run."""
 
 import contextlib
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -45,20 +46,28 @@ def best_checkpoint(run: Path) -> Path:
     found = Checkpointer.candidates(run)
     best = [path for path in found if path.name.endswith("_best_ckpt.pth")]
     if not found:
-        inside = next(newest_runs(run), None)
+        inside = next(newest_runs(run, depth=2), None)
         hint = f" The newest run below it: {inside}, or {run / LATEST}" if inside else ""
         raise UserError(f"{run}: there is no checkpoint in this directory.{hint}")
     return (best or found)[0]
 
 
-def newest_runs(root: Path) -> Iterator[Path]:
+def newest_runs(root: Path, depth: int = 5) -> Iterator[Path]:
     """Yield the run directories below `root` that have a checkpoint, newest first.
 
     The name of a run ends with the time when it began; the times of files do not survive a copy.
+
+    Args:
+        root: where to look.
+        depth: how many directories deep; those of a sweep are four below Results.
     """
     runs: dict[Path, int] = {}
-    for path in {checkpoint.parent for checkpoint in root.glob("**/*_ckpt.pth")}:
-        name = run_name(path)
-        if name:
-            runs[path] = int(name.rpartition("_")[2])
+    for place, directories, files in os.walk(root):  # it passes over what cannot be read, or has just been removed
+        path = Path(place)
+        if len(path.relative_to(root).parts) >= depth:
+            directories.clear()
+        if any(file.endswith("_ckpt.pth") for file in files):
+            with contextlib.suppress(OSError):
+                if name := run_name(path):
+                    runs[path] = int(name.rpartition("_")[2])
     yield from sorted(runs, key=lambda path: (runs[path], str(path)), reverse=True)
