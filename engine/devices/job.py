@@ -62,7 +62,7 @@ def launch(task: type, argv: Sequence[str] | None = None, work: Callable[[Namesp
     run_here(lambda: run(task, argv, work))
 
 
-def run(task: type, argv: Sequence[str] | None, work: Callable[[Namespace], Any] | None) -> None:
+def run(task: type, argv: Sequence[str] | None, work: Callable[[Namespace], Any] | None = None) -> None:
     """Train, or do other work, in this process, or start several that do."""
     from engine.session import build_trainer  # here, as it imports torch
 

@@ -38,12 +38,15 @@ class Bins:
 
     def add(self, probabilities: Tensor, targets: Tensor) -> None:
         """Add probabilities (M, C) and the true classes (M,)."""
+        if probabilities.device.type == "mps":  # it has no float64
+            probabilities, targets = probabilities.cpu(), targets.cpu()
         confidence, predicted = probabilities.max(dim=1)
-        right = (predicted == targets).double()
+        confidence = confidence.double()
+        values = torch.stack([torch.ones_like(confidence), confidence, (predicted == targets).double()], dim=1)
         # A bin holds its upper end, as in the source: a confidence of 0.2 is in that from 0.13 to 0.2.
-        number = (confidence.double() * NUM_BINS).ceil().long().sub(1).clamp(0, NUM_BINS - 1)
-        for column, weights in enumerate((torch.ones_like(right), confidence.double(), right)):
-            self.calibration[:, column] += torch.bincount(number, weights, minlength=NUM_BINS).cpu()
+        number = (confidence * NUM_BINS).ceil().long().sub(1).clamp(0, NUM_BINS - 1)
+        # Not torch.bincount with weights, which --deterministic forbids on GPUs.
+        self.calibration += torch.zeros_like(values[:1]).expand(NUM_BINS, 3).index_add(0, number, values).cpu()
         for k in range(probabilities.shape[1]):
             logits = probabilities[:, k].double().logit(eps=1e-9)
             number = ((logits / LARGEST_LOGIT + 1) / 2 * NUM_THRESHOLDS).long().clamp(0, NUM_THRESHOLDS - 1)
