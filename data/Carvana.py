@@ -111,7 +111,7 @@ class CarvanaDataset(Dataset):
         return len(self.names)
 
     def fingerprint(self) -> str:
-        """Return SHA-256 of the names and the sizes of the files, which is quick and finds most changes."""
+        """Return SHA-256 of the names, the sizes, and the contents of some files, and how many these are."""
         return self.pairs.fingerprint()
 
     def files(self, index: int) -> tuple[Any, Any]:

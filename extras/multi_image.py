@@ -184,7 +184,7 @@ class MultiImageDataset(Dataset):
         return part
 
     def fingerprint(self) -> str:
-        """SHA-256 of the names and the sizes of the files, which is quick and finds most changes."""
+        """SHA-256 of the names, the sizes, and the contents of some files, and how many these are."""
         return self.files.fingerprint()
 
     def __getitem__(self, index: int) -> tuple:

@@ -5,11 +5,12 @@ import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 from utils.errors import UserError
 
 MOST_BYTES = 1 << 30  # of all files together that are read as a whole before training
-NUM_SAMPLED = 256  # files of larger data that are read
+NUM_SAMPLED = 128  # samples of larger data whose files are read
 THREADS = 8
 
 
@@ -48,9 +49,28 @@ def fingerprint(paths: Sequence[str], lines: Sequence[str], is_content: bool) ->
         is_content: whether the lines tell the content of all files.
     """
     digest = hashlib.sha256("\n".join(lines).encode(errors="surrogateescape"))
-    if is_content:
-        return digest.hexdigest()
-    sampled = [paths[place * len(paths) // NUM_SAMPLED] for place in range(NUM_SAMPLED)]
-    for path in dict.fromkeys(sampled):
-        digest.update(digest_of(path).encode())
-    return f"{digest.hexdigest()} (contents of {len(set(sampled)):,} of {len(paths):,} files)"
+    return digest.hexdigest() if is_content else with_contents(digest, [(path,) for path in paths])
+
+
+def with_contents(digest: Any, samples: Sequence[Sequence[str]]) -> str:
+    """Return a digest with the contents of evenly spaced samples, in words that tell how many files these are.
+
+    Args:
+        digest: of hashlib; is changed.
+        samples: the files of each.
+    """
+    places = {place * len(samples) // NUM_SAMPLED for place in range(NUM_SAMPLED)} if samples else set()
+    files = [path for place in sorted(places) for path in samples[place]]
+    with ThreadPoolExecutor(THREADS) as pool:
+        for content in pool.map(digest_or_nothing, files):
+            digest.update(content.encode())
+    num_all = len(samples) * len(samples[0]) if samples else 0
+    return f"{digest.hexdigest()} (contents of {len(files):,} of {num_all:,} files)"
+
+
+def digest_or_nothing(path: str) -> str:
+    """Return `digest_of` a file; "" when it cannot be read, which an error says when it is loaded."""
+    try:
+        return digest_of(path)
+    except UserError:
+        return ""
