@@ -4,6 +4,7 @@ A source is the text of the option: FILE, torchvision, timm, or hf:OWNER/NAME, o
 files say is taken as data. Each is opened by a reader that runs nothing, and may name no other file.
 """
 
+import importlib
 import json
 import re
 import sys
@@ -164,7 +165,7 @@ def from_hub(source: str, names: Sequence[str], is_needed: bool = True) -> Path 
     Args:
         source: hf:OWNER/NAME, or hf:OWNER/NAME@REVISION.
         names: of files.
-        is_needed: raise if there is none; otherwise return None.
+        is_needed: raise if the model has none of them; otherwise return None.
 
     Raises:
         UserError: there is no such model or file, or no network.
@@ -173,35 +174,42 @@ def from_hub(source: str, names: Sequence[str], is_needed: bool = True) -> Path 
     if match is None:
         raise UserError(f"--pretrained {source!r} is not hf:OWNER/NAME, such as hf:timm/resnet18.a1_in1k.")
     hub = import_hub("huggingface_hub", source)
-    hub.utils.logging.set_verbosity_error()  # without a network it would report each of its trials
-    reason = "it has none of " + ", ".join(names)
-    for is_local in (True, False):
-        for name in names:
-            try:
-                return Path(
-                    hub.hf_hub_download(match["name"], name, revision=match["revision"], local_files_only=is_local)
-                )
-            except hub.errors.LocalEntryNotFoundError as error:
-                if not is_local:
-                    reason = " ".join(str(error).split())
-                    break
-            except hub.errors.EntryNotFoundError:
-                continue
-            except Exception as error:  # of the network, of many types
-                reason = " ".join(str(error).split())
-                break
+    errors = importlib.import_module("huggingface_hub.errors")  # the package imports its modules when they are named
+    logging = importlib.import_module("huggingface_hub.utils").logging
+    logging.set_verbosity_error()  # without a network it would report each of its trials
+    place = {"repo_id": match["name"], "revision": match["revision"]}
+    cached = {name: hub.try_to_load_from_cache(filename=name, **place) for name in names}
+    for path in cached.values():
+        if isinstance(path, str):
+            return Path(path)
+    for name in names:
+        if cached[name] is hub._CACHED_NO_EXIST:  # the model is known to have no such file
+            continue
+        try:
+            return Path(hub.hf_hub_download(filename=name, **place))
+        except errors.EntryNotFoundError as error:
+            if isinstance(error, errors.LocalEntryNotFoundError):  # neither in the cache nor to be asked for
+                raise unreachable(source, error) from None
+        except Exception as error:  # of the network, of many types
+            raise unreachable(source, error) from None
     if is_needed:
-        raise UserError(
-            f"--pretrained {source}: {reason[:300]} Without a network, fetch it once on a machine that has one "
-            f"(hf download {match['name']}), or give a file."
-        )
+        raise UserError(f"--pretrained {source}: the model has none of {', '.join(names)}.")
     return None
+
+
+def unreachable(source: str, error: Exception) -> UserError:
+    """Return the error for a file that cannot be fetched."""
+    name = source.removeprefix("hf:").partition("@")[0]
+    return UserError(
+        f"--pretrained {source}: {' '.join(str(error).split())[:300]} Without a network, fetch it once on a machine "
+        f"that has one (hf download {name}), or give a file."
+    )
 
 
 def import_hub(package: str, source: str) -> Any:
     """Import a package of Hugging Face; UserError with the command that installs it when it is missing."""
     try:
-        return __import__(package)
+        return importlib.import_module(package)
     except ImportError:
         raise UserError(f"--pretrained {source} needs the package {package}: pip install {package}") from None
 

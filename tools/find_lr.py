@@ -52,6 +52,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         parser.error(f"--range {low:g} {high:g}: the lower rate stands first")
 
     def examine(trainer: TrainerBase) -> None:
+        if isinstance(trainer.opt.lr, dict):
+            raise UserError("find_lr tries one rate for all networks: give --lr as a number, not by network.")
         try_learning_rates(trainer, low, high, own.values, own.updates, own.runs, base_lr=trainer.opt.lr)
 
     run_tool(trial(task, examine, beside_the_runs), options)

@@ -117,11 +117,12 @@ def test_weights_of_timm_fill_the_body_and_their_scale_is_used(monkeypatch, tmp_
     safetensors.save_file(donor.state_dict(), tmp_path / "model.safetensors")
     asked = []
 
-    def hf_hub_download(repo, name, **settings):
-        asked.append((repo, name))
-        return str(tmp_path / name)
+    def hf_hub_download(repo_id, filename, revision):
+        asked.append((repo_id, filename))
+        return str(tmp_path / filename)
 
     monkeypatch.setattr(hub, "hf_hub_download", hf_hub_download)
+    monkeypatch.setattr(hub, "try_to_load_from_cache", lambda **place: None)
     opt = with_scale(options("timm:test_convnext", "timm"))
     cfg = timm.models.get_pretrained_cfg("test_convnext")
     assert (opt.input_mean, opt.input_std) == (list(cfg.mean), list(cfg.std))
@@ -144,16 +145,15 @@ def on_hub(monkeypatch, tmp_path):
     hub = pytest.importorskip("huggingface_hub")
 
     def make(**contents):
-        def hf_hub_download(repo, name, revision=None, local_files_only=False):
-            if local_files_only:
-                raise hub.errors.LocalEntryNotFoundError("not in the cache")
-            if name not in contents:
+        def hf_hub_download(repo_id, filename, revision):
+            if filename not in contents:
                 raise hub.errors.EntryNotFoundError("404")
-            if isinstance(contents[name], dict):
-                (tmp_path / name).write_text(json.dumps(contents[name]))
-            return str(tmp_path / name)
+            if isinstance(contents[filename], dict):
+                (tmp_path / filename).write_text(json.dumps(contents[filename]))
+            return str(tmp_path / filename)
 
         monkeypatch.setattr(hub, "hf_hub_download", hf_hub_download)
+        monkeypatch.setattr(hub, "try_to_load_from_cache", lambda **place: None)
 
     return make
 
@@ -178,6 +178,26 @@ def test_a_model_whose_file_is_more_than_data_is_refused(on_hub, tmp_path):
         content_of("hf:owner/name", options())
 
 
+def test_the_cache_is_asked_first_and_knows_what_a_model_lacks(on_hub, monkeypatch, tmp_path):
+    import huggingface_hub as hub
+
+    on_hub()
+    monkeypatch.setattr(hub, "hf_hub_download", no_network)
+    known = {"config.json": hub._CACHED_NO_EXIST, "pytorch_model.bin": str(tmp_path / "pytorch_model.bin")}
+    monkeypatch.setattr(hub, "try_to_load_from_cache", lambda filename, **place: known.get(filename))
+    assert from_hub("hf:a/b", ["model.safetensors", "pytorch_model.bin"]) == tmp_path / "pytorch_model.bin"
+    assert from_hub("hf:a/b", ["config.json"], is_needed=False) is None
+    with pytest.raises(UserError, match="Name or service not known"):
+        from_hub("hf:a/b", ["preprocessor_config.json"], is_needed=False)  # or the run would be another one later
+
+
+def test_a_new_process_without_a_network_says_so_in_one_line(fresh_python, tmp_path):
+    pytest.importorskip("huggingface_hub")
+    code = "from extras.weights_from import from_hub; from_hub('hf:owner/name', ['config.json'])"
+    done = fresh_python("-c", code, HF_HOME=str(tmp_path), HF_HUB_OFFLINE="1")
+    assert "UserError: --pretrained hf:owner/name: " in done.stderr.splitlines()[-1]
+
+
 @pytest.mark.parametrize("source", ["hf:", "hf:name", "hf:../name", "hf:a/b/c", "hf:a/.b", "hf:a/b@", "hf:a /b"])
 def test_what_is_no_name_on_the_hub_is_refused_before_it_is_asked(source):
     with pytest.raises(UserError, match="is not hf:OWNER/NAME"):
@@ -187,7 +207,7 @@ def test_what_is_no_name_on_the_hub_is_refused_before_it_is_asked(source):
 def test_a_missing_model_package_or_network_is_one_line(on_hub, monkeypatch):
     on_hub()
     assert from_hub("hf:a/b", ["config.json"], is_needed=False) is None
-    with pytest.raises(UserError, match=r"it has none of model\.safetensors, pytorch_model\.bin") as caught:
+    with pytest.raises(UserError, match=r"the model has none of model\.safetensors, pytorch_model\.bin") as caught:
         content_of("hf:a/b", options())
     assert "\n" not in str(caught.value)
     monkeypatch.setattr("huggingface_hub.hf_hub_download", no_network)
