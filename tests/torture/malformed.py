@@ -130,8 +130,8 @@ TRAIN = {
     "scheduler_step": Choice(("update", "epoch")), "allow_shared": BOOL,
 }  # fmt: skip
 TEST = {
-    "proj_name": NAME, "split": Choice(("test", "val", "train")), "save_path": PATH, "viz": BOOL, "allow_seen": BOOL,
-    "use_average": BOOL,
+    "proj_name": NAME, "split": Choice(("test", "val", "train", "all")), "save_path": PATH, "viz": BOOL,
+    "allow_seen": BOOL, "use_average": BOOL, "nproc": Number(True, low=1, high=256),
 }  # fmt: skip
 VANILLA = {
     "data_type": Choice(("FashionMNISTSample", "FashionMNIST")), "model_type": Choice(("Vanilla", "LeNet", "ResNet18")),
