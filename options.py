@@ -209,6 +209,8 @@ def add_train_options(parser: OptionParser) -> None:
     add("--augment", augmentation, False, "NAME", action=BoolAction,
         help=f"change training images: alone as the data does; or {registry.listed('augmentation')}; or none")
     add("--sampler", one_of(("balanced",)), None, "NAME", "balanced: each class equally often in an epoch")
+    add("--mixup", POSITIVE, None, "A", "mix pairs of training images, by shares of a Beta(A, A) distribution")
+    add("--cutmix", POSITIVE, None, "A", "put a piece of one training image into another, as large as for --mixup")
     add("--drop_last", bool, False, "BOOL", "leave out the last update of an epoch if it has fewer samples")
     add("--micro_batch_size", COUNT_OR_AUTO, None, "N", "samples in memory at once; auto: what fits. Changes no result")
     inits = ("default", "kaiming", "xavier", "xavier_normal", "orthogonal", "normal")
