@@ -242,11 +242,7 @@ def seen_groups(datasets: dict[str, Dataset], opt: Namespace | None = None) -> S
     for other, part in combinations(hashes, 2):
         common = num_common(hashes[part], hashes[other])
         if common and datasets[part] is not datasets[other] and not getattr(opt, "allow_shared", False):
-            raise UserError(
-                f"{common} of the {len(hashes[part])} groups of the {part} part are in the {other} part, too, so the "
-                f"scores would flatter: let `names` and `groups` of the data sets differ, or split by group. Or accept "
-                f"it by --allow_shared."
-            )
+            raise load("extras.own_data.shared:shared_groups", "allow_shared")(datasets, part, other)
     seen = SeenGroups({part: hashes[part] for part in ("train", "val")})
     if opt and opt.pretrained and not opt.resume:
         seen.load_state_dict(seen.data | load("extras.pretrained:groups_in", "pretrained")(opt))
