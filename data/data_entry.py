@@ -46,7 +46,7 @@ OFFERED = (
     "data_dir", "n_channels", "n_classes", "patch_size", "mode", "augment", "skip_bad_samples", "cache_dir",
     "train_val_sample_rate", "test_sample_rate", "val_split", "split_seed", "mask_values", "ignored_values",
     "shuffle_shards", "shard_cache_dir", "shard_cache_gb", "image_size", "class_names",
-    "target", "features", "leave_out", "group", "categories", "columns",
+    "target", "features", "leave_out", "group", "categories", "columns", "text",
 )  # fmt: skip
 UNTOLD = {"n_channels": 1, "n_classes": 10, "test_sample_rate": 1.0}  # where neither a person nor the data says it
 SAMPLING = ("sampler", "drop_last", "augment", "mixup", "cutmix")  # options of how training takes its samples

@@ -103,6 +103,7 @@ OF_TORCH = {
 }  # fmt: skip
 EVALUATORS = (  # a checkpoint may name these
     "eval_vanilla:EvaluatorVanilla", "eval_seg_on_carvana:EvaluatorSeg", "examples.eval_table:EvaluatorTable",
+    "examples.text_task:EvaluatorText",
 )  # fmt: skip
 LIBRARIES = {
     "model": {"torchvision": "extras.library_models:from_torchvision", "timm": "extras.library_models:from_timm"},

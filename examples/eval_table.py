@@ -1,19 +1,20 @@
 """Evaluate what was trained on a table: python -m examples.eval_table Results/Table/TIMESTAMP"""
 
 from argparse import Namespace
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
 
 from engine.options.parser import OptionParser, changed, mapping, plain_text
+from engine.registry import load
 from eval import EvaluatorBase
 from extras.own_data.cells import texts_of
 from extras.own_data.table import read_rows
 from extras.own_data.table_network import ScaledLoss, predict_in_unit
 from extras.precision_recall import F1
-from extras.regression import R2, RMSE
+from extras.regression import MAE, R2, RMSE
 from utils.meter import AvgMeter
 from utils.metrics import Accuracy, ConfusionMatrix
 
@@ -43,26 +44,22 @@ class EvaluatorTable(EvaluatorBase):
 
     @classmethod
     def build_criterion(cls, opt: Namespace) -> nn.Module:
-        target = opt.columns["target"]
-        usual = "torch.nn:MSELoss" if target else "CE"
+        usual = "torch.nn:MSELoss" if (target := opt.columns["target"]) else "CE"
         loss = super().build_criterion(changed(opt, loss_type=opt.loss_type or usual))
         return ScaledLoss(loss, target["std"]) if target else loss
 
     def build_meters(self) -> dict[str, Any]:
         if target := self.opt.columns["target"]:
-            return {"loss": AvgMeter(), "rmse": RMSE(), "mae": AvgMeter(), "r2": R2(target["mean"])}
-        n_classes = self.opt.n_classes
-        metrics = {"accuracy": Accuracy(), "f1": F1(n_classes), "confusion": ConfusionMatrix(n_classes)}
-        return {"loss": AvgMeter(), **metrics}
+            return {"loss": AvgMeter(), "rmse": RMSE(), "mae": MAE(), "r2": R2(target["mean"])}
+        of_classes = {"f1": F1(self.opt.n_classes), "confusion": ConfusionMatrix(self.opt.n_classes)}
+        return {"loss": AvgMeter(), "accuracy": Accuracy(), **of_classes}
 
     def eval_step(self, batch: Any) -> None:
         inputs, targets = batch  # (N, F); (N,) classes, or (N, 1) numbers
         outputs = self.model(inputs)  # (N, C) logits, or (N, 1) numbers
         self.record(outputs, targets)
         self.meters["loss"].update(self.criterion(outputs, targets), n=len(inputs))
-        if self.opt.columns["target"]:
-            self.meters["mae"].update((outputs - targets).abs().mean(), n=len(inputs))
-        for name in self.meters.keys() - {"loss", "mae"}:
+        for name in self.meters.keys() - {"loss"}:
             self.meters[name].update(outputs, targets)
 
     def predict_step(self, inputs: Tensor) -> dict[str, Tensor]:
@@ -72,8 +69,11 @@ class EvaluatorTable(EvaluatorBase):
     def read_samples(self, path: Path) -> Iterator[tuple[str, Tensor]]:
         yield from read_rows(path, self.opt)
 
-    def texts_of(self, path: Path) -> list[dict[str, str]]:
-        return texts_of(path)  # the cells of each row, for predictions.csv
+    texts_of = staticmethod(texts_of)  # the cells of each row of a file, for predictions.csv
+
+    def report(self, loader: Iterable) -> None:
+        if not self.opt.columns["target"]:
+            load("extras.evaluation.classes:report_classes", "viz")(self, loader)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,4 @@
-"""Metrics of predicted numbers: the root mean square error and the share of the variance that is explained.
-
-Those of torchmetrics.regression can be named, too; the mean absolute error is a `utils.meter.AvgMeter`.
-"""
+"""Metrics of predicted numbers: the size of the errors, and the share of the variance that is explained."""
 
 import torch
 from torch import Tensor
@@ -31,6 +28,30 @@ class RMSE(Meter):
 
     def compute(self) -> float:
         return (self.squares / self.count).sqrt().item()
+
+
+class MAE(Meter):
+    """The mean of the absolute errors, in the unit of the target.
+
+    >>> meter = MAE()
+    >>> meter.update(torch.tensor([1.0, 2.0]), torch.tensor([1.0, 4.0]))
+    >>> meter.compute()
+    1.0
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.declare_sum("total", (), torch.float64)
+        self.declare_sum("count", (), torch.int64)
+
+    def update(self, predictions: Tensor, targets: Tensor) -> None:
+        """Add predictions and targets of one shape."""
+        errors = predictions.detach().to(self.total.dtype) - targets.to(self.total.dtype)
+        self.total = self.total + errors.abs().sum()
+        self.count = self.count + errors.numel()
+
+    def compute(self) -> float:
+        return (self.total / self.count).item()
 
 
 class R2(Meter):

@@ -25,7 +25,7 @@ NEEDS = {
     "data_type": (
         "data_dir", "train_val_sample_rate", "test_sample_rate", "val_split", "fold", "split_seed", "patch_size",
         "mask_values", "shuffle_shards", "cache", "cache_dir", "shard_cache_dir", "shard_cache_gb",
-        "image_size", "target", "features", "leave_out", "group", "categories", "columns",
+        "image_size", "target", "features", "leave_out", "group", "categories", "columns", "text",
     ),
     "data_type|!augment=True": ("augment",),  # with a name, any data of images
     "model_type": ("width", "up", "deep_supervision", "latent", "batch_norm"),

@@ -30,11 +30,12 @@ def report_classes(evaluator: Any, loader: EvalLoader) -> None:
         save_confusion_matrix(matrix, names, evaluator.output_dir / "confusion_matrix.png")
         path = evaluator.output_dir / "mistakes.png"
         save_mistakes(evaluator, loader, path)
-        log(f"Pictures: {evaluator.output_dir / 'confusion_matrix.png'}, {path}")
+        mistakes = f", {path}" if path.exists() else ""
+        log(f"Pictures: {evaluator.output_dir / 'confusion_matrix.png'}{mistakes}")
 
 
 def save_mistakes(evaluator: Any, loader: EvalLoader, path: Any) -> None:
-    """Save the wrong predictions with the largest losses, the worst first."""
+    """Save the wrong predictions with the largest losses, the worst first; nothing if the inputs are no images."""
     table = evaluator.table
     columns = table.columns
     wrong = columns["counts"] & (columns["prediction"] != columns["target"])
@@ -47,7 +48,8 @@ def save_mistakes(evaluator: Any, loader: EvalLoader, path: Any) -> None:
         if getattr(image, "ndim", 0) == 3:
             pictures.append(image)
             captions.append(evaluator.caption(int(columns["prediction"][row]), int(columns["target"][row])))
-    captioned_grid(pictures, captions, max_images=NUM_MISTAKES, path=path)
+    if pictures or not rows:
+        captioned_grid(pictures, captions, max_images=NUM_MISTAKES, path=path)
 
 
 def samples_at(loader: EvalLoader, indices: Sequence[int]) -> Iterator[tuple[int, Any]]:

@@ -8,7 +8,7 @@ import numpy as np
 
 from extras.own_data.columns import Column, make_column
 from extras.own_data.csv_file import read_csv
-from utils.errors import UserError
+from utils.errors import UserError, shown
 
 SUFFIXES = (".csv", ".tsv", ".txt", ".npz")
 PART_OF = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
@@ -104,3 +104,23 @@ def texts_of(path: Path) -> list[dict[str, str]]:
         columns = read_arrays(path)
         return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
     return [line for _, line in read_csv(path).lines]
+
+
+def text_lines(path: Path, column: str) -> list[dict[str, str]]:
+    """Return the rows of a CSV file, which must have a column; of any other file a row for each line, with this column.
+
+    Raises:
+        UserError: it cannot be read.
+    """
+    if path.suffix.lower() in (".csv", ".tsv"):
+        rows = texts_of(path)
+        if column not in rows[0]:
+            raise UserError(f"{path} has no column {shown(column)} with the texts; it has {', '.join(rows[0])}.")
+        return rows
+    try:
+        lines = path.read_text(encoding="utf-8-sig").split("\n")
+    except UnicodeDecodeError:
+        raise UserError(f"{path} is not text in UTF-8.") from None
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}.") from None
+    return [{column: line} for line in (lines if lines[-1] else lines[:-1])]
