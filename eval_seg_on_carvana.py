@@ -41,7 +41,9 @@ class EvaluatorSeg(EvaluatorBase):
     def add_options(cls, parser: OptionParser) -> None:
         add = parser.add_argument_group("segmentation").add_argument
         add("--patch_size", type=number(int, low=16, high=2**15), default=256, metavar="N",
-            help="side of the square that is trained on, in pixels")
+            help="side of the square that images are resized to, in pixels")
+        add("--crop", type=number(int, low=16, high=2**15), default=None, metavar="N",
+            help="train on random squares of N pixels of the images at their own size, instead of resizing them")
         add("--mode", type=one_of(("direct", "padding")), default="direct", metavar="MODE",
             help="validation and test: direct resizes to --patch_size, padding keeps the image's own size")
         add("--metrics", type=list_of(metric_name("segmentation")), action=ListAction, nargs="+",

@@ -165,6 +165,7 @@ def build_carvana(
     data_dir: str | Path,
     *,
     patch_size: int = 256,
+    crop: int | None = None,
     n_channels: int = 3,
     n_classes: int = 2,
     train_val_sample_rate: float = 0.08,
@@ -185,6 +186,7 @@ def build_carvana(
     Args:
         data_dir: holds `train` and `train_masks`, see `find_pairs`.
         patch_size: width and height in pixels that images are resized to.
+        crop: training cuts squares of this side out of images at their own size instead, see extras/crops.py.
         n_channels: 3 for RGB, 1 for grey.
         n_classes: the most values that may occur in the masks; 1 and 2 both mean background and car.
         train_val_sample_rate, test_sample_rate, val_split, split_seed: see `data.split.split_by_group`.
@@ -211,7 +213,7 @@ def build_carvana(
         summary += "; --train_val_sample_rate 1 uses all"
     datasets = {}
     for part, indices in parts.items():
-        size = (patch_size, patch_size) if mode == "direct" or part == "train" else None
+        size = (patch_size, patch_size) if mode == "direct" or (part == "train" and not crop) else None
         random = augment and part == "train"
         datasets[part] = CarvanaDataset(
             pairs.select(indices), class_map, size, n_channels, random, report, summary, cache, cache_dir, white

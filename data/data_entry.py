@@ -43,13 +43,13 @@ from utils.errors import UserError, shown
 PARTS = ("train", "val", "test")
 # The options that the function or class of a data set gets if it has parameters of these names.
 OFFERED = (
-    "data_dir", "n_channels", "n_classes", "patch_size", "mode", "augment", "skip_bad_samples", "cache_dir",
+    "data_dir", "n_channels", "n_classes", "patch_size", "crop", "mode", "augment", "skip_bad_samples", "cache_dir",
     "train_val_sample_rate", "test_sample_rate", "val_split", "split_seed", "mask_values", "ignored_values",
     "shuffle_shards", "shard_cache_dir", "shard_cache_gb", "image_size", "class_names",
     "target", "features", "leave_out", "group", "categories", "columns", "text",
 )  # fmt: skip
 UNTOLD = {"n_channels": 1, "n_classes": 10, "test_sample_rate": 1.0}  # where neither a person nor the data says it
-SAMPLING = ("sampler", "drop_last", "augment", "mixup", "cutmix")  # options of how training takes its samples
+SAMPLING = ("sampler", "drop_last", "augment", "mixup", "cutmix", "crop")  # options of how training takes its samples
 LOG_LINES = ("report", "summary", "class_note", "cache_note")
 
 

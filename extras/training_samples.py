@@ -1,4 +1,4 @@
-"""Choose, change and mix the samples of the training part: --sampler, --drop_last, --augment NAME, --mixup, --cutmix.
+"""Choose, change and mix training samples: --sampler, --drop_last, --augment NAME, --mixup, --cutmix, --crop.
 
 All that is random is a function of (seed, epoch, sample), or of (seed, epoch, batch) where samples are mixed. So no
 number of loading processes changes a run, nor does a resume.
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, default_collate
 
+from data.Carvana import CarvanaDataset
 from data.sampler import may_be_random, sample_names
 from engine.registry import load
 from extras.class_weights import labels_of
@@ -32,6 +33,8 @@ def training_samples(opt: Namespace, dataset: Dataset, micro_batch_size: int, nu
     Raises:
         UserError: an option does not fit the data.
     """
+    if getattr(opt, "crop", None) and isinstance(dataset, CarvanaDataset):
+        dataset = load("extras.crops:Crops", "crop")(dataset, opt.crop, opt.mode)
     dataset = dataset.open_cache() if hasattr(dataset, "open_cache") else dataset
     settings: dict[str, Any] = {}
     if isinstance(getattr(opt, "augment", None), str):

@@ -24,7 +24,7 @@ CUTTING = ("train_val_sample_rate", "test_sample_rate", "val_split", "fold", "sp
 NEEDS = {
     "data_type": (
         "data_dir", "train_val_sample_rate", "test_sample_rate", "val_split", "fold", "split_seed", "patch_size",
-        "mask_values", "shuffle_shards", "cache", "cache_dir", "shard_cache_dir", "shard_cache_gb",
+        "crop", "mask_values", "shuffle_shards", "cache", "cache_dir", "shard_cache_dir", "shard_cache_gb",
         "image_size", "target", "features", "leave_out", "group", "categories", "columns", "text",
     ),
     "data_type|!augment=True": ("augment",),  # with a name, any data of images
@@ -49,6 +49,7 @@ NEEDS = {
     "cache": ("cache_dir",),
     "!mode=padding": ("eval_batch_size",),
     "!mode=padding|split=train": ("patch_size",),
+    "!crop": ("patch_size",),
     "viz": ("n_snap",),
     "!split=train": ("allow_seen",),
 }  # fmt: skip
