@@ -6,7 +6,6 @@ from pathlib import Path
 import pytest
 
 from tests.docs.page_lines import ROOT, make_workplace, run_line
-from tests.own_data import make_all
 
 NOT_RUN = "<!-- not run:"
 LESS_TO_DO = {  # flags to add to a command that has these words; later flags win
@@ -24,7 +23,7 @@ ENDS = {"configcmp": 1, "tools.kill": -9}  # as diff ends when it finds a differ
 PAGES = {
     path.relative_to(ROOT).as_posix(): path.read_text(encoding="utf-8")
     for path in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-    if path.name != "coming_from.md"  # see test_coming_from.py
+    if path.name not in ("coming_from.md", "own_data.md")  # see test_coming_from.py and test_own_data.py
 }
 
 
@@ -34,7 +33,7 @@ def commands_of(text: str) -> list[str]:
     for before, block in re.findall(r"([^\n]*)\n+```bash\n(.*?)```", text, flags=re.DOTALL):
         if not before.startswith(NOT_RUN):
             lines = block.replace("\\\n", " ").splitlines()
-            found += [line.split("#")[0].strip() for line in lines if line.startswith("python")]
+            found += [line.split(" # ")[0].strip() for line in lines if line.startswith("python")]
     return [command for command in found if not command.startswith("python -m venv")]
 
 
@@ -51,9 +50,12 @@ def test_the_commands_of_a_page_run(tmp_path, page):
     if page == "docs/lightning.md":
         pytest.importorskip("lightning", reason="its commands need Lightning: pip install lightning")
     place = make_workplace(tmp_path / "project")
-    if "mine/new" in PAGES[page]:
-        make_all(place / "mine")
-    for command in commands_of(PAGES[page]):
+    run_commands(PAGES[page], place)
+
+
+def run_commands(page: str, place: Path) -> None:
+    """Run the commands of a page in a directory, each with less to do."""
+    for command in commands_of(page):
         less = next((flags for name, flags in LESS_TO_DO.items() if name in command), "")
         if any(word in command.split() for word in AS_IT_IS) and not command.endswith("--resume auto"):
             less = ""
