@@ -15,7 +15,7 @@ LESS_TO_DO = {  # flags to add to a command that has these words; later flags wi
     "trainer_vanilla.py": "--debug",
     "trainer_gan.py": "--debug --batch_size 8",
     "examples.sam": "--debug", "examples.lbfgs": "--debug", "examples.own_task": "--debug",
-    "examples.new_task": "--debug",
+    "examples.new_task": "--debug", "examples.text_task": "--debug", "examples.trainer_table": "--n_epoch 3",
     "examples.plain_loop": "--n_epoch 1", "examples.demo": "--n_epoch 1",
 }  # fmt: skip
 AS_IT_IS = ("--resume", "--help", "--config", "--limit_batches", "evaluate", "hash")  # nothing is added to these
