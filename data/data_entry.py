@@ -31,7 +31,7 @@ from itertools import combinations
 from typing import Any
 
 import torch
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, IterableDataset
 
 from data.loader import EvalLoader, UpdateLoader, is_in_memory
 from data.sampler import one_each, sample_names
@@ -83,13 +83,18 @@ def build_datasets(opt: Namespace) -> dict[str, Dataset]:
         datasets = call(make, offered, arguments, "--data_args")
     if not isinstance(datasets, dict):
         raise UserError(f"{option}: it must return a dictionary of three data sets, {', '.join(PARTS)}.")
+    for part, dataset in datasets.items():
+        is_map = hasattr(dataset, "__getitem__") and hasattr(dataset, "__len__")
+        if not is_map or isinstance(dataset, IterableDataset):
+            raise UserError(
+                f"{option}: the {part} part is no data set with __getitem__ and __len__: {type(dataset)}. A stream has "
+                f"no indices, by which a resume finds its place: read it into a list, or see docs/shards.md."
+            )
     if set(datasets) != set(PARTS) or getattr(opt, "asked_to_cut", ()):
         datasets = load("extras.own_data.cut:cut_parts", "data_type")(datasets, opt)
     split = getattr(opt, "split", "all")
     needed = PARTS if split == "all" else [split]  # an evaluation needs one part
     for part, dataset in datasets.items():
-        if not hasattr(dataset, "__getitem__") or not hasattr(dataset, "__len__"):
-            raise UserError(f"{option}: the {part} part is no data set with __getitem__ and __len__: {type(dataset)}.")
         if part in needed and not len(dataset):
             raise UserError(f"{option}: the {part} part is empty. Give more data, or other sizes of the parts.")
     return {part: datasets[part] for part in PARTS}

@@ -6,7 +6,7 @@ from itertools import product
 import numpy as np
 import pytest
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from data.data_entry import (
     PARTS,
@@ -65,6 +65,22 @@ def test_sample_of_the_repository_has_three_disjoint_parts():
     assert all(names) and len(set.union(*names)) == sum(map(len, names))
     image, label = datasets["train"][0]
     assert image.shape == (1, 28, 28) and 0 <= int(label) < 10
+
+
+class Stream(IterableDataset):
+    def __iter__(self):
+        yield from range(3)
+
+    def __len__(self):
+        return 3
+
+
+@pytest.mark.parametrize("parts", [("all",), ("train", "val", "test")])
+def test_a_stream_is_refused_in_one_line(monkeypatch, parts):
+    monkeypatch.setattr("data.data_entry.find", lambda kind, name: lambda: {part: Stream() for part in parts})
+    with pytest.raises(UserError, match="A stream has no indices"):
+        build_datasets(Namespace(data_type="mine:stream"))
+
 
 
 def test_what_a_data_set_lacks_is_replaced():
