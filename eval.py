@@ -250,7 +250,7 @@ class EvaluatorBase:
         from engine.checkpoints.restore import check_parts  # here, as training needs it only to resume
 
         # ---- load
-        state = load_checkpoint(opt.model_path, tensors_of=("networks", "averaging"))
+        state = load_checkpoint(opt.model_path, tensors_of=("networks", "averaging"))  # of a sharded one: only these
         check_parts(state, opt.model_path)  # that it has all that is read below
         seed_everything(opt.seed or 0, opt.deterministic)
         distributed, device, device_note = load("extras.evaluation.processes:join", "nproc")(opt)

@@ -65,7 +65,8 @@ class TrainerBase:
     def __init__(self, opt: Namespace):
         # ---- the machine
         self.distributed, self.devices, device_note = self.join_processes(opt)
-        self.device = self.devices[0]
+        self.device = self.devices[0]  # the others only help, with --parallel dp
+        # Process 0's: a seed that was drawn, a checkpoint that --resume auto has found.
         self.opt = opt = agree_on_options(opt, self.distributed)
         seed_everything(opt.seed, opt.deterministic)
         self.precision = Precision(opt.amp, self.device)
@@ -79,8 +80,10 @@ class TrainerBase:
 
         # ---- the networks, and how they learn
         self.progress = Progress()  # where the run stands
+        # auto: until the session has measured how many fit
         self.micro_batch_size = opt.batch_size if opt.micro_batch_size in (None, "auto") else opt.micro_batch_size
         networks = self.with_shapes(self.build_networks())
+        # Initializes them (--init), puts them on the device, compiles them (--compile).
         self.networks = place_networks(opt, networks, self.device, self.distributed)
         # --freeze: those parameters get no gradients. Returns, by network, the modules that stay in eval mode.
         self.in_eval_mode = freeze(opt, self.networks)
@@ -289,8 +292,8 @@ class TrainerBase:
         """Make one optimizer update, count it, and tell the callbacks."""
         self.call("on_update_start", update)
 
-        # Count: a state from inside this block belongs to no position of the run, so it is not saved. An error undoes
-        # nothing here; the guard undoes an update whose step it has refused.
+        # Count: a state from inside this block belongs to no position of the run, so it is not saved. Only the guard
+        # undoes: an update that it refuses, or whose error comes before a weight has changed, such as full memory.
         with self.progress.transaction():
             values = self.guarded_step(update)
             self.epoch_log.add(values, sum(update.amounts), learning_rates(self.optimizers))
@@ -329,7 +332,8 @@ class TrainerBase:
 
         # Validate.
         if self.averaging:
-            self.averaging.finish_epoch()  # --swa_start: takes the weights into their mean over epochs
+            # --swa_start: takes the weights into their mean over epochs; those of one epoch only once.
+            self.averaging.finish_epoch()
         results = self.validate() if self.is_time_to_validate() else {}
         row |= {f"val/{name}": value for name, value in results.items()}
         row |= self.epoch_log.times(self.progress.sample)  # {"time/train": seconds, ..., "samples_per_second": ...}
@@ -337,7 +341,8 @@ class TrainerBase:
         # Count. If a callback fails, all of this is taken back: the state is that before the validation, and saved.
         counted = (self.stopper, self.epoch_log, self.epoch_log.seconds, self.callbacks)  # each with its own state
         with self.progress.rollback(*counted):
-            is_best = bool(results) and self.stopper.update(results[self.opt.monitor])  # counts those without a better
+            # The stopper counts the validations without a better score.
+            is_best = bool(results) and self.stopper.update(results[self.opt.monitor])
             if results:
                 self.call("on_validation_end", results)
             self.progress.finish_epoch()
@@ -345,7 +350,7 @@ class TrainerBase:
             self.call("on_epoch_end", {"epoch": self.progress.epoch, "update": self.progress.update, **row})
 
         for scheduler in self.schedulers.values():
-            if results and hasattr(scheduler, "step_by"):  # ReduceLROnPlateau
+            if results and hasattr(scheduler, "step_by"):  # ReduceLROnPlateau; its `step` does nothing
                 scheduler.step_by(results[self.opt.monitor])
 
         # Save.

@@ -69,7 +69,7 @@ class Session:
     ) -> None:
         with self.block:
             if error is not None:
-                self.rescue(error)
+                self.rescue(error)  # raises
             self.trainer.run_dir.end(self.trainer.progress.state_dict())
             self.trainer.distributed.leave()
 
@@ -116,7 +116,9 @@ class Session:
         if is_nothing_lost:
             trainer.run_dir.discard()
         distributed.leave(in_order=is_common)  # alone, it leaves without waiting
-        raise cause from error if is_explained else error.__cause__  # instead of the error
+        # Raised instead of the error. The traceback, which the log keeps, shows where it came from.
+        origin = error if is_explained else error.__cause__
+        raise cause from origin
 
     def is_new_run(self) -> bool:
         """Return whether the run began in this session and has made no update: its directory holds no result."""
