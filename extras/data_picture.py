@@ -41,7 +41,7 @@ def sample_cells(inputs: Tensor, targets: Any, classes: Sequence[str], names: Se
         if target is not None and target.ndim == 2 and target.shape == picture.shape[1:]:
             picture = with_mask(picture, target)
         elif target is not None:
-            lines.append(shortened(caption(target, classes)))
+            lines += map(shortened, caption(target, classes).split("\n"))
         cells.append((picture, "\n".join(lines), BLACK))
     return cells
 
@@ -80,17 +80,17 @@ def colour_of(number: int) -> int:
 
 
 def caption(target: Tensor, classes: Sequence[str]) -> str:
-    """Return the name of a class, its share where samples are mixed, or the numbers of a regression.
+    r"""Return the name of a class, two lines with shares where samples are mixed, or the numbers of a regression.
 
     >>> caption(torch.tensor(1), ["cat", "dog"]), caption(torch.tensor([0.25, 0.75]), ["cat", "dog"])
-    ('dog', 'dog 0.75 cat 0.25')
+    ('dog', 'dog 0.75\ncat 0.25')
     """
     if target.ndim == 0 and not target.is_floating_point():
         number = int(target)
         return classes[number] if 0 <= number < len(classes) else f"ignored ({number})"
     if target.ndim == 1 and len(target) == len(classes) > 1:
         largest = target.argsort(descending=True)[:2].tolist()
-        return " ".join(f"{classes[number]} {target[number]:.2f}" for number in largest if target[number] > 0)
+        return "\n".join(f"{classes[number]} {target[number]:.2f}" for number in largest if target[number] > 0)
     return " ".join(f"{value:.4g}" for value in target.flatten()[:3].tolist())
 
 

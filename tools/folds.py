@@ -107,11 +107,15 @@ def train(own: Namespace, root: Path, options: Sequence[str], fold: int) -> None
     program = [own.program] if own.program.endswith(".py") else ["-m", own.program]
     added = [f"--fold={fold}/{own.folds}", f"--output_dir={directory}", "--resume=auto"]
     print(f"\nFold {fold} of {own.folds}: {directory}", flush=True)
-    status = run([sys.executable, *program, *options, *added])
+    rest = shlex.join([f"--folds={own.folds}", f"--resume={root}", own.program])
+    remedy = f"To go on: python -m tools.folds {rest} and the options of the task as before."
+    try:
+        status = run([sys.executable, *program, *options, *added])
+    except (KeyboardInterrupt, SystemExit):
+        print(f"Stopped. {remedy}", file=sys.stderr, flush=True)
+        raise
     if status:
-        rest = shlex.join([f"--folds={own.folds}", f"--resume={root}", own.program])
-        print(f"Fold {fold} ended with status {status}. To go on: python -m tools.folds {rest} and the options of the "
-              f"task as before.", file=sys.stderr, flush=True)
+        print(f"Fold {fold} ended with status {status}. {remedy}", file=sys.stderr, flush=True)
         raise SystemExit(status)
 
 

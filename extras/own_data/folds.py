@@ -29,7 +29,7 @@ class Fold:
         """Return the groups of this fold, and all others.
 
         >>> Fold("2/3").cut([[0], [1, 2], [3], [4, 5]])
-        ([[1, 2]], [[0], [3], [4, 5]])
+        ([[1, 2], [3]], [[0], [4, 5]])
 
         Raises:
             UserError: there are fewer groups than folds.

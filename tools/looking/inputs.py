@@ -143,7 +143,7 @@ def rows(samples: Samples, caption: Any, classes: list[str], most: int = 5) -> l
     lines = []
     for place in range(min(most, samples.num, len(inputs) if isinstance(inputs, Tensor) else 0)):
         name = f"{samples.names[place]}: " if samples.names else ""
-        target = f"{caption(targets[place], classes)}; " if isinstance(targets, Tensor) else ""
+        target = f"{caption(targets[place], classes)}; ".replace("\n", ", ") if isinstance(targets, Tensor) else ""
         numbers = inputs[place].flatten()
         more = ", ..." if len(numbers) > 8 else ""
         lines.append(f"  {name}{target}{', '.join(f'{value:.4g}' for value in numbers[:8].tolist())}{more}")
