@@ -21,6 +21,7 @@ from engine.options.parser import (
     OneOrMoreAction,
     OptionParser,
     Options,
+    class_name,
     device_ids,
     duration,
     end_at_once_on_ctrl_c,
@@ -37,6 +38,7 @@ from engine.options.parser import (
     plain_text,
     run_main,
     setting,
+    text_like,
     weighted,
 )
 from utils.errors import UserError
@@ -104,7 +106,7 @@ def add_common_options(parser: OptionParser, task: str | None) -> None:
     add_choice(add, "model", task)
     add("--n_channels", number(int, low=1, high=4096), None, "N", "channels of an image (default: the data's)")
     add("--n_classes", number(int, low=1, high=10**6), None, "N", "number of classes (default: the data's)")
-    add("--class_names", plain_text, None, "NAME", "of the classes, in their order (default: the data's)", nargs="+")
+    add("--class_names", class_name, None, "NAME", "of the classes, in their order (default: the data's)", nargs="+")
     add("--input_mean", list_of(number(float)), None, "X", "of each channel, subtracted", action=ListAction, nargs="+")
     add("--input_std", list_of(POSITIVE), None, "X", "of each channel, divided by", action=ListAction, nargs="+")
     losses = registry.names("loss", task)
@@ -292,9 +294,10 @@ def add_finer_options(parser: OptionParser) -> None:
 
 def fold(text: str) -> str:
     """An argparse type for part I of K, as 1/5."""
-    number, _, count = text.partition("/")
-    if not (number.isdecimal() and count.isdecimal() and 1 <= int(number) <= int(count) and 2 <= int(count) <= 1000):
-        raise ArgumentTypeError(f"{text!r} is not I/K, such as 1/5: I from 1 to K, and K from 2")
+    wanted = "I/K, such as 1/5: I from 1 to K, and K from 2 to 1000"
+    number, _, count = text_like("[0-9]{1,4}/[0-9]{1,4}", wanted)(text).partition("/")
+    if not (1 <= int(number) <= int(count) and 2 <= int(count) <= 1000):
+        raise ArgumentTypeError(f"{text!r} is not {wanted}")
     return text
 
 

@@ -66,8 +66,7 @@ class TrainerBase:
         # ---- the machine
         self.distributed, self.devices, device_note = self.join_processes(opt)
         self.device = self.devices[0]  # the others only help, with --parallel dp
-        # Process 0's: a seed that was drawn, a checkpoint that --resume auto has found.
-        self.opt = opt = agree_on_options(opt, self.distributed)
+        self.opt = opt = agree_on_options(opt, self.distributed)  # on process 0's drawn seed and --resume auto's run
         seed_everything(opt.seed, opt.deterministic)
         self.precision = Precision(opt.amp, self.device)
 
@@ -82,9 +81,8 @@ class TrainerBase:
         self.progress = Progress()  # where the run stands
         # auto: until the session has measured how many fit
         self.micro_batch_size = opt.batch_size if opt.micro_batch_size in (None, "auto") else opt.micro_batch_size
-        networks = self.with_shapes(self.build_networks())
-        # Initializes them (--init), puts them on the device, compiles them (--compile).
-        self.networks = place_networks(opt, networks, self.device, self.distributed)
+        # They are initialized (--init), put on the device and compiled (--compile).
+        self.networks = place_networks(opt, self.with_shapes(self.build_networks()), self.device, self.distributed)
         # --freeze: those parameters get no gradients. Returns, by network, the modules that stay in eval mode.
         self.in_eval_mode = freeze(opt, self.networks)
         pretrained_notes = self.load_initial_weights()

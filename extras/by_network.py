@@ -1,6 +1,6 @@
 """Options that may be a mapping by network: --optim, --lr, --optim_args, --lr_scheduler and --scheduler_args."""
 
-from argparse import Namespace
+from argparse import ArgumentTypeError, Namespace
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
@@ -15,10 +15,16 @@ ARGUMENTS = tuple(KINDS[kind][1] for kind in ("optimizer", "scheduler"))  # a ma
 def parsed(kind: Callable[[str], Any], text: str) -> dict[str, Any]:
     """Return a JSON object with a value for each network, each checked by an argparse type.
 
+    Raises:
+        ArgumentTypeError: it is no JSON object, or an empty one, or a value is refused.
+
     >>> parsed(float, '{"generator": 1e-4}')
     {'generator': 0.0001}
     """
-    return {name: kind(str(value)) for name, value in mapping(text).items()}
+    values = mapping(text)
+    if not values:
+        raise ArgumentTypeError(f"{text} names no network: give a value for each, such as {{\"model\": ...}}")
+    return {name: kind(str(value)) for name, value in values.items()}
 
 
 def options_of(opt: Namespace, names: Collection[str]) -> dict[str, Namespace]:

@@ -2,6 +2,7 @@
 
 from argparse import ArgumentTypeError
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -154,11 +155,14 @@ def load_pretrained(network: nn.Module, path: str, name: str = "model", content:
 
 # ---- of a run --------------------------------------------------------------------------------------------------------
 def check(options: Mapping[str, Any], resumes: bool) -> None:
-    """Raise UserError when --pretrained and --model_path contradict each other."""
+    """Raise UserError when --pretrained and --model_path contradict each other, or the file is not there."""
     if options["pretrained"] is True and not options["model_path"] and not resumes:
         raise UserError("--pretrained needs the file to start from: --pretrained FILE, or a name, see --help.")
     if options["model_path"] and options["pretrained"] is not True:
         raise UserError("--model_path is the file that --pretrained starts from: give --pretrained FILE instead.")
+    source = options["pretrained"]
+    if isinstance(source, str) and is_file(source) and not resumes and not Path(source).exists():
+        raise UserError(f"--pretrained {shown(source)}: no such file, nor torchvision, timm or hf:OWNER/NAME.")
 
 
 def source_of(opt: Options) -> str:

@@ -114,7 +114,11 @@ def test_a_value_that_cannot_be_is_refused_before_anything_is_written(refuse, tm
         (("--lr_scheduler", "StepLR", "--scheduler_args", '{"stepsize": 3}'), "did you mean 'step_size'"),
         (("--model_args", '{"n_classes": 3}'), "contradicts --n_classes 10"),
         (("--set", "optim_args..eps=3"), "is not NAME=VALUE"), (("--set", "lr"), "is not NAME=VALUE"),
-        (("--set", "lr.x=3"), "flat"), (("--set", "optim_args.eps=[1"), "is not JSON"), (("--set", "lrr=3"), "'lr'"),
+        (("--set", "lr.x=3"), "no network 'x' is trained; there are model"),
+        (("--lr", '{"modell": 3}'), "did you mean 'model'"), (("--lr", "{}"), "names no network"),
+        (("--optim", "{}"), "names no network"), (("--lr", '{"model": -1}'), "'-1' is not a finite number > 0"),
+        (("--set", "batch_size.x=3"), "flat"), (("--set", "optim_args.eps=[1"), "is not JSON"),
+        (("--set", "lrr=3"), "'lr'"),
         (("--metrics", "accuracyy"), "did you mean 'accuracy'"), (("--metrics", "top11"), "at least 11 classes"),
         (("--init", "kaimin"), "did you mean 'kaiming'"), (("--micro_batch_size", "automatic"), "or auto"),
         (("--doctor",), "python -m tools.doctor"), (("--logger", "tensorbord"), "did you mean 'tensorboard'"),
@@ -190,7 +194,8 @@ def test_a_value_of_segmentation_that_cannot_be_is_refused(refuse, tmp_path, fla
     ("text", "named"),
     [
         ('{"batchsize": 3}', "batchsize"), ('{"lr": NaN}', "nan"), ('{"lr": "fast"}', "fast"), ("{", "Cannot read"),
-        ("[1, 2]", "mapping"), ('{"lr": {"a": 1}}', "flat"), ('{"lr": null}', "null"), ("", "Cannot read"),
+        ("[1, 2]", "mapping"), ('{"batch_size": {"a": 1}}', "flat"), ('{"lr": {}}', "names no network"),
+        ('{"lr": null}', "null"), ("", "Cannot read"),
     ],
 )  # fmt: skip
 def test_a_bad_option_file_is_named(refuse, tmp_path, text, named):

@@ -156,6 +156,7 @@ file_name = text_like(r"\w[\w.-]{,99}", "a name of letters, digits, _ . and -, a
 device_ids = text_like(
     r"(?i) *(cpu|[0-9]{1,4}( *, *[0-9]{1,4})*) *", "a list of GPU ids like 0 or 0,1, and not cpu"
 )  # of --gpu_devices
+class_name = text_like(r"(?s).*\S.*", "the name of a class")
 pattern = text_like(r"(?s).*\S.*", "a pattern on names, such as 'layers.0.*'")  # on the names of parameters
 
 

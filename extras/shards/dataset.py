@@ -187,6 +187,14 @@ def read_index(store: ShardStore) -> dict[str, Any]:
     return parse_index(b"".join(chunks_of(place)), place)
 
 
+def refuse_options_of_files(cache_dir: str | Path | None, val_split: Any) -> None:
+    """Raise UserError when --cache_dir or --fold is given, which need the images as files."""
+    if cache_dir is not None:
+        raise UserError("--cache_dir is for --data_type Carvana; shards have --shard_cache_dir.")
+    if hasattr(val_split, "cut"):  # --fold, see data.data_entry.build_datasets
+        raise UserError("--fold has no effect on shards, whose parts are cut: make shards without it, or take Carvana.")
+
+
 def build_carvana_shards(
     data_dir: str | Path,
     *,
@@ -211,23 +219,19 @@ def build_carvana_shards(
 
     Args:
         data_dir: the directory of the shards, or a URL of it.
-        patch_size, n_channels, n_classes, mode, augment: see `data.Carvana.build_carvana`.
+        patch_size, n_channels, n_classes, mode, augment, mask_values: see `data.Carvana.build_carvana`.
         shuffle_shards: how many shards an epoch of training mixes at a time.
         shard_cache_dir, shard_cache_gb: where to keep fetched shards, and how many gigabytes (10**9 bytes) of them.
         cache_dir: must be None: decoded images of shards are not cached.
         white: see `CarvanaDataset`.
         train_val_sample_rate, test_sample_rate, val_split, split_seed: must be those that the shards were cut by.
-        mask_values: see `data.Carvana.build_carvana`.
         ignored_values: None, or those that the shards were made with.
 
     Raises:
         UserError: there are no shards, or an option does not fit them.
     """
     check_options(n_channels, mode, white)
-    if cache_dir is not None:
-        raise UserError("--cache_dir is for --data_type Carvana; shards have --shard_cache_dir.")
-    if hasattr(val_split, "cut"):
-        raise UserError("--fold has no effect on shards, whose parts are cut: make shards without it, or take Carvana.")
+    refuse_options_of_files(cache_dir, val_split)
     store = ShardStore(data_dir, shard_cache_dir, int(shard_cache_gb * 10**9))
     index = read_index(store)
     asked = {

@@ -14,6 +14,7 @@ PAGES = {
 OF_USERS = {"mine/waves.py", "my_script.py", "mine.yaml", "sweep.yaml", "carvana.yaml"}
 OF_OTHERS = {"signal", "nodes", "nnodes"}  # of SLURM and torchrun, whose other options have hyphens
 PACKAGES = "benchmarks|callbacks|data|engine|examples|extras|loss|model|tests|tools|utils"
+FILE_ENDINGS = (".py", ".md", ".yaml", ".onnx", ".png", ".pt2", ".safetensors")  # model.onnx is no module
 SOURCES = {path: path.read_text(encoding="utf-8") for path in ROOT.rglob("*.py") if "Results" not in path.parts}
 FILE = re.compile(r"(?<![\w/.*-])((?:\w+/)*\w+\.(?:py|yaml|sh|sbatch))\b")
 PROGRAMS = [text for path, text in SOURCES.items() if not path.name.startswith("test_")]
@@ -42,7 +43,7 @@ def missing_modules(text: str) -> set[str]:
     {'tools.nowhere'}
     """
     names = re.findall(rf"(?<![\w/.-])((?:{PACKAGES})(?:\.\w+)+)(?![\w/])", text)
-    return {name for name in names if not name.endswith((".py", ".md", ".yaml")) and not is_module(name)}
+    return {name for name in names if not name.endswith(FILE_ENDINGS) and not is_module(name)}
 
 
 def is_module(name: str) -> bool:

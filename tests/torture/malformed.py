@@ -44,6 +44,7 @@ class Text:
     good: tuple[str, ...] = ("", "a", "x y", "größe=日本", "--no 'quotes' \\", "true", "1e-3", "null")
     wrong: tuple[str, ...] = ()
     is_list: bool = False
+    is_flag: bool = False  # taken without a value, too, as a BOOL is
 
 
 BOOL = "bool"
@@ -94,6 +95,23 @@ NORM = Text(
     r".+=.+", ("layers.*=0.1", "layers.*=1e-3", "model:*=.5"),
     ("", "=", "x", "=1", "a=", "a=0", "a=-1", "a=nan", "a=inf", "a=1e999", "a=x", "a=1x", " =1", "a=٣"), is_list=True,
 )  # fmt: skip
+CLASSES = Text(r".*\S.*", ("a", "x y", "größe=日本", "true", "1e-3", "null"), ("", " ", "  "), is_list=True)
+FOLD = Text(
+    r"\d+/\d+", ("1/2", "5/5", "7/1000"),
+    ("", "/", "1", "1/", "/5", "0/5", "6/5", "1/1", "1/1001", "-1/5", "1/5/5", "1 / 5", "1.0/5", "٣/٥",
+     "1/" + "9" * 5000),
+)  # fmt: skip
+AUGMENTATION = Text(
+    r".+", ("light", "trivial", "randaugment"),
+    ("", " ", "lightt", "Light ", "no", "1", "trivial,light", "no_such_module:Name", "os:sep", "../a:b"), is_flag=True,
+)  # fmt: skip
+UNFREEZE = Text(
+    r".+=\d+", ("layers.*=2", "a=b=3", "*=1000000"),
+    ("", "=", "x", "=2", "a=", "a=0", "a=1", "a=-2", "a=2.0", "a=2x", "a=nan", "a=1000001", " =2", "a=٣"), is_list=True,
+)  # fmt: skip
+WEIGHTS = Text(
+    r".+", ("vanilla.pth",), ("", " ", "a\nb", "a\tb", "x" * 256, "a/" * 2048, "1", "yes", "nowhere.pth"), is_flag=True
+)
 
 SHARED = {
     "data_dir": PATH, "train_val_sample_rate": POSITIVE, "test_sample_rate": POSITIVE, "val_split": POSITIVE,
@@ -102,11 +120,13 @@ SHARED = {
     "compile": BOOL, "amp": Choice(("no", "bf16", "fp16")), "channels_last": BOOL, "deterministic": BOOL,
     "seed": SEED, "debug": BOOL, "worker_timeout": NOT_NEGATIVE, "data_device": Choice(("auto", "cpu", "cuda")),
     "skip_bad_samples": COUNT, "limit_batches": WHOLE, "model_path": PATH, "model_args": ARGUMENTS,
-    "data_args": ARGUMENTS, "loss_args": ARGUMENTS, "import": MODULES, "class_names": LINE,
+    "data_args": ARGUMENTS, "loss_args": ARGUMENTS, "import": MODULES, "class_names": CLASSES,
+    "fold": FOLD, "input_mean": Number(is_list=True), "input_std": Number(above=0, is_list=True),
+    "class_weights": Number(low=0, is_list=True, words=("balanced", "sqrt")),
 }  # fmt: skip
 EPOCHS = Number(above=0, high=1e6)
 TRAIN = {
-    "proj_name": NAME, "description": LINE, "output_dir": PATH, "pretrained": BOOL,
+    "proj_name": NAME, "description": LINE, "output_dir": PATH, "pretrained": WEIGHTS,
     "parallel": Choice(("none", "dp", "ddp", "fsdp")), "nproc": Number(True, low=1, high=256), "sync_bn": BOOL,
     "dist_timeout": Number(above=0, high=86400), "find_unused": BOOL, "max_restarts": Number(True, low=0, high=1000),
     "activation_checkpointing": BOOL, "checkpoint_format": Choice(("file", "sharded")),
@@ -127,7 +147,8 @@ TRAIN = {
     "init": Choice(("default", "kaiming", "xavier", "xavier_normal", "orthogonal", "normal")),
     "logger": Choice(("tensorboard", "csv"), is_list=True), "save_code": BOOL,  # wandb need not be installed
     "optim_args": ARGUMENTS, "scheduler_args": ARGUMENTS, "callbacks": OWN,
-    "scheduler_step": Choice(("update", "epoch")), "allow_shared": BOOL,
+    "scheduler_step": Choice(("update", "epoch")), "allow_shared": BOOL, "data_picture": BOOL, "augment": AUGMENTATION,
+    "sampler": Choice(("balanced",)), "mixup": POSITIVE, "cutmix": POSITIVE, "drop_last": BOOL, "unfreeze": UNFREEZE,
 }  # fmt: skip
 TEST = {
     "proj_name": NAME, "split": Choice(("test", "val", "train", "all")), "save_path": PATH, "viz": BOOL,
@@ -143,7 +164,8 @@ LEVELS = Number(True, low=0, high=65535, is_list=True)
 SEG = {
     "data_type": Choice(("Carvana", "CarvanaShards")), "model_type": Choice(("UNet", "UNetpp")),
     "deep_supervision": BOOL, "loss_type": Choice(("CEDice", "PixelCE", "Dice")),
-    "patch_size": Number(True, low=16, high=2**15), "width": Number(True, low=1, high=4096),
+    "patch_size": Number(True, low=16, high=2**15), "crop": Number(True, low=16, high=2**15),
+    "width": Number(True, low=1, high=4096),
     "mode": Choice(("direct", "padding")), "up": Choice(("bilinear", "transposed")), "cache": BOOL, "cache_dir": PATH,
     "shard_cache_dir": PATH, "shard_cache_gb": Number(above=0, high=1e6),
     "mask_values": LEVELS, "ignored_values": LEVELS,
@@ -237,6 +259,10 @@ UNPRINTABLE = ("\r", "\x00", "\x1b[2J", "\x07", "\x7f", "\x85", "\u2028", "\ud80
 any_text = st.text(max_size=20)
 
 
+def needs_value(kind) -> bool:
+    return kind != BOOL and not getattr(kind, "is_flag", False)
+
+
 def not_numbers(kind: Number) -> st.SearchStrategy[str]:
     pattern = INTEGER if kind.is_int else NUMBER
     drawn = st.one_of(st.sampled_from(NO_NUMBERS), any_text, st.text("0123456789.-+eE_", max_size=8))
@@ -310,7 +336,7 @@ def right_values(kind) -> st.SearchStrategy:
         one = st.integers(kind.low, min(kind.high or 2**40, 2**63 - 1))
     else:
         low = kind.low if kind.low is not None else kind.above
-        one = st.floats(low, kind.high or 1e30, exclude_min=kind.above is not None)
+        one = st.floats(low, kind.high or 1e30, exclude_min=kind.above is not None, allow_infinity=False)
     one = one | st.sampled_from(kind.words) if kind.words else one
     return st.lists(one, min_size=1, max_size=4) if kind.is_list else one
 
@@ -340,7 +366,7 @@ def wrong_values(draw, kinds: dict):
     name = draw(st.sampled_from(sorted(kinds)))
     text = draw(wrong_texts(kinds[name]))
     flag = f"--{name}"
-    if kinds[name] == BOOL and text.startswith("-"):  # it would be another flag
+    if not needs_value(kinds[name]) and text.startswith("-"):  # it would be another flag
         return (f"{flag}={text}",), (flag,)
     return draw(st.sampled_from([((f"{flag}={text}",), (flag,)), ((flag, text), (flag,))]))
 
@@ -349,7 +375,7 @@ def wrong_values(draw, kinds: dict):
 def unknown_flags(draw, kinds: dict):
     """Abbreviations, slips of the pen and flags of elsewhere."""
     known = {f"--{name}" for name in (*kinds, *OF_THE_LAUNCH, "config", "help")}
-    known |= {f"--no-{name}" for name, kind in kinds.items() if kind == BOOL} | {f"--{name}" for name in TRAIN}
+    known |= {f"--no-{name}" for name, kind in kinds.items() if not needs_value(kind)} | {f"--{name}" for name in TRAIN}
     name = draw(st.sampled_from(sorted(kinds)))
     place = draw(st.integers(0, len(name) - 1))
     letter = draw(st.sampled_from("abcxyz_-0é"))
@@ -372,13 +398,13 @@ def unknown_flags(draw, kinds: dict):
 
 @st.composite
 def missing_values(draw, kinds: dict):
-    name = draw(st.sampled_from(sorted(name for name, kind in kinds.items() if kind != BOOL)))
+    name = draw(st.sampled_from(sorted(name for name, kind in kinds.items() if needs_value(kind))))
     return (f"--{name}", *draw(st.sampled_from(((), ("--seed=1",), ("--debug",))))), (f"--{name}",)
 
 
 @st.composite
 def negations(draw, kinds: dict):
-    name = draw(st.sampled_from(sorted(name for name, kind in kinds.items() if kind == BOOL)))
+    name = draw(st.sampled_from(sorted(name for name, kind in kinds.items() if not needs_value(kind))))
     text = draw(st.sampled_from(("True", "False", "1", "maybe", "")))
     return draw(st.sampled_from(((f"--no-{name}", text), (f"--no-{name}={text}",)))), (f"--no-{name}", f"--{name}")
 
@@ -387,7 +413,8 @@ def stray_arguments(kinds: dict):
     texts = any_text | st.sampled_from(("train", "1", "", " ", "lr=1", "seed 1", "\n", "-1", "-inf", "–lr", "{}",
     "@file"))
     texts = texts.filter(lambda text: text == "-1" or not text.startswith("-"))
-    return texts.map(lambda text: ((text,), ("unexpected argument", "unknown option '-1'")))
+    words = ("unexpected argument", "unknown option '-1'", "argument RUN", "name one thing to evaluate")
+    return texts.map(lambda text: ((text,), words))
 
 
 # What only shows when the parts of a run are put together. A damaged checkpoint is another matter: it has status 3.

@@ -436,7 +436,7 @@ def test_option_of_another_program_is_passed_over_only_where_it_is_expected(refu
 CANDIDATES = (
     *("json", '{"a": 1}', "callbacks.callback:Callback", "epoch"),
     *("7", "64", "90s", "skip", "cpu", "0.5", "1.5", "bf16", "value", "min", "max", "dp", "padding", "transposed"),
-    *("sharded", "kaiming", "csv", "f1", "iou", "bias=1e-3", "bias=2"),
+    *("sharded", "kaiming", "csv", "f1", "iou", "bias=1e-3", "bias=2", "balanced", "1/5"),
     *(name for kind in ("optimizer", "scheduler", "data", "model", "loss") for name in names(kind)),
 )
 
