@@ -13,7 +13,7 @@ MOST = 32  # samples
 class DataPicture(Callback):
     """Draws the samples of the first update as data.png in the run's directory, before the network normalizes them.
 
-    They are loaded already, so it costs only the drawing, some ten milliseconds.
+    They are loaded already, so it costs only the drawing, a tenth of a second.
     """
 
     def __init__(self, logger: logging.Logger):
