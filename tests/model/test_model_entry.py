@@ -136,8 +136,3 @@ def test_options_decide_the_weights():
 def test_deep_supervision_gives_an_output_at_every_depth_in_training():
     (network,) = build_networks(options(model_type="UNetpp", deep_supervision=True)).values()
     assert [output.shape for output in network(torch.zeros(1, 3, 32, 32))] == [(1, 2, 32, 32)] * 4
-
-
-def test_deep_supervision_is_refused_where_there_is_none():
-    with pytest.raises(UserError, match="--model_type UNetpp"):
-        build_networks(options(model_type="UNet", deep_supervision=True))
