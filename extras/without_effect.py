@@ -55,10 +55,22 @@ NEEDS = {
 }  # fmt: skip
 
 
+class WithoutEffect(UserError):
+    """An option changes nothing beside the others.
+
+    Attributes:
+        option: its name.
+    """
+
+    def __init__(self, option: str, message: str):
+        super().__init__(message)
+        self.option = option
+
+
 def refuse_without_effect(
     parser: OptionParser, options: Mapping[str, Any], defaults: OptionParser, tasks: Sequence[type]
 ) -> list[str]:
-    """Raise UserError when the command line or an option file gives an option that has no effect; see `NEEDS`.
+    """Raise WithoutEffect when the command line or an option file gives an option that has no effect; see `NEEDS`.
 
     Args:
         parser: has resolved the options.
@@ -90,7 +102,8 @@ def refuse_without_effect(
                 allowed = [one for one in needed if "=" in one and not one.startswith("!")]
                 wanted = [f"--{one.replace('=', ' ').replace(',', ' or ')}" for one in allowed]
                 hint = f": it is for {' and '.join(wanted)}" if wanted else ""
-                raise UserError(f"--{name} {in_words(value)} has no effect with {others}{hint}. Leave it out.")
+                message = f"--{name} {in_words(value)} has no effect with {others}{hint}. Leave it out."
+                raise WithoutEffect(name, message)
     return asked_to_cut
 
 

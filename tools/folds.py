@@ -9,11 +9,9 @@ has a prediction for each sample, by a network that was not trained on it. See d
 """
 
 import csv
-import io
 import json
 import shlex
 import statistics
-import subprocess
 import sys
 import time
 from argparse import Namespace
@@ -21,14 +19,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from engine.options.parser import OptionParser, file_path, number, run_main
-from engine.registry import is_reference, load
 from engine.runs.run_dir import ENDED
 from engine.runs.signals import StopSignal
 from options import train_parser
+from tools.processes import start
+from tools.tables import aligned, write_table
 from tools.task import read_command
+from tools.task_program import command_of
 from trainer import TrainerBase
 from utils.errors import UserError
-from utils.files import write_atomically
 from utils.seed import draw_seed
 from utils.timestamp import make_timestamped_dir
 
@@ -44,8 +43,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     add("--resume", type=file_path, default=None, metavar="DIR",
         help="go on in the directory of a cross-validation, with the rest of its command repeated")
     own, task, options = read_command(parser, argv)
-    if is_reference(own.program):
-        raise UserError(f"{own.program} is not a program: give a file, or a module such as examples.own_task.")
+    command_of(own.program)  # an error now, and not for each fold
     refuse_own(task, options)
     opt = task.parse_options([*options, f"--fold=1/{own.folds}"])
     if not opt.val_every:
@@ -104,13 +102,12 @@ def train(own: Namespace, root: Path, options: Sequence[str], fold: int) -> None
     directory = root / f"fold_{fold}"
     if any(directory.glob(f"*/{ENDED}")):
         return
-    program = [own.program] if own.program.endswith(".py") else ["-m", own.program]
     added = [f"--fold={fold}/{own.folds}", f"--output_dir={directory}", "--resume=auto"]
     print(f"\nFold {fold} of {own.folds}: {directory}", flush=True)
     rest = shlex.join([f"--folds={own.folds}", f"--resume={root}", own.program])
     remedy = f"To go on: python -m tools.folds {rest} and the options of the task as before."
     try:
-        status = run([sys.executable, *program, *options, *added])
+        status = run([*command_of(own.program), *options, *added])
     except (KeyboardInterrupt, SystemExit):
         print(f"Stopped. {remedy}", file=sys.stderr, flush=True)
         raise
@@ -121,9 +118,8 @@ def train(own: Namespace, root: Path, options: Sequence[str], fold: int) -> None
 
 def run(command: Sequence[str]) -> int:
     """Run a command to its end, which a signal brings about, and return its exit status."""
-    end_with_parent = load("extras.launch:end_with_parent", "nproc")  # now, not in a process just forked
     with StopSignal() as stop:
-        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, process_group=0, preexec_fn=end_with_parent)
+        process = start(command)
         is_stopped = False
         while process.poll() is None:
             if stop.pending() and not is_stopped:
@@ -173,10 +169,8 @@ def report(root: Path, results: Sequence[Mapping[str, float]], num_rows: int) ->
         columns = list(dict.fromkeys(name for row in rows for name in row))
         write_table(root / "out_of_fold.csv", [columns, *([row.get(name, "") for name in columns] for row in rows)])
         names.append(f"out_of_fold.csv with {num_rows:,} predictions")
-    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-    lines = ["  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)).rstrip() for row in table]
     why = "Each best checkpoint was chosen by its own fold, which flatters a little. The test part was not looked at."
-    return "\n".join(["", *lines, why, f"Saved in {root}: {', '.join(names)}"])
+    return "\n".join(["", *aligned(table), why, f"Saved in {root}: {', '.join(names)}"])
 
 
 def row_of(name: str, values: Sequence[float | None]) -> list[str]:
@@ -188,12 +182,6 @@ def row_of(name: str, values: Sequence[float | None]) -> list[str]:
     known = [value for value in values if value is not None]
     numbers = [*values, statistics.fmean(known), statistics.stdev(known) if len(known) > 1 else None]
     return [name, *("" if value is None else f"{value:.4f}" for value in numbers)]
-
-
-def write_table(path: Path, rows: Sequence[Sequence[str]]) -> None:
-    file = io.StringIO(newline="")
-    csv.writer(file, lineterminator="\n").writerows(rows)
-    write_atomically(path, file.getvalue().encode())
 
 
 if __name__ == "__main__":

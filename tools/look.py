@@ -17,7 +17,8 @@ from torch import Tensor
 from engine.options.parser import OptionParser, number, run_main
 from engine.registry import load
 from tools.looking.inputs import Samples, description, rows, to_show
-from tools.looking.parts import aligned, copies, shared_groups, sizes_of_parts, targets_of_parts
+from tools.looking.parts import copies, shared_groups, sizes_of_parts, targets_of_parts
+from tools.tables import aligned
 from tools.task import read_command, run_tool, trial
 from trainer import TrainerBase
 from utils.files import full_disk_explained
@@ -49,10 +50,10 @@ def examine(trainer: TrainerBase, num_samples: int) -> None:
     """Report on the data in the log, and save the picture in the run's directory."""
     datasets, classes = trainer.datasets, trainer.evaluator.classes
     note = trainer.run_dir.note
-    note("\n".join(["The parts:", *aligned(sizes_of_parts(datasets))]))
+    note("\n".join(["The parts:", *aligned(sizes_of_parts(datasets), "  ")]))
     table, errors = targets_of_parts(datasets, trainer.opt, classes)
     if table:
-        note("\n".join(["", *aligned(table)]))
+        note("\n".join(["", *aligned(table, "  ")]))
     note("\n".join(["", *errors, *shared_groups(datasets), *copies(datasets)]))
     trainer.set_train_mode()
     samples = Samples(trainer, num_samples)

@@ -40,6 +40,17 @@ def load_class(program: str, base: type, option: str) -> type:
     return own[0]
 
 
+def command_of(program: str) -> list[str]:
+    """Return the start of the command that runs a program: a file, or a module.
+
+    Raises:
+        UserError: it is a class, which is no program.
+    """
+    if is_reference(program):
+        raise UserError(f"{program} is not a program: give a file, or a module such as examples.own_task.")
+    return [sys.executable, program] if program.endswith(".py") else [sys.executable, "-m", program]
+
+
 def load_file(program: str) -> ModuleType:
     """Load a file as a module; it may import its neighbours."""
     sys.path.insert(1, str(Path(program).resolve().parent))

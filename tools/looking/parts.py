@@ -202,11 +202,3 @@ def shared_groups(datasets: Mapping[str, Dataset]) -> list[str]:
     shared = sorted(str(group) for group, count in parts_of.items() if count > 1)
     few = ", ".join(shared[:MOST_SHOWN])
     return [f"groups in several parts, which training refuses: {len(shared):,}, such as {few}"] if shared else []
-
-
-def aligned(rows: Table) -> list[str]:
-    """Return the rows of a table as lines with aligned columns."""
-    widths = [max(len(row[column]) for row in rows if len(row) > column) for column in range(max(map(len, rows)))]
-    return [
-        "  " + "  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=False)).rstrip() for row in rows
-    ]

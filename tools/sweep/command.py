@@ -10,9 +10,10 @@ docs/sweeps.md explains it. The options after -- go to the trainer.
 import shlex
 import sys
 from argparse import Namespace
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from engine.options.parser import (
     BoolAction,
@@ -25,22 +26,14 @@ from engine.options.parser import (
     number,
     run_main,
 )
-from engine.registry import is_reference
+from engine.registry import load
 from engine.runs.lock import DirectoryLock, is_locked
 from options import import_asked, train_parser
-from tools.sweep.plan import (
-    MAX_TRIALS,
-    by_name,
-    extreme_settings,
-    grid_settings,
-    import_optuna,
-    parse_grid,
-    parse_search,
-)
-from tools.sweep.report import failures, importance, plot, table, write_csv
+from tools.sweep.plan import MAX_TRIALS, Plan, by_name, extreme_settings, grid_settings, parse_grid, parse_search
+from tools.sweep.report import report
 from tools.sweep.runner import Runner
-from tools.sweep.study import FINISHED, PRUNED, Study
-from tools.task_program import load_class
+from tools.sweep.study import Study
+from tools.task_program import command_of, load_class
 from trainer import TrainerBase
 from utils.earlystopper import direction
 from utils.errors import UserError
@@ -140,35 +133,50 @@ def split_at_dashes(argv: Sequence[str]) -> tuple[list[str], list[str]]:
     return [*argv[:end]], [*argv[end + 1 :]]
 
 
-def load_trainer(program: str) -> type[TrainerBase]:
-    """Return the trainer that a program defines; UserError when there is none, or more than one."""
-    if is_reference(program):
-        raise UserError(f"--trainer {program} is not a program: give a file, or a module such as examples.own_task.")
-    return load_class(program, TrainerBase, "trainer")
-
-
 def flags_of(options: Mapping[str, str]) -> list[str]:
     """Return options as flags; an argument of a class, whose name has dots, as one of --set."""
     return [f"--set={name}={value}" if "." in name else f"--{name}={value}" for name, value in options.items()]
 
 
-def check(trainer_class: type[TrainerBase], opt: Namespace, settings: Sequence[Mapping[str, str]]) -> Namespace:
-    """Check the options of the runs with the trainer's own parser, which ends the program at an error.
-
-    Args:
-        trainer_class: the task's.
-        opt: of the sweep.
-        settings: the swept options of some runs, each value at least once.
-
-    Returns:
-        The options of a first run.
+def make_plan(opt: Options) -> Plan:
+    """Return what the sweep tries, checked by the trainer's own parser, which ends the program at an error.
 
     Raises:
-        UserError: for an option that is not to be swept.
+        UserError: for a value that cannot be read, and an option that cannot be swept or changes nothing.
     """
-    swept = settings[0].keys()
+    spaces = parse_grid(opt.grid) if opt.grid else parse_search(opt.search)
+    command_of(opt.trainer)  # an error now, and not for each run
+    trainer_class = load_class(opt.trainer, TrainerBase, "trainer")
     import_asked(opt.flags)
-    given = train_parser(trainer_class).parse_given(opt.flags)
+    refuse_reserved(train_parser(trainer_class).parse_given(opt.flags), spaces)
+    settings = grid_settings(spaces) if opt.grid else extreme_settings(spaces)
+    runs = [parse_run(trainer_class, opt.flags, each) for each in settings]
+    for name in spaces:
+        if not any(name in effective for _, effective in runs):
+            raise UserError(f"--{name} is swept, and has no effect in any of the runs. Leave it out.")
+    first, _ = runs[0]
+    if "csv" not in first.logger:
+        raise UserError("A sweep reads metrics.csv: --logger needs csv among its names.")
+    if not all(run.val_every for run, _ in runs):
+        raise UserError("A sweep compares by a metric of the validation: --val_every 0 leaves nothing to compare.")
+    different = {str(vars(run)): effective for run, effective in runs}  # the same run twice would say nothing
+    return Plan(
+        task=trainer_class.__name__,
+        metric=first.monitor,
+        mode=direction(first.monitor, first.monitor_mode),
+        spaces=spaces,
+        grid=list(different.values()) if opt.grid else [],
+        effective=lambda settings: parse_run(trainer_class, opt.flags, settings)[1],
+    )
+
+
+def refuse_reserved(given: Mapping[str, Any], swept: Collection[str]) -> None:
+    """Raise UserError for an option that is not to be given to all runs, or not to be swept, or is both.
+
+    Args:
+        given: the options of all runs.
+        swept: the names of those that differ.
+    """
     common = [*given, *[name for name, _ in given.get("set") or []]]
     reasons = {**dict.fromkeys(common, RESERVED), **dict.fromkeys(swept, RESERVED | SHARED)}
     for name, reserved in reasons.items():
@@ -177,12 +185,23 @@ def check(trainer_class: type[TrainerBase], opt: Namespace, settings: Sequence[M
             raise UserError(f"--{head} is not for a run of a sweep: {reserved[head]}.")
         if name in common and name in swept:
             raise UserError(f"--{name} is swept, and has one value for all runs as well. Leave one out.")
-    parsed = [trainer_class.parse_options([*opt.flags, "--seed=0", *flags_of(each)]) for each in settings]
-    if "csv" not in parsed[0].logger:
-        raise UserError("A sweep reads metrics.csv: --logger needs csv among its names.")
-    if not all(each.val_every for each in parsed):
-        raise UserError("A sweep compares by a metric of the validation: --val_every 0 leaves nothing to compare.")
-    return parsed[0]
+
+
+def parse_run(
+    trainer_class: type[TrainerBase], flags: Sequence[str], settings: Mapping[str, str]
+) -> tuple[Namespace, Mapping[str, str]]:
+    """Return the options of a run, and its settings without those that have no effect beside the others.
+
+    So optim=adamW,sgd and momentum=0.8,0.9 can be swept together, though adamW has no momentum.
+    """
+    without_effect = load("extras.without_effect:WithoutEffect", "grid")
+    try:
+        return trainer_class.parse_options([*flags, "--seed=0", *flags_of(settings)]), settings
+    except without_effect as error:
+        effective = {name: text for name, text in settings.items() if name.split(".")[0] != error.option}
+        if len(effective) == len(settings):  # an option of all runs
+            raise
+        return parse_run(trainer_class, flags, effective)
 
 
 # ---- the sweep -------------------------------------------------------------------------------------------------------
@@ -207,38 +226,17 @@ def make_command(opt: Options, settings: Mapping[str, str], seed: int, directory
     options = {**settings, "seed": str(seed), "output_dir": str(directory), "resume": "auto"}
     if opt.devices:
         options["gpu_devices"] = opt.devices.replace(" ", "").split(",")[slot]
-    program = [opt.trainer] if opt.trainer.endswith(".py") else ["-m", opt.trainer]
-    return [sys.executable, *program, *opt.flags, *flags_of(options)]
-
-
-def report(root: Path, study: Study) -> bool:
-    """Print the table, and save it and the picture; return whether every run has finished or was pruned."""
-    trials = study.trials()
-    num_finished = sum(trial.mean is not None for trial in trials)
-    names = ["table.csv"]
-    write_csv(root / "table.csv", trials, study.metric, study.mode)
-    if num_finished:
-        plot(root / "sweep.png", study)
-        names.append("sweep.png")
-    saved = f"Saved in {root}: {', '.join(names)}"
-    lines = [f"{table(trials, study.metric, study.mode)}\n", *failures(trials), importance(study, num_finished), saved]
-    print("\n" + "\n".join(filter(None, lines)), flush=True)
-    return all(trial.state in (FINISHED, PRUNED) for trial in trials)
+    return [*command_of(opt.trainer), *opt.flags, *flags_of(options)]
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     argv = sys.argv[1:] if argv is None else argv
     opt = parse(argv)
-    import_optuna()  # a missing package ends the program before anything is written
-    spaces = parse_grid(opt.grid) if opt.grid else parse_search(opt.search)
-    grid = grid_settings(spaces) if opt.grid else None
-    trainer_class = load_trainer(opt.trainer)
-    first = check(trainer_class, opt, grid or extreme_settings(spaces))
-    mode = direction(first.monitor, first.monitor_mode)
+    plan = make_plan(opt)
     num_slots = len(opt.devices.split(",")) if opt.devices else opt.jobs
     root, lock = open_directory(opt, argv)
     with lock:
-        study = Study(opt, root, spaces, grid, trainer_class.__name__, first.monitor, mode)
+        study = Study(opt, root, plan)
         print(f"Sweep directory: {root}", flush=True)
         try:
             Runner(root, study, partial(make_command, opt), num_slots).run()

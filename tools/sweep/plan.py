@@ -5,7 +5,8 @@ import itertools
 import math
 import re
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from engine.options.parser import number
@@ -13,6 +14,31 @@ from utils.errors import UserError, nearest, shown
 
 RANGE_KINDS = ("int", "log")
 MAX_TRIALS = 10_000
+
+
+@dataclass
+class Plan:
+    """The options that a sweep tries with their values, and the metric by which it compares.
+
+    Attributes:
+        task: the name of the trainer.
+        metric: the name of the monitored metric, without val/.
+        mode: "max" or "min": which values of the metric are best.
+        spaces: Optuna's distributions of the swept options, by name.
+        grid: the settings of the trials, as texts by name; empty for a search.
+        effective: returns settings without the options that have no effect beside the others.
+    """
+
+    task: str
+    metric: str
+    mode: str
+    spaces: Mapping[str, Any]
+    grid: Sequence[Mapping[str, str]] = ()
+    effective: Callable[[dict[str, str]], Mapping[str, str]] = dict
+
+    def as_texts(self, values: Mapping[str, Any]) -> dict[str, str]:
+        """Return values of a study as they stand on a command line; UserError if one is not in its space."""
+        return {name: as_text(values[name], name, space) for name, space in self.spaces.items() if name in values}
 
 
 def import_optuna() -> Any:

@@ -1,6 +1,5 @@
 """Run the trials of a sweep as processes, several side by side, and record how each ends."""
 
-import csv
 import math
 import os
 import signal
@@ -10,9 +9,10 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from engine.registry import load
 from engine.runs.run_dir import ENDED
 from engine.runs.signals import TIME_IS_UP, StopSignal, exit_status
+from tools.plot_log import read_metrics
+from tools.processes import start
 from tools.sweep.study import FAILED, FINISHED, INTERRUPTED, PRUNED, RUNNING, WAITING, Run, Study, Trial
 from utils.errors import UserError
 from utils.logger import open_own
@@ -58,7 +58,6 @@ class Runner:
         self.study = study
         self.command = command
         self.num_slots = num_slots
-        self.end_with_parent = load("extras.launch:end_with_parent", "nproc")  # now, not in a process just forked
         self.stop_signal = StopSignal()
         path = filter(None, [str(ROOT), os.environ.get("PYTHONPATH")])
         self.environment = os.environ | {"PYTHONPATH": os.pathsep.join(path)}
@@ -101,15 +100,7 @@ class Runner:
         except OSError as error:
             raise UserError(f"Cannot write {directory / OUTPUT}: {error.strerror}.") from None
         with output:
-            process = subprocess.Popen(
-                self.command(trial.settings, run.seed, directory, slot),
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                env=self.environment,
-                process_group=0,  # Ctrl-C reaches this process alone, which passes it on once
-                preexec_fn=self.end_with_parent,  # SIGTERM when the sweep is killed
-            )
+            process = start(self.command(trial.settings, run.seed, directory, slot), output, self.environment)
         return Job(trial, run, slot, process, time.monotonic())
 
     def is_over(self, job: Job) -> bool:
@@ -127,7 +118,7 @@ class Runner:
         """Report the new epochs of a trial's first run; say whether the trial is not worth continuing."""
         trial = job.trial
         if job.run is trial.runs[0] and not trial.is_pruned:
-            for epoch, value in read_curve(trial.directory(self.root, job.run), self.study.metric):
+            for epoch, value in read_curve(trial.directory(self.root, job.run), self.study.plan.metric):
                 if epoch > job.last_epoch and not trial.is_pruned:
                     job.last_epoch = epoch
                     trial.is_pruned = self.study.should_prune(trial, epoch, value)
@@ -135,12 +126,13 @@ class Runner:
 
     def end(self, trial: Trial, run: Run, status: int) -> None:
         """Record how a run ended."""
+        plan = self.study.plan
         directory = trial.directory(self.root, run)
-        curve = read_curve(directory, self.study.metric)
-        run.status = status
-        best_of = max if self.study.mode == "max" else min
+        curve = read_curve(directory, plan.metric)
+        best_of = max if plan.mode == "max" else min
         run.value = best_of((value for _, value in curve), default=None)
         run.epochs = max((epoch for epoch, _ in curve), default=0)
+        run.status = status
         run.last_line = ""
         if status in STOPPED:
             run.state = PRUNED if trial.is_pruned else INTERRUPTED
@@ -148,11 +140,11 @@ class Runner:
             run.state = FINISHED
         else:
             run.state = FAILED
-            run.last_line = last_line(directory / OUTPUT) if status else f"it has no finite val/{self.study.metric}"
+            run.last_line = last_line(directory / OUTPUT) if status else f"it has no finite val/{plan.metric}"
         for other in trial.runs if trial.is_pruned else ():
             if other.state == WAITING:
                 other.state = PRUNED
-        print(describe(trial, run, self.study.metric), flush=True)
+        print(describe(trial, run, plan.metric), flush=True)
         self.study.record(trial)
 
 
@@ -184,17 +176,12 @@ def read_curve(directory: Path, metric: str) -> list[tuple[int, float]]:
         directory: the --output_dir of the run.
         metric: the name of the metric, without val/.
     """
-    paths = sorted(directory.glob("*/metrics.csv"))
-    if not paths:
+    runs = sorted(path.parent for path in directory.glob("*/metrics.csv"))
+    try:
+        points = read_metrics(runs[-1])
+    except (IndexError, UserError):  # it has not come to its first validation
         return []
-    curve = []
-    with open(paths[-1], newline="", encoding="utf-8", errors="replace") as file:
-        for row in csv.DictReader(file):
-            try:
-                curve.append((int(row["epoch"]), float(row[f"val/{metric}"])))
-            except (KeyError, TypeError, ValueError):  # no validation, no such metric, or a damaged line
-                continue
-    return [(epoch, value) for epoch, value in curve if math.isfinite(value)]
+    return [(int(epoch), value) for epoch, value in points.get(f"val/{metric}", ()) if math.isfinite(value)]
 
 
 def last_line(path: Path) -> str:

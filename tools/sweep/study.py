@@ -7,12 +7,13 @@ a trial and its runs stands in a journal file, or a database, so that a sweep th
 import socket
 import statistics
 from argparse import Namespace
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from tools.sweep.plan import as_text, import_optuna
+from tools.sweep.plan import Plan, import_optuna
 from utils.errors import UserError
 
 WAITING, RUNNING, INTERRUPTED = "waiting", "running", "interrupted"
@@ -55,7 +56,7 @@ class Trial:
     number: int
     settings: dict[str, str]
     runs: list[Run]
-    handle: Any = field(default=None, repr=False, compare=False)  # optuna.trial.Trial, while it is unfinished
+    handle: Any = field(default=None, repr=False, compare=False)  # optuna.trial.Trial
     is_pruned: bool = False
 
     @property
@@ -109,149 +110,139 @@ def open_storage(where: str) -> Any:
 class Study:
     """An Optuna study with the trials of a sweep.
 
-    The trials of a grid are enqueued when the study is made. Those of a search are drawn by Optuna's TPE, each with a
-    seed of its own, which depends on --search_seed and how many came before. So a trial depends only on these and on
-    the trials that ended before it: a sweep with one job proposes the same trials whether or not it was killed.
+    A trial enters the study in one piece, with its values and its runs, and then waits until a machine takes it. Those
+    of a grid enter when the study is made. Those of a search are drawn by Optuna's TPE, each with a seed of its own,
+    which depends on --search_seed and how many came before. So a trial depends only on these and on the trials that
+    ended before it: a sweep with one job proposes the same trials whether or not it was killed.
 
     Args:
         opt: the options of the sweep.
         root: its directory, which has the journal unless there is a --storage.
-        spaces: the distributions of the swept options, by name.
-        grid: the settings of the trials of a grid; None for a search.
-        task: the name of the trainer.
-        metric: the name of the monitored metric.
-        mode: "max" or "min": which values of the metric are best.
+        plan: the options that it tries, and the metric.
 
     Raises:
         UserError: when the storage cannot be opened, or the study in it was begun with another plan.
     """
 
-    def __init__(
-        self,
-        opt: Namespace,
-        root: Path,
-        spaces: Mapping[str, Any],
-        grid: Sequence[dict[str, str]] | None,
-        task: str,
-        metric: str,
-        mode: str,
-    ):
+    def __init__(self, opt: Namespace, root: Path, plan: Plan):
         self.optuna = import_optuna()
         self.states = self.optuna.trial.TrialState
         self.opt = opt
-        self.spaces = spaces
-        self.num_trials = opt.trials if grid is None else len(grid)
-        self.metric = metric
-        self.mode = mode
+        self.plan = plan
+        self.num_trials = len(plan.grid) if plan.grid else opt.trials
         self.owner = f"{socket.gethostname()} {root.resolve()}" if opt.storage else ""  # among those that share it
         self.storage = open_storage(opt.storage or str(root / "optuna.journal"))
+        pruners = self.optuna.pruners
+        below_median = pruners.MedianPruner(n_startup_trials=opt.prune_after, n_warmup_steps=1)
         self.study = self.optuna.create_study(
             storage=self.storage,
             study_name=opt.study,
-            direction="maximize" if mode == "max" else "minimize",
-            pruner=self.pruner(),
+            direction="maximize" if plan.mode == "max" else "minimize",
+            pruner=below_median if opt.prune and not plan.grid else pruners.NopPruner(),
             load_if_exists=True,
         )
-        plan = {"task": task, "metric": metric, "grid": opt.grid, "search": opt.search, "seeds": opt.seeds}
-        self.check_plan(plan | {"flags": opt.flags})
-        self.drop_half_proposed()
-        if grid is not None and self.study.user_attrs["owner"] == self.owner:
-            self.enqueue(grid)
+        self.check_plan()
+        if plan.grid and self.study.user_attrs["owner"] == self.owner:
+            for settings in plan.grid[len(self.records()) :]:  # all of them, unless the sweep was killed here
+                self.add(settings)
 
-    def pruner(self) -> Any:
-        """Return Optuna's pruner: of trials below the median of the others after as many epochs, or of none."""
-        if self.opt.grid or not self.opt.prune:
-            return self.optuna.pruners.NopPruner()
-        return self.optuna.pruners.MedianPruner(n_startup_trials=self.opt.prune_after, n_warmup_steps=1)
-
-    def check_plan(self, plan: Mapping[str, Any]) -> None:
+    def check_plan(self) -> None:
         """Save what defines the sweep in a new study; UserError when an old one has something else."""
+        defining = {"task": self.plan.task, "metric": self.plan.metric}
+        defining |= {name: getattr(self.opt, name) for name in ("grid", "search", "seeds", "flags")}
         if "plan" not in self.study.user_attrs:
             self.study.set_user_attr("owner", self.owner)
-            self.study.set_user_attr("plan", plan)  # last: the sweep may be killed between the two
+            self.study.set_user_attr("plan", defining)  # last: the sweep may be killed between the two
         begun_with = self.study.user_attrs["plan"]
-        for name, value in plan.items():
+        for name, value in defining.items():
             if begun_with.get(name) != value:
                 raise UserError(
                     f"The study {self.opt.study!r} was begun with another {name}: {begun_with.get(name)}, and not "
                     f"{value}. Another --study begins a new one."
                 )
 
-    def drop_half_proposed(self) -> None:
-        """Give up a trial without runs: the sweep was killed before all of its values were drawn."""
-        for frozen in self.kept(self.states.RUNNING):
-            if "runs" not in frozen.user_attrs and not self.owner:  # another machine may be proposing it
-                self.study.tell(frozen.number, state=self.states.FAIL)
+    # ---- trials enter ------------------------------------------------------------------------------------------------
+    def records(self, *states: Any) -> list[Any]:
+        """Return Optuna's records of the trials, of the given states if any; those that wait are among them."""
+        return self.study.get_trials(deepcopy=False, states=states or None)
 
-    def enqueue(self, grid: Sequence[dict[str, str]]) -> None:
-        """Enqueue the settings that the study does not have: all of them, unless the sweep was killed."""
-        enqueued = {tuple(frozen.system_attrs["fixed_params"].values()) for frozen in self.kept()}
-        for settings in grid:
-            if tuple(settings.values()) not in enqueued:
-                self.study.enqueue_trial(settings)
+    def add(self, params: Mapping[str, Any]) -> None:
+        """Add a trial that waits, as one record, of which a kill leaves all or nothing."""
+        trial = self.optuna.trial.create_trial(
+            state=self.states.WAITING,
+            params=dict(params),
+            distributions={name: self.plan.spaces[name] for name in params},
+            user_attrs={"runs": [asdict(Run(seed)) for seed in range(self.opt.seeds)]},
+        )
+        self.study.add_trial(trial)
 
-    # ---- trials ------------------------------------------------------------------------------------------------------
-    def kept(self, *states: Any) -> list[Any]:
-        """Return Optuna's records of the trials, of the given states if any, without those that were given up."""
-        frozen = self.study.get_trials(deepcopy=False, states=states or None)
-        return [each for each in frozen if each.state != self.states.FAIL or "runs" in each.user_attrs]
+    def draw(self, count: int) -> dict[str, Any]:
+        """Return the values of a trial that comes after `count` others.
 
-    def trials(self) -> list[Trial]:
-        """Return all trials that have begun, those of other machines included."""
-        return [self.read(frozen) for frozen in self.kept() if "runs" in frozen.user_attrs]
+        They are drawn in memory, since Optuna would store each value apart.
+        """
+        import numpy as np
 
-    def read(self, frozen: Any) -> Trial:
-        settings = {name: as_text(frozen.params[name], name, space) for name, space in self.spaces.items()}
-        runs = [Run(**run) for run in frozen.user_attrs["runs"]]
-        if [run.seed for run in runs] != list(range(self.opt.seeds)):  # they stand in the names of directories
-            raise UserError(f"The study has other seeds than 0 to {self.opt.seeds - 1}. Was its file changed?")
-        return Trial(frozen.number, settings, runs)
+        (seed,) = np.random.SeedSequence((self.opt.search_seed, count)).generate_state(1)
+        sampler = self.optuna.samplers.TPESampler(seed=int(seed), group=True)  # trials may have different options
+        study = self.optuna.create_study(direction=self.study.direction, sampler=sampler)
+        study.add_trials(self.records(self.states.COMPLETE, self.states.PRUNED, self.states.RUNNING))
+        params = study.ask(self.plan.spaces).params
+        return {name: params[name] for name in self.plan.effective(self.plan.as_texts(params))}
 
+    # ---- trials leave ------------------------------------------------------------------------------------------------
     def runs(self) -> Iterator[tuple[Trial, Run]]:
         """Yield the runs that are left, those of unfinished trials first. A trial is proposed when a slot is free."""
-        unfinished = iter(self.unfinished())
-        while trial := next(unfinished, None) or self.next_trial():
+        for trial in chain(self.unfinished(), iter(self.next_trial, None)):
             for run in trial.runs:
-                if run.state in UNFINISHED:
+                if run.state == WAITING:  # else pruned since
                     yield trial, run
 
-    def unfinished(self) -> list[Trial]:
-        """Return the trials that this sweep has begun and not finished: a kill or a signal ended it."""
-        study_id = self.storage.get_study_id_from_name(self.study.study_name)
-        trials = []
-        for frozen in self.kept(self.states.RUNNING):
-            if "runs" not in frozen.user_attrs or frozen.user_attrs["owner"] != self.owner:
+    def unfinished(self) -> Iterator[Trial]:
+        """Yield the trials that this sweep has begun and not finished: a kill or a signal ended it."""
+        for frozen in self.records(self.states.RUNNING):
+            if frozen.user_attrs.get("owner", "") != self.owner:
                 continue
             trial = self.read(frozen)
-            trial_id = self.storage.get_trial_id_from_study_id_trial_number(study_id, frozen.number)
-            trial.handle = self.optuna.trial.Trial(self.study, trial_id)
             trial.is_pruned = any(run.state == PRUNED for run in trial.runs)
             for run in trial.runs:
                 if run.state in UNFINISHED:
                     run.state = PRUNED if trial.is_pruned else WAITING
             self.record(trial)
             if trial.state == WAITING:
-                trials.append(trial)
-        return trials
+                yield trial
 
     def next_trial(self) -> Trial | None:
-        """Return the next trial, enqueued or proposed; None when the study has all of them."""
-        count = len(self.kept())
-        if count >= self.num_trials and not self.kept(self.states.WAITING):
-            return None
-        import numpy as np
+        """Take the next trial; None when the study has all of them, and each is taken."""
+        while True:
+            for frozen in self.records(self.states.WAITING):
+                trial = self.read(frozen)
+                is_one_too_many = frozen.number >= self.num_trials  # two machines have drawn the last one at once
+                # False: another machine takes the same one, and was faster.
+                if not is_one_too_many and self.storage.set_trial_state_values(self.id_of(frozen), self.states.RUNNING):
+                    trial.handle.set_user_attr("owner", self.owner)
+                    return trial
+            count = len(self.records())
+            if self.plan.grid or count >= self.num_trials:
+                return None
+            self.add(self.draw(count))
 
-        (seed,) = np.random.SeedSequence((self.opt.search_seed, count)).generate_state(1)
-        self.study.sampler = self.optuna.samplers.TPESampler(seed=int(seed))
-        handle = self.study.ask(self.spaces)
-        if sum(each.number <= handle.number for each in self.kept()) > self.num_trials:  # two machines asked at once
-            self.study.tell(handle, state=self.states.FAIL)
-            return None
-        settings = {name: as_text(handle.params[name], name, space) for name, space in self.spaces.items()}
-        trial = Trial(handle.number, settings, [Run(seed) for seed in range(self.opt.seeds)], handle)
-        handle.set_user_attr("owner", self.owner)
-        self.record(trial)
-        return trial
+    def trials(self) -> list[Trial]:
+        """Return all trials that have begun, those of other machines included."""
+        return [self.read(frozen) for frozen in self.records() if frozen.state != self.states.WAITING]
+
+    def read(self, frozen: Any) -> Trial:
+        """Return a trial from Optuna's record of it; UserError for values or seeds that no sweep has put there."""
+        runs = [Run(**run) for run in frozen.user_attrs.get("runs", ())]
+        if [run.seed for run in runs] != list(range(self.opt.seeds)):  # they stand in the names of directories
+            raise UserError(f"The study has other seeds than 0 to {self.opt.seeds - 1}. Was its file changed?")
+        handle = self.optuna.trial.Trial(self.study, self.id_of(frozen))
+        return Trial(frozen.number, self.plan.as_texts(frozen.params), runs, handle)
+
+    def id_of(self, frozen: Any) -> int:
+        """Return the id of a trial in the storage, which may keep several studies."""
+        study_id = self.storage.get_study_id_from_name(self.study.study_name)
+        return self.storage.get_trial_id_from_study_id_trial_number(study_id, frozen.number)
 
     # ---- reports of the runner ---------------------------------------------------------------------------------------
     def should_prune(self, trial: Trial, epoch: int, value: float) -> bool:

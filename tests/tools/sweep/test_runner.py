@@ -130,7 +130,7 @@ def test_a_pruned_trial_is_stopped_with_its_other_seeds(runner):
 
 def test_a_run_without_the_metric_has_failed(runner):
     made = runner("fast")
-    made.study.metric = "dice"
+    made.study.plan.metric = "dice"
     made.run()
     assert states(made) == [FAILED] and "no finite val/dice" in made.study.trials()[0].runs[0].last_line
 
@@ -152,7 +152,7 @@ def test_the_curve_is_that_of_the_newest_run_without_epochs_that_were_not_valida
         (tmp_path / name).mkdir()
         (tmp_path / name / "metrics.csv").write_text(text)
     assert read_curve(tmp_path, "accuracy") == [(2, 0.5)]
-    (tmp_path / "2" / "metrics.csv").write_text("epoch,val/accuracy\n1,0.1\n2,0.5\n\0,\n3,inf\n4\n")
+    (tmp_path / "2" / "metrics.csv").write_text("epoch,val/accuracy\n1,0.1\n2,0.5\n3,inf\n4\n")
     assert read_curve(tmp_path, "accuracy") == [(1, 0.1), (2, 0.5)]
 
 

@@ -13,7 +13,7 @@ from tools.sweep.plan import import_optuna  # noqa: E402
 from tools.sweep.study import FAILED, FINISHED, PRUNED, Run, Study, Trial  # noqa: E402
 from utils.errors import UserError  # noqa: E402
 
-enqueue = Study.enqueue
+add = Study.add
 COMPLETE, FAIL, STATE_PRUNED = (getattr(optuna.trial.TrialState, name) for name in ("COMPLETE", "FAIL", "PRUNED"))
 
 
@@ -60,7 +60,7 @@ def test_a_killed_search_proposes_the_same_trials(make_study, tmp_path, monkeypa
                 patch.setattr(optuna.trial.Trial, "_suggest", partialmethod(killed_at_n, optuna.trial.Trial._suggest))
                 study.next_trial()
             study = make_study(tmp_path, trials=16)
-            assert study.unfinished() == []
+            assert list(study.unfinished()) == []
         trial = study.next_trial()
         if killed == "in a run" and number in (5, 13):
             study = make_study(tmp_path, trials=16)
@@ -96,9 +96,14 @@ def test_a_trial_below_the_median_is_pruned_once_enough_have_finished(make_study
 
 
 def test_a_grid_is_in_its_order_also_when_it_was_killed_while_it_was_written_down(make_study, tmp_path, monkeypatch):
+    def killed_at_the_last(study, settings):
+        if settings == {"lr": "2", "optim": "b"}:
+            raise KeyboardInterrupt
+        add(study, settings)
+
     options = {"grid": ["lr=1,2", "optim=a,b"], "search": []}
-    with monkeypatch.context() as patch:
-        patch.setattr(Study, "enqueue", lambda study, grid: enqueue(study, grid[:3]))  # killed before the last one
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Study, "add", killed_at_the_last)
         make_study(tmp_path, **options)
     study = make_study(tmp_path, **options)
     trials = []
@@ -106,11 +111,11 @@ def test_a_grid_is_in_its_order_also_when_it_was_killed_while_it_was_written_dow
         trials.append(trial)
     assert [tuple(trial.settings.values()) for trial in trials] == [("1", "a"), ("1", "b"), ("2", "a"), ("2", "b")]
     again = make_study(tmp_path, **options)
-    assert again.unfinished() == trials and again.next_trial() is None
+    assert list(again.unfinished()) == trials and again.next_trial() is None
 
 
 def test_a_sweep_that_was_killed_while_it_began_is_continued(make_study, tmp_path, monkeypatch):
-    def killed(self, plan):
+    def killed(self):
         self.study.set_user_attr("owner", self.owner)
         raise KeyboardInterrupt
 
@@ -122,17 +127,17 @@ def test_a_sweep_that_was_killed_while_it_began_is_continued(make_study, tmp_pat
     assert [study.next_trial().settings["lr"] for _ in range(2)] == ["1", "2"]
 
 
-def test_a_setting_of_a_grid_whose_proposal_was_killed_is_run(make_study, tmp_path, monkeypatch):
+def test_a_trial_is_run_though_the_sweep_was_killed_when_it_took_it(make_study, tmp_path, monkeypatch):
+    def killed(handle, name, value):
+        raise KeyboardInterrupt
+
     options = {"grid": ["lr=1,2", "n=a,b"], "search": []}
     study = make_study(tmp_path, **options)
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(optuna.trial.Trial, "_suggest", partialmethod(killed_at_n, optuna.trial.Trial._suggest))
+        patch.setattr(optuna.trial.Trial, "set_user_attr", killed)
         study.next_trial()
-    study = make_study(tmp_path, **options)
-    settings = []
-    while trial := study.next_trial():
-        settings.append(tuple(trial.settings.values()))
-    assert sorted(settings) == [("1", "a"), ("1", "b"), ("2", "a"), ("2", "b")]
+    settings = [tuple(trial.settings.values()) for trial, _ in make_study(tmp_path, **options).runs()]
+    assert settings == [("1", "a"), ("1", "b"), ("2", "a"), ("2", "b")]
 
 
 @pytest.mark.parametrize("url", ["{}/study.journal", "sqlite:///{}/study.db"])
@@ -146,14 +151,35 @@ def test_machines_share_a_study_and_each_goes_on_with_its_own_trials(make_study,
     over.handle.set_user_attr("runs", [asdict(Run(0, FINISHED, 0, value=0.6))])  # killed before its result
 
     other = make_study(there, storage=storage)
-    assert other.unfinished() == [] and other.next_trial().number == 3
+    assert list(other.unfinished()) == [] and other.next_trial().number == 3
     again = make_study(here, storage=storage)
-    assert again.unfinished() == [going]
+    assert list(again.unfinished()) == [going]
     (going,) = again.unfinished()
     assert states(again)[2] == COMPLETE
     assert not again.should_prune(going, 1, 0.4) and not again.should_prune(going, 2, 0.6)
     finish(again, going, 0.6)
     assert [trial.mean for trial in again.trials()] == [0.5, 0.6, 0.6, None]
+
+
+def test_machines_that_draw_the_last_trial_at_once_run_it_once(make_study, tmp_path):
+    storage = str(tmp_path / "study.journal")
+    here, there = (make_study(tmp_path / name, storage=storage, trials=1) for name in ("here", "there"))
+    here.add(here.draw(0))
+    there.add(there.draw(0))
+    assert here.next_trial().number == 0 and there.next_trial() is here.next_trial() is None
+    assert len(here.trials()) == 1  # the other one waits for more --trials
+    assert make_study(tmp_path / "there", storage=storage, trials=2).next_trial().number == 1
+
+
+def test_a_trial_has_only_the_options_that_have_an_effect_in_it(make_study):
+    def effective(settings):
+        return {name: text for name, text in settings.items() if name != "n" or settings["optim"] == "sgd"}
+
+    study = make_study(trials=16, effective=effective)
+    while trial := study.next_trial():
+        assert list(trial.settings) == (["lr", "n", "optim"] if trial.settings["optim"] == "sgd" else ["lr", "optim"])
+        finish(study, trial, float(trial.settings["lr"]))
+    assert {len(trial.settings) for trial in study.trials()} == {2, 3}
 
 
 def test_a_study_of_another_plan_is_not_continued(make_study, tmp_path):
@@ -171,7 +197,7 @@ def test_a_value_that_was_put_into_the_file_of_a_study_does_not_reach_a_command_
     journal = tmp_path / "optuna.journal"
     journal.write_text(re.sub("(?<![=r])Vanilla", "os:system", journal.read_text()))  # not in the plan
     with pytest.raises(UserError, match="model_type='os:system', which is not in"):
-        make_study(tmp_path, **options).unfinished()
+        list(make_study(tmp_path, **options).unfinished())
 
 
 def test_a_seed_that_was_put_into_the_file_of_a_study_names_no_directory(make_study, tmp_path):
@@ -179,7 +205,7 @@ def test_a_seed_that_was_put_into_the_file_of_a_study_names_no_directory(make_st
     journal = tmp_path / "optuna.journal"
     journal.write_text(journal.read_text().replace('"seed":0', '"seed":"../../x"'))
     with pytest.raises(UserError, match="other seeds than 0 to 0"):
-        make_study(tmp_path).unfinished()
+        list(make_study(tmp_path).unfinished())
 
 
 @pytest.mark.parametrize("where", ["nowhere/x.journal", "sqlite:////nowhere/x/y.db", "what://x", "sqlite://:bad:/x"])

@@ -63,11 +63,14 @@ def refuse(capsys, monkeypatch, tmp_path, root):
         ((*GRID, "--options", "lr=1"), "--lr is swept"), ((*GRID, "--options", "n_epoch=x"), "n_epoch"),
         ((*GRID, "--resume", "nowhere"), "nowhere"), ((*GRID, "--options", "seed=3"), "--seeds says"),
         ((*GRID, "--", "--set", "lr=1"), "--lr is swept"), ((*GRID, "--", "--set", "seed=3"), "--seeds says"),
-        ((GRID[0], "--grid", "optim_arg.eps=1"), "did you mean 'optim_args'"), ((GRID[0], "--grid", "lr.x=1"), "flat"),
+        ((GRID[0], "--grid", "optim_arg.eps=1"), "did you mean 'optim_args'"),
+        ((GRID[0], "--grid", "n_epoch.x=1"), "flat"),
         ((GRID[0], "--grid", "optim_args.betas=[0.9"), "without its other half"),
         ((GRID[0], "--grid", "optim_args.eps=1", "--", "--set", "optim_args.eps=2"), "optim_args.eps is swept"),
         ((GRID[0], "--grid", "seed.x=1"), "--seeds says"), ((GRID[0], "--grid", "import.x=1"), "--import"),
         ((GRID[0], "--grid", "val_every=0,1"), "leaves nothing to compare"),
+        ((GRID[0], "--grid", "lr=1e-3,1e-2", "momentum=0.8,0.9"), "--momentum is swept, and has no effect in any"),
+        ((GRID[0], "--grid", "optim=sgd,adamW", "--", "--momentum=0.8"), "--momentum 0.8 has no effect with --optim"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
 )  # fmt: skip
@@ -113,6 +116,17 @@ def test_every_option_of_the_sweep_is_explained_and_typed():
     assert isinstance(parser, OptionParser)
     for name, action in parser.known.items():
         assert action.help and (action.type or name in ("grid", "search", "options")), name
+
+
+def test_values_without_effect_are_left_out_and_equal_runs_are_run_once():
+    grid = ["--grid", "optim=adamW,sgd", "momentum=0.8,0.9", "clip=0,0.0"]
+    plan = sweep.make_plan(sweep.parse(["trainer_vanilla.py", *grid]))
+    without_momentum, *with_momentum = plan.grid
+    assert (without_momentum["optim"], "momentum" in without_momentum) == ("adamW", False)
+    assert [(each["optim"], each["momentum"]) for each in with_momentum] == [("sgd", "0.8"), ("sgd", "0.9")]
+    search = ["--search", "optim=adamW,sgd", "momentum=0.5..0.9"]
+    plan = sweep.make_plan(sweep.parse(["trainer_vanilla.py", *search]))
+    assert plan.effective({"optim": "adamW", "momentum": "0.7"}) == {"optim": "adamW"}
 
 
 # ---- real runs -------------------------------------------------------------------------------------------------------
