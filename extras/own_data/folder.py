@@ -122,10 +122,21 @@ def rows_of(
 
 
 def images_below(directory: Path) -> tuple[list[str], list[str]]:
-    """Return the image files below a directory at any depth, sorted, and other files; without hidden ones."""
+    """Return the image files below a directory at any depth, sorted, and other files; without hidden ones.
+
+    Links are followed, but no directory is visited twice, nor one that the class folder lies in: links make circles.
+    """
     images, others = [], []
+    seen = {os.path.realpath(directory), *map(os.path.realpath, Path(os.path.abspath(directory)).parents)}
+    seen.update(map(str, Path(os.path.realpath(directory)).parents))
     for place, folders, files in os.walk(directory, followlinks=True):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        inside = sorted(name for name in folders if not name.startswith("."))
+        folders.clear()
+        for name in sorted(inside, key=lambda name: os.path.islink(os.path.join(place, name))):  # links last
+            if (real := os.path.realpath(os.path.join(place, name))) not in seen:
+                seen.add(real)
+                folders.append(name)
+        folders.sort()
         for name in sorted(files):
             if name.startswith("."):
                 continue

@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import nn
 
+from data.masks import code_of
 from engine.checkpoints.file import load_checkpoint, options_of, weights_of
 from engine.checkpoints.restore import set_state
 from engine.devices.setup import place_network, select_devices
@@ -101,6 +102,25 @@ def resolved(
         harmless["data_args"] = {name: data_args[name] for name in OF_INPUTS if name in data_args}
     parser = new_parser()
     opt = parser.resolve(flags, [(harmless, str(path))])
+    if "mask_values" in parser.asked:
+        check_values(opt.mask_values, saved.get("mask_values"), opt.n_classes)
     for name in parser.asked & set(NETWORK_OPTIONS):
         refuse_change(name, vars(opt)[name], saved.get(name), f"checkpoint {path}")
     return Options(**vars(opt) | {"model_path": str(path)})
+
+
+def check_values(values: Sequence[int | str], trained: Sequence[int | str] | None, num_classes: int) -> None:
+    """Raise UserError unless --mask_values gives each class of a checkpoint a value of its own.
+
+    Args:
+        values: those that are asked for.
+        trained: those of the checkpoint, which may be fewer than its classes; None if it has none.
+        num_classes: of the network; 1 and 2 both mean two.
+    """
+    text = " ".join(map(str, values))
+    count = len(trained) if trained else max(num_classes, 2)
+    if len(values) != count:
+        own = f" instead of {' '.join(map(str, trained))}" if trained else ""
+        raise UserError(f"--mask_values {text} has {len(values)} values: give {count}{own}, one for each class.")
+    if len(set(map(code_of, values))) != count:
+        raise UserError(f"--mask_values {text} has a value twice: the masks would not tell these classes apart.")

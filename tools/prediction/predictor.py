@@ -20,7 +20,8 @@ from utils.image_file import image_size
 from utils.meter import predicted_classes
 
 KINDS = ("probabilities", "values")  # what a prediction is made of; the mean of two is one
-PNG_MODES = ("1", "L", "LA", "I", "I;16", "P", "RGB", "RGBA")
+PNG_MODES = ("1", "L", "LA", "I;16", "P", "RGB", "RGBA")
+ARRAYS = ("uint8", "uint16", "bool")  # the types of arrays that are images
 BATCH_SIZE = 16  # of inputs whose evaluator names none
 
 
@@ -49,26 +50,29 @@ class Predictor:
 
         Args:
             images: one image or several: the path of a file, an image of Pillow, an array (H, W) or (H, W, 3) of uint8,
-                or a tensor (C, H, W) in [0, 1] as the network takes it; and a batch of these, (N, C, H, W).
+                or a tensor (C, H, W), floats in [0, 1] as the network takes it, or uint8; and a batch of these.
 
         Returns:
             With "probabilities" and, for a classification, "class" and "probability"; for a segmentation "mask", the
             class of each pixel, int64 (H, W), at the image's own size; for a regression "values".
 
         Raises:
-            UserError: an image cannot be read.
+            UserError: an image cannot be read, or what is predicted for it is not a number.
         """
         found: list[dict[str, Any]] = []
         with tempfile.TemporaryDirectory() as directory:
             samples = (sample for image in listed(images) for sample in self.samples_of(image, Path(directory)))
             for size, outputs in self.predict(samples):
+                if not all_finite(outputs):
+                    number = len(found) + 1
+                    raise UserError(f"What the network predicts for input {number} is not a number: see its values.")
                 found.append(self.described(outputs, size))
         return found
 
     def samples_of(self, image: Any, directory: Path) -> Iterator[tuple[tuple[int, int] | None, Any]]:
         """Yield the own size (height, width) and the input of an image; None for what is no image."""
         if isinstance(image, Tensor):
-            yield tuple(image.shape[-2:]), image.float() / 255 if image.dtype == torch.uint8 else image.float()
+            yield tuple(image.shape[-2:]), as_input(image)
             return
         path = image_file(image, directory / "image.png")
         for _, inputs in self.evaluator.read_samples(path):
@@ -163,18 +167,40 @@ def image_file(image: Any, place: Path) -> Path:
     if isinstance(image, str | Path):
         return Path(image)
     if isinstance(image, np.ndarray):
-        try:
-            image = Image.fromarray(image)
-        except TypeError:
-            kind = f"{image.dtype} {image.shape}"
-            raise UserError(f"An array is no image as {kind}: give uint8 (H, W) or (H, W, 3).") from None
+        image = image_of(image)
     if not isinstance(image, Image.Image):
         raise UserError(f"{type(image).__name__} is no image: give a path, an image of Pillow, an array or a tensor.")
     image = ImageOps.exif_transpose(image)
+    if image.mode == "F" or image.mode.startswith("I"):  # Pillow would clip levels instead of scaling them
+        levels = np.asarray(image)
+        is_deep = image.mode != "F" and levels.size and levels.min() >= 0 and levels.max() < 1 << 16
+        image = image_of(levels.astype(np.uint16) if is_deep else levels)
     image = image if image.mode in PNG_MODES else image.convert("RGB")
     image.info.pop("exif", None)
     image.save(place, compress_level=1)
     return place
+
+
+def image_of(array: np.ndarray) -> Image.Image:
+    """Return an array as an image; UserError for a type whose white is not known, or a shape of no image."""
+    try:
+        if array.dtype.name in ARRAYS:
+            return Image.fromarray(array.astype(array.dtype.newbyteorder("=")))
+    except (TypeError, ValueError):
+        pass
+    raise UserError(
+        f"An array is no image as {array.dtype} {array.shape}: give {', '.join(ARRAYS)} (H, W), or uint8 (H, W, 3); "
+        f"or values in [0, 1] as a tensor (C, H, W)."
+    )
+
+
+def as_input(image: Tensor) -> Tensor:
+    """Return a tensor as float32 in [0, 1]; UserError for whole numbers whose white is not known."""
+    if image.dtype == torch.uint8:
+        return image.float() / 255
+    if not (image.is_floating_point() or image.dtype == torch.bool):
+        raise UserError(f"A tensor of {image.dtype} is no image: give uint8, or floating-point values in [0, 1].")
+    return image.float()
 
 
 def is_image(value: Any) -> bool:
@@ -203,6 +229,11 @@ def checked(evaluator: EvaluatorBase, outputs: Any, num_inputs: int) -> dict[str
         f"{type(evaluator).__name__}.predict_step must return a dictionary of tensors with a row for each of its "
         f"{num_inputs} inputs, and 'probabilities' or 'values' among them."
     )
+
+
+def all_finite(outputs: dict[str, Tensor]) -> bool:
+    """Return whether all that was predicted for an input are numbers."""
+    return all(bool(value.isfinite().all()) for value in outputs.values())
 
 
 def mirrored(batch: Any) -> Tensor:

@@ -18,7 +18,7 @@ from eval import EvaluatorBase
 from eval_seg_on_carvana import EvaluatorSeg
 from tools.prediction.files import Found, Sample, find_files
 from tools.prediction.opening import open_evaluator
-from tools.prediction.predictor import Predictor
+from tools.prediction.predictor import Predictor, all_finite
 from tools.prediction.writing import MaskWriter, TableWriter
 from utils.errors import UserError
 from utils.files import NO_SPACE, write_json
@@ -96,7 +96,7 @@ def write_all(predictor: Predictor, files: Sequence[Found], directory: Path, rep
     samples = read_all(predictor.evaluator, files, report)
     try:
         for sample, outputs in predictor.predict((sample, sample.inputs) for sample in samples):
-            if not all(bool(value.isfinite().all()) for value in outputs.values()):
+            if not all_finite(outputs):
                 report.failed(sample.found.path, UserError("what the network predicts for it is not a number"))
                 continue
             if writer is None:

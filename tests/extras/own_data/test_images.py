@@ -91,6 +91,16 @@ def test_folders_are_classes_in_the_order_of_their_names(folder):
     assert "cat 10, dog 11" in whole.summary and "1 other files were passed over" in whole.summary
 
 
+def test_links_are_followed_to_each_directory_once(folder):
+    save(folder.parent / "elsewhere" / "deeper" / "x.png")
+    (folder.parent / "elsewhere" / "deeper" / "back").symlink_to(folder.parent / "elsewhere")
+    (folder / "dog" / "more").symlink_to(folder.parent / "elsewhere")
+    for circle, target in {"self": folder / "cat", "up": folder, "root": "/"}.items():
+        (folder / "cat" / circle).symlink_to(target)
+    names = build_image_folder(folder)["all"].names
+    assert len(names) == 21 and names[-1] == "dog/more/deeper/x.png"
+
+
 def test_grey_files_have_one_channel_and_large_ones_are_shrunk(tmp_path):
     for name in ("a", "b"):
         save(tmp_path / name / "1.png", "L", (300, 200), GREY)

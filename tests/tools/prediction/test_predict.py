@@ -107,6 +107,14 @@ def test_masks_are_of_the_files_size_and_of_the_training_masks_values(seg_run, p
     assert float(share) == pytest.approx((masks[0] == 0).mean(), abs=1e-4)
 
 
+@pytest.mark.parametrize(
+    ("values", "said"), [("7", "give 2"), ("1 2 3", "give 2"), ("1 1", "twice"), ("255 #ffffff", "twice")]
+)
+def test_each_class_needs_a_value_of_its_own_in_the_masks(seg_run, photos, values, said):
+    with pytest.raises(UserError, match=f"--mask_values {values} has .*{said}"):
+        main([str(seg_run), str(photos), "--device", "cpu", "--mask_values", *values.split()])
+
+
 def test_the_mask_is_that_of_the_network_resized_to_the_file(seg_run, photos):
     (made,) = load_predictor(seg_run, device="cpu")(photos / "a.png")
     checkpoint = seg_run / "UNet_best_ckpt.pth"
@@ -191,6 +199,27 @@ def test_a_function_takes_images_in_every_form(vanilla_run, photos):
     assert torch.equal(predictor(batch)[1]["probabilities"], predictor(batch)[1]["probabilities"])
     with pytest.raises(UserError, match="no image: give a path"):
         predictor(3)
+
+
+def test_an_array_of_a_type_whose_white_is_unknown_is_refused(vanilla_run, photos):
+    predictor = load_predictor(vanilla_run, device="cpu")
+    with Image.open(photos / "a.png") as image:
+        pixels = np.asarray(image)
+    expected = classified(vanilla_run, photos / "a.png")
+    deep = pixels.astype(np.uint16) * 257
+    for same in (deep, deep.astype(">u2"), Image.fromarray(deep.astype(np.int32))):
+        assert torch.allclose(predictor(same)[0]["probabilities"], expected, atol=1e-6)
+    black_and_white = predictor([pixels > 99, (pixels > 99).astype(np.uint8) * 255])
+    assert torch.equal(*(one["probabilities"] for one in black_and_white))
+    grey = (pixels / 255).astype(np.float32)
+    others = [grey, grey.astype(float), pixels.astype(np.int32), pixels.astype(np.int64), Image.fromarray(grey)]
+    for other in (*others, Image.fromarray(-pixels.astype(np.int32)), pixels[None, None].astype(np.float32)):
+        with pytest.raises(UserError, match=r"no image as (float|int)\d\d .*: give uint8, uint16, bool \(H, W\)"):
+            predictor(other)
+    with pytest.raises(UserError, match=r"torch.int64 is no image: give uint8, or floating-point values in \[0, 1\]"):
+        predictor(torch.full((1, 28, 28), 200))
+    with pytest.raises(UserError, match="predicts for input 2 is not a number"):
+        predictor([torch.rand(1, 28, 28), torch.full((1, 28, 28), torch.nan)])
 
 
 # ---- what goes wrong -------------------------------------------------------------------------------------------------
