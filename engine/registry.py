@@ -82,6 +82,7 @@ TABLE = """
     logger     tensorboard         callbacks.tensorboard:TensorBoard
     logger     csv                 callbacks.csv_logger:CSVLogger
     logger     wandb               extras.callbacks.wandb_logger:WandB
+    logger     report              extras.callbacks.report:Report
     augmentation  light            extras.augmentation:light
     augmentation  trivial          extras.augmentation:trivial
     augmentation  randaugment      extras.augmentation:randaugment
