@@ -225,6 +225,11 @@ class SeveralProcesses(Distributed):
 
     # ---- networks ----------------------------------------------------------------------------------------------------
     def wrap(self, network: nn.Module, device: torch.device) -> nn.Module:
+        others = [other for other in self._wrapped if getattr(other, "module", None) is not network]
+        if len(others) < len(self._wrapped):  # again, because other parameters are trained now, see extras/unfreeze.py
+            # In the midst of training the parameters are alike, and each process has buffers of its own.
+            self._wrapped = [*others, self.parallelize(network, device)]
+            return self._wrapped[-1]
         if self.sync_bn:
             if device.type != "cuda":
                 raise UserError("--sync_bn needs GPUs: torch has no synchronised batch normalization for CPUs.")
@@ -234,10 +239,8 @@ class SeveralProcesses(Distributed):
         for parameter in network.parameters():
             dist.broadcast(parameter.detach(), src=0)  # the networks must begin alike, whatever seeds a task has set
         self.share_buffers([network])
-        self._wrapped = [other for other in self._wrapped if getattr(other, "module", None) is not network]
-        wrapped = self.parallelize(network, device)
-        self._wrapped.append(wrapped)
-        return wrapped
+        self._wrapped.append(self.parallelize(network, device))
+        return self._wrapped[-1]
 
     def parallelize(self, network: nn.Module, device: torch.device) -> nn.Module:
         """Return a module whose backward pass adds up the gradients of all processes."""
@@ -246,6 +249,7 @@ class SeveralProcesses(Distributed):
         name = next(name for name in names if name in inspect.signature(ddp).parameters)
         # Buffers: once before each validation is enough, see `share_buffers`. A gradient is not kept twice.
         settings = {name: False, "gradient_as_bucket_view": True, "find_unused_parameters": self.find_unused}
+        settings["init_sync"] = False  # `wrap` does it; DDP would also overwrite buffers when it is put on once more
         return ddp(network, device_ids=[device] if device.type == "cuda" else None, **settings)
 
     def share_buffers(self, modules: Iterable[nn.Module]) -> None:

@@ -125,3 +125,19 @@ def test_several_processes_train_as_one_does(tmp_path):
             assert small_tasks.largest_difference(weights, alone) < 1e-12
     with pytest.raises(AssertionError, match="--unfreeze does not go with --parallel fsdp"):
         in_processes(2, unfrozen, tmp_path, "fsdp")
+
+
+def whole_and_resumed(directory):
+    """Return what a run in several processes ends with, and what it does when it was stopped in the first epoch."""
+    flags = ["--n_epoch", 2, "--unfreeze", "layer.bias=2", "--val_every", 0, "--parallel", "ddp"]
+    whole = small_tasks.train(small_tasks.TrainerBank, flags, directory / "whole")
+    broken = small_tasks.train(small_tasks.TrainerBank, flags, directory / "broken", [small_tasks.StopAt(4)])
+    more = ["--resume", broken.run_dir.path, "--parallel", "ddp"]
+    return [small_tasks.weights_of(one) for one in (whole, small_tasks.train(small_tasks.TrainerBank, more, directory))]
+
+
+def test_each_of_several_processes_keeps_its_own_buffers(tmp_path):
+    first, second = in_processes(2, whole_and_resumed, tmp_path)
+    for whole, resumed in (first, second):
+        assert small_tasks.largest_difference(whole, resumed) == 0
+    assert not torch.equal(first[0]["bank"], second[0]["bank"])
