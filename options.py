@@ -487,6 +487,7 @@ def completed(parser: OptionParser, opt: Namespace, new_parser: Callable[[], Opt
             opt.n_epoch = 1
             parser.note_source("n_epoch", "--debug")
     check_gpus(vars(opt))
+    opt.asked_to_cut = []
     if parser.asked.difference(ALWAYS_COUNT):
         refuse_without_effect = registry.load("extras.without_effect:refuse_without_effect", "set")
         opt.asked_to_cut = refuse_without_effect(parser, vars(opt), new_parser(), tasks)

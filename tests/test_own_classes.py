@@ -133,7 +133,7 @@ def test_names_stand_in_the_help(capsys):
         (("--callbacks", "os:getcwd"), ["no class derived from"]),
         (("--callbacks", "largest2"), ["'largest2' is not MODULE:NAME of your own"]),
         (("--scheduler_step", "batch"), ["'batch' is not one of update, epoch"]),
-        (("--data_type", f"{PARTS}:bright_squares", "--val_split", "0.3"), ["--val_split 0.3 has no effect with"]),
+        (("--data_type", f"{PARTS}:bright_squares", "--val_split", "0.3"), ["--val_split has no effect: the data"]),
         (("--loss_type", "Focal", "--label_smoothing", "0.2"), ["--label_smoothing 0.2 has no effect with"]),
         (("--import", "no_such_module"), ["--import no_such_module", "no module"]),
     ],
