@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from engine.runs.run_dir import ENDED
-from engine.runs.signals import TIME_IS_UP, StopSignal, exit_status
+from engine.runs.signals import SIGNALS, TIME_IS_UP, StopSignal, exit_status
 from tools.plot_log import read_metrics
 from tools.processes import start
 from tools.sweep.study import FAILED, FINISHED, INTERRUPTED, PRUNED, RUNNING, WAITING, Run, Study, Trial
@@ -20,8 +20,7 @@ from utils.logger import open_own
 ROOT = Path(__file__).resolve().parents[2]  # of the repository
 OUTPUT = "output.txt"  # in the directory of a run: its output
 POLL = 0.2  # seconds between two looks at the runs
-STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-STOPPED = (TIME_IS_UP, *map(exit_status, STOP_SIGNALS), *[-number for number in STOP_SIGNALS])  # exit statuses
+STOPPED = (TIME_IS_UP, *map(exit_status, SIGNALS), *[-number for number in SIGNALS])  # exit statuses
 
 
 @dataclass
