@@ -177,8 +177,9 @@ def with_found(opt: Options, datasets: dict[str, Dataset]) -> Options:
             raise UserError(f"--{name} {shown(given)} contradicts the data, with {shown(found[name])}: leave it out.")
     untold = {name: UNTOLD[name] for name in ("n_channels", "n_classes") if getattr(opt, name, 0) is None}
     opt = changed(opt, **untold | {name: value for name, value in found.items() if hasattr(opt, name)})
-    if (names := getattr(opt, "class_names", None)) and len(names) != max(opt.n_classes, 2):
-        raise UserError(f"--class_names has {len(names)} names, but there are {opt.n_classes} classes: name each once.")
+    if (names := getattr(opt, "class_names", None)) and not len(set(names)) == len(names) == max(opt.n_classes, 2):
+        given = shown(" ".join(names))
+        raise UserError(f"--class_names {given}: there are {opt.n_classes} classes, give each a name of its own.")
     if getattr(opt, "pretrained", False) and not opt.resume:
         return load("extras.pretrained:with_scale", "pretrained")(opt)
     return opt

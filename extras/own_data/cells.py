@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from extras.own_data.columns import Column, make_column
+from extras.own_data.columns import DECIMALS, Column, make_column
 from extras.own_data.csv_file import read_csv
 from utils.errors import UserError, shown
 
@@ -34,13 +34,18 @@ class Cells:
         return Cells(self.path, [self.rows[index] for index in indices], columns)
 
 
-def read_cells(path: Path, missing: Sequence[str] = ()) -> Cells:
+def read_cells(path: Path, missing: Sequence[str] = (), decimal: str | None = None) -> Cells:
     """Read a table; UserError when it is none.
 
     Args:
         path: a CSV or npz file.
         missing: texts that stand for a missing cell, beside the usual ones.
+        decimal: see `extras.own_data.columns.make_column`.
     """
+    if not isinstance(missing, list | tuple) or not all(isinstance(text, str) for text in missing):
+        raise UserError(f'data_args.missing {shown(missing)} is no list of texts: give such as ["unknown"].')
+    if decimal not in (None, *DECIMALS):
+        raise UserError(f"data_args.decimal {shown(decimal)} is unknown: give {' or '.join(DECIMALS)}.")
     if path.suffix.lower() == ".npz":
         columns = {name: make_column(name, cells, missing) for name, cells in read_arrays(path).items()}
         num_rows = len(next(iter(columns.values())).texts)
@@ -48,7 +53,7 @@ def read_cells(path: Path, missing: Sequence[str] = ()) -> Cells:
     file = read_csv(path)
     has_commas = file.delimiter != ","
     columns = {
-        name: make_column(name, [line[name] for _, line in file.lines], missing, decimal_comma=has_commas)
+        name: make_column(name, [line[name] for _, line in file.lines], missing, has_commas, decimal)
         for name in file.names
     }
     return Cells(path, [f"line {number}" for number, _ in file.lines], columns)

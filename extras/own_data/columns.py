@@ -17,6 +17,8 @@ import numpy as np
 from utils.errors import UserError, shown
 
 NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]{1,3})?")
+THOUSANDS = re.compile(r"[+-]?[1-9][0-9]{0,2}(,[0-9]{3})+(\.[0-9]*)?")  # 1,234 may be 1.234, too
+DECIMALS = ("comma", "point")
 MISSING = ("", "na", "n/a", "#n/a", "nan", "null", "?")  # cells without a value, in lower letters
 MOST_VALUES = 100  # of a category
 LARGEST = 1e30  # a number that float32 holds, with room for its square root
@@ -30,11 +32,13 @@ class Column:
         name: the name in the header.
         texts: of the cells; "" for a missing one.
         numbers: float64 (N,), NaN for a missing cell; and for one that is no number.
+        unclear: a cell such as 1,234 where nothing tells whether its comma separates thousands or decimals; or "".
     """
 
     name: str
     texts: Sequence[str]
     numbers: np.ndarray
+    unclear: str = ""
 
     @property
     def is_missing(self) -> np.ndarray:
@@ -46,10 +50,24 @@ class Column:
         return np.isnan(self.numbers) & ~self.is_missing
 
     def select(self, indices: Sequence[int]) -> "Column":
-        return Column(self.name, [self.texts[index] for index in indices], self.numbers[indices])
+        return Column(self.name, [self.texts[index] for index in indices], self.numbers[indices], self.unclear)
+
+    def check_clear(self, where: str) -> None:
+        """Raise UserError when the numbers may be a thousand times as large; `where` names the column."""
+        if self.unclear:
+            raise UserError(
+                f"{where} has {shown(self.unclear)}, and nothing tells whether its comma separates decimals: say so by "
+                f"--set data_args.decimal=comma; or that it separates thousands, by --set data_args.decimal=point."
+            )
 
 
-def make_column(name: str, cells: Sequence[str], missing: Sequence[str] = (), decimal_comma: bool = False) -> Column:
+def make_column(
+    name: str,
+    cells: Sequence[str],
+    missing: Sequence[str] = (),
+    decimal_comma: bool = False,
+    decimal: str | None = None,
+) -> Column:
     """Return a column of the texts in a file.
 
     >>> make_column("x", ["1", " 2.5 ", "", "NA", "big"]).numbers
@@ -60,13 +78,31 @@ def make_column(name: str, cells: Sequence[str], missing: Sequence[str] = (), de
         cells: their texts; white space around them does not count.
         missing: further texts that stand for a missing cell.
         decimal_comma: whether 1,5 is a number, as where semicolons separate the cells.
+        decimal: then what separates decimals, comma or point; None if the column tells it: 1,5 has a comma before
+            decimals, and 1,234,567 and 1,234 beside 1.5 have thousands.
     """
     absent = {*MISSING, *(text.lower() for text in missing)}
     texts = [" ".join(cell.split()) for cell in cells]
     texts = ["" if text.lower() in absent else text for text in texts]
-    plain = [text.replace(",", ".") for text in texts] if decimal_comma else texts
+    plain, unclear = without_commas(texts, decimal) if decimal_comma else (texts, "")
     numbers = [float(text) if NUMBER.fullmatch(text) else math.nan for text in plain]
-    return Column(name, texts, np.array(numbers, dtype=np.float64))
+    return Column(name, texts, np.array(numbers, dtype=np.float64), unclear)
+
+
+def without_commas(texts: Sequence[str], decimal: str | None) -> tuple[list[str], str]:
+    """Return the texts of a column with the numbers as Python writes them, and one that is unclear, see `Column`."""
+    grouped = [text for text in texts if THOUSANDS.fullmatch(text)]
+    with_decimals = [text.replace(",", ".") for text in texts]
+    if decimal == "comma" or (decimal is None and not grouped):
+        return with_decimals, ""
+    if decimal is None:
+        others = [text for text in texts if "," in text and not THOUSANDS.fullmatch(text)]
+        if any(NUMBER.fullmatch(text.replace(",", ".")) for text in others):
+            return with_decimals, ""
+        has_point = any("." in text and (NUMBER.fullmatch(text) or THOUSANDS.fullmatch(text)) for text in texts)
+        if not has_point and all(text.count(",") == 1 for text in grouped):
+            return with_decimals, grouped[0]
+    return [text.replace(",", "") if THOUSANDS.fullmatch(text) else text for text in texts], ""
 
 
 # ---- decide ----------------------------------------------------------------------------------------------------------
@@ -87,6 +123,7 @@ def form_of(column: Column, source: Any, is_category: bool = False) -> dict[str,
         raise UserError(f"{where} is empty in the training part: add it to --leave_out.")
     wrong = column.is_wrong
     if not is_category and not wrong.any():
+        column.check_clear(where)
         return {"name": column.name} | scale_of(column.numbers, where)
     if not is_category and wrong.sum() < there.sum() / 2:
         text = column.texts[int(wrong.argmax())]
@@ -169,6 +206,7 @@ def encode(column: Column, form: Mapping[str, Any], rows: Sequence[str], source:
             f"{source}, {rows[place]}: {shown(column.texts[place])} in the column {shown(column.name)} is no number, "
             f"while the training part has numbers."
         )
+    column.check_clear(f"{source}: the column {shown(column.name)}")
     scaled = (column.numbers - form["mean"]) / form["std"]
     return np.nan_to_num(scaled, nan=0.0).clip(-LARGEST, LARGEST).astype(np.float32)[:, None]
 

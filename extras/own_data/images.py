@@ -211,6 +211,8 @@ def make_parts(
     of_classes = ", ".join(f"{name} {counts[name]:,}" for name in classes[:MOST_LISTED])
     more = f", and {len(classes) - MOST_LISTED:,} more" if len(classes) > MOST_LISTED else ""
     summary = f"{len(every):,} images in {len(classes):,} classes ({of_classes}{more}), {note}"
+    if idle := [name for name in classes if not counts[name]]:
+        summary += f"; no image is of {', '.join(idle[:MOST_LISTED])}: see --class_names"
     found = {
         "n_classes": len(classes),
         "class_names": list(classes),
@@ -223,7 +225,39 @@ def make_parts(
         own_groups = None if None in groups else groups
         targets = [number_of[label] for label in labels]
         datasets[part] = ImageFiles(paths, names, targets, own_groups, settled, found, summary)
+    join_copies(list(datasets.values()))
     return datasets
+
+
+def join_copies(datasets: Sequence[ImageFiles]) -> None:
+    """Make groups one that have a file of the same content, in whatever parts: see `joined`."""
+    told = [dataset for dataset in datasets if dataset.is_content]
+    groups = [group for dataset in told for group in dataset.groups]
+    joint = iter(joined(groups, [identity for dataset in told for identity in dataset.identities]))
+    for dataset in told:
+        before, dataset.groups = dataset.groups, [next(joint) for _ in dataset.groups]
+        if fewer := len(set(before)) - len(set(dataset.groups)):
+            dataset.report = f"{fewer:,} groups were joined to others, which have a file of the same content"
+
+
+def joined(groups: Sequence[str], identities: Sequence[str]) -> list[str]:
+    """Return the group of each sample; those that share an identity are one, by the name that comes first.
+
+    >>> joined(["a", "b", "b", "c"], ["1", "1", "2", "3"])
+    ['a', 'a', 'a', 'c']
+    """
+    parent = {group: group for group in groups}
+
+    def root(group: str) -> str:
+        while parent[group] != group:
+            parent[group] = group = parent[parent[group]]
+        return group
+
+    first_of: dict[str, str] = {}
+    for group, identity in zip(groups, identities, strict=True):
+        one, other = sorted((root(group), root(first_of.setdefault(identity, group))))
+        parent[other] = one
+    return [root(group) for group in groups]
 
 
 def check_class_names(names: Sequence[str], where: str | os.PathLike) -> None:
@@ -240,11 +274,13 @@ def ordered_classes(found: Sequence[str], class_names: Sequence[str] | None, whe
     """Return the names of the classes in their order: that of --class_names or the checkpoint, if there is one.
 
     Raises:
-        UserError: the data has a class of another name.
+        UserError: the data has a class of another name, or a name is there twice.
     """
     if class_names is None:
         check_class_names(found, where)
         return list(found)
+    if twice := [name for name, count in Counter(class_names).items() if count > 1]:
+        raise UserError(f"--class_names has {shown(twice[0])} twice: give each class a name of its own.")
     if unknown := [name for name in found if name not in class_names]:
         known = ", ".join(list(class_names)[:MOST_LISTED])
         raise UserError(

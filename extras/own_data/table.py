@@ -57,6 +57,7 @@ def build_table(
     columns: Mapping[str, Any] | None = None,
     split: str = "split",
     missing: Sequence[str] = (),
+    decimal: str | None = None,
 ) -> dict[str, Dataset]:
     """Return the parts of a table, or all rows as "all".
 
@@ -72,11 +73,12 @@ def build_table(
         columns: how a checkpoint has them become inputs; None if the training part decides it.
         split: a column with train, val or test, if there is one.
         missing: texts that stand for a missing cell, beside the usual ones.
+        decimal: comma or point, where cells such as 1,234 do not tell it, see `make_column`.
 
     Raises:
         UserError: a file cannot be read, lacks a column, or a cell of the target is missing.
     """
-    tables = {part: read_cells(path, missing) for part, path in find_tables(data_dir).items()}
+    tables = {part: read_cells(path, missing, decimal) for part, path in find_tables(data_dir).items()}
     first = tables.get("train") or tables["all"]
     known = list(first.columns)
     if target is None:
@@ -193,6 +195,7 @@ class Rows(Dataset):
         self.summary = summary
         column = cells.columns[recipe.target]
         if recipe.classes is None:
+            column.check_clear(f"{cells.path}: the target {recipe.target}")
             if (wrong := column.is_wrong).any():
                 row, text = cells.rows[int(wrong.argmax())], column.texts[int(wrong.argmax())]
                 raise UserError(f"{cells.path}, {row}: the target {recipe.target} is no number: {shown(text)}.")
@@ -336,5 +339,6 @@ def read_rows(path: Path, opt: Namespace) -> list[tuple[str, Tensor]]:
         opt: the options of the checkpoint.
     """
     check_forms(opt.columns)
-    cells = read_cells(path, (opt.data_args or {}).get("missing", ()))
+    how = {name: value for name, value in (opt.data_args or {}).items() if name in ("missing", "decimal")}
+    cells = read_cells(path, **how)
     return list(zip(cells.rows, encode_rows(cells, opt.columns), strict=True))

@@ -344,3 +344,9 @@ def test_what_contradicts_the_data_is_refused(name, wrong, right):
     assert vars(with_found(changed(untold, **{name: right}), datasets)) == vars(with_found(untold, datasets))
     with pytest.raises(UserError, match=f"--{name} .* contradicts the data, with"):
         with_found(changed(untold, **{name: wrong}), datasets)
+
+
+def test_each_class_has_a_name_of_its_own():
+    opt = Options(n_channels=None, n_classes=2, class_names=["a", "b", "a"])
+    with pytest.raises(UserError, match="--class_names 'a b a': there are 2 classes, give each a name of its own"):
+        with_found(opt, {"train": []})

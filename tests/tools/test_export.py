@@ -6,6 +6,7 @@ import json
 import re
 import subprocess
 import sys
+from argparse import Namespace
 from pathlib import Path
 
 import numpy as np
@@ -15,10 +16,11 @@ from PIL import Image
 from torch import nn
 
 from engine.checkpoints.file import load_checkpoint, save_checkpoint
+from engine.options.parser import Options
 from extras.pretrained import load_pretrained
 from extras.weights_from import scale_of
 from tools.export import main
-from tools.exporting.write import compare
+from tools.exporting.write import compare, describe
 from tools.prediction.opening import open_evaluator
 from utils.errors import UserError
 
@@ -139,6 +141,24 @@ def test_the_script_of_the_page_classifies_without_torch(scaled_run, onnx_file, 
 
 
 # ---- what goes wrong -------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("kind", ["onnx", "safetensors"])
+def test_the_metadata_of_a_table_say_how_its_rows_become_inputs(kind):
+    inputs = [{"name": "age", "mean": 50.0, "std": 10.0}, {"name": "smoker", "values": ["no", "yes"]}]
+    usual = {"model_type": "MLP", "model_args": {}, "model_path": "a_ckpt.pth", "target": "risk"}
+    of_run = Options(**usual, n_classes=2, columns={"inputs": inputs, "target": None})
+    evaluator = Namespace(task="table", opt=of_run, classes=["low", "high"])
+    about = describe(evaluator, Namespace(to=kind), torch.zeros(2, 3), None)
+    assert about["columns"] == inputs and about["target"] == {"name": "risk"}
+    assert about["class_names"] == ["low", "high"]
+    assert about["output"] == {"name": "logits", "activation": "softmax"}
+    scale = {"name": "risk", "mean": 3.0, "std": 2.0}
+    evaluator.opt = Options(**usual, n_classes=1, columns={"inputs": inputs, "target": scale})
+    about = describe(evaluator, Namespace(to=kind), torch.zeros(2, 3), None)
+    assert about["target"] == scale and "class_names" not in about
+    expected = {"name": "outputs", "activation": None, "is_in_unit_of_target": kind == "onnx"}
+    assert about["output"] == expected
+
+
 def test_a_file_that_computes_something_else_is_refused(capsys):
     network = nn.Linear(3, 2)
     inputs = torch.rand(4, 3)

@@ -30,7 +30,7 @@ from utils.errors import UserError
 TOLERANCE = 1e-4  # of the largest output, which counts as 1 at least
 NUM_REAL = 16  # samples that are compared
 MOST_MULTIPLE = 512  # of the divisor: the largest height and width
-ACTIVATIONS = {"classification": "softmax", "segmentation": "softmax"}
+ACTIVATIONS = {"classification": "softmax", "segmentation": "softmax", "table": "softmax"}
 
 
 def export(opt: Namespace, flags: Sequence[str]) -> tuple[Path, dict[str, Any]]:
@@ -172,7 +172,9 @@ def describe(evaluator: EvaluatorBase, opt: Namespace, example: Tensor, divisor:
     of_run = evaluator.opt
     scale = {name: getattr(of_run, name) for name in SCALE if getattr(of_run, name, None)}
     is_image = example.ndim == 4
-    activation = ACTIVATIONS.get(str(evaluator.task))
+    columns = getattr(of_run, "columns", None) or {}  # of a table
+    is_number = columns.get("target") is not None
+    activation = None if is_number else ACTIVATIONS.get(str(evaluator.task))
     if activation and of_run.n_classes == 1:
         activation = "sigmoid"
     metadata: dict[str, Any] = {
@@ -202,7 +204,12 @@ def describe(evaluator: EvaluatorBase, opt: Namespace, example: Tensor, divisor:
         metadata["input"]["resize"] = None if getattr(of_run, "mode", None) == "padding" else example.shape[-1]
     if divisor is not None:
         metadata["input"]["shape"][-2:] = [None, None]
-    if evaluator.task in ACTIVATIONS:
+    if columns:
+        metadata["columns"] = columns["inputs"]  # in the order of the inputs
+        metadata["target"] = {"name": of_run.target} | (columns["target"] or {})
+        if is_number:
+            metadata["output"]["is_in_unit_of_target"] = opt.to != "safetensors"
+    if evaluator.task in ACTIVATIONS and not is_number:
         metadata["class_names"] = class_names(evaluator)
     if getattr(of_run, "mask_values", None):
         metadata["mask_values"] = of_run.mask_values

@@ -32,7 +32,7 @@ def find_files(named: Sequence[str], suffixes: set[str] | None = None) -> tuple[
 
     Args:
         named: files, and directories that are walked, in the order of names. Links to directories, and what is hidden,
-            are passed over.
+            are passed over. A link to a file is a file of its own.
         suffixes: of the files to take from directories, in lower letters; None for all.
 
     Raises:
@@ -49,7 +49,7 @@ def find_files(named: Sequence[str], suffixes: set[str] | None = None) -> tuple[
                 num_others += 1
             else:
                 place = path.relative_to(root) if root.is_dir() else Path(path.name)
-                found.setdefault(os.path.realpath(path), Found(path, place))
+                found.setdefault(os.path.abspath(path), Found(path, place))
     if not found:
         others = f"; {num_others} files of other kinds are" if num_others else ""
         raise UserError(f"{', '.join(named)}: no file to predict is there{others}.")

@@ -26,7 +26,7 @@ RESULTS = "./Results/"  # where `latest` looks
 # Older checkpoints do not say which evaluator made them: an option that only this one has.
 BY_OPTION = {"mask_values": EVALUATORS[1], "deep_supervision": EVALUATORS[1], "label_smoothing": EVALUATORS[0]}
 NOT_NEEDED = ("loss_type", "loss_args", "metrics", "metric_args", "data_dir")
-OF_INPUTS = ("white", "background")  # the arguments of the data that say how an image file is read
+OF_INPUTS = ("white", "background", "missing", "decimal")  # the arguments of data that say how a file is read
 
 
 def open_evaluator(

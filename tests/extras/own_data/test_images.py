@@ -153,6 +153,25 @@ def test_the_name_may_tell_the_group(folder):
     assert whole.groups[:3] == ["p0", "p0", "p1"] and set(whole.groups) == {f"p{number}" for number in range(5)}
 
 
+def test_groups_that_have_copies_of_a_file_are_one(folder):
+    (folder / "cat" / "q_1.png").write_bytes((folder / "cat" / "p0_1.png").read_bytes())
+    (folder / "cat" / "r_1.png").write_bytes((folder / "cat" / "q_1.png").read_bytes())
+    whole = build_image_folder(folder, group_until="_")["all"]
+    assert set(whole.groups) == {f"p{number}" for number in range(5)} and whole.groups[-12:-10] == ["p0", "p0"]
+    assert whole.report == "2 groups were joined to others, which have a file of the same content"
+    (folder / "test").mkdir()
+    (folder / "cat" / "r_1.png").rename(folder / "r_1.png")
+    for part in ("train", "test"):
+        (folder / part / "cat").mkdir(parents=True)
+        (folder / part / "dog").mkdir()
+    (folder / "cat" / "q_1.png").rename(folder / "train" / "cat" / "q_1.png")
+    (folder / "dog" / "p0_0.png").rename(folder / "train" / "dog" / "s_0.png")
+    (folder / "r_1.png").rename(folder / "test" / "cat" / "r_1.png")
+    (folder / "dog" / "p1_2.png").rename(folder / "test" / "dog" / "t_0.png")
+    with pytest.raises(UserError, match=r"test/cat/r_1.png of test and train/cat/q_1.png of train are of one group"):
+        seen_groups(build_image_folder(folder, group_until="_"))
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [
@@ -192,6 +211,13 @@ def test_a_missing_or_empty_directory_is_named(tmp_path):
         build_image_folder(tmp_path / "none")
     with pytest.raises(UserError, match="There are no class folders"):
         build_image_folder(tmp_path)
+
+
+def test_names_given_twice_are_refused_and_those_without_images_are_told(folder):
+    with pytest.raises(UserError, match="--class_names has 'cat' twice: give each class a name of its own"):
+        build_image_folder(folder, class_names=["cat", "dog", "cat"])
+    whole = build_image_folder(folder, class_names=["cat", "dog", "owl"])["all"]
+    assert whole.summary.endswith("; no image is of owl: see --class_names")
 
 
 def test_names_of_the_checkpoint_are_the_order_of_the_classes(folder):

@@ -132,6 +132,7 @@ def test_arrays(tmp_path):
         ({"target": "x"}, "line 9: the cell of the target x is missing, as in 1 rows"),
         ({"features": ["X"]}, r"--features 'X' is no column \(did you mean 'x'\?\)"),
         ({"features": ["y"]}, "No column of .* is left to predict y from"),
+        ({"target": "kind", "class_names": ["a", "b", "a"]}, "--class_names has 'a' twice"),
         ({"data_dir": "/nowhere.csv"}, "There is no table /nowhere.csv"),
         ({"target": "patient", "features": ["x"], "class_names": ["p0"]}, "has the class 'p1'"),
     ],
@@ -163,6 +164,38 @@ def test_files_that_do_not_fit_are_refused(tmp_path, text, words):
         return
     with pytest.raises(UserError, match=words):
         build_datasets(options(path))
+
+
+@pytest.mark.parametrize(
+    ("cells", "numbers"),
+    [
+        ("1,234 1,5 0,844", [1.234, 1.5, 0.844]), ("0,123 1,234", [0.123, 1.234]), ("1,234 5.5", [1234, 5.5]),
+        ("1,234 1,234,567", [1234, 1234567]), ("-1,234.5 12", [-1234.5, 12]), ("1,234 12", None), ("1,234 9,989", None),
+    ],
+)  # fmt: skip
+def test_a_column_tells_what_its_commas_separate_or_is_refused(cells, numbers):
+    column = make_column("x", cells.split(), decimal_comma=True)
+    if numbers is not None:
+        assert column.numbers.tolist() == numbers
+        return
+    for use in (lambda: form_of(column, "t.csv"), lambda: encode(column, {"name": "x", "mean": 0, "std": 1}, [], "t")):
+        with pytest.raises(UserError, match=r"'x' has '1,234', .* data_args.decimal=comma; .* data_args.decimal=point"):
+            use()
+    assert make_column("x", cells.split(), (), True, "comma").numbers[0] == 1.234
+    assert make_column("x", cells.split(), (), True, "point").numbers[0] == 1234
+
+
+def test_a_table_with_unclear_commas_is_read_as_one_says_also_for_a_prediction(tmp_path):
+    path = tmp_path / "t.tsv"
+    path.write_text("x\ty\n" + "".join(f"{number},000\t{number}\n" for number in range(1, 40)))
+    with pytest.raises(UserError, match="'x' has '1,000'"):
+        build_datasets(options(path))
+    with pytest.raises(UserError, match="'dot' is unknown: give comma or point"):
+        build_datasets(options(path, data_args={"decimal": "dot"}))
+    opt = options(path, data_args={"decimal": "point"})
+    opt = with_found(changed(opt, pretrained=False), build_datasets(opt))
+    assert opt.columns["inputs"][0]["mean"] > 1000
+    assert len(read_rows(path, opt)) == 39
 
 
 def test_a_text_among_numbers_of_another_part_is_refused():

@@ -97,3 +97,10 @@ def test_a_row_stands_beside_its_own_prediction_also_after_one_that_has_none(tmp
     assert rows == [("b", "3", "row 1", "6"), ("c", "4", "row 0", "8")]
     assert (report.num_predicted, report.num_failed) == (2, 1)
     assert "a.csv: what the network predicts for it is not a number" in capsys.readouterr().err
+
+
+def test_a_link_to_a_file_is_a_file_of_its_own_and_the_same_path_is_one(tmp_path):
+    (tmp_path / "b.csv").write_text("x\n1\n")
+    (tmp_path / "a.csv").symlink_to("b.csv")
+    files, _ = find_files([str(tmp_path), str(tmp_path / "b.csv")])
+    assert [found.path.name for found in files] == ["a.csv", "b.csv"]
