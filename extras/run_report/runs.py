@@ -31,7 +31,8 @@ PROGRAMS = {
 # Found in the data, drawn, or of a run's place: they differ between runs that are set alike.
 NOT_SET = {"n_channels", "n_classes", "class_names", "output_dir", "resume", "resume_notes", "description"}
 LOG_TAIL = 2**16  # bytes
-LAST_WORD = re.compile(r"(?:ERROR Stopped by (?P<reason>.+) after update [\d,]+\.|INFO Resumed )")
+FINISHED = "Finished after "
+LAST_WORD = re.compile(rf"ERROR Stopped by (?P<reason>.+) after update [\d,]+\.|INFO (?:(?P<end>{FINISHED})|Resumed )")
 BY_A_PERSON = ("Ctrl-C", "the time limit", "the signal ")
 
 
@@ -136,12 +137,13 @@ def status_of(run: RunRecord) -> str:
     """Return how a run ended, or that it is running."""
     if (run.path / LOCK_FILE).exists() and is_locked(run.path):
         return "running"
-    if run.ended:
+    last_word = last_word_of(run.path / f"{run.name}_log.txt")
+    if run.ended or last_word == FINISHED:  # earlier versions wrote no finished.json
+        ended = run.ended or {name: int(value) for name, value in (run.rows or [{}])[-1].items() if value % 1 == 0}
         ends = (("epoch", "n_epoch"), ("update", "max_updates"))
-        reached = [at_least(run.ended.get(position), run.options.get(option)) for position, option in ends]
+        reached = [at_least(ended.get(position), run.options.get(option)) for position, option in ends]
         return "finished" if any(reached) else "stopped early"
-    reason = last_reason(run.path / f"{run.name}_log.txt")
-    return "interrupted" if reason and reason.startswith(BY_A_PERSON) else "crashed"
+    return "interrupted" if last_word and last_word.startswith(BY_A_PERSON) else "crashed"
 
 
 def at_least(value: Any, wanted: Any) -> bool:
@@ -149,8 +151,8 @@ def at_least(value: Any, wanted: Any) -> bool:
     return isinstance(value, int) and isinstance(wanted, int) and value >= wanted
 
 
-def last_reason(path: Path) -> str | None:
-    """Return what has stopped a run, from the end of its log; None if nothing was written, as after a kill."""
+def last_word_of(path: Path) -> str | None:
+    """Return what has stopped a run, from the end of its log, or FINISHED; None without a word, as after a kill."""
     try:
         with open(path, "rb") as file:
             file.seek(max(0, path.stat().st_size - LOG_TAIL))
@@ -158,7 +160,7 @@ def last_reason(path: Path) -> str | None:
     except OSError:
         return None
     found = list(LAST_WORD.finditer(text))
-    return found[-1]["reason"] if found else None
+    return (found[-1]["end"] or found[-1]["reason"]) if found else None
 
 
 # ---- options ---------------------------------------------------------------------------------------------------------

@@ -125,6 +125,9 @@ def test_the_status_of_a_run(tmp_path):
     with log.open("a") as file:
         file.write("2026-11-30 10:01:00,000 INFO Resumed Results/17 after update 3\n")
     assert ">crashed</span>" in page_of(run)[1]  # killed after it was resumed
+    with log.open("a") as file:
+        file.write("2026-11-30 10:02:00,000 INFO Finished after 20 updates. Best val/accuracy: 0.7500\n")
+    assert ">stopped early</span>" in page_of(run)[1]  # by an earlier version, after epoch 2 of 3
     for epoch, status in ((2, "stopped early"), (3, "finished")):
         (run / "finished.json").write_text(json.dumps({"epoch": epoch, "update": 1}))
         assert f">{status}</span>" in page_of(run)[1]
