@@ -10,8 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from engine.registry import call, find, name_of
+from engine.registry import BUILT_INS, call, find, name_of
 from utils.errors import UserError
+
+ROUNDING = 1e-3  # by which an image may leave [0, 1], as after it was resized
 
 
 def light() -> Callable[[Tensor], Tensor]:
@@ -70,11 +72,23 @@ class Augmentation:
             raise UserError(
                 f"--augment {self.name} would change an image without its mask. For segmentation give --augment alone."
             )
+        if self.name in BUILT_INS["augmentation"]:
+            self.check_range(image)
         with one_thread():
             changed = self.transform(image)
         if not isinstance(changed, Tensor):
             raise UserError(f"--augment {self.name} makes {name_of(type(changed))} of an image: it must make a tensor.")
         return (changed, *others)
+
+    def check_range(self, image: Tensor) -> None:
+        """Raise UserError for an image outside [0, 1], of which the transform would cut off the rest in silence."""
+        lowest, highest = map(float, image.aminmax())
+        if not (lowest >= -ROUNDING and highest <= 1 + ROUNDING):
+            raise UserError(
+                f"--augment {self.name} changes images in [0, 1], and this one goes from {lowest:.4g} to "
+                f"{highest:.4g}. If it is normalized, leave that to --input_mean and --input_std, or name a transform "
+                f"of such images: --augment MODULE:NAME."
+            )
 
 
 @contextlib.contextmanager

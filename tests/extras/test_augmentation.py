@@ -105,3 +105,12 @@ def test_masks_and_other_data_are_refused(build):
         Augmentation(lambda image: image, "mine")({"values": 1})
     with pytest.raises(UserError, match="must make a tensor"):
         Augmentation(to_nothing, "mine")((torch.rand(1, 2, 2), 0))
+
+
+@pytest.mark.parametrize("name", ["light", "trivial", "randaugment"])
+def test_images_that_are_normalized_already_are_refused(name):
+    image = torch.linspace(-1.5, 1.5, 3 * 8 * 8).reshape(3, 8, 8)
+    with pytest.raises(UserError, match=r"in \[0, 1\], and this one goes from -1\.5 to 1\.5.*--input_mean"):
+        build_augmentation(name)((image, 0))
+    build_augmentation(name)((image.clamp(-1e-6, 1 + 1e-6), 0))  # rounding
+    Augmentation(lambda image: image, "mine")((image, 0))
