@@ -363,6 +363,7 @@ class BatchFetcher(Dataset):
 
     def name(self, index: int) -> str:
         """Return the name of a sample for a message."""
+        index %= getattr(self.dataset, "num_distinct", len(self.dataset))  # one that comes again has a larger index
         label = self.label(index)
         where = self.of_part if label == str(index) else f" (index {index}{self.of_part})"
         return f"sample {label}{where}"

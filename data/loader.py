@@ -130,7 +130,7 @@ class Loader:
         self.dataset = dataset
         self.sampler = sampler
         self.num_workers = num_workers
-        self.bad = BadSamples(max_bad_samples, is_alone=share[1] == 1)
+        self.bad = BadSamples(max_bad_samples, share[1] == 1, getattr(dataset, "num_distinct", len(dataset)))
         self.interrupt: Callable[[], Any] = lambda: None
         self.report = report
         self.in_memory = num_workers == 0 and is_in_memory(dataset)

@@ -176,14 +176,16 @@ class BadSamples:
         limit: the largest number of different samples.
         is_alone: whether one too many ends the run at once. With several processes all must count together, see
             `unite`.
+        num_distinct: how many samples there are; larger indices are those again, see extras/training_samples.py.
 
     Attributes:
         reasons: by index, the name of the sample and its error.
         warn: called with a line for each sample, once.
     """
 
-    def __init__(self, limit: int = 0, is_alone: bool = True):
+    def __init__(self, limit: int = 0, is_alone: bool = True, num_distinct: int = sys.maxsize):
         self.limit = limit
+        self.num_distinct = num_distinct
         self.is_alone = is_alone
         self.reasons: dict[int, str] = {}
         self.warn: Callable[[str], Any] = lambda message: print(message, file=sys.stderr)
@@ -193,6 +195,7 @@ class BadSamples:
 
     def add(self, reasons: dict[int, str]) -> None:
         """Count samples, and warn of those that are new; UserError for one too many."""
+        reasons = {index % self.num_distinct: reason for index, reason in reasons.items()}
         for index in [index for index in reasons if index not in self.reasons]:
             self.reasons[index] = reasons[index]
             if len(self) <= self.limit:

@@ -68,6 +68,7 @@ class TrainingSamples(Dataset):
 
     def __init__(
         self,
+        num_distinct: the samples of the data set.
         source: Dataset,
         change: Callable[[Any], Any] | None = None,
         mix: Callable[[Any], Any] | None = None,
@@ -79,7 +80,7 @@ class TrainingSamples(Dataset):
         self.mix = mix
         self.order = order
         self.batch_size = batch_size
-        self.size = len(source)
+        self.size = self.num_distinct = len(source)
         self.num_times = order.num_times if order else 1
         self.epoch_size = order.epoch_size if order else self.size
         if batch_size is not None:

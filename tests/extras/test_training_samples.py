@@ -3,8 +3,9 @@
 import pytest
 import torch
 
+from data.loader import UpdateLoader
 from extras.training_samples import BalancedOrder, TrainingSamples
-from tests.small_data import Numbered
+from tests.small_data import Numbered, SomeBad
 from tests.small_tasks import StopAt
 from trainer_seg_on_carvana import TrainerSeg
 from utils.errors import UserError
@@ -56,3 +57,21 @@ def test_neither_processes_nor_a_resume_change_a_run(train, build, weights, diff
 def test_data_without_classes_is_refused(build):
     with pytest.raises(UserError, match="needs the class of each sample"):
         build("--sampler", "balanced", task=TrainerSeg)
+
+
+class OneBad(SomeBad):
+    """Of whose two classes the second has one sample, which cannot be loaded."""
+
+    def __init__(self):
+        super().__init__(12, bad=[0])
+        self.names = range(12)
+        self.targets = [1] + [0] * 11
+
+
+def test_a_bad_sample_that_comes_again_is_one():
+    order = BalancedOrder(torch.tensor(OneBad().targets))
+    samples = TrainingSamples(OneBad(), order=order)
+    settings = {"num_workers": 0, "part": "train", "seed": 0}
+    loader = UpdateLoader(samples, 4, 4, **settings, max_bad_samples=1)
+    assert sum(sum(update.sizes) for update in loader.updates(0)) == 6  # of 12
+    assert loader.bad.reasons.keys() == {0} and loader.bad.reasons[0].startswith("sample 0 of the train part: ")
