@@ -7,6 +7,7 @@ from typing import Any
 
 from engine import registry
 from engine.options.parser import OptionParser, split_weight
+from extras.by_network import SINGLE
 from utils.errors import UserError
 
 # The option that selects a component, its kind, and the method in which a task may read any option.
@@ -78,6 +79,8 @@ def refuse_without_effect(
         defaults: a parser of the same program that has read nothing.
         tasks: the classes of the task, which may read any option in methods of their own.
 
+    An option that one of several networks uses has an effect.
+
     Returns:
         Those of `CUTTING` that the data does not take: they may cut it, see extras/own_data/cut.py.
     """
@@ -86,13 +89,16 @@ def refuse_without_effect(
     if options.get("parallel", "none") != "none":
         num_processes = max(num_processes, len(options["gpu_devices"].split(",")))
     options = {**options, "nproc": num_processes}
+    left: dict[str, list[dict[str, Any]]] = {}  # of each option: the networks for which its needs so far are met
     for need, names in NEEDS.items():
         needed = need.split("|")
         for name in names:
             source, value = parser.sources.get(name, ""), options.get(name)
             if name not in parser.asked or not is_claim(source, value, defaults.get_default(name)):
                 continue
-            if not any(is_met(one, name, options, tasks) for one in needed):
+            views = left.get(name) or by_network(options)
+            left[name] = [view for view in views if any(is_met(one, name, view, tasks) for one in needed)]
+            if not left[name]:
                 if need == "data_type" and name in CUTTING:
                     asked_to_cut.append(name)
                     continue
@@ -105,6 +111,13 @@ def refuse_without_effect(
                 message = f"--{name} {in_words(value)} has no effect with {others}{hint}. Leave it out."
                 raise WithoutEffect(name, message)
     return asked_to_cut
+
+
+def by_network(options: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return the options of each network that a mapping names, as --optim may be one; a single entry without any."""
+    by_name = {option: options[option] for option in SINGLE if isinstance(options.get(option), Mapping)}
+    networks = dict.fromkeys(name for values in by_name.values() for name in values) or {"": None}
+    return [{**options, **{option: values.get(network) for option, values in by_name.items()}} for network in networks]
 
 
 def is_claim(source: str, value: Any, default: Any) -> bool:
@@ -124,7 +137,7 @@ def is_met(need: str, name: str, options: Mapping[str, Any], tasks: Sequence[typ
     methods = [getattr(task, method) for task in tasks if hasattr(task, method)]
     is_own = any(made.__module__.partition(".")[0] not in ("trainer", "eval", "extras") for made in methods)
     value = options.get(option)
-    chosen = list(value.values()) if isinstance(value, Mapping) else registry.as_list(value)  # maybe by network
+    chosen = registry.as_list(value)
     if option not in options or (kind and (is_own or None in chosen)):
         return True
     if kind and not equals:

@@ -164,3 +164,18 @@ def test_every_name_is_an_option():
     assert {name for names in NEEDS.values() for name in names} <= known
     conditions = {one.strip("!").partition("=")[0] for need in NEEDS for one in need.split("|")}
     assert conditions <= known
+
+
+@pytest.mark.parametrize(
+    ("name", "values", "option", "other"),
+    [
+        ("--optim", {"generator": "rmsprop", "discriminator": "sgd"}, "--momentum 0.5", "adam"),
+        ("--optim", {"generator": "sgd", "discriminator": "adam"}, "--beta1 0.9", "rmsprop"),
+        ("--lr_scheduler", {"generator": "constant", "discriminator": "cosine"}, "--lr_min 1e-6", "constant"),
+        ("--lr_scheduler", {"generator": "cosine", "discriminator": "step"}, "--lr_decay_rate 0.5", "constant"),
+    ],
+)
+def test_an_option_that_one_of_two_networks_uses_counts(name, values, option, other):
+    TrainerGAN.parse_options([name, json.dumps(values), *option.split()])
+    with pytest.raises(UserError, match=f"{option.split()[0]} .* has no effect with"):
+        TrainerGAN.parse_options([name, json.dumps(values | {"discriminator": other}), *option.split()])
