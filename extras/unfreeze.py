@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from torch import nn
 
-from extras.param_groups import frozen_normalization, matching_parameters, plain_name
+from extras.param_groups import frozen_normalization, matching_parameters, nearest_with_parameters, plain_name
 from utils.errors import UserError
 
 
@@ -77,22 +77,33 @@ def follow(trainer) -> None:
         for parameter in changing:
             parameter.requires_grad_(epoch >= begin[id(parameter)])
             parameter.grad = None
-        for layer in frozen_normalization(network):
+        in_eval_mode = normalization_of(network, scheduled)
+        for layer in in_eval_mode:
             network.get_submodule(layer).eval()
         if changing:
-            trainer.run_dir.note(f"Epoch {epoch}: {in_words(name, network, scheduled)}")
+            trainer.run_dir.note(f"Epoch {epoch}: {in_words(name, scheduled, in_eval_mode)}")
             trainer.wrapped[name] = network
             if trainer.distributed.size > 1:
                 gc.collect()  # else the hooks of the wrapper before would stay
             trainer.wrapped[name] = trainer.distributed.wrap(network, trainer.device)
 
 
-def in_words(name: str, network: nn.Module, scheduled: Iterable[nn.Parameter]) -> str:
+def normalization_of(network: nn.Module, scheduled: Iterable[nn.Parameter]) -> list[str]:
+    """Return the names of the layers with running statistics that are frozen, and that --unfreeze trains later.
+
+    Those that a network freezes by itself go on with their statistics, as without the option.
+    """
+    named = {id(parameter) for parameter in scheduled}
+    decisive = {layer: nearest_with_parameters(network, layer) for layer in frozen_normalization(network)}
+    return [layer for layer, module in decisive.items() if any(id(p) in named for p in module.parameters())]
+
+
+def in_words(name: str, scheduled: Iterable[nn.Parameter], in_eval_mode: Iterable[str]) -> str:
     """Return how many parameters of --unfreeze are frozen, and which normalization is in eval mode."""
     frozen = [parameter for parameter in scheduled if not parameter.requires_grad]
     if not frozen:
         return f"all parameters of {name!r} that --unfreeze names are trained"
-    layers = ", ".join(map(plain_name, frozen_normalization(network)))
+    layers = ", ".join(map(plain_name, in_eval_mode))
     more = f"; in eval mode: {layers}" if layers else ""
     count = sum(parameter.numel() for parameter in frozen)
     return f"--unfreeze: {count:,} parameters in {len(frozen)} tensors of {name!r} are frozen{more}"

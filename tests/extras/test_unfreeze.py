@@ -141,3 +141,22 @@ def test_each_of_several_processes_keeps_its_own_buffers(tmp_path):
     for whole, resumed in (first, second):
         assert small_tasks.largest_difference(whole, resumed) == 0
     assert not torch.equal(first[0]["bank"], second[0]["bank"])
+
+
+class EvaluatorOwnFreeze(EvaluatorNorm):
+    @classmethod
+    def build_networks(cls, opt):
+        networks = super().build_networks(opt)
+        networks["model"][2].requires_grad_(False)
+        return networks
+
+
+class TrainerOwnFreeze(TrainerNorm):
+    evaluator_class = EvaluatorOwnFreeze
+
+
+def test_normalization_that_the_network_has_frozen_itself_goes_on(build):
+    trainer = build(*FLAGS, "--unfreeze", "1.*=2", task=TrainerOwnFreeze)
+    trainer.set_train_mode()
+    assert trainer.networks["model"][2].training
+    assert "in eval mode" not in trainer.run_dir.log_path.read_text(encoding="utf-8")
