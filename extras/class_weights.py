@@ -4,6 +4,7 @@ The weights are a buffer of the loss, so they are in the checkpoints, and an eva
 """
 
 from argparse import Namespace
+from collections.abc import Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -63,16 +64,42 @@ def count_classes(criterion: nn.Module, opt: Namespace, dataset: Dataset) -> Non
     """Put weights that are counted in the training part into a loss; a resumed run has them in its checkpoint."""
     if not is_counted(opt) or opt.resume:
         return
-    counts = class_counts(dataset, max(opt.n_classes, 2))
-    weights = weights_of(counts, opt.class_weights[0])
-    for name, buffer in criterion.named_buffers():
-        if name.rpartition(".")[2] == "weight" and buffer.shape == weights.shape:
-            buffer.copy_(weights)
+    num_classes = max(opt.n_classes, 2)
+    weighing = [module for module in criterion.modules() if shape_of_weight(module) == (num_classes,)]
+    ignored = {index for module in weighing for index in ignored_by(module)}
+    counts = class_counts(dataset, num_classes, ignored)
+    weights = weights_of(counts, opt.class_weights[0], ignored)
+    for module in weighing:
+        module.weight.copy_(weights)
     listed = ", ".join(f"{weight:.3g}" for weight in weights[:20].tolist())
     dataset.class_note = f"weights of the classes in the loss, --class_weights {opt.class_weights[0]}: {listed}"
 
 
-def weights_of(counts: Tensor, way: str) -> Tensor:
+def shape_of_weight(module: nn.Module) -> tuple[int, ...] | None:
+    """Return the shape of a module's buffer `weight`; None if it has none."""
+    buffer = dict(module.named_buffers(recurse=False)).get("weight")
+    return None if buffer is None else tuple(buffer.shape)
+
+
+def ignored_by(criterion: nn.Module) -> set[int]:
+    """Return the label that a loss leaves out, in a set; it is empty if there is none."""
+    label = getattr(criterion, "ignore_index", None)
+    label = getattr(criterion, "ignored", None) if label is None else label  # of loss/dice_loss.py
+    return {label} if isinstance(label, int) else set()
+
+
+def ignored_in(arguments: Mapping[str, Any]) -> set[int]:
+    """Return the labels that --loss_args leaves out, of a single loss or of the terms of a sum.
+
+    >>> ignored_in({"CE": {"ignore_index": 3}, "Focal": {}})
+    {3}
+    """
+    mappings = (arguments, *(value for value in arguments.values() if isinstance(value, Mapping)))
+    labels = [mapping.get("ignore_index") for mapping in mappings]
+    return {label for label in labels if isinstance(label, int)}
+
+
+def weights_of(counts: Tensor, way: str, ignored: Collection[int] = ()) -> Tensor:
     """Return the weights of classes with these counts: 1 in the mean over what is counted.
 
     >>> weights_of(torch.tensor([6, 2]), "balanced")  # n / (k n_c), as in scikit-learn
@@ -81,24 +108,35 @@ def weights_of(counts: Tensor, way: str) -> Tensor:
     Args:
         counts: (C,) int64, how often each class occurs.
         way: "balanced" weighs by one over the count, "sqrt" by one over its square root.
+        ignored: the classes that the loss leaves out. They have no part in the mean, and the weight 1.
 
     Raises:
-        UserError: a class does not occur, so that no weight is right for it.
+        UserError: a class that counts does not occur, so that no weight is right for it.
     """
-    if absent := (counts == 0).nonzero().flatten().tolist():
+    is_counted = torch.tensor([number not in ignored for number in range(len(counts))])
+    if absent := ((counts == 0) & is_counted).nonzero().flatten().tolist():
         raise UserError(
             f"--class_weights {way}: class {absent[0]} does not occur in the training part. Leave the class out, or "
             f"give a number for each class."
         )
-    frequencies = counts.double() / counts.sum()
-    weights = 1 / frequencies if way == "balanced" else 1 / frequencies.sqrt()
-    return (weights / (frequencies * weights).sum()).float()
+    frequencies = counts[is_counted].double() / counts[is_counted].sum()
+    of_counted = 1 / frequencies if way == "balanced" else 1 / frequencies.sqrt()
+    weights = torch.ones(len(counts))
+    weights[is_counted] = (of_counted / (frequencies * of_counted).sum()).float()
+    return weights
 
 
-def class_counts(dataset: Dataset, num_classes: int) -> Tensor:
-    """Return how many samples of a data set, or pixels of its masks, each class has, (C,) int64."""
+def class_counts(dataset: Dataset, num_classes: int, ignored: Collection[int] = ()) -> Tensor:
+    """Return how many samples of a data set, or pixels of its masks, each class has, (C,) int64.
+
+    Args:
+        dataset: the training part.
+        num_classes: C.
+        ignored: labels that the loss leaves out, so that they need be no class.
+    """
     labels = labels_of(dataset)
     if labels is not None:
+        labels = labels[[label not in ignored for label in labels.tolist()]]
         check_labels(labels, num_classes)
         return torch.bincount(labels[labels >= 0], minlength=num_classes)
     nothing = torch.zeros(num_classes, dtype=torch.int64)

@@ -6,7 +6,7 @@ number of loading processes changes a run, nor does a resume.
 
 import math
 from argparse import Namespace
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import torch
@@ -16,7 +16,7 @@ from torch.utils.data import Dataset, default_collate
 from data.Carvana import CarvanaDataset
 from data.sampler import may_be_random, sample_names
 from engine.registry import load
-from extras.class_weights import labels_of
+from extras.class_weights import ignored_in, labels_of
 from utils.errors import UserError
 from utils.seed import mix
 
@@ -33,6 +33,7 @@ def training_samples(opt: Namespace, dataset: Dataset, micro_batch_size: int, nu
     Raises:
         UserError: an option does not fit the data.
     """
+    part = dataset
     if getattr(opt, "crop", None) and isinstance(dataset, CarvanaDataset):
         dataset = load("extras.crops:Crops", "crop")(dataset, opt.crop, opt.mode)
     dataset = dataset.open_cache() if hasattr(dataset, "open_cache") else dataset
@@ -43,7 +44,10 @@ def training_samples(opt: Namespace, dataset: Dataset, micro_batch_size: int, nu
         build_mixing = load("extras.mixing:build_mixing", "mixup")
         settings["mix"] = build_mixing(opt, dataset, micro_batch_size, num_processes)
     if opt.sampler == "balanced":
-        settings["order"] = BalancedOrder(classes_for_order(dataset))
+        labels = classes_for_order(dataset, ignored_in(opt.loss_args))
+        if left_out := int((labels < 0).sum()):
+            part.class_note = f"--sampler balanced leaves out {left_out:,} samples, whose labels are no classes"
+        settings["order"] = BalancedOrder(labels)
     if opt.drop_last:
         settings["batch_size"] = opt.batch_size
     return TrainingSamples(dataset, **settings) if settings else dataset
@@ -64,11 +68,11 @@ class TrainingSamples(Dataset):
 
     Attributes:
         epoch_size: the samples of an epoch.
+        num_distinct: the samples of the data set.
     """
 
     def __init__(
         self,
-        num_distinct: the samples of the data set.
         source: Dataset,
         change: Callable[[Any], Any] | None = None,
         mix: Callable[[Any], Any] | None = None,
@@ -180,11 +184,11 @@ class Mixed:
 class BalancedOrder:
     """The order of epochs with as many samples of each class: a function of (seed, epoch).
 
-    An epoch has about as many samples as the data set. A rare class goes through all of its samples several times; of a
+    An epoch has about as many samples as have a class. A rare class goes through all of its samples several times; of a
     frequent one, each epoch takes others.
 
     Args:
-        labels: the class of each sample, (N,) int64.
+        labels: the class of each sample, (N,) int64; a sample with a negative one is left out.
 
     Attributes:
         epoch_size: the samples of an epoch, a multiple of the number of classes that occur.
@@ -193,8 +197,9 @@ class BalancedOrder:
 
     def __init__(self, labels: Tensor):
         self.size = len(labels)
-        self.members = [(labels == label).nonzero().flatten() for label in labels.unique()]
-        self.per_class = max(1, round(self.size / len(self.members)))
+        classes = labels[labels >= 0]
+        self.members = [(labels == label).nonzero().flatten() for label in classes.unique()]
+        self.per_class = max(1, round(len(classes) / len(self.members)))
         self.epoch_size = self.per_class * len(self.members)
         self.num_times = max(math.ceil(self.per_class / len(members)) for members in self.members)
 
@@ -211,8 +216,16 @@ class BalancedOrder:
         return together[torch.randperm(len(together), generator=generator)]
 
 
-def classes_for_order(dataset: Dataset) -> Tensor:
-    """Return the class of each sample, (N,) int64; UserError when a data set does not tell it, or has another order."""
+def classes_for_order(dataset: Dataset, ignored: Collection[int] = ()) -> Tensor:
+    """Return the class of each sample, (N,) int64, negative where the loss leaves it out.
+
+    Args:
+        dataset: the training part.
+        ignored: labels that the loss leaves out; it does so with negative ones, or refuses them.
+
+    Raises:
+        UserError: the data set does not tell the classes, has none, or has another order.
+    """
     if hasattr(dataset, "epoch_order"):
         raise UserError("--sampler balanced does not fit: the data has an order of its own. Leave it out.")
     labels = labels_of(dataset)
@@ -221,4 +234,7 @@ def classes_for_order(dataset: Dataset) -> Tensor:
             "--sampler balanced needs the class of each sample: let the data set have `targets`, a list of whole "
             "numbers."
         )
+    labels = labels.where(~torch.isin(labels, torch.tensor([*ignored], dtype=torch.int64)), -1)
+    if not (labels >= 0).any():
+        raise UserError("--sampler balanced needs samples with a class: all labels of this data are left out.")
     return labels

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from torch.nn import functional as F
+from torch.utils.data import TensorDataset
 
 from engine.checkpoints.file import load_checkpoint
 from extras.class_weights import class_counts, weights_of
@@ -92,3 +93,21 @@ def test_wrong_ones_are_refused(build, flags, words):
 def test_a_class_that_does_not_occur_has_no_weight():
     with pytest.raises(UserError, match="class 1 does not occur"):
         weights_of(torch.tensor([3, 0]), "balanced")
+
+
+def test_what_the_loss_leaves_out_is_not_counted(build):
+    trainer = build("--class_weights", "balanced", "--set", "loss_args.ignore_index=3")
+    labels = trainer.datasets["train"].labels
+    counts = labels[labels != 3].bincount(minlength=10)
+    expected = counts.sum() / (9 * counts)
+    expected[3] = 1  # of no effect but by --label_smoothing
+    assert torch.allclose(trainer.criterion.weight, expected.float())
+    rest = TensorDataset(torch.zeros(5, 1), torch.tensor([0, 0, 1, 255, 255]))  # 255 is no class
+    assert class_counts(rest, 2, {255}).tolist() == [2, 1]
+
+
+def test_pixels_that_the_loss_leaves_out_are_not_counted(build):
+    flags = ["--n_classes", 3, "--loss_type", "PixelCE", "--set", "loss_args.ignore_index=2"]
+    trainer = build("--class_weights", "balanced", *flags, task=TrainerSeg)  # no pixel is of class 2
+    counts = torch.stack([mask for _, mask in trainer.datasets["train"]]).flatten().bincount()
+    assert torch.allclose(trainer.criterion.weight, torch.cat([weights_of(counts, "balanced"), torch.ones(1)]))

@@ -2,9 +2,11 @@
 
 import pytest
 import torch
+from torch.utils.data import TensorDataset
 
 from data.loader import UpdateLoader
-from extras.training_samples import BalancedOrder, TrainingSamples
+from extras.class_weights import ignored_in
+from extras.training_samples import BalancedOrder, TrainingSamples, classes_for_order
 from tests.small_data import Numbered, SomeBad
 from tests.small_tasks import StopAt
 from trainer_seg_on_carvana import TrainerSeg
@@ -75,3 +77,15 @@ def test_a_bad_sample_that_comes_again_is_one():
     loader = UpdateLoader(samples, 4, 4, **settings, max_bad_samples=1)
     assert sum(sum(update.sizes) for update in loader.updates(0)) == 6  # of 12
     assert loader.bad.reasons.keys() == {0} and loader.bad.reasons[0].startswith("sample 0 of the train part: ")
+
+
+def test_samples_that_the_loss_leaves_out_are_in_no_class(build):
+    labels = torch.tensor([0] * 50 + [1] * 10 + [2] * 4 + [-1] * 4)
+    data = TensorDataset(torch.zeros(68, 1), labels)
+    order = BalancedOrder(classes_for_order(data, ignored_in({"CE": {"ignore_index": 2}})))
+    assert labels[order(0, 0) % 68].unique(return_counts=True)[1].tolist() == [30, 30] and order.epoch_size == 60
+    with pytest.raises(UserError, match="all labels of this data are left out"):
+        classes_for_order(TensorDataset(torch.zeros(4, 1), labels[-4:]))
+    trainer = build(*FLAGS, "--set", "loss_args.ignore_index=3")
+    assert 3 not in torch.cat([batch[1] for one in trainer.train_loader.updates(0) for batch in one.micro_batches])
+    assert "--sampler balanced leaves out " in trainer.run_dir.log_path.read_text(encoding="utf-8")
