@@ -473,7 +473,7 @@ def parse_test_options(evaluator_class: type, argv: Sequence[str] | None) -> Opt
     opt.model_path = model_path
     opt.resume_notes = notes
     vars(opt).pop("run", None)
-    for name in parser.asked & set(NETWORK_OPTIONS):
+    for name in parser.asked & {*NETWORK_OPTIONS, "class_weights", "loss_args"}:
         refuse_change(name, vars(opt)[name], trained.get(name), f"checkpoint {model_path}")
     return completed(parser, opt, new_parser, evaluator_class)
 

@@ -84,10 +84,17 @@ def without_weights(arguments: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in arguments.items() if name not in OF_WEIGHTS}
 
 
+def class_weights_in(arguments: Mapping[str, Any]) -> list[tuple[str, Any]]:
+    """Return the numbers in --loss_args that weigh classes, which a loss keeps in its state."""
+    return [leaf for leaf in leaves(arguments) if leaf[0] in ("weight", "pos_weight")]
+
+
 def differ(name: str, value: Any, other: Any) -> bool:
     """Say whether two values of an option mean different runs."""
     if name == "model_args":
         return without_weights(value or {}) != without_weights(other or {})
+    if name == "loss_args":  # an evaluation takes only the weights of the classes from the checkpoint
+        return class_weights_in(value) != class_weights_in(other)
     return value != other
 
 

@@ -6,6 +6,7 @@ from torch.nn import functional as F
 from torch.utils.data import TensorDataset
 
 from engine.checkpoints.file import load_checkpoint
+from eval_vanilla import EvaluatorVanilla
 from extras.class_weights import class_counts, weights_of
 from tests.small_tasks import TrainerSmall64, largest_difference
 from tests.small_tasks import build as build_small
@@ -111,3 +112,12 @@ def test_pixels_that_the_loss_leaves_out_are_not_counted(build):
     trainer = build("--class_weights", "balanced", *flags, task=TrainerSeg)  # no pixel is of class 2
     counts = torch.stack([mask for _, mask in trainer.datasets["train"]]).flatten().bincount()
     assert torch.allclose(trainer.criterion.weight, torch.cat([weights_of(counts, "balanced"), torch.ones(1)]))
+
+
+def test_an_evaluation_keeps_the_weights_of_the_run(whole):
+    path = ["--model_path", str(whole.run_dir.path)]
+    EvaluatorVanilla.parse_options([*path, "--class_weights", "balanced"])
+    EvaluatorVanilla.parse_options([*path, "--set", "loss_args.ignore_index=3"])
+    for flags in (["--class_weights", "sqrt"], ["--set", "loss_args.weight=[1,1,1,1,1,1,1,1,1,1]"]):
+        with pytest.raises(UserError, match=r"contradicts the checkpoint .*, which has"):
+            EvaluatorVanilla.parse_options([*path, *flags])
