@@ -24,15 +24,17 @@ def setup(opt: argparse.Namespace, scratch: str):
     """The options of the trainer, the test part and a network."""
     import torch
 
-    from data.data_entry import build_datasets
+    from data.data_entry import build_datasets, with_found
     from trainer_vanilla import TrainerVanilla
 
     flags = ["--data_type=FashionMNIST", f"--data_dir={prepare_data(opt.data_dir, scratch)}", "--seed=0"]
     flags += ["--gpu_devices=cpu", f"--test_sample_rate={500 if opt.quick else 1}"]
     of_trainer = TrainerVanilla.parse_options(flags)
+    datasets = build_datasets(of_trainer)
+    of_trainer = with_found(of_trainer, datasets)  # the data says how many classes there are
     torch.manual_seed(0)
     networks = TrainerVanilla.evaluator_class.build_networks(of_trainer)
-    return of_trainer, build_datasets(of_trainer)["test"], networks
+    return of_trainer, datasets["test"], networks
 
 
 def evaluator(opt: argparse.Namespace) -> dict[str, float]:

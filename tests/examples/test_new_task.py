@@ -15,9 +15,9 @@ OWN = ("--data_type", "examples.own_parts:bright_squares", "--gpu_devices", "cpu
 
 @pytest.fixture(autouse=True)
 def registered(monkeypatch):
-    """Forget the names that a test registers."""
-    for kind, names in REGISTERED.items():
-        monkeypatch.setitem(REGISTERED, kind, dict(names))
+    """Forget the names that a test registers, and those that other tests' modules have."""
+    for kind in REGISTERED:
+        monkeypatch.setitem(REGISTERED, kind, {})
 
 
 @pytest.fixture

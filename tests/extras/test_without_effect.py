@@ -7,6 +7,8 @@ import pytest
 from engine.options.parser import changed
 from eval_seg_on_carvana import EvaluatorSeg
 from eval_vanilla import EvaluatorVanilla
+from examples.text_task import TrainerText
+from examples.trainer_table import TrainerTable
 from extras.gan.trainer_gan import TrainerGAN
 from extras.without_effect import NEEDS
 from options import test_parser as parser_of_test
@@ -159,7 +161,7 @@ def test_a_task_that_makes_a_part_itself_may_read_any_option():
 
 
 def test_every_name_is_an_option():
-    parsers = [train_parser(task) for task in (TrainerVanilla, TrainerSeg, TrainerGAN)]
+    parsers = [train_parser(task) for task in (TrainerVanilla, TrainerSeg, TrainerGAN, TrainerTable, TrainerText)]
     known = {name for parser in [*parsers, parser_of_test(EvaluatorSeg)] for name in parser.known}
     assert {name for names in NEEDS.values() for name in names} <= known
     conditions = {one.strip("!").partition("=")[0] for need in NEEDS for one in need.split("|")}
