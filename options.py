@@ -130,7 +130,7 @@ def add_common_options(parser: OptionParser, task: str | None) -> None:
 
 def add_file_options(parser: OptionParser) -> None:
     """Add the options that name other sources of options, see docs/options.md."""
-    add = group(parser, "where options come from")
+    add = group(parser, "files: where options come from")
     several = {"action": "extend", "nargs": "+"}
     add("--config", file_path, None, "FILE", "option files, JSON or YAML; later ones win", **several)
     add("--set", setting, None, "NAME=VALUE", "single values, which win, also inside of a mapping: a.b=64", **several)
@@ -224,7 +224,7 @@ def add_train_options(parser: OptionParser) -> None:
     add("--clip", NOT_NEGATIVE, 0.0, "X", "gradient clipping; 0 for none")
     add("--clip_type", one_of(("norm", "value")), "norm", "TYPE", "norm: of all gradients together; value: of each")
 
-    add = group(parser, "learning-rate schedule")
+    add = group(parser, "schedule of the learning rate")
     add_choice(add, "scheduler", default="cosine")
     add("--scheduler_step", one_of(("update", "epoch")), "update", "WHEN", "change the rate each update, or each epoch")
     add("--lr_min", NOT_NEGATIVE, 0.0, "X",
@@ -255,7 +255,7 @@ def add_finer_options(parser: OptionParser) -> None:
     add("--ema", number(float, low=0, below=1), None, "X", "exponential moving average over updates, with decay X")
     add("--swa_start", number(int, low=1, high=MAX_EPOCHS), None, "E", "mean over the ends of epochs, from epoch E on")
 
-    add = group(parser, "many devices, and memory")
+    add = group(parser, "devices: many of them, and memory")
     modes = one_of(("none", "dp", "ddp", "fsdp"), {"True": "dp", "False": "none"})
     add("--parallel", modes, "none", "MODE",
         "none; dp: DataParallel; ddp: a process for each of --gpu_devices; fsdp: and the network divided among them")
@@ -275,7 +275,7 @@ def add_finer_options(parser: OptionParser) -> None:
     add("--min_delta", NOT_NEGATIVE, 0.0, "X", "better means better by more than X")
     add("--stop_below", number(float), None, "X", "stop after an epoch whose mean training loss is below X")
 
-    add = group(parser, "how often")
+    add = group(parser, "intervals")
     callbacks = f"further callbacks: {registry.listed('callback')}"
     add("--callbacks", registry.name_type("callback"), None, "NAME", callbacks, nargs="+")
     add("--log_every", COUNT, 50, "N", "updates between two entries of the log")

@@ -189,7 +189,8 @@ def name_type(kind: str, task: str | None = None, more: Iterable[str] = ()) -> C
     def convert(text: str) -> str:
         is_of_library = task == "classification" and text.partition(":")[0] in LIBRARIES.get(kind, ())
         if text not in known and not is_of_library and not is_reference(text):
-            raise ArgumentTypeError(f"{shown(text)} is not {listed(kind, task, more)}{nearest(text[:60], known)}")
+            hint = load("extras.wrong_names:of_component", KINDS[kind][0])(kind, text[:60], known, task)
+            raise ArgumentTypeError(f"{shown(text)} is not {listed(kind, task, more)}{hint}")
         return text
 
     return convert

@@ -1,6 +1,8 @@
 """Hold what surrounds the loop: the lock of the run directory, signals, resume, and a checkpoint at the end."""
 
 import contextlib
+import os
+import signal
 from argparse import Namespace
 from types import TracebackType
 from typing import Any
@@ -60,6 +62,9 @@ class Session:
                 put_aside = trainer.checkpointer.begin(trainer.progress.position, trainer.opt.resume)
             for note in (*trainer.opt.resume_notes, *put_aside):
                 trainer.logger.warning(note)
+            if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # by a shell, for a job in the background
+                stops = f"kill {os.getpid()} stops the run, and saves it"
+                trainer.logger.info(f"SIGINT (Ctrl-C) is ignored, as in any job in the background: {stops}.")
             self.block = block.pop_all()
         self.first_update = trainer.progress.update  # made before this session
         return self

@@ -1,7 +1,8 @@
 """Find the run that --resume auto goes on with, so that a job can be started again by the same command."""
 
 import os
-from collections.abc import Iterator, Sequence
+import shlex
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +11,12 @@ from engine.checkpoints.file import options_of
 from engine.checkpoints.find import find_checkpoint, run_name
 from engine.options.files import read_options
 from engine.options.foreign import differ
-from engine.options.parser import OptionParser
+from engine.options.parser import NOT_SAVED, OptionParser, as_flags, file_path
 from options import MAY_CHANGE, with_new_names
 from utils.errors import UserError
+
+# Options that a run finds by itself when they are not given.
+FOUND = ("seed", "n_channels", "n_classes", "class_names", "input_mean", "input_std", "mask_values", "columns")
 
 
 def find_automatically(parser: OptionParser, argv: Sequence[str] | None, notes: list[str]) -> str | None:
@@ -25,10 +29,32 @@ def find_automatically(parser: OptionParser, argv: Sequence[str] | None, notes: 
             notes.append(f"--resume auto: passes over {path}, which has another --{' --'.join(others)}.")
             continue
         notes.append(f"--resume auto: goes on with {path}.")
+        if taken := not_asked(parser, now, saved):
+            notes.append(f"--resume auto: that run has options that this command does not name: {taken}")
         return str(path)
     where = f"of {now['proj_name']} in {now['output_dir']}"
     notes.append(f"--resume auto: no unfinished run {where}; a new one begins.")
     return None
+
+
+def not_asked(parser: OptionParser, now: Mapping[str, Any], saved: Mapping[str, Any]) -> str:
+    """Return the options that a run brings along, as flags: the command does not give them, and would be without them.
+
+    Those that every run finds for itself are left out, the seed and what the data decides; so are paths.
+
+    Args:
+        parser: has resolved the command.
+        now: the options of the command.
+        saved: those of the run.
+    """
+    flags = []
+    for name, value in saved.items():
+        is_found = name in FOUND and not now.get(name)
+        is_silent = is_found or name not in parser.known or name in (*NOT_SAVED, *parser.asked)
+        if is_silent or parser.known[name].type is file_path or not differ(name, now[name], value):
+            continue
+        flags += as_flags(name, value)
+    return shlex.join(flags)
 
 
 def unfinished_runs(output_dir: str | Path, proj_name: str) -> Iterator[tuple[Path, dict[str, Any]]]:

@@ -36,8 +36,9 @@ from extras.in_order import InOrder
 from extras.param_groups import param_groups
 from extras.plateau import OnPlateau
 from extras.schedulers import OncePerEpoch
+from extras.wrong_names import of_name
 from trainer import TrainerBase
-from utils.errors import UserError, nearest, shown
+from utils.errors import UserError, shown
 from utils.meter import AvgMeter
 from utils.seed import preserved_random_state
 
@@ -386,7 +387,7 @@ def resolve(function: str, options: Mapping[str, Any], values: Mapping[str, Any]
     """
     for name in options:
         if name not in OPTIONS:
-            raise UserError(f"{function}: unknown argument {name!r}{nearest(name, OPTIONS)}.")
+            raise UserError(f"{function}: unknown argument {name!r}{of_name(name, options[name], OPTIONS)}.")
     flags = []
     for name, value in {**values, **options}.items():
         if value is not None:

@@ -19,7 +19,7 @@ def only_directory(parent):
 
 @pytest.mark.parametrize("program", PROGRAMS)
 def test_help_explains_every_option(command, program):
-    done = command(program, "--help")
+    done = command(program, "--help", "all")
     assert (done.returncode, done.stderr) == (0, "")
     entries = re.split(r"\n  (?=-)", done.stdout.split("\noptions:\n")[1])
     assert len(entries) > 25

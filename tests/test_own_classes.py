@@ -98,7 +98,7 @@ def test_two_processes_train_with_parts_of_your_own(command, tmp_path):
 
 def test_names_stand_in_the_help(capsys):
     with pytest.raises(SystemExit):
-        TrainerVanilla.parse_options(["--import", PARTS, "--help"])
+        TrainerVanilla.parse_options(["--import", PARTS, "--help", "all"])
     text = " ".join(capsys.readouterr().out.split())
     assert "one of Vanilla, LeNet, ResNet18, small" in text
     assert "further callbacks: one of largest; or MODULE:NAME" in text

@@ -18,6 +18,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
+from engine.registry import load
 from utils.errors import UserError, nearest, shown
 from utils.files import NO_SPACE
 
@@ -289,6 +290,14 @@ class BoolAction(argparse.Action):
         setattr(namespace, self.dest, not option_string.startswith("--no-") if values is None else values)
 
 
+class HelpAction(argparse.Action):
+    """Prints the options that most runs need, those of a group, one, or all of them, and ends the program."""
+
+    def __call__(self, parser, namespace, values, option_string=None):
+        load("extras.help:print_help", "help")(parser, values)
+        parser.exit()
+
+
 class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
     """Shows each default, except where there is none."""
 
@@ -342,9 +351,12 @@ class OptionParser(argparse.ArgumentParser):
         asked: the options that files and the command line have given to `resolve`.
     """
 
-    def __init__(self, moved: Sequence[str] = (), **kwargs):
-        super().__init__(**{"allow_abbrev": False, "formatter_class": HelpFormatter, **kwargs})
+    def __init__(self, moved: Sequence[str] = (), add_help: bool = True, **kwargs):
+        super().__init__(**{"allow_abbrev": False, "formatter_class": HelpFormatter, "add_help": False, **kwargs})
         self.register("type", None, plain_text)  # for an option without a type
+        if add_help:
+            self.add_argument("-h", "--help", action=HelpAction, nargs="?", default=argparse.SUPPRESS, metavar="WHAT",
+                help="show the usual options; or those that WHAT names: all, a group, or one option")
         self.old_names: Mapping[str, str] = {}
         self.moved = moved
         self.passed_over: set[str] = set()
@@ -377,13 +389,13 @@ class OptionParser(argparse.ArgumentParser):
                 self.error(f"argument {shown(text[:-3])}: '--' is not a value")
         options, extra = self.parse_known_args(args, namespace)
         if extra:
-            flags = [flag for action in self._actions for flag in action.option_strings]
             unknown = next((text for text in extra if text.startswith("-")), extra[0])
             name = unknown.split("=")[0]
             if program := next(filter(name.removeprefix("--").startswith, self.moved), None):
                 self.error(f"{name} has become a program: python -m tools.{program} {self.prog} ...")
             kind = "unknown option" if name.startswith("-") else "unexpected argument"
-            self.error(f"{kind} {shown(name)}{nearest(name[:60], flags)}; --help lists all options")
+            hint = load("extras.wrong_names:of_flag", "help")(self, unknown, args)
+            self.error(f"{kind} {shown(name)}{hint}; --help all lists every option")
         return options
 
     def parse_given(self, args: Sequence[str] | None = None) -> dict[str, Any]:
@@ -456,7 +468,8 @@ class OptionParser(argparse.ArgumentParser):
         if name in NOT_SAVED:
             self.error(f"option {name!r} belongs on the command line, as --{name}")
         if name not in self.known:
-            self.error(f"unknown option {shown('.'.join([name, *path]))}{nearest(name[:60], self.known)}")
+            hint = load("extras.wrong_names:of_name", "set")(name, value, self.known)
+            self.error(f"unknown option {shown('.'.join([name, *path]))}{hint}")
         action = self.known[name]
         if path:
             value = self.with_argument(action, path, value)

@@ -1,5 +1,7 @@
 """The first batch is the trial of the task's own code, data and options: one line, the traceback in the log."""
 
+import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -8,7 +10,7 @@ from torch import nn
 from torch.utils.data import TensorDataset
 
 from callbacks.callback import Callback
-from engine.session import build_trainer
+from engine.session import Session, build_trainer
 from eval_vanilla import EvaluatorVanilla
 from extras import failures
 from tests.small_tasks import rows_of
@@ -270,3 +272,16 @@ def test_average_takes_in_an_update_without_values(train):
             return {}
 
     assert train("--ema", 0.9, "--n_epoch", 1, task=Silent).averaging.num_averaged == 8
+
+
+def test_a_run_that_ignores_ctrl_c_says_what_stops_it(build):
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # as a shell does for a job in the background
+    try:
+        with Session(trainer := build()):
+            pass
+    finally:
+        signal.signal(signal.SIGINT, before)
+    with Session(other := build()):
+        pass
+    logs = [next(one.run_dir.path.glob("*_log.txt")).read_text() for one in (trainer, other)]
+    assert [log.count(f"in the background: kill {os.getpid()} stops the run") for log in logs] == [1, 0]

@@ -1,10 +1,13 @@
 """A directory that has nothing to do with a project's runs is passed over."""
 
 import os
+import shlex
 from pathlib import Path
 
 from engine.checkpoints.file import save_checkpoint
-from extras.auto_resume import unfinished_runs
+from extras.auto_resume import not_asked, unfinished_runs
+from options import train_parser
+from trainer_vanilla import TrainerVanilla
 
 
 def make_run(path: Path, *names: str) -> None:
@@ -38,3 +41,12 @@ def test_directory_of_another_user_is_passed_over(tmp_path, monkeypatch):
     monkeypatch.setattr(Path, "iterdir", iterdir)
     monkeypatch.setattr(os, "access", lambda path, mode: Path(path).name != "9" and allowed(path, mode))
     assert found(tmp_path, "Net") == ["7"]
+
+
+def test_options_that_only_the_run_has_are_named_and_what_it_found_is_not():
+    parser = train_parser(TrainerVanilla)
+    now = vars(parser.resolve(["--batch_size", "16", "--resume", "auto"]))
+    saved = {**now, "lr": 0.1, "ema": 0.99, "batch_size": 16, "seed": 5, "n_classes": 10, "output_dir": "/elsewhere"}
+    taken = not_asked(parser, now, {**saved, "optim_args": {"eps": 0.1}, "gone": 3, "resume": None})
+    assert sorted(shlex.split(taken)) == ["--ema=0.99", "--lr=0.1", '--optim_args={"eps": 0.1}']
+    assert not_asked(parser, now, {**now, "seed": 5}) == ""

@@ -504,7 +504,7 @@ def test_saved_options_leave_out_how_the_run_was_launched(option_file, tmp_path)
 @pytest.mark.parametrize("task_class", [TrainerVanilla, TrainerSeg])
 def test_help_lists_every_option(task_class, capsys):
     with pytest.raises(SystemExit) as stop:
-        task_class.parse_options(["--help"])
+        task_class.parse_options(["--help", "all"])
     text = capsys.readouterr().out
     assert stop.value.code == 0 and "--batch_size" in text and "(default: adamW)" in text
     assert "(default: None)" not in text
@@ -532,7 +532,7 @@ def test_an_old_name_is_taken_everywhere_and_listed_nowhere(option_file, capsys)
         opt = TrainerVanilla.parse_options([*argv.split(), "--seed", "0"])
         assert opt.save_every_updates == 7 and not hasattr(opt, "save_every_steps")
     with pytest.raises(SystemExit):
-        TrainerVanilla.parse_options(["--help"])
+        TrainerVanilla.parse_options(["--help", "all"])
     assert "save_every_steps" not in capsys.readouterr().out
 
 
