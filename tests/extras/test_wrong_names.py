@@ -114,8 +114,9 @@ def test_option_files_and_set_have_the_same_answers(capsys, tmp_path):
 
 def test_arguments_of_the_function_have_them_too():
     model = nn.Linear(1, 1)
-    with pytest.raises(UserError, match=r"unknown argument 'epochs' \(did you mean 'n_epoch'\?\)"):
-        fit(model, torch.optim.SGD(model.parameters()), None, TensorDataset(torch.zeros(2, 1)), 1, epochs=3)
+    optimizer = torch.optim.SGD(model.parameters())
+    with pytest.raises(UserError, match=r"unknown argument 'max_grad_norm' \(did you mean 'clip'\?\)"):
+        fit(model, optimizer, None, TensorDataset(torch.zeros(2, 1)), 1, num_epochs=1, max_grad_norm=3)
 
 
 # The task, the option with a name, and the hint.
