@@ -341,8 +341,8 @@ def near(text: str, known: Iterable[str]) -> str | None:
     if len(wrong) > 2 and len(begun) == 1:
         return by_letters[begun[0]]
     most = max(1, len(wrong) // 4) if len(wrong) > 2 else 0
-    distances = [(distance(wrong, name), name) for name in others if abs(len(name) - len(wrong)) <= most]
-    steps, nearest = min(distances, default=(most + 1, ""))
+    distances = [(distance(wrong, name), -len(name), name) for name in others if abs(len(name) - len(wrong)) <= most]
+    steps, _, nearest = min(distances, default=(most + 1, 0, ""))  # of two, the longer: a letter is sooner left out
     return by_letters[nearest] if steps <= most else None
 
 

@@ -131,7 +131,7 @@ def test_help_shows_the_options_of_lightning_and_of_the_task(capsys):
     assert end.value.code == 0 and "--pl_args" in capsys.readouterr().out
     if train_pl.importlib.util.find_spec("lightning"):
         with pytest.raises(SystemExit) as end:
-            train_pl.main([VANILLA, "--help"])
+            train_pl.main([VANILLA, "--help", "all"])
         said = capsys.readouterr().out
         assert end.value.code == 0 and "--pl_args" in said and "--label_smoothing" in said
 

@@ -49,7 +49,7 @@ def refuse(capsys, monkeypatch, tmp_path, root):
         (("utils/seed.py", *GRID[1:]), "defines 0 trainers"),
         (("trainer_vanilla.py", "--grid", "lrr=1,2"), "did you mean '--lr'"),
         (("trainer_vanilla.py", "--grid", "lr=1e-3,fast"), "'fast' is not a finite number"),
-        (("trainer_vanilla.py", "--grid", "optim=adamW,adamw2"), "did you mean 'adamW'"),
+        (("trainer_vanilla.py", "--grid", "optim=adamW,adamww"), "did you mean 'adamW'"),
         (("trainer_vanilla.py", "--grid"), "--grid"), ((*GRID, "--seed", "3"), "'--seed'"),
         (("trainer_vanilla.py", "--grid", "seed=1,2"), "--seeds says how many"),
         (("trainer_vanilla.py", "--grid", "monitor=loss,accuracy"), "compared by one metric"),
