@@ -84,7 +84,7 @@ def render(run: RunRecord, task: type | None = None, evaluation: str | Path | No
 
 
 @functools.cache
-def parts_of_page() -> tuple[dict[str, Any], list[str], Any]:
+def parts_of_page(page: str = "page.html", script: str = "page.js") -> tuple[dict[str, Any], list[str], Any]:
     """Return what every page has in it by name, its two scripts, and the template."""
     import jinja2
 
@@ -96,14 +96,14 @@ def parts_of_page() -> tuple[dict[str, Any], list[str], Any]:
 
     files = {
         "plot": "uplot/uPlot.iife.min.js", "plot_style": "uplot/uPlot.min.css", "licence": "uplot/LICENSE",
-        "script": "page.js", "style": "page.css",
+        "script": script, "style": "page.css",
     }  # fmt: skip
     text = {name: Markup((HERE / file).read_text(encoding="utf-8")) for name, file in files.items()}
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(HERE), autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True
     )
     environment.filters |= {"number": number_text, "duration": duration_text, "printable": shown_text}
-    return text, [text["plot"], text["script"]], environment.get_template("page.html")
+    return text, [text["plot"], text["script"]], environment.get_template(page)
 
 
 def digest(script: str) -> str:
