@@ -100,7 +100,8 @@ def sections_of(parser: OptionParser, sections: Mapping[str, Sequence[argparse.A
 def shortened(action: argparse.Action) -> argparse.Action:
     """Return a copy of an option whose help is short: one name, and none of the names that libraries add."""
     short = copy.copy(action)
-    short.option_strings = [text for text in action.option_strings if not text.startswith("--no-")]
+    if action.default is not True:  # else the name that turns it off is the useful one
+        short.option_strings = [text for text in action.option_strings if not text.startswith("--no-")]
     ways = action.help.split("; or ")
     short.help = "; or ".join(way for way in ways if not way.startswith(("MODULE:NAME", "of torch.")))
     if isinstance(action, BoolAction):
