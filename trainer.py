@@ -523,7 +523,7 @@ class TrainerBase:
     # ---- the command line ----------------------------------------------------------------------------------------
     @classmethod
     def main(cls, argv: list[str] | None = None) -> None:
-        """Train from the command line; README.md lists the exit statuses."""
+        """Train from the command line; docs/tour.md lists the exit statuses."""
         launch(cls, argv)
 
     @classmethod

@@ -21,7 +21,7 @@ through the trainer: forward, loss (cross entropy and Dice), backward, clipping,
 which is in memory. Five steps after two that are not measured; the figure of a run is their median.
 """
 ABOUT_DICE = """
-The small U-Net of the README (width 16, 12 epochs with augmentation, 24 drawn cars with 16 views each, 128 x 128
+The small U-Net of the tour (width 16, 12 epochs with augmentation, 24 drawn cars with 16 views each, 128 x 128
 pixels), trained both ways from the same seed, and tested on cars that it has not seen. Each run has a seed of its
 own: 0, 1, ...
 """
