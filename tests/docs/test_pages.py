@@ -1,4 +1,4 @@
-"""The commands of README.md and of the pages in docs/ run as they stand there, with less to do."""
+"""The commands of the pages in docs/ run as they stand there, with less to do."""
 
 import re
 from pathlib import Path
@@ -20,9 +20,9 @@ LESS_TO_DO = {  # flags to add to a command that has these words; later flags wi
 }  # fmt: skip
 AS_IT_IS = ("--resume", "--help", "--config", "--limit_batches", "evaluate", "hash")  # nothing is added to these
 ENDS = {"configcmp": 1, "tools.kill": -9}  # as diff ends when it finds a difference; as what is killed
-PAGES = {
+PAGES = {  # README.md: see test_readme.py
     path.relative_to(ROOT).as_posix(): path.read_text(encoding="utf-8")
-    for path in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+    for path in sorted((ROOT / "docs").glob("*.md"))
     if path.name not in ("coming_from.md", "own_data.md")  # see test_coming_from.py and test_own_data.py
 }
 
