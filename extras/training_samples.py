@@ -46,7 +46,10 @@ def training_samples(opt: Namespace, dataset: Dataset, micro_batch_size: int, nu
     if opt.sampler == "balanced":
         labels = classes_for_order(dataset, ignored_in(opt.loss_args))
         if left_out := int((labels < 0).sum()):
-            part.class_note = f"--sampler balanced leaves out {left_out:,} samples, whose labels are no classes"
+            note = f"--sampler balanced leaves out {left_out:,} samples, whose labels are no classes"
+            earlier = getattr(part, "class_note", "")  # on --class_weights; or this one, if loaders are made again
+            if note not in earlier:
+                part.class_note = "; ".join(filter(None, (earlier, note)))
         settings["order"] = BalancedOrder(labels)
     if opt.drop_last:
         settings["batch_size"] = opt.batch_size

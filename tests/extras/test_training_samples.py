@@ -86,6 +86,7 @@ def test_samples_that_the_loss_leaves_out_are_in_no_class(build):
     assert labels[order(0, 0) % 68].unique(return_counts=True)[1].tolist() == [30, 30] and order.epoch_size == 60
     with pytest.raises(UserError, match="all labels of this data are left out"):
         classes_for_order(TensorDataset(torch.zeros(4, 1), labels[-4:]))
-    trainer = build(*FLAGS, "--set", "loss_args.ignore_index=3")
+    trainer = build(*FLAGS, "--class_weights", "balanced", "--set", "loss_args.ignore_index=3")
     assert 3 not in torch.cat([batch[1] for one in trainer.train_loader.updates(0) for batch in one.micro_batches])
-    assert "--sampler balanced leaves out " in trainer.run_dir.log_path.read_text(encoding="utf-8")
+    log = trainer.run_dir.log_path.read_text(encoding="utf-8")
+    assert "weights of the classes in the loss" in log and "; --sampler balanced leaves out " in log
