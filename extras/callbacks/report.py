@@ -41,7 +41,8 @@ class Paced:
 class Report(Callback):
     """Writes report.html, which a browser loads again while the run lives, and curves.png.
 
-    Each is written after an epoch when so much time has passed that it costs at most 1 % of it, and at the end.
+    Each is written after an epoch when so much time has passed that it costs at most 1 % of it, the page also after the
+    first epoch, and both at the end. When an exception ends the run, the page alone is written.
 
     Args:
         run_dir: of the run.
@@ -66,17 +67,17 @@ class Report(Callback):
     def on_train_end(self, trainer) -> None:
         is_whole = trainer.progress.epoch >= trainer.opt.n_epoch or trainer.progress.update == trainer.opt.max_updates
         self.end(trainer, "finished" if is_whole else "stopped early")
+        if self.row is not None:
+            self.picture(is_last=True)
 
     def on_exception(self, trainer, error: BaseException) -> None:
         with contextlib.suppress(UserError, OSError):  # the exception may be about a full disk
-            self.end(trainer, None)
+            self.end(trainer, None)  # without the picture: who stops a run may give it seconds
 
     def end(self, trainer, status: str | None) -> None:
-        """Write both for the last time."""
+        """Write the page for the last time."""
         self.task, self.status = type(trainer), status
         self.page(is_last=True)
-        if self.row is not None:
-            self.picture(is_last=True)
 
     def write_page(self) -> None:
         write_report(self.run_dir, self.row, self.status, self.task)
