@@ -255,7 +255,7 @@ class EvaluatorBase:
         seed_everything(opt.seed or 0, opt.deterministic)
         distributed, device, device_note = load("extras.evaluation.processes:join", "nproc")(opt)
         with distributed.main_first():  # else two processes would fill a cache at once
-            datasets = cls.build_datasets(opt)
+            datasets = load("extras.evaluation.moved_data:datasets_of", "data_dir")(cls, opt)
         opt = with_found(opt, datasets)
         evaluator = cls.from_state(opt, state, device, distributed)
         if opt.split == "all":

@@ -221,10 +221,12 @@ def group_hashes(dataset: Dataset) -> torch.Tensor:
     groups = sample_groups(dataset)
     if isinstance(groups, range):
         return torch.tensor([], dtype=torch.int64)  # samples without names cannot be recognized
-    texts = (str(group).encode(errors="surrogateescape") for group in groups)
-    digests = {hashlib.blake2b(text, digest_size=8).digest() for text in texts}
-    numbers = sorted(int.from_bytes(digest, "little", signed=True) for digest in digests)
-    return torch.tensor(numbers, dtype=torch.int64)
+    return torch.tensor(sorted(set(map(hash_of, groups))), dtype=torch.int64)
+
+
+def hash_of(group: Any) -> int:
+    digest = hashlib.blake2b(str(group).encode(errors="surrogateescape"), digest_size=8).digest()
+    return int.from_bytes(digest, "little", signed=True)
 
 
 def num_common(hashes: torch.Tensor, others: torch.Tensor) -> int:
@@ -266,9 +268,5 @@ def refuse_seen(dataset: Dataset, part: str, seen: dict[str, torch.Tensor]) -> N
     """
     hashes = group_hashes(dataset)
     for other in {"test": ("train", "val"), "val": ("train",), "train": (), "all": ()}[part]:
-        if common := num_common(hashes, seen[other]):
-            raise UserError(
-                f"{common} of the {len(hashes)} groups of the {part} part were in the {other} part of the checkpoint's "
-                f"run, so the score would flatter.\nLeave the options of the data as they were trained with, or give "
-                f"--allow_seen to evaluate all the same."
-            )
+        if num_common(hashes, seen[other]):
+            raise load("extras.own_data.shared:seen_before", "allow_seen")(dataset, part, other, seen[other])

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from engine.options.parser import OptionParser, changed, mapping, plain_text
 from engine.registry import load
 from eval import EvaluatorBase
-from extras.own_data.cells import texts_of
+from extras.own_data.cells import SUFFIXES, texts_of
 from extras.own_data.table import read_rows
 from extras.own_data.table_network import ScaledLoss, predict_in_unit
 from extras.precision_recall import F1
@@ -69,6 +69,7 @@ class EvaluatorTable(EvaluatorBase):
     def read_samples(self, path: Path) -> Iterator[tuple[str, Tensor]]:
         yield from read_rows(path, self.opt)
 
+    suffixes = set(SUFFIXES)  # of the files that a prediction takes from a directory
     texts_of = staticmethod(texts_of)  # the cells of each row of a file, for predictions.csv
 
     def report(self, loader: Iterable) -> None:

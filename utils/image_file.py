@@ -23,7 +23,7 @@ def unreadable(path: str | Path, error: Exception) -> UserError:
     """Return the error for an image file that raised when it was read."""
     if isinstance(error, (Image.DecompressionBombError, Image.DecompressionBombWarning)):
         return UserError(f"{path} is too large: {error} Shrink it, or raise PIL.Image.MAX_IMAGE_PIXELS.")
-    return UserError(f"{path} cannot be read as an image ({error}). Replace it, or remove it and its partner.")
+    return UserError(f"{path} cannot be read as an image ({error}). Replace or remove it, with its mask if it has one.")
 
 
 @contextlib.contextmanager

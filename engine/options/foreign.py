@@ -20,6 +20,7 @@ WORD = re.compile(r"[\w+ -]{0,100}")  # a text that is neither a path nor an add
 OF_FILES = re.compile(r"weights|pretrained.*|(.*_)?(dir|path|file|url|root|download)")  # arguments that lead to files
 OF_WEIGHTS = ("pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path", "cache_dir")  # of timm
 METRICS = ("torchmetrics.classification", "torchmetrics.regression", "torchmetrics.segmentation")  # download nothing
+NOT_HERE = "The --data_dir of"  # how a note on moved data begins
 SELECTING = {option: kind for kind, (option, _) in registry.KINDS.items()}
 
 
@@ -61,7 +62,7 @@ def harmless_options(
         elif not is_path or (name == "data_dir" and (name in signed or Path(value).exists())):  # it is only read
             harmless[name] = without_weights(value) if name == "model_args" else value
         elif name == "data_dir":
-            notes.append(f"The --data_dir of {path} is not here: {shown(value)}. Going on with {own[name]}.")
+            notes.append(f"{NOT_HERE} {path} is not here: {shown(value)}. Going on with {own[name]}.")
     if to_repeat:
         raise refusal(path, to_repeat)
     return harmless

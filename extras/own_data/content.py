@@ -28,16 +28,23 @@ def identities(paths: Sequence[str], names: Sequence[str]) -> tuple[list[str], b
 
     Args:
         paths: the files.
-        names: of the files, which tell them apart where they are too large to be read, above `MOST_BYTES` together.
+        names: of the files, which tell them apart where they are too large to be read, above `MOST_BYTES` together;
+            and one that cannot be read at all, which an error says when it is loaded, unless --skip_bad_samples.
     """
-    try:
-        sizes = [os.stat(path).st_size for path in paths]
-    except OSError as error:
-        raise UserError(f"{error.filename} cannot be read: {error.strerror}.") from None
+    sizes = list(map(size_or_nothing, paths))
     if sum(sizes) > MOST_BYTES:
         return [f"{name} {size}" for name, size in zip(names, sizes, strict=True)], False
     with ThreadPoolExecutor(THREADS) as pool:
-        return list(pool.map(digest_of, paths)), True
+        digests = pool.map(digest_or_nothing, paths)
+        return [digest or f"{name} cannot be read" for digest, name in zip(digests, names, strict=True)], True
+
+
+def size_or_nothing(path: str) -> int:
+    """Return the bytes of a file; 0 when it cannot be read."""
+    try:
+        return os.stat(path).st_size
+    except OSError:
+        return 0
 
 
 def fingerprint(paths: Sequence[str], lines: Sequence[str], is_content: bool) -> str:

@@ -3,7 +3,7 @@
 The table is a CSV file with a header and the columns file and label, and perhaps split and group.
 """
 
-from collections import Counter
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -71,8 +71,10 @@ def build_image_table(
 
 def check_files(rows: dict[str, list[tuple[str, str, str, str | None]]], table: Path) -> None:
     """Raise UserError when files of the table are missing, or one is named twice."""
-    names = Counter(name for part in rows.values() for _, name, _, _ in part)
-    if twice := sorted(name for name, count in names.items() if count > 1):
+    names: dict[str, list[str]] = {}
+    for path, name, *_ in (row for part in rows.values() for row in part):
+        names.setdefault(os.path.realpath(path), []).append(name)  # a.png, ./a.png and a link are one file
+    if twice := sorted(" and ".join(dict.fromkeys(same)) for same in names.values() if len(same) > 1):
         raise UserError(f"{table} names files twice: {shorten(twice, 3)}. Give each one line.")
     if missing := [path for part in rows.values() for path, *_ in part if not Path(path).is_file()]:
         raise UserError(f"{table} names files that are not there: {shorten(missing, 3)}.")

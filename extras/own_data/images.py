@@ -3,7 +3,7 @@
 import os
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from io import BytesIO
 from pathlib import Path
@@ -14,6 +14,7 @@ from PIL import Image, ImageColor, ImageOps
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from data.pairs import shorten
 from extras.own_data.content import fingerprint, identities
 from utils.errors import UserError, shown
 from utils.image_file import SIDEWAYS, opened, orientation, read_pixels, to_float
@@ -226,7 +227,27 @@ def make_parts(
         targets = [number_of[label] for label in labels]
         datasets[part] = ImageFiles(paths, names, targets, own_groups, settled, found, summary)
     join_copies(list(datasets.values()))
+    if contradiction := in_two_classes(datasets.values()):
+        for dataset in datasets.values():
+            dataset.report = "; ".join(filter(None, [dataset.report, contradiction]))
     return datasets
+
+
+def in_two_classes(datasets: Iterable[ImageFiles]) -> str:
+    """Return a line on the files of the same content that are in several classes, or ""."""
+    first_of: dict[str, tuple[int, str]] = {}
+    contradictions: list[str] = []
+    for dataset in datasets:
+        told = (dataset.identities, dataset.targets, dataset.names) if dataset.is_content else ((), (), ())
+        for identity, target, name in zip(*told, strict=True):
+            other, first = first_of.setdefault(identity, (target, name))
+            if other != target:
+                contradictions.append(f"{first} and {name}")
+    if not contradictions:
+        return ""
+    return (
+        f"{len(contradictions):,} files are in another class, too, with the same content: {shorten(contradictions, 3)}"
+    )
 
 
 def join_copies(datasets: Sequence[ImageFiles]) -> None:

@@ -20,7 +20,7 @@ from torch.utils.data import Dataset
 
 from data.FashionMNIST import already_batched
 from extras.own_data.cells import MOST_LISTED, PART_OF, Cells, find_tables, read_cells
-from extras.own_data.columns import Column, check_forms, encode, form_of, in_order, num_unknown
+from extras.own_data.columns import MISSING, Column, check_forms, encode, form_of, in_order, num_unknown
 from extras.own_data.images import ordered_classes
 from utils.errors import UserError, nearest, shown
 
@@ -87,12 +87,12 @@ def build_table(
         check_columns([target, *filter(None, [group])], cells, "--target or --group")
     if list(tables) == ["all"] and split in known:
         tables = cut_by_column(first, split)
-    others = {target, group, split, *matching(leave_out or (), known, "--leave_out")}
-    inputs = [name for name in matching(features or ["*"], known, "--features") if name not in others]
+    keeping = {"--target": [target], "--group": [group], "data_args.split": [split]}
+    keeping["--leave_out"] = matching(leave_out or (), known, "--leave_out")
+    inputs = inputs_of(matching(features or ["*"], known, "--features"), keeping)
     codes = matching(categories or (), known, "--categories")
-    if columns is not None:
-        check_forms(columns)
-        inputs = [form["name"] for form in columns["inputs"]]
+    inputs = inputs if columns is None else names_of(columns)
+    refuse_idle(features or (), keeping, categories or (), [*inputs, target])
     if not inputs:
         raise UserError(f"No column of {first.path} is left to predict {target} from: see --features and --leave_out.")
     is_number = columns is not None and columns.get("target") is not None
@@ -104,6 +104,41 @@ def build_table(
         check_columns(inputs, cells, "--features")
         parts[part] = Rows(cells, recipe, group_of(cells, group, [*inputs, target]))
     return parts["train"].prepared(parts) if len(parts) == 3 else parts
+
+
+def names_of(columns: Mapping[str, Any]) -> list[str]:
+    """Return the columns that a checkpoint has as inputs; UserError for what is no description of columns."""
+    check_forms(columns)
+    return [form["name"] for form in columns["inputs"]]
+
+
+def inputs_of(names: Sequence[str], keeping: Mapping[str, Sequence[str | None]]) -> list[str]:
+    """Return the columns that no option keeps from the inputs."""
+    return [name for name in names if not any(name in kept for kept in keeping.values())]
+
+
+def refuse_idle(
+    features: Sequence[str],
+    keeping: Mapping[str, Sequence[str | None]],
+    categories: Sequence[str],
+    used: Sequence[str],
+) -> None:
+    """Raise UserError when an option names a column on which it does not act. Patterns may mean such columns, too.
+
+    Args:
+        features, categories: names and patterns of these options.
+        keeping: the columns that an option keeps from the inputs.
+        used: inputs and target.
+    """
+    for option, names in keeping.items():
+        if both := [name for name in features if name in names]:
+            raise UserError(f"--features names {shown(both[0])}, which {option} keeps from the inputs: give it once.")
+    if idle := [name for name in categories if not is_pattern(name) and name not in used]:
+        raise UserError(f"--categories {shown(idle[0])} has no effect: it is neither an input nor the target.")
+
+
+def is_pattern(name: str) -> bool:
+    return any(letter in name for letter in "*?[")
 
 
 def matching(patterns: Sequence[str], known: Sequence[str], option: str) -> list[str]:
@@ -149,7 +184,8 @@ def check_target(tables: Mapping[str, Cells], target: str) -> list[Column]:
             row = cells.rows[int(absent.argmax())]
             raise UserError(
                 f"{cells.path}, {row}: the cell of the target {target} is missing, as in {int(absent.sum()):,} rows. "
-                f"Leave these rows out of the table; predict.py predicts them."
+                f"Leave these rows out of the table; predict.py predicts them. Cells count as missing that are empty "
+                f"or {', '.join(filter(None, MISSING))}: a class of such a name needs another one."
             )
     return columns
 
@@ -160,6 +196,9 @@ def classes_of(
     """Return the names of the classes; None when the target is a number to be predicted."""
     texts = {text for column in targets for text in column.texts}
     is_number = not any(column.is_wrong.any() for column in targets)
+    if is_number and len(texts) == 1 and not is_code and class_names is None:
+        name = shown(targets[0].name)
+        raise UserError(f"{source}: all cells of the target {name} are {texts.pop()}: there is nothing to predict.")
     if is_number and len(texts) > 2 and not is_code and class_names is None:
         return None
     return tuple(ordered_classes(in_order(texts), class_names, source))

@@ -185,7 +185,7 @@ SEEN = {"train": group_hashes(Cars("a", "b")), "val": group_hashes(Cars("c"))}
 def test_one_car_that_was_seen_is_refused(part, car, other):
     with pytest.raises(UserError, match=f"^1 of the 3 groups of the {part} part were in the {other} part") as caught:
         refuse_seen(Cars("x", car, "y"), part, SEEN)
-    assert "--allow_seen" in str(caught.value)
+    assert "--allow_seen" in str(caught.value) and f": those of {Cars(car).names[0]}. Leave" in str(caught.value)
 
 
 @pytest.mark.parametrize(

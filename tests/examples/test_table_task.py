@@ -57,10 +57,10 @@ def evaluate(trainer, tmp_path, *flags) -> dict[str, float]:
     return EvaluatorTable.run_test(opt).results()
 
 
-def predictions(path: Path, tmp_path, name: str, *flags) -> list[dict[str, str]]:
+def predictions(path: Path, tmp_path, name: str, *flags, new: str = "new.csv") -> list[dict[str, str]]:
     out = tmp_path / name
     with pytest.raises(SystemExit) as end:
-        predict([str(path), str(tmp_path / "new.csv"), "--output_dir", str(out), "--device", "cpu", *flags])
+        predict([str(path), str(tmp_path / new), "--output_dir", str(out), "--device", "cpu", *flags])
     assert end.value.code == 0
     with open(next(out.iterdir()) / "predictions.csv", newline="") as file:
         return list(csv.DictReader(file))
@@ -77,6 +77,11 @@ def test_classes_from_training_to_predictions(run, table, tmp_path):
     write_csv(tmp_path / "new.csv", new)
     found = predictions(trainer.run_dir.path, tmp_path, "out")
     assert predictions(best(trainer), tmp_path, "again", "--batch_size", "9") == found
+    (tmp_path / "several").mkdir()
+    (tmp_path / "several" / "README.md").write_text("These are new patients.")
+    (tmp_path / "new.csv").rename(tmp_path / "several" / "new.csv")
+    same = predictions(best(trainer), tmp_path, "of_directory", new="several")  # only what may be a table
+    assert [row["probability"] for row in same] == [row["probability"] for row in found]
     assert [row["patient"] for row in found] == [row["patient"] for row in rows]
     right = [row["class"] == actual["risk"] for row, actual in zip(found, rows, strict=True)]
     assert np.mean(right) > 0.85

@@ -41,7 +41,9 @@ def predict_files(opt: Namespace, flags: Sequence[str]) -> int:
     reads_images = type(evaluator).read_samples in IMAGE_READERS
     if reads_images:
         load("extras.image_input:reading_of", "set")(evaluator.opt)  # an option that is wrong fails once, not per file
-    files, num_others = find_files(opt.files, image_suffixes() if reads_images else None)
+    files, num_others = find_files(
+        opt.files, image_suffixes() if reads_images else getattr(evaluator, "suffixes", None)
+    )
     directory = make_timestamped_dir(opt.output_dir)
     report = Report()
     try:

@@ -153,6 +153,21 @@ def test_the_name_may_tell_the_group(folder):
     assert whole.groups[:3] == ["p0", "p0", "p1"] and set(whole.groups) == {f"p{number}" for number in range(5)}
 
 
+def test_files_of_the_same_content_in_two_classes_are_named(folder):
+    (folder / "dog" / "z.png").write_bytes((folder / "cat" / "p0_1.png").read_bytes())
+    words = "1 files are in another class, too, with the same content: cat/p0_1.png and dog/z.png"
+    assert build_image_folder(folder)["all"].report == words
+
+
+def test_a_link_to_nothing_is_a_sample_that_cannot_be_loaded(folder):
+    """So --skip_bad_samples may skip it."""
+    (folder / "cat" / "a.png").symlink_to(folder / "none.png")
+    whole = build_image_folder(folder)["all"]
+    assert len(whole) == 21 and len(set(whole.groups)) == 21 and len(whole.fingerprint()) == 64
+    with pytest.raises(UserError, match=r"cat/a.png cannot be read as an image"):
+        whole[0]
+
+
 def test_groups_that_have_copies_of_a_file_are_one(folder):
     (folder / "cat" / "q_1.png").write_bytes((folder / "cat" / "p0_1.png").read_bytes())
     (folder / "cat" / "r_1.png").write_bytes((folder / "cat" / "q_1.png").read_bytes())
@@ -266,6 +281,7 @@ def test_a_table_names_files_labels_parts_and_groups(folder):
         (("file,label", "cat/p0_0.png"), "line 2: it has not as many values"),
         (("file,label,split", "cat/p0_0.png,x,dev"), "'dev' is no part: give train, val or test"),
         (("file,label", "cat/p0_0.png,x", "cat/p0_0.png,y"), "names files twice: cat/p0_0.png"),
+        (("file,label", "cat/p0_0.png,x", "./cat//p0_0.png,y"), "twice: cat/p0_0.png and ./cat//p0_0.png. Give each"),
         (("file,label", "cat/none.png,x"), "names files that are not there: .*cat/none.png"),
         (("file,label", "cat/p0_0.png,x"), "has one class only, 'x'"),
         (("file,label",), "has no line below a header"),
