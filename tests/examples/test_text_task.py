@@ -7,13 +7,23 @@ import pytest
 import torch
 
 from callbacks.callback import Callback
+from engine.registry import REGISTERED
 from examples.text_data import build_texts, build_verses, numbers_of, padded
 from examples.text_task import EvaluatorText, TextCNN, TrainerText
 from tests.own_data import text_rows, write_csv
 from tools.prediction.command import main as predict
 from utils.errors import UserError
 
+# What the example registers is known in these tests only: others list the names of the template.
+NAMES = (("model", "TextCNN"), ("data", "Text"), ("data", "Verses"))
+COMPONENTS = {(kind, name): REGISTERED[kind].pop(name) for kind, name in NAMES}
 OWN = ("--data_type", "Text", "--text", "message", "--target", "kind")
+
+
+@pytest.fixture(autouse=True)
+def registered(monkeypatch):
+    for (kind, name), component in COMPONENTS.items():
+        monkeypatch.setitem(REGISTERED[kind], name, component)
 
 
 class Killed(Callback):
