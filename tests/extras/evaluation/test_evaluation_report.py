@@ -1,17 +1,19 @@
 """The files of an evaluation as a program."""
 
 import csv
+import importlib
 import json
 import math
+import sys
 
 import pytest
 import torch
 
 from data.FashionMNIST import CLASSES
+from engine.registry import REGISTERED
 from eval import EvaluatorBase
 from eval_seg_on_carvana import EvaluatorSeg
 from eval_vanilla import EvaluatorVanilla
-from examples.new_task import EvaluatorWaves, TrainerWaves
 from extras.evaluation import report
 from extras.evaluation.all_parts import AllParts
 
@@ -25,6 +27,15 @@ def evaluate(tmp_path):
         return evaluator_class.run_test(evaluator_class.parse_options([str(text) for text in argv]))
 
     return evaluate
+
+
+@pytest.fixture
+def new_task(monkeypatch):
+    """The example, whose names are forgotten after the test: other tests list those of the template."""
+    for kind in REGISTERED:
+        monkeypatch.setitem(REGISTERED, kind, {})
+    monkeypatch.delitem(sys.modules, "examples.new_task", raising=False)
+    return importlib.import_module("examples.new_task")
 
 
 def rows_of(evaluator) -> list[dict[str, str]]:
@@ -61,11 +72,12 @@ def test_a_segmentation_has_a_line_for_each_image_and_says_why_there_is_no_inter
     assert "No interval of dice, iou, mean_image_dice: n = 1 " in capfd.readouterr().out
 
 
-def test_a_regression_has_its_values(evaluate, tmp_path):
+def test_a_regression_has_its_values(evaluate, tmp_path, new_task):
     flags = ["--n_epoch", "1", "--max_updates", "2", "--logger", "none", "--gpu_devices", "cpu"]
-    trainer = TrainerWaves(TrainerWaves.parse_options([*flags, "--output_dir", str(tmp_path / "runs")]))
+    opt = new_task.TrainerWaves.parse_options([*flags, "--output_dir", str(tmp_path / "runs")])
+    trainer = new_task.TrainerWaves(opt)
     trainer.train()
-    evaluator = evaluate(EvaluatorWaves, trainer.run_dir.path)
+    evaluator = evaluate(new_task.EvaluatorWaves, trainer.run_dir.path)
     rows, record = rows_of(evaluator), record_of(evaluator)
     assert list(rows[0]) == ["name", "target", "prediction", "loss"] and len(rows) == evaluator.num_samples
     errors = [abs(float(row["target"]) - float(row["prediction"])) for row in rows]
