@@ -56,11 +56,11 @@ def test_an_evaluation_takes_a_run_or_latest(vanilla_run, seg_run, tmp_path, mon
         assert EvaluatorVanilla.parse_options(list(map(str, argv))).model_path == expected
     (tmp_path / "Results").mkdir()
     monkeypatch.chdir(tmp_path)
-    for run in (vanilla_run, seg_run):
-        shutil.copytree(run, tmp_path / "Results" / run.name)
-    for evaluator, run in ((EvaluatorVanilla, vanilla_run), (EvaluatorSeg, seg_run)):
+    for run, number in ((vanilla_run, "11"), (seg_run, "12")):
+        shutil.copytree(run, tmp_path / "Results" / number)
+    for evaluator, number in ((EvaluatorVanilla, "11"), (EvaluatorSeg, "12")):
         opt = evaluator.parse_options(["latest"])
-        assert opt.model_path.startswith(f"Results/{run.name}/") and not hasattr(opt, "run")
+        assert opt.model_path.startswith(f"Results/{number}/") and not hasattr(opt, "run")
     for argv in ([], [expected, "--model_path", expected]):
         with pytest.raises(SystemExit):
             EvaluatorVanilla.parse_options(argv)

@@ -137,7 +137,7 @@ def test_damage_that_is_not_noticed_is_seen(three_saves, monkeypatch):
 
 
 def test_the_use_of_another_checkpoint_than_the_one_before_is_seen(three_saves, monkeypatch):
-    monkeypatch.setattr(Checkpointer, "find", lambda source, warn: (None, io_boundaries.state_after(1)))
+    monkeypatch.setattr(damage, "find_checkpoint", lambda source, warn: (None, io_boundaries.state_after(1)))
     assert "update 1 is resumed, not 2" in damage.try_damage(three_saves, damage.flip_anywhere, harness.draw(0))
 
 
