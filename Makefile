@@ -1,7 +1,7 @@
 # make demo   train a small model on real images, evaluate it, and say where to look
 # make test   run the core tests, about 4 minutes on two cores; PYTEST_ARGS are added to pytest's
 # make test-rest   run the tests that `make test` leaves out: pages' commands, tools, extras, slow ones, and time
-# make test-all    run both, about 13 minutes on two cores
+# make test-all    run both, about 11 minutes on two cores
 # make lint   run the linter
 # make torture   try to break it: kills, full disks, damaged files, several processes; writes docs/reliability.md and docs/distributed.md
 # make bench   the short benchmarks, about 7 minutes; writes docs/benchmarks.md, but for the epoch, which needs all variants
