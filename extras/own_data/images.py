@@ -238,8 +238,8 @@ def in_two_classes(datasets: Iterable[ImageFiles]) -> str:
     first_of: dict[str, tuple[int, str]] = {}
     contradictions: list[str] = []
     for dataset in datasets:
-        told = (dataset.identities, dataset.targets, dataset.names) if dataset.is_content else ((), (), ())
-        for identity, target, name in zip(*told, strict=True):
+        columns = (dataset.identities, dataset.targets, dataset.names) if dataset.is_content else ((), (), ())
+        for identity, target, name in zip(*columns, strict=True):
             other, first = first_of.setdefault(identity, (target, name))
             if other != target:
                 contradictions.append(f"{first} and {name}")
@@ -252,10 +252,10 @@ def in_two_classes(datasets: Iterable[ImageFiles]) -> str:
 
 def join_copies(datasets: Sequence[ImageFiles]) -> None:
     """Make groups one that have a file of the same content, in whatever parts: see `joined`."""
-    told = [dataset for dataset in datasets if dataset.is_content]
-    groups = [group for dataset in told for group in dataset.groups]
-    joint = iter(joined(groups, [identity for dataset in told for identity in dataset.identities]))
-    for dataset in told:
+    read = [dataset for dataset in datasets if dataset.is_content]
+    groups = [group for dataset in read for group in dataset.groups]
+    joint = iter(joined(groups, [identity for dataset in read for identity in dataset.identities]))
+    for dataset in read:
         before, dataset.groups = dataset.groups, [next(joint) for _ in dataset.groups]
         if fewer := len(set(before)) - len(set(dataset.groups)):
             dataset.report = f"{fewer:,} groups were joined to others, which have a file of the same content"
